@@ -1,0 +1,68 @@
+# kernelk: `make demo` and `make test` each do everything they need on a fresh clone.
+# PYTHON=/path/to/python chooses the Python (3.11 or newer), TENSORFLOW=tensorflow the build for a GPU.
+
+# Each candidate is asked for its version, since "python3" may be anything; TensorFlow has no packages for 3.14.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& { echo $$name; break; }; done)
+TENSORFLOW ?= $(if $(filter Linux-x86_64,$(shell uname -s -m | tr ' ' -)),tensorflow-cpu,tensorflow)
+
+# Pinned to the last version whose plain package runs on any processor; newer ones may bring gigabytes for a GPU.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+STAMP := .venv/.setup-stamp
+NOTEBOOK := notebooks/01_first_swap.ipynb
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup packages demo test lint gate smoke lab bench soak clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(STAMP)  ## .venv with all packages, and the environments of Theano and CNTK
+	@# An engine that can't be had is one line from kernelk itself; everything else goes on without it.
+	@$(BIN)/kernelk install theano cntk || true
+
+$(STAMP): pyproject.toml
+	@"$(or $(PYTHON),python3)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "kernelk needs Python 3.11 or newer, and $(or $(PYTHON),python3) isn't one; next: install it, then make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@echo "installing the packages into .venv (once, some minutes; with all engines 3 GB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --editable '.[panel,notebooks]' --group dev
+	@for engine in "kernelk[$(TENSORFLOW)]" "kernelk[jax]" "$(TORCH)"; do \
+	  $(BIN)/python -m pip install --quiet "$$engine" || echo "$$engine can't be installed here (see above): going on without it" >&2; \
+	done
+	@touch $@
+
+demo: setup  ## the main job: runs the first notebook, prints its table, writes build/first_swap.html
+	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
+
+test: setup lint gate  ## the whole suite, after the linters and the island gate
+	$(PYTEST) -m "not soak" --ignore tests/test_island_gate.py
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+gate: setup  ## the island under a real Python 3.6
+	$(PYTEST) --quiet tests/test_island_gate.py
+
+smoke: setup  ## one minute: numpy and one worker, from a swap to a killed worker
+	$(PYTEST) --quiet tests/test_smoke.py
+
+lab: setup  ## JupyterLab, opened on the first notebook
+	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet jupyterlab
+	$(BIN)/python -m jupyterlab $(NOTEBOOK)
+
+bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/run.py
+
+soak: setup  ## the long-running tests
+	$(PYTEST) -m soak
+
+clean:  ## removes what was built; .venv and the engines' environments stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
+	find kernelk tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""How the benchmarks measure: both sides in one run, in turns of random order, medians with bootstrap intervals."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+class Native:
+    """A baseline of native.py in a process of its own, asked for samples in turns with kernelk."""
+
+    def __init__(self, python: Path | str, engine: str, case: str, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [str(python), "-W", "ignore", str(HERE / "native.py"), engine, case],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+
+    def __call__(self, calls: int) -> list[float]:
+        """The seconds of this many calls."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{calls}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the native baseline ended with status {self._process.wait()}")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def repeated(call: Callable[[], object]) -> Callable[[int], list[float]]:
+    """`call` as a function of a number of calls that returns the seconds of each."""
+
+    def samples(calls: int) -> list[float]:
+        seconds = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return samples
+
+
+@dataclass
+class Comparison:
+    """Medians of each round's medians, their ratio and difference, each with a 95 % bootstrap interval over rounds."""
+
+    ours: float
+    baseline: float
+    ratio: tuple[float, float, float]
+    added: tuple[float, float, float]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """(median, low, high) at 95 %, by resampling the rounds."""
+    generator = np.random.default_rng(0)
+    array = np.asarray(values)
+    medians = np.median(generator.choice(array, (2000, len(array))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(np.median(array)), float(low), float(high)
+
+
+def compare(
+    ours: Callable[[int], list[float]], baseline: Callable[[int], list[float]], rounds: int = 15, calls: int = 30
+) -> Comparison:
+    """Both sides in turns; within a round each is timed once, in random order."""
+    sides = {"ours": ours, "baseline": baseline}
+    for side in sides.values():
+        side(calls)
+    medians: dict[str, list[float]] = {"ours": [], "baseline": []}
+    for _ in range(rounds):
+        for name in random.sample(list(sides), 2):
+            medians[name].append(statistics.median(sides[name](calls)))
+    pairs = list(zip(medians["ours"], medians["baseline"]))
+    return Comparison(
+        statistics.median(medians["ours"]),
+        statistics.median(medians["baseline"]),
+        interval([a / b for a, b in pairs]),
+        interval([a - b for a, b in pairs]),
+    )

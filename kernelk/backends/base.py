@@ -1,0 +1,179 @@
+"""The contract: what a backend class promises to the executor that drives it, and the primitives it must define."""
+
+# Every primitive, with its attributes. An op function is called as `fn(instruction, *values, **attrs)` with the
+# engine's own values and returns one; `instruction` (lowering.Instruction) knows the dtypes and shapes promised
+# by the graph. Operands of one op have one dtype already (the graph inserts casts) unless said otherwise.
+#
+# "dims" are lists whose entries are an int, -1 (at most one, reshape only), or [k, axis]: the length of that axis
+# of operand k. Operands beyond the first of reshape and broadcast_to serve only such references.
+# "slices" has one [start, stop, step] per axis, each an int or None, with the meaning of a Python slice.
+PRIMITIVES = {
+    # elementwise, one operand; results have the operand's dtype
+    "negative": (),
+    "abs": (),
+    "sign": (),  # sign(0) = 0, sign(NaN) = NaN
+    "sqrt": (),
+    "exp": (),
+    "log": (),  # log(0) = -inf, log(x < 0) = NaN
+    "tanh": (),
+    "sin": (),
+    "cos": (),
+    "floor": (),
+    "round": (),  # halves to the even neighbour; integers stay
+    "logical_not": (),
+    # elementwise, two operands that broadcast as in numpy
+    "add": (),
+    "subtract": (),
+    "multiply": (),
+    "divide": (),  # floats only; x / 0 is inf or NaN
+    "floor_divide": (),  # rounds down; an integer divided by 0 gives 0
+    "mod": (),  # sign of the divisor; an integer modulo 0 gives 0
+    "power": (),
+    "maximum": (),  # NaN wins
+    "minimum": (),
+    "logical_and": (),
+    "logical_or": (),
+    "equal": (),  # comparisons give bool
+    "not_equal": (),
+    "less": (),
+    "less_equal": (),
+    # condition (bool), then two operands of one dtype; all three broadcast
+    "select": (),
+    "cast": ("dtype",),  # float to integer truncates; anything to bool is x != 0
+    # reductions; axes is a sorted list of non-negative axes, never empty for a tensor of rank > 0
+    "sum": ("axes", "keepdims"),  # integers wrap; float16 is accumulated in float32
+    "max": ("axes", "keepdims"),  # NaN wins
+    "min": ("axes", "keepdims"),
+    "prod": ("axes", "keepdims"),  # integers wrap; float16 is accumulated in float32
+    "argmax": ("axis",),  # first of equals, and of NaNs where there are any; int64; the axis is dropped
+    "argmin": ("axis",),  # likewise
+    "cumsum": ("axis",),  # integers wrap; float16 is accumulated in float32
+    "cumprod": ("axis",),  # likewise
+    "size": ("axes",),  # how many elements these axes hold: a 0-d value of the instruction's dtype
+    "shape": (),  # int32 vector
+    # arrangement
+    "reshape": ("dims",),
+    "broadcast_to": ("dims",),
+    "transpose": ("permutation",),
+    "concatenate": ("axis",),
+    "unconcatenate": ("axis", "part"),  # (whole, *parts): the piece of `whole` that belongs to parts[part]
+    "slice": ("slices",),
+    "unslice": ("slices",),  # (piece, like): zeros shaped as `like` with `piece` at the slices
+    "one_hot": ("depth",),  # integer indices; out of range gives a row of zeros; the instruction's dtype
+    "pad": ("pads",),  # zeros (False) around: one [before, after] per axis
+    # rows of the first operand (rank >= 1) by integer indices of any rank: shape(indices) + shape(x)[1:]; an index
+    # outside [0, length) gives NaN (0 for integers, False for bool), a negative one isn't counted from the end
+    "gather": (),
+    # (values, indices, like): zeros shaped as `like`, to whose rows the values are added; outside indices add nothing
+    "scatter_add": (),
+    # operands of equal rank >= 3 whose leading axes are equal; the last two are multiplied as in matmul
+    "batch_matmul": ("transpose_a", "transpose_b"),
+    # rank-2 operands of one dtype; each may be transposed first; float16 is accumulated in float32
+    "matmul": ("transpose_a", "transpose_b"),
+}
+
+# Functions that decompose into primitives; a backend may define any of them where its engine has a better one.
+COMPOSITES = {
+    "mean": ("axes", "keepdims"),
+    "softmax": ("axis",),
+    "log_softmax": ("axis",),
+    "sigmoid": (),
+    "relu": (),
+}
+
+DTYPES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
+
+
+class CannotLower(Exception):
+    """The engine has no way to do what an instruction asks; the message says what and why."""
+
+
+def registrar(table):
+    """Returns a decorator that enters an op function into `table` under the given op names."""
+
+    def op(*names):
+        def enter(function):
+            for name in names:
+                table[name] = function
+            return function
+
+        return enter
+
+    return op
+
+
+class Backend(object):
+    """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
+
+    `options` is a dict with string keys: "device" (as the engine lists it, or None), "threads" (int or None),
+    "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone), and options of
+    the engine's own.
+    """
+
+    name = ""
+    # op name -> function, the primitives and any composite that the engine does better itself
+    ops = {}
+    # dtypes of variables, feeds and results that the backend takes, exactly or not at all
+    dtypes = DTYPES
+    # Which feed shapes join the key of what is compiled: "ones" (only which unknown lengths are 1, so that what is
+    # broadcast is known) or "all" (programs come with every length known).
+    specialises = "ones"
+    # Whether `run` takes a fourth argument, `into`: for each update the ndarray that its new value belongs in. A
+    # backend may write there at once and return that very array; it is never an operand of the same run.
+    writes_in_place = False
+
+    def __init__(self, options):
+        self.options = options
+
+    def facts(self):
+        """A JSON-able dict: version (the engine's own words), device, devices (list), threads (int)."""
+        raise NotImplementedError
+
+    def load(self, array):
+        """A native value equal to `array` bit for bit.
+
+        It may share memory with `array`, a committed slot aligned to 64 bytes: nobody writes there while this value
+        is current.
+        """
+        raise NotImplementedError
+
+    def to_numpy(self, value):
+        """The native value as an ndarray of the promised dtype, exact.
+
+        It may share memory with anything, a feed or a slot included: the executor copies it at once.
+        """
+        raise NotImplementedError
+
+    def commit(self, value, destination):
+        """Writes a variable's new value into the ndarray `destination`, exactly; returns the native value to keep.
+
+        What is kept may share memory with `destination`, but with no other array: feeds are overwritten.
+        """
+        destination[...] = self.to_numpy(value)
+        return value
+
+    def compile(self, program, constants):
+        """Lowers a `lowering.Program` as a whole; `constants` are ndarrays.
+
+        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds and draws) and native
+        values (state, one for each slot) in; native outputs, and the native new value of each of
+        `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
+        Raises CannotLower.
+        """
+        raise NotImplementedError
+
+    def synchronize(self):
+        """Returns when all work handed to the device is done."""

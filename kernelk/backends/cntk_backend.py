@@ -1,0 +1,201 @@
+"""The CNTK 2.7 backend: a program becomes CNTK Functions on static shapes, and numpy's definitions for all else.
+
+A stage is one CNTK Function (float32, float64 and booleans) or a run of numpy's definitions (integers, float16,
+tensors without elements, the few ops that CNTK can't do exactly); `run.stages` of a compiled program tells which.
+"""
+
+import ctypes
+import importlib.util
+import os
+import sys
+import warnings
+
+import numpy as np
+
+from .base import Backend, CannotLower
+from .cntk_known import learn, needed
+from .cntk_memory import Held, Lent
+from .cntk_ops import OPS
+from .cntk_stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
+from .lowering import InstructionError
+
+# Distributed training alone uses MPI, but the libraries are linked with it.
+MPI = ("libmpi.so.12", "libmpi_cxx.so.1")
+
+
+def _load_mpi():
+    """Loads the MPI libraries that lie beside CNTK's own, so that no other ones on the system's path are found."""
+    spec = importlib.util.find_spec("cntk")
+    if spec is None or spec.origin is None:
+        return
+    for name in MPI:
+        path = os.path.join(os.path.dirname(spec.origin), "libs", name)
+        if os.path.exists(path):
+            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+
+
+class Core(object):
+    """CNTK's modules and its C++ layer, called directly: `Function.eval` costs more than a small step itself."""
+
+    def __init__(self, engine, layer, device):
+        self.engine = engine
+        self.layer = layer
+        self.device = device
+        self.cpu = engine.device.cpu()
+        self._forward = layer._cntk_py.Function__forward
+        self._set_value = layer._cntk_py.Parameter_set_value
+        self.contents = layer._cntk_py.Parameter_value
+
+    def borrow(self, array):
+        """CNTK's view of an array's memory; the caller keeps the array alive."""
+        return self.layer.NDArrayView(array, self.cpu, False, True)
+
+    def assign(self, parameter, view):
+        """Copies a view's elements into a parameter."""
+        try:
+            self._set_value(parameter, view)
+        except RuntimeError as error:
+            raise engine_error(error) from None
+
+    def forward(self, function, outputs):
+        try:
+            self._forward(function, {}, outputs, self.device, set())
+        except RuntimeError as error:
+            raise engine_error(error) from None
+
+
+def _device_name(device):
+    return "cpu" if device.type() == 0 else "gpu:%d" % device.id()
+
+
+class CNTKBackend(Backend):
+    """CNTK in this process; one for a process, since CNTK's default device and threads belong to it.
+
+    Its own option: "dynamic_threads" lets fewer threads work while the machine is busy. Threads that wait for one
+    another by spinning cost small steps three to eight times their time there; but results may then differ in their
+    last bits from run to run, as they do between numbers of threads, so it is off unless asked for.
+    """
+
+    name = "cntk"
+    ops = dict(HOST_OPS, **OPS)
+    specialises = "all"
+
+    def __init__(self, options):
+        Backend.__init__(self, options)
+        self._dynamic = bool(options.get("dynamic_threads"))
+        if self._dynamic:
+            # Read once, when the library of the threads is loaded.
+            os.environ["OMP_DYNAMIC"] = "true"
+        _load_mpi()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cntk
+            from cntk import cntk_py
+        devices = {_device_name(device): device for device in cntk.device.all_devices()}
+        wanted = options.get("device") or "cpu"
+        if wanted not in devices:
+            raise ValueError("device %r is not one of CNTK's here: %s" % (wanted, ", ".join(sorted(devices))))
+        self._devices = sorted(devices)
+        self._device = wanted
+        device = devices[wanted]
+        if not cntk.device.try_set_default_device(device):
+            raise ValueError("CNTK can't take %s as this process's device" % wanted)
+        threads = options.get("threads")
+        if threads is not None:
+            if int(threads) < 1:
+                raise ValueError("threads must be at least 1, not %r" % threads)
+            cntk_py.set_max_num_cputhreads(int(threads))
+        self._core = Core(cntk, cntk_py, device)
+
+    def facts(self):
+        return {
+            "version": self._core.engine.__version__,
+            "device": self._device,
+            "devices": self._devices,
+            "dynamic_threads": self._dynamic,
+            "threads": int(self._core.layer.get_max_num_cputhreads()),
+            "interpreter": "Python " + sys.version.split()[0],
+        }
+
+    def load(self, array):
+        return Held(array)
+
+    def to_numpy(self, value):
+        return value.array
+
+    def commit(self, value, destination):
+        value.write(self._core, destination)
+        return value
+
+    def _stages(self, program, known):
+        """Stages that can all be built: what CNTK turns down on the way becomes numpy's."""
+        first = len(program.leaves)
+        refused = {}
+        while True:
+            plan, reasons = partition(program, known, refused)
+            where = {}
+            for i, (_, instructions) in enumerate(plan):
+                for instruction in instructions:
+                    where[first + instruction.index] = i
+            inner = set()
+            for i, (_, instructions) in enumerate(plan):
+                for instruction in instructions:
+                    inner.update(n for n in needed(instruction) if where.get(n, i) != i)
+            wanted = inner.union(program.results())
+            stages = []
+            try:
+                for kind, instructions in plan:
+                    if kind == "native":
+                        stages.append(NativeStage(self._core, program, instructions, known, wanted, inner))
+                    else:
+                        stages.append(HostStage(program, instructions, reasons))
+                return stages
+            except Refused as refusal:
+                refused[refusal.instruction.index] = refusal.reason
+
+    def compile(self, program, constants):
+        for instruction in program.instructions:
+            if instruction.op not in self.ops:
+                raise InstructionError(instruction, CannotLower("this backend doesn't define %r" % instruction.op))
+        known = learn(program, [np.array(constant) for constant in constants])
+        stages = self._stages(program, known)
+        total = len(program.values)
+        first_slot = len(program.inputs)
+        last_slot = first_slot + len(program.slots)
+        first_instruction = len(program.leaves)
+        fixed = [(n, fact.array) for n, fact in enumerate(known) if fact.array is not None]
+        native = [stage for stage in stages if isinstance(stage, NativeStage)]
+        # Arrays that nobody else has: what CNTK wrote, or a copy.
+        private = set(leaving.number for stage in native for leaving in stage.exits)
+
+        def keep(number, values, state):
+            if first_slot <= number < last_slot:
+                return state[number - first_slot].again()
+            array = values[number]
+            if isinstance(array, Lent):
+                return Held(None, array)
+            if number not in private and (number < first_instruction or array.base is not None):
+                array = np.array(array)
+            return Held(array)
+
+        def run(feeds, state, draws):
+            values = list(feeds) + list(state) + list(draws)
+            values += [None] * (total - len(values))
+            for number, array in fixed:
+                values[number] = array
+            written = {}
+            for stage in stages:
+                written.update(stage.run(values, state))
+            outputs = [keep(number, values, state) for number in program.outputs]
+            new_state = []
+            for slot, number in program.updates:
+                held = keep(number, values, state)
+                new_state.append(held)
+                if number in written:
+                    for stage in native:
+                        stage.follow(slot, held.token, written[number])
+            return outputs, new_state
+
+        run.stages = [stage.facts for stage in stages]
+        run.folded = [i.op for i in program.instructions if known[first_instruction + i.index].array is not None]
+        return run

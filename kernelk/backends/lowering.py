@@ -1,0 +1,92 @@
+"""A program as the backends see it, and the walk that turns its instructions into an engine's own values."""
+
+from .base import CannotLower
+
+
+class Instruction(object):
+    """One op of a program: which values it takes, and the dtype and shape (None: unknown) that it promises."""
+
+    __slots__ = ("attrs", "dtype", "index", "input_dtypes", "input_shapes", "inputs", "op", "shape")
+
+    def __init__(self, index, op, inputs, attrs, dtype, shape):
+        self.index = index
+        self.op = op
+        self.inputs = inputs
+        self.attrs = attrs
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.input_dtypes = ()
+        self.input_shapes = ()
+
+
+class Program(object):
+    """A linearised graph, decoded from JSON.
+
+    Values are numbered in one sequence: inputs (fed), slots (variables), draws (random arrays made for each run),
+    constants, instructions. `outputs` is a list of value numbers, `updates` a list of (slot index, value number).
+    """
+
+    def __init__(self, encoded):
+        self.inputs = [(dtype, tuple(shape)) for dtype, shape in encoded["inputs"]]
+        self.slots = [(dtype, tuple(shape)) for dtype, shape in encoded["slots"]]
+        self.draws = [(dtype, tuple(shape)) for dtype, shape in encoded["draws"]]
+        self.constants = [(dtype, tuple(shape)) for dtype, shape in encoded["constants"]]
+        self.leaves = self.inputs + self.slots + self.draws + self.constants
+        self.outputs = encoded["outputs"]
+        self.updates = [tuple(pair) for pair in encoded["updates"]]
+        self.instructions = []
+        # dtype and shape of every value, by number
+        self.values = list(self.leaves)
+        for index, (op, inputs, attrs, dtype, shape) in enumerate(encoded["instructions"]):
+            instruction = Instruction(index, op, inputs, attrs, dtype, shape)
+            instruction.input_dtypes = tuple(self.values[i][0] for i in inputs)
+            instruction.input_shapes = tuple(self.values[i][1] for i in inputs)
+            self.instructions.append(instruction)
+            self.values.append((dtype, tuple(shape)))
+
+    def results(self):
+        """Value numbers that leave the program: outputs, then new values of updated slots."""
+        return self.outputs + [value for _, value in self.updates]
+
+
+class InstructionError(Exception):
+    """An op function failed; `index` is the instruction's, the cause is chained."""
+
+    def __init__(self, instruction, cause):
+        Exception.__init__(self, "%s: %s" % (type(cause).__name__, cause))
+        self.index = instruction.index
+        self.op = instruction.op
+        self.cause = cause
+
+
+def lower(program, leaves, ops):
+    """Calls one function of `ops` per instruction; returns the engine's values of all value numbers.
+
+    `leaves` are the engine's values of inputs, slots, draws and constants, in that order.
+    """
+    values = list(leaves)
+    for instruction in program.instructions:
+        function = ops.get(instruction.op)
+        if function is None:
+            raise InstructionError(instruction, CannotLower("this backend doesn't define %r" % instruction.op))
+        try:
+            values.append(function(instruction, *[values[i] for i in instruction.inputs], **instruction.attrs))
+        except Exception as error:
+            raise InstructionError(instruction, error) from error
+    return values
+
+
+def resolve_dims(dims, values, length):
+    """`dims` with each [k, axis] replaced by `length(values[k], axis)`."""
+    return [length(values[dim[0]], dim[1]) if isinstance(dim, list) else dim for dim in dims]
+
+
+def static_dims(instruction, dims):
+    """`dims` as ints where the graph knows them; None where a reference is unknown until the call."""
+    shapes = instruction.input_shapes
+    return [shapes[dim[0]][dim[1]] if isinstance(dim, list) else dim for dim in dims]
+
+
+def python_slices(slices):
+    """The attribute `slices` as a tuple of slice objects."""
+    return tuple(slice(*entry) for entry in slices)

@@ -1,0 +1,56 @@
+"""Blocks of memory that the kernel owns and every worker maps: variables, feeds and results travel in them."""
+
+import mmap
+import os
+import tempfile
+
+import numpy as np
+
+# Slots start on cache-line bounds, which engines also ask for before they take an array without a copy.
+ALIGNMENT = 64
+
+
+def aligned(size):
+    """`size` in bytes rounded up to the alignment; never 0, so that empty arrays have a place too."""
+    return max(ALIGNMENT, (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+
+
+class Segment(object):
+    """One mapped block; `fileno` can be handed to another process, which maps the same memory."""
+
+    def __init__(self, fileno, size):
+        self.fileno = fileno
+        self.size = size
+        self.memory = mmap.mmap(fileno, size)
+
+    @classmethod
+    def create(cls, size):
+        """A new zeroed block with no name in any file system, so that nothing is left behind."""
+        if hasattr(os, "memfd_create"):
+            fileno = os.memfd_create("kernelk")
+        else:
+            # An unlinked temporary file: the portable stand-in for memfd.
+            handle, path = tempfile.mkstemp(prefix="kernelk-")
+            os.unlink(path)
+            fileno = handle
+        os.ftruncate(fileno, size)
+        return cls(fileno, size)
+
+    @classmethod
+    def attach(cls, fileno, size):
+        """Maps a block that another process created; the descriptor isn't needed after that."""
+        segment = cls(fileno, size)
+        os.close(fileno)
+        segment.fileno = None
+        return segment
+
+    def array(self, offset, dtype, shape):
+        """The ndarray of this dtype and shape at `offset` bytes; it shares the block's memory."""
+        return np.ndarray(shape, dtype, self.memory, offset)
+
+    def close(self):
+        """Gives the block back; the mapping itself goes once no array refers to it."""
+        if self.fileno is not None:
+            os.close(self.fileno)
+            self.fileno = None
+        self.memory = None

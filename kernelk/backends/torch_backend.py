@@ -1,0 +1,282 @@
+"""The PyTorch backend: in the island, beside the numpy one; a program is one Python function of PyTorch's kernels."""
+
+import itertools
+import sys
+
+import numpy as np
+
+from . import torch_ops
+from .base import Backend
+from .lowering import InstructionError
+
+# Set when the first TorchBackend is made.
+torch = None
+
+# Results of constants alone up to this many bytes are computed once, at the compilation.
+FOLDED_BYTES = 1 << 16
+
+_serial = itertools.count(1)
+
+
+class _Writable(object):
+    """A read-only array's memory under a description that doesn't say so: PyTorch warns of what it can't forbid."""
+
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = dict(array.__array_interface__, data=(array.__array_interface__["data"][0], False))
+
+
+def shared(array):
+    """A tensor of the array's own memory, or of a copy's where PyTorch can't describe it; it is only read."""
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    try:
+        return torch.from_numpy(array)
+    except ValueError:
+        # Negative strides, or strides that are no multiple of an element.
+        return torch.from_numpy(np.array(array, order="C"))
+
+
+class TorchBackend(Backend):
+    """PyTorch: on a CPU a variable's value is a tensor of its shared-memory slot, on a GPU the device's own.
+
+    Programs run eagerly under inference mode. TensorFloat-32 and everything else that decides on rounding is left
+    as PyTorch's user has it.
+    """
+
+    name = "torch"
+    ops = torch_ops.OPS
+    # run takes `into`; the last elementwise op of an update writes there
+    writes_in_place = True
+
+    def __init__(self, options):
+        global torch
+        Backend.__init__(self, options)
+        import torch
+
+        torch_ops.torch = torch
+        self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
+        device = options.get("device") or ("cuda:0" if len(self._devices) > 1 else "cpu:0")
+        # PyTorch's own names leave the number out.
+        self._device = device if ":" in str(device) else "%s:0" % (device,)
+        if self._device not in self._devices:
+            raise ValueError("PyTorch has no device %r here: allowed are %s" % (device, ", ".join(self._devices)))
+        self._on_cpu = self._device == "cpu:0"
+        self._native_device = torch.device("cpu" if self._on_cpu else self._device)
+        threads = options.get("threads")
+        if threads is not None:
+            if int(threads) < 1:
+                raise ValueError("threads=%r is unknown: allowed are 1 and more" % (threads,))
+            torch.set_num_threads(int(threads))
+
+    def facts(self):
+        return {
+            "version": torch.__version__,
+            "device": self._device,
+            "devices": list(self._devices),
+            "threads": torch.get_num_threads(),
+            "interpreter": "Python " + sys.version.split()[0],
+        }
+
+    def load(self, array):
+        return self._place(np.asarray(array))
+
+    def _place(self, array):
+        # A copy to a GPU from memory that isn't pinned is complete when the call returns.
+        return shared(array) if self._on_cpu else shared(array).to(self._native_device)
+
+    def to_numpy(self, value):
+        return value.numpy() if self._on_cpu else value.cpu().numpy()
+
+    def commit(self, value, destination):
+        # Made by `run` from this very array: the value is there.
+        if getattr(value, "kernelk_place", None) is destination:
+            return value
+        place = torch.from_numpy(destination)
+        place.copy_(value)
+        # On a CPU the value itself may be a view of a feed or of another variable's slot.
+        return place if self._on_cpu else value
+
+    def synchronize(self):
+        if not self._on_cpu:
+            torch.cuda.synchronize(self._native_device)
+
+    def compile(self, program, constants):
+        leaves = [self._place(np.array(array)) for array in constants]
+        with torch.inference_mode():
+            code = _Code(program, leaves, self._native_device)
+        place, inference = self._place, torch.inference_mode
+        written = code.written if self._on_cpu else []
+        # Whether updates are written in place -> the function that does so or not; the other is rarely asked for.
+        compiled = {bool(written): code.function(bool(written))}
+
+        def run(feeds, state, draws, into=None):
+            destinations = {}
+            if into is not None:
+                for position in written:
+                    tensor = torch.from_numpy(into[position])
+                    tensor.kernelk_place = into[position]
+                    destinations[position] = tensor
+            in_place = bool(destinations)
+            function = compiled.get(in_place)
+            if function is None:
+                function = compiled[in_place] = code.function(in_place)
+            arrays = [place(array) for array in feeds]
+            drawn = [place(array) for array in draws]
+            try:
+                with inference():
+                    return function(arrays, state, drawn, destinations)
+            except Exception as error:
+                instruction = code.blamed(error)
+                if instruction is None:
+                    raise
+                raise InstructionError(instruction, error) from error
+
+        return run
+
+
+class _Code(object):
+    """A program as the text of a Python function, a line for each instruction: looping over a list takes longer."""
+
+    def __init__(self, program, constants, device):
+        self.program = program
+        self.device = device
+        self.first = len(program.leaves)
+        # Value number -> tensor, of constants and of what follows from constants and lengths alone
+        self.known = dict(enumerate(constants, self.first - len(constants)))
+        self.calls = []
+        self.kernels = []
+        for instruction in program.instructions:
+            try:
+                self.kernels.append(torch_ops.kernel(instruction))
+                self.calls.append(torch_ops.make(instruction))
+            except Exception as error:
+                raise InstructionError(instruction, error) from error
+            self._fold(instruction)
+        self.kept = set(program.results())
+        self.consumers = [[] for _ in program.values]
+        for instruction in program.instructions:
+            # What has no line of its own consumes nothing.
+            if self.first + instruction.index not in self.known:
+                for number in instruction.inputs:
+                    self.consumers[number].append(instruction)
+        # Value number -> position of the update in whose memory it is computed: new values, and what leads to them
+        self.targets = {}
+        # Positions of the updates that are written so
+        self.written = []
+        for position, (slot, number) in enumerate(program.updates):
+            if number not in self.targets and self._fits(number, program.slots[slot]):
+                self.written.append(position)
+                while number is not None and self._fits(number, program.slots[slot]):
+                    self.targets[number] = position
+                    number = self._reusable(self._instruction(number))
+        # Of each variant of the function, the instruction on each line
+        self.located = {}
+
+    def _fold(self, instruction):
+        number, shape = self.first + instruction.index, instruction.shape
+        if None in shape or int(np.prod(shape)) * np.dtype(instruction.dtype).itemsize > FOLDED_BYTES:
+            return
+        operands = [self.known.get(n) for n in instruction.inputs]
+        if instruction.op in ("size", "shape") and None not in instruction.input_shapes[0]:
+            # Only lengths are asked for.
+            operands = [torch.empty((), device=self.device).expand(instruction.input_shapes[0])]
+        if any(x is None for x in operands):
+            return
+        try:
+            self.known[number] = self.calls[-1](*operands)
+        except Exception:
+            # What fails, fails at the call.
+            return
+
+    def _instruction(self, number):
+        """What computes this value when the program runs; None if it is given or known."""
+        if number < self.first or number in self.known:
+            return None
+        return self.program.instructions[number - self.first]
+
+    def _fits(self, number, kind):
+        """Whether this value is computed by a kernel that can write it into memory of this (dtype, shape)."""
+        instruction = self._instruction(number)
+        if instruction is None or self.kernels[instruction.index] is None or None in instruction.shape:
+            return False
+        return (instruction.dtype, instruction.shape) == kind
+
+    def _reusable(self, instruction):
+        """An operand whose memory can take the instruction's result; None if there is none.
+
+        It is an intermediate that nothing reads afterwards, and that nobody has a view of.
+        """
+        if self.kernels[instruction.index] is None or None in instruction.shape:
+            return None
+        for number in instruction.inputs:
+            source = self._instruction(number)
+            if (
+                source is not None
+                and number not in self.kept
+                and (source.dtype, source.shape) == (instruction.dtype, instruction.shape)
+                and source.op not in torch_ops.VIEWS
+                and self.consumers[number][-1] is instruction
+                and not any(consumer.op in torch_ops.VIEWS for consumer in self.consumers[number])
+            ):
+                return number
+        return None
+
+    def function(self, in_place):
+        """`function(feeds, state, draws, destinations)` -> (outputs, new_state)."""
+        program, lines, names, located = self.program, [], {}, {}
+        leaves = iter(["v%d" % number for number in range(self.first)])
+        lines.append("def program(feeds, state, draws, destinations):")
+        for source, count in (
+            ("feeds", len(program.inputs)),
+            ("state", len(program.slots)),
+            ("draws", len(program.draws)),
+        ):
+            lines.append(" [%s] = %s" % (", ".join(itertools.islice(leaves, count)), source))
+        for instruction in program.instructions:
+            number = self.first + instruction.index
+            if number in self.known:
+                continue
+            arguments = [self._name(n, names) for n in instruction.inputs]
+            if in_place and number in self.targets:
+                arguments.append("out=destinations[%d]" % self.targets[number])
+            else:
+                reused = self._reusable(instruction)
+                if reused is not None:
+                    arguments.append("out=v%d" % reused)
+            names["k%d" % instruction.index] = self.calls[instruction.index]
+            line = " v%d = k%d(%s)" % (number, instruction.index, ", ".join(arguments))
+            # Intermediates are let go after their last use.
+            done = [
+                "v%d" % n
+                for n in sorted(set(instruction.inputs))
+                if n >= self.first
+                and n not in self.known
+                and n not in self.kept
+                and self.consumers[n][-1] is instruction
+            ]
+            lines.append(line + ("; del " + ", ".join(done) if done else ""))
+            located[len(lines)] = instruction
+        outputs = [self._name(n, names) for n in program.outputs]
+        updates = [self._name(n, names) for _, n in program.updates]
+        lines.append(" return [%s], [%s]" % (", ".join(outputs), ", ".join(updates)))
+        # Serves to tell this function's frame from all others in a traceback.
+        file = "<kernelk program %d>" % next(_serial)
+        self.located[file] = located
+        exec(compile("\n".join(lines), file, "exec"), names)
+        return names["program"]
+
+    def _name(self, number, names):
+        if number in self.known:
+            names["v%d" % number] = self.known[number]
+        return "v%d" % number
+
+    def blamed(self, error):
+        """The instruction at whose line the error arose; None if it was at none."""
+        trace, found = error.__traceback__, None
+        while trace is not None:
+            located = self.located.get(trace.tb_frame.f_code.co_filename)
+            if located is not None:
+                found = located.get(trace.tb_lineno, found)
+            trace = trace.tb_next
+        return found

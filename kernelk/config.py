@@ -1,0 +1,168 @@
+"""keras.json and environment variables: floatx, epsilon, image_data_format, and which setting chooses the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import ArgumentError
+
+DEFAULTS: dict[str, Any] = {
+    "image_data_format": "channels_last",
+    "epsilon": 1e-07,
+    "floatx": "float32",
+    "backend": "tensorflow",
+}
+FLOATX = ("float16", "float32", "float64")
+DATA_FORMATS = ("channels_last", "channels_first")
+
+
+def path() -> Path:
+    """Where keras.json is: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
+    home = os.environ.get("KERAS_HOME")
+    return (Path(home) if home else Path.home() / ".keras") / "keras.json"
+
+
+def _check(field: str, value: Any) -> str | None:
+    """What is wrong with a field's value, None if nothing."""
+    if field == "floatx" and value not in FLOATX:
+        return f"allowed are {', '.join(FLOATX)}"
+    if field == "image_data_format" and value not in DATA_FORMATS:
+        return f"allowed are {', '.join(DATA_FORMATS)}"
+    if field == "epsilon" and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1):
+        return "allowed is a number between 0 and 1"
+    if field == "backend" and (not isinstance(value, str) or not value):
+        return "allowed is the name of a backend (%kbackend lists them)"
+    return None
+
+
+class Config:
+    """The settings of this process, read once from keras.json; `problems` has a line for each field not taken."""
+
+    def __init__(self) -> None:
+        self.values = dict(DEFAULTS)
+        self.problems: list[str] = []
+        self.from_file: set[str] = set()
+
+    def read(self) -> Config:
+        """Reads keras.json, or creates it with the defaults where there is none; never overwrites one."""
+        file = path()
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            self._create(file)
+            return self
+        except (OSError, UnicodeDecodeError) as error:
+            self.problems.append(f"{file} can't be read ({error}): the defaults are used; mend or remove the file")
+            return self
+        try:
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise ValueError("it holds no JSON object")
+        except ValueError as error:
+            self.problems.append(f"{file} isn't valid JSON ({error}): the defaults are used; mend or remove the file")
+            return self
+        for field, value in fields.items():
+            if field not in DEFAULTS:
+                continue
+            wrong = _check(field, value)
+            if wrong:
+                self.problems.append(
+                    f'{file}: "{field}" is {json.dumps(value)}, {wrong}; '
+                    f"{json.dumps(DEFAULTS[field])} is used until it is mended"
+                )
+            else:
+                self.values[field] = value
+                self.from_file.add(field)
+        return self
+
+    def _create(self, file: Path) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # "x": a file that another process has just made is left alone.
+            with file.open("x", encoding="utf-8") as handle:
+                json.dump(DEFAULTS, handle, indent=4)
+                handle.write("\n")
+        except OSError:
+            pass  # A read-only home is no reason to stop: the defaults hold.
+
+
+_config: Config | None = None
+
+
+def settings() -> Config:
+    """The process's settings; the file is read at the first call."""
+    global _config
+    if _config is None:
+        _config = Config().read()
+    return _config
+
+
+def reload() -> Config:
+    """Forgets what was read or set, and reads again."""
+    global _config
+    _config = None
+    return settings()
+
+
+def floatx() -> str:
+    """The default float dtype."""
+    return str(settings().values["floatx"])
+
+
+def set_floatx(floatx: str) -> None:
+    """Sets the default float dtype: float16, float32 or float64. Raises ArgumentError."""
+    _set("floatx", str(floatx))
+
+
+def epsilon() -> float:
+    """The small number that keeps divisions and logarithms finite."""
+    return float(settings().values["epsilon"])
+
+
+def set_epsilon(e: float) -> None:
+    """Sets epsilon. Raises ArgumentError unless it lies between 0 and 1."""
+    _set("epsilon", e)
+
+
+def image_data_format() -> str:
+    """channels_last or channels_first."""
+    return str(settings().values["image_data_format"])
+
+
+def set_image_data_format(data_format: str) -> None:
+    """Sets the default layout of images. Raises ArgumentError."""
+    _set("image_data_format", data_format)
+
+
+def _set(field: str, value: Any) -> None:
+    wrong = _check(field, value)
+    if wrong:
+        raise ArgumentError(f"set_{field}: {value!r} isn't allowed; {wrong}")
+    settings().values[field] = value
+
+
+def chosen_backend() -> tuple[str, str]:
+    """(name, which setting chose it), before any swap: KERNELK_BACKEND, KERAS_BACKEND, keras.json, the default."""
+    for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):
+        name = os.environ.get(variable, "").strip()
+        # Keras 2 is told to use kernelk by this very name: it says nothing about the engine.
+        if name and name != "kernelk.backend":
+            return name, f"environment variable {variable}"
+    config = settings()
+    name = str(config.values["backend"])
+    if "backend" in config.from_file and name != "kernelk.backend":
+        return name, f"keras.json ({path()})"
+    return str(DEFAULTS["backend"]), "the default"
+
+
+def say(text: str) -> None:
+    """Shows the user one line, unless KERNELK_QUIET is set: among a cell's output, on a script's standard error."""
+    if not os.environ.get("KERNELK_QUIET"):
+        # A notebook paints standard error as if something had gone wrong. Its shell, unlike a terminal's, has a kernel.
+        ipython = sys.modules.get("IPython")
+        in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+        print(text, file=sys.stdout if in_notebook else sys.stderr, flush=True)

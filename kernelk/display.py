@@ -1,0 +1,73 @@
+"""Every result object as static text and HTML, readable in a terminal and in a page with no kernel behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+
+
+def size(count: float) -> str:
+    """A number of bytes for reading: 512 B, 84.2 kB, 1.1 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading: 84 us, 1.23 ms, 2.10 s."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a result shows: a title, columns with a header (none for pairs of name and value), a line below."""
+
+    rows: list[list[str]]
+    header: list[str] = field(default_factory=list)
+    title: str = ""
+    below: str = ""
+    strong: int | None = None  # the row to set in bold
+
+
+class Rendered:
+    """A result that shows itself: `table()` says what, as text in a terminal and as HTML in a page."""
+
+    def table(self) -> Table:
+        """The content."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return text(self.table())
+
+    def _repr_html_(self) -> str:
+        return html(self.table())
+
+
+def text(table: Table) -> str:
+    """A table padded to its widest entries."""
+    rows = [table.header, *table.rows] if table.header else table.rows
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    indent = "  " if table.title else ""
+    lines = [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    if table.header:
+        lines.insert(1, indent + "  ".join("-" * width for width in widths))
+    return "\n".join(part for part in [table.title, *lines, table.below] if part)
+
+
+def html(table: Table) -> str:
+    """A plain table that needs no style sheet; everything is escaped."""
+    left = ' style="text-align:left"'
+    caption = f"<caption{left}><b>{escape(table.title)}</b></caption>" if table.title else ""
+    head = "".join(f"<th{left}>{escape(cell)}</th>" for cell in table.header)
+    body = ""
+    for i, row in enumerate(table.rows):
+        cells = [f"<b>{escape(cell)}</b>" if i == table.strong else escape(cell) for cell in row]
+        tags = ["td" if table.header or n else "th" for n in range(len(cells))]
+        body += "<tr>" + "".join(f"<{tag}{left}>{cell}</{tag}>" for tag, cell in zip(tags, cells)) + "</tr>"
+    header = f"<thead><tr>{head}</tr></thead>" if head else ""
+    below = f"<div>{escape(table.below)}</div>" if table.below else ""
+    return f"<table>{caption}{header}<tbody>{body}</tbody></table>{below}"

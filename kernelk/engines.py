@@ -1,0 +1,42 @@
+"""The engines that come with kernelk, as the registry describes them: where each runs and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One backend: `module` is imported by `kernelk.backends` in the process that runs it, never to list it.
+
+    `in_kernel`: it runs in the notebook's own process. `imports`: the package to look for in the kernel's own
+    environment. `recipe`: the name of the environment that `kernelk install` builds for it.
+    """
+
+    name: str
+    title: str
+    module: str
+    backend: str
+    in_kernel: bool = False
+    imports: str | None = None
+    recipe: str | None = None
+    install: str = ""
+
+
+NUMPY = Engine("numpy", "numpy", "numpy_backend", "NumpyBackend", in_kernel=True)
+TENSORFLOW = Engine(
+    "tensorflow",
+    "TensorFlow",
+    "tensorflow_backend",
+    "TensorFlowBackend",
+    imports="tensorflow",
+    install='pip install "kernelk[tensorflow]"',
+)
+TORCH = Engine(
+    "torch", "PyTorch", "torch_backend", "TorchBackend", imports="torch", install='pip install "kernelk[torch]"'
+)
+THEANO = Engine(
+    "theano", "Theano", "theano_backend", "TheanoBackend", recipe="theano", install="kernelk install theano"
+)
+CNTK = Engine("cntk", "CNTK", "cntk_backend", "CNTKBackend", recipe="cntk", install="kernelk install cntk")
+JAX = Engine("jax", "JAX", "jax_backend", "JaxBackend", imports="jax", install='pip install "kernelk[jax]"')

@@ -1,0 +1,93 @@
+"""Errors of every stage: each says what happened, what is allowed and the next command, in one line."""
+
+from __future__ import annotations
+
+import linecache
+import os
+
+from .source import CELL, PACKAGE
+
+
+class KernelKError(Exception):
+    """Base of all errors that kernelk raises on purpose; a notebook shows it as one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython calls this instead of printing a traceback, of which only the user's own line matters here.
+        return [f"{type(self).__name__}: {self}{self._raised_in()}"]
+
+    def _raised_in(self) -> str:
+        """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line outside kernelk, if there is one."""
+        place = ""
+        trace = self.__traceback__
+        while trace is not None:
+            file = trace.tb_frame.f_code.co_filename
+            if not file.startswith(PACKAGE) and "IPython" not in file:
+                # A cell's code has a file name of its own, in a folder of the kernel's or in angle brackets.
+                in_cell = bool(CELL.number) and (file.startswith("<") or "ipykernel" in file)
+                text = linecache.getline(file, trace.tb_lineno).strip()
+                name = f"cell {CELL.number}" if in_cell else os.path.basename(file)
+                # A magic's line reaches here in IPython's own words, which tell the user nothing.
+                shown = "" if "run_line_magic" in text or not text else f": {text}"
+                place = f" ({name}, line {trace.tb_lineno}{shown})"
+            trace = trace.tb_next
+        return place
+
+
+class UnknownBackendError(KernelKError, ValueError):
+    """No registered backend has this name."""
+
+
+class BackendNotInstalledError(KernelKError, ImportError):
+    """The engine, or an interpreter that fits it, isn't on this machine."""
+
+
+class InstallError(KernelKError, RuntimeError):
+    """An engine's environment could not be built or fails its check."""
+
+
+class ShapeError(KernelKError, ValueError):
+    """Shapes that can't work together; raised in the line that writes the op."""
+
+
+class DTypeError(KernelKError, TypeError):
+    """A dtype that the op or the engine can't take."""
+
+
+class ArgumentError(KernelKError, ValueError):
+    """An argument whose value isn't allowed."""
+
+
+class FeedError(KernelKError, ValueError):
+    """A function was called with the wrong number, shape or dtype of inputs, or one is missing."""
+
+
+class UpdateError(KernelKError, ValueError):
+    """Updates that contradict each other or name something that can't be updated."""
+
+
+class StaleTensorError(KernelKError, RuntimeError):
+    """A tensor or variable from before `K.clear_session()` was used after it."""
+
+
+class SwapRefusedError(KernelKError, RuntimeError):
+    """The target engine can't take over the session; the old one is still active.
+
+    `reasons` lists every obstacle, one line each.
+    """
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+class EngineError(KernelKError, RuntimeError):
+    """The engine itself failed while it compiled or ran a program."""
+
+
+class WorkerDiedError(KernelKError, RuntimeError):
+    """The worker process ended in mid-call; no completed call is lost and the next use restarts it.
+
+    `before_call`: it was gone before it had read the request.
+    """
+
+    before_call = False

@@ -1,0 +1,246 @@
+"""`K.function` and `K.eval`: feeds are checked, the program is linearised once per phase, the session runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, DTypeError, FeedError, UpdateError
+from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
+from .ops.dtypes import FLOATS, as_tensor
+from .ops.nn import PHASE
+from .ops.rules import apply
+from .ops.updates import update
+from .program import NeedsValuesError, Program, update_value
+from .session import Session, current
+from .source import Source, caller
+
+Array = np.ndarray[Any, Any]
+
+# An evaluated tensor's value and a placeholder's last feed are kept for the check after a swap up to this size.
+SHOWN_BYTES = 1 << 20
+
+
+def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
+    """Updates, or (variable, value) pairs, as one new value for each variable, computed from the old ones.
+
+    Several increments of a variable add up in list order; an increment follows a plain update. Raises UpdateError
+    for two plain updates of one variable.
+    """
+    order: list[Variable] = []
+    values: dict[int, Tensor] = {}
+    assigned: set[int] = set()
+    for entry in updates:
+        if isinstance(entry, tuple) and len(entry) == 2:
+            entry = update(*entry)
+        if not isinstance(entry, Update):
+            raise UpdateError(
+                f"updates must be made by K.update, K.update_add, ... or be (variable, value) pairs, not {entry!r}"
+            )
+        check_generation(entry)
+        variable = entry.inputs[0]
+        assert isinstance(variable, Variable)
+        if id(variable) not in values:
+            order.append(variable)
+            values[id(variable)] = update_value(entry)
+        elif entry.kind == "assign":
+            raise UpdateError(
+                f"variable '{variable.name}' is set twice in one call ({entry.source}): "
+                f"keep one K.update, or use K.update_add for increments"
+            )
+        else:
+            values[id(variable)] = apply("add", values[id(variable)], entry.inputs[1])
+        if entry.kind == "assign":
+            assigned.add(id(variable))
+    return [(variable, values[id(variable)]) for variable in order]
+
+
+def as_feed(placeholder: Placeholder, value: Any) -> Array:
+    """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
+
+    Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
+    placeholder that holds them.
+    """
+    shape = placeholder.shape
+    if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
+        return value
+    if isinstance(value, Tensor):
+        raise FeedError(f"placeholder '{placeholder.name}' was fed a tensor; feed K.get_value(tensor) or an array")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        # Nested lists of different lengths.
+        raise FeedError(f"placeholder '{placeholder.name}' was fed what is no array: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise FeedError(
+            f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}"
+        )
+    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
+        raise FeedError(
+            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, the fed array {array.shape}"
+        )
+    if array.dtype != placeholder.numpy_dtype:
+        with np.errstate(all="ignore"):
+            cast = array.astype(placeholder.numpy_dtype)
+        if placeholder.dtype not in FLOATS and not np.array_equal(cast, array):
+            raise DTypeError(
+                f"placeholder '{placeholder.name}' is {placeholder.dtype}, the fed {array.dtype} values don't fit "
+                f"into it: convert them first, e.g. x.astype('{placeholder.dtype}')"
+            )
+        array = cast
+    return array
+
+
+class Function:
+    """A compiled function of placeholders; call it with a list of arrays. Works on whichever engine is active."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Any],
+        outputs: Any,
+        updates: Sequence[Any] | None = None,
+        name: str | None = None,
+        live: bool = True,
+    ) -> None:
+        self.source: Source = caller()
+        self.name = name or "function"
+        self.single = isinstance(outputs, Tensor)
+        listed = [outputs] if self.single else list(outputs)
+        self.inputs = list(inputs)
+        for tensor in self.inputs:
+            if not isinstance(tensor, Placeholder):
+                raise ArgumentError(f"K.function: inputs must be placeholders, not {tensor!r}")
+        self.placeholders = [x for x in self.inputs if not isinstance(x, LearningPhase)]
+        if len({id(x) for x in self.inputs}) != len(self.inputs):
+            raise ArgumentError("K.function: a placeholder stands twice among the inputs")
+        self.outputs = [as_tensor(x) for x in listed]
+        self.updates = compose(updates or ())
+        self._programs: dict[Any, Program] = {}
+        for tensor in (*self.inputs, *self.outputs):
+            check_generation(tensor)
+        if live:
+            # A swap checks live functions against its target; an evaluation's passing one isn't among them.
+            current().functions.add(self)
+
+    def __call__(self, inputs: Any = ()) -> Any:
+        """Feeds `inputs` (one array for each placeholder, in order) and returns the outputs as a list of ndarrays.
+
+        Outputs show the variables as they were before the call's updates. Raises FeedError, DTypeError, ShapeError,
+        EngineError or WorkerDiedError; then no variable has changed.
+        """
+        given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        if len(given) != len(self.inputs):
+            names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
+            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
+        phase = PHASE.fixed or 0
+        feeds = []
+        for placeholder, value in zip(self.inputs, given):
+            if isinstance(placeholder, LearningPhase):
+                phase = as_phase(value)
+            else:
+                feeds.append(as_feed(placeholder, value))
+        session = current()
+        with session.lock:
+            host = session.ready_host()
+            values = session.execute(host, self.program_for(session, host.ops, phase, feeds), feeds)
+        return values[0] if self.single else values
+
+    def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:
+        """The program for a backend that defines `ops`."""
+        key: Any = (phase, ops)
+        found = self._programs.get(key)
+        if found is not None:
+            return found
+        values: dict[int, Array] = {}
+        shaping: list[Tensor] = []
+        while True:
+            try:
+                program = Program(self.placeholders, self.outputs, self.updates, phase, ops, values)
+                break
+            except NeedsValuesError as needed:
+                # Lengths that depend on values: a small integer graph, evaluated by numpy in the kernel. Not kept,
+                # since the values may be others at the next call.
+                shaping += needed.tensors
+                for tensor, value in zip(
+                    needed.tensors, on_numpy(session, self.placeholders, needed.tensors, phase, feeds)
+                ):
+                    values[id(tensor)] = value
+        if not shaping:
+            self._programs[key] = program
+        return program
+
+    def phases(self) -> tuple[int, ...]:
+        """The learning phases that a call of this function may run in."""
+        return (0, 1) if len(self.placeholders) != len(self.inputs) else (PHASE.fixed or 0,)
+
+    def slots(self) -> list[Variable]:
+        """The variables that the programs made so far read or update."""
+        return list({id(x): x for program in self._programs.values() for x in program.slots}.values())
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
+        gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
+        return f"<Function ({takes}) -> ({gives}), {len(self.updates)} updates>"
+
+
+def on_numpy(
+    session: Session, inputs: Sequence[Placeholder], tensors: Sequence[Tensor], phase: int, feeds: list[Array] | None
+) -> list[Array]:
+    """The values of integer tensors that decide shapes, by the numpy backend in the kernel."""
+    host = session.host("numpy")
+    host.start()
+    program = Program(inputs, tensors, (), phase, host.ops)
+    if feeds is None:
+        raise FeedError("these tensors' shapes depend on values that are fed")
+    return session.execute(host, program, feeds)
+
+
+def as_phase(value: Any) -> int:
+    """A fed learning phase as 0 or 1. Raises FeedError."""
+    array = np.asarray(value)
+    if array.size != 1 or array.reshape(()).item() not in (0, 1):
+        raise FeedError(f"the learning phase is 0 (test) or 1 (train), not {value!r}")
+    return int(array.reshape(()).item())
+
+
+def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> Function:
+    """A callable that takes a list of arrays for `inputs` and returns `outputs` as arrays, then performs `updates`.
+
+    `outputs`: a list of tensors (a list is returned), or one tensor. `updates`: made by `K.update...`, or (variable,
+    value) pairs. Keyword arguments: `name`. Raises ArgumentError for others, since no engine but TensorFlow 1 had them.
+    """
+    name = kwargs.pop("name", None)
+    if kwargs:
+        raise ArgumentError(
+            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here; "
+            f"leave it out"
+        )
+    return Function(inputs, outputs, updates, name)
+
+
+def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
+    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. An update is performed.
+
+    Raises FeedError for a placeholder that isn't fed.
+    """
+    tensor = as_tensor(x)
+    session = current()
+    if isinstance(tensor, Variable):
+        return session.read(tensor)
+    feeds = feeds or {}
+    updates = [tensor] if isinstance(tensor, Update) else []
+    call = Function(list(feeds), [tensor], updates, live=False)
+    value: Array = call(list(feeds.values()))[0]
+    if value.nbytes <= SHOWN_BYTES and not updates:
+        session.show(tensor, feeds, value, call.slots())
+    return value
+
+
+def _eval(self: Tensor, feeds: dict[Tensor, Any] | None = None) -> Array:
+    """The tensor's value as an ndarray; `feeds` maps placeholders to their values."""
+    return evaluate(self, feeds)
+
+
+Tensor.eval = _eval  # type: ignore[method-assign]

@@ -1,0 +1,205 @@
+"""Where a backend runs, behind one interface: `LocalHost` is the kernel's own process, `worker_host` another one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from .backends.executor import Executor
+from .engines import Engine
+from .errors import BackendNotInstalledError, EngineError
+from .storage import Slots, Storage
+
+# Compiled programs of one engine may take this many bytes (as its process's memory grew) before the oldest go.
+COMPILED_BYTES = 2 << 30
+
+# A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
+MOST_PLANS = 1024
+
+
+class Host:
+    """One engine at work. `versions` and `compiled` say what of the session it holds already."""
+
+    def __init__(self, engine: Engine, storage: Storage) -> None:
+        self.engine = engine
+        self.storage = storage
+        self.facts: dict[str, Any] = {}
+        self.ops: frozenset[str] = frozenset()
+        self.dtypes: frozenset[str] = frozenset()
+        self.specialises = "ones"
+        self.start_seconds = 0.0
+        self.versions: dict[int, int] = {}  # variable number -> version that the engine has
+        self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
+        self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
+        self.compile_count = 0
+        self.last_run_seconds = 0.0
+        self.stages: dict[str, Any] = {}  # key -> what the backend says of how it split the program
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine is up."""
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int | None:
+        """The process that the engine runs in."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Starts the engine if it isn't up. Raises BackendNotInstalledError or EngineError."""
+        raise NotImplementedError
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """One request and its reply, raised as EngineError where it holds an error."""
+        raise NotImplementedError
+
+    def held(self) -> contextlib.AbstractContextManager[Any]:
+        """Around requests and the commit of what they did: Ctrl-C can't come between the two."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ends the engine and gives its memory back."""
+        raise NotImplementedError
+
+    def _welcome(self, hello: dict[str, Any]) -> None:
+        self.facts = hello["facts"]
+        self.ops = frozenset(hello["ops"])
+        self.dtypes = frozenset(hello["dtypes"])
+        self.specialises = hello["specialises"]
+
+    def _forget(self) -> None:
+        self.versions.clear()
+        self.compiled.clear()
+        self.plans.clear()
+        self.stages.clear()
+
+    def loads(self, variables: list[Slots]) -> list[list[Any]]:
+        """The [number, reference] of those variables whose present value the engine doesn't have."""
+        return [
+            [slots.number, slots.reference()] for slots in variables if self.versions.get(slots.number) != slots.version
+        ]
+
+    def loaded(self, variables: list[Slots]) -> None:
+        """Notes that the engine has the present values."""
+        for slots in variables:
+            self.versions[slots.number] = slots.version
+
+    def forget(self, variables: list[Slots]) -> None:
+        """Notes that what the engine has of these is no committed value: it is loaded afresh."""
+        for slots in variables:
+            self.versions.pop(slots.number, None)
+
+    def remember(self, key: str, reply: dict[str, Any]) -> None:
+        """Enters a compiled program, and drops the least recently used ones beyond the bound."""
+        self.compiled[key] = reply["bytes"]
+        self.compile_count += 1
+        if reply.get("stages"):
+            self.stages[key] = reply["stages"]
+        dropped = []
+        while sum(self.compiled.values()) > COMPILED_BYTES and len(self.compiled) > 1:
+            dropped.append(next(iter(self.compiled)))
+            del self.compiled[dropped[-1]]
+        if dropped:
+            self.release_programs(dropped)
+
+    def define(self, number: int, key: str) -> None:
+        """Notes that the executor has this plan, and lets it forget the oldest ones beyond a bound."""
+        self.plans[number] = key
+        if len(self.plans) > MOST_PLANS:
+            old = list(itertools.islice(self.plans, MOST_PLANS // 4))
+            for known in old:
+                del self.plans[known]
+            self._release(plans=old)
+
+    def release_programs(self, keys: list[str]) -> None:
+        """Lets the engine forget compiled programs and the plans that use them."""
+        gone = set(keys)
+        plans = [number for number, key in self.plans.items() if key in gone]
+        for number in plans:
+            del self.plans[number]
+        for key in keys:
+            self.compiled.pop(key, None)
+            self.stages.pop(key, None)
+        if self.started:
+            self._release(programs=keys, plans=plans)
+
+    def release(self, variables: list[int], segments: list[int]) -> None:
+        """Lets the engine forget variables and segments that are gone."""
+        known = [number for number in variables if self.versions.pop(number, None) is not None]
+        plans: list[int] = []
+        if segments:
+            # A plan holds views of the transfer segment; all are made anew at their next call.
+            plans = list(self.plans)
+            self.plans.clear()
+        if self.started and (known or segments or plans):
+            self._release(variables=known, segments=segments, plans=plans)
+
+    def _release(self, **gone: list[Any]) -> None:
+        self.request({"do": "release", **{name: [] for name in ("variables", "plans", "programs", "segments")}, **gone})
+
+
+def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
+    """The executor's description of a failure as an exception; `details` keeps the engine's own traceback."""
+    message = " ".join(error["message"].split())
+    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}")
+    made.details = error  # type: ignore[attr-defined]
+    return made
+
+
+class LocalHost(Host):
+    """A backend in the kernel's own process."""
+
+    def __init__(self, engine: Engine, storage: Storage) -> None:
+        super().__init__(engine, storage)
+        self._executor: Executor | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._executor is not None
+
+    @property
+    def pid(self) -> int | None:
+        return os.getpid()
+
+    def start(self) -> None:
+        if self._executor is None:
+            begin = time.perf_counter()
+            try:
+                module = importlib.import_module(f"kernelk.backends.{self.engine.module}")
+                executor = Executor(getattr(module, self.engine.backend)({}))
+                executor.segments = self.storage.segments
+                self._welcome(executor.do_facts({}))
+            except ImportError as error:
+                raise BackendNotInstalledError(
+                    f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.install}"
+                ) from error
+            except Exception as error:
+                raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error
+            self._executor = executor
+            self.start_seconds = time.perf_counter() - begin
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._executor is not None
+        try:
+            reply: dict[str, Any] = self._executor.handle(message)
+        except BaseException:
+            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded afresh.
+            self.versions.clear()
+            raise
+        if "error" in reply:
+            raise engine_error(self.engine, reply["error"])
+        return reply
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self._executor = None
+        self._forget()

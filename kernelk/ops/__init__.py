@@ -1,0 +1,1 @@
+"""K functions by family: each checks its arguments, infers shape and dtype and records nodes; no engine is involved."""

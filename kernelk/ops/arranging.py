@@ -1,0 +1,216 @@
+"""Copies, pads, slices and lookups: elements put elsewhere, or more than once."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import config
+from ..errors import ArgumentError, ShapeError
+from ..graph import Tensor, constant_node
+from .dtypes import INTEGERS, as_tensor, cast, check_dtype
+from .linear import permute_dimensions
+from .operators import binary
+from .primitives import axes_of, axis_of, matmul, reversed_along
+from .rules import apply
+from .shaping import concatenate, dims_of, expand_dims
+
+
+def gather(reference: Any, indices: Any) -> Tensor:
+    """Rows of `reference` by integer `indices`: shape(indices) + shape(reference)[1:].
+
+    An index outside [0, rows) gives NaN (0 for integers): it is not counted from the end. Raises DTypeError for
+    indices that aren't integers.
+    """
+    table = as_tensor(reference)
+    return apply("gather", table, as_tensor(indices))
+
+
+def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
+    """Tensors of one shape along a new axis."""
+    parts = [as_tensor(part) for part in x]
+    if not parts:
+        raise ArgumentError("stack: needs at least one tensor")
+    place = axis_of(axis, parts[0].ndim + 1, "stack")
+    return concatenate([expand_dims(part, place) for part in parts], place)
+
+
+def reverse(x: Any, axes: Any) -> Tensor:
+    """Elements in the opposite order along `axes` (an int or several)."""
+    x = as_tensor(x)
+    return reversed_along(x, axes_of(axes, x.ndim, "reverse"))
+
+
+def slice(x: Any, start: Any, size: Any) -> Tensor:
+    """The block that begins at `start` and has `size` elements along each axis (-1: all that follow)."""
+    x = as_tensor(x)
+    begin = [int(n) for n in (start.array if hasattr(start, "array") else start)]
+    length = [int(n) for n in (size.array if hasattr(size, "array") else size)]
+    if not len(begin) == len(length) == x.ndim:
+        raise ShapeError(f"slice: start {begin} and size {length} need one entry for each axis of shape {x.shape}")
+    for axis, (first, n) in enumerate(zip(begin, length)):
+        whole = x.shape[axis]
+        if first < 0 or n < -1 or (whole is not None and first + builtins.max(n, 0) > whole):
+            raise ShapeError(f"slice: start {first} and size {n} reach out of axis {axis} of shape {x.shape}")
+    slices = [[first, None if n == -1 else first + n, None] for first, n in zip(begin, length)]
+    return apply("slice", x, slices=slices)
+
+
+def tile(x: Any, n: Any) -> Tensor:
+    """`x` repeated `n` times along each axis: an int for the last one, or one int for each."""
+    tiled = as_tensor(x)
+    times = [int(n)] if isinstance(n, (int, np.integer)) else [int(count) for count in n]
+    times = [1] * (tiled.ndim - len(times)) + times
+    if len(times) > tiled.ndim:
+        own = [[0, i] if m is None else m for i, m in enumerate(tiled.shape)]
+        tiled = apply("reshape", tiled, dims=[1] * (len(times) - tiled.ndim) + own)
+    if builtins.min(times, default=1) < 0:
+        raise ArgumentError(f"tile: can't repeat {builtins.min(times)} times")
+    for axis, count in enumerate(times):
+        if count == 0:
+            tiled = apply("slice", tiled, slices=[[0, 0, None] if i == axis else [None] * 3 for i in range(tiled.ndim)])
+        elif count > 1:
+            tiled = concatenate([tiled] * count, axis)
+    return tiled
+
+
+def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
+    """Each element `rep` times in a row along `axis`."""
+    source = as_tensor(x)
+    place = axis_of(axis, source.ndim, "repeat_elements")
+    if rep == 1:
+        return source
+    copies = concatenate([expand_dims(source, place + 1)] * int(rep), place + 1)
+    length = source.shape[place]
+    dims: list[Any] = [[1, i] if n is None else n for i, n in enumerate(source.shape)]
+    dims[place] = -1 if length is None else length * int(rep)
+    references = (source,) if any_list(dims) else ()
+    return apply("reshape", copies, *references, dims=dims)
+
+
+def any_list(dims: Sequence[Any]) -> bool:
+    """Whether some length is a reference to another tensor's axis."""
+    return builtins.any(isinstance(n, list) for n in dims)
+
+
+def repeat(x: Any, n: int) -> Tensor:
+    """A matrix (samples, dim) as (samples, n, dim). Raises ShapeError unless `x` has two axes."""
+    x = as_tensor(x)
+    if x.ndim != 2:
+        raise ShapeError(f"repeat: expected a matrix, not shape {x.shape}")
+    dims: list[Any] = [[0, 0] if x.shape[0] is None else x.shape[0], int(n)]
+    dims.append([0, 2] if x.shape[1] is None else x.shape[1])
+    return apply("broadcast_to", expand_dims(x, 1), dims=dims)
+
+
+def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") -> Tensor:
+    """Numbers from `start` up to `stop` (0 up to `start`, if that is all) by `step`, as a vector.
+
+    Bounds that are integer tensors are evaluated before each call.
+    """
+    if stop is None:
+        start, stop = 0, start
+    chosen = check_dtype(dtype)
+    if not builtins.any(isinstance(bound, Tensor) for bound in (start, stop, step)):
+        if step == 0:
+            raise ArgumentError("arange: step can't be 0")
+        return constant_node(np.arange(start, stop, step).astype(chosen))
+    for bound in (start, stop, step):
+        if isinstance(bound, Tensor) and (bound.ndim or bound.dtype not in INTEGERS):
+            raise ArgumentError(f"arange: a bound must be a number or a 0-d integer tensor, not {bound!r}")
+    span = cast(as_tensor(binary("subtract", stop, start)), "int64")
+    # Rounded up: -((start - stop) // step)
+    count = -binary("floor_divide", -span, cast(as_tensor(step), "int64"))
+    count = binary("maximum", count, 0)
+    one = constant_node(np.asarray(1, dtype="int64"))
+    dims, references = dims_of((count,), 1, "arange")
+    steps = apply("cumsum", apply("broadcast_to", one, *references, dims=dims), axis=0) - 1
+    return cast(as_tensor(steps * cast(as_tensor(step), "int64") + cast(as_tensor(start), "int64")), chosen)
+
+
+def _padded(x: Any, pairs: Sequence[Sequence[int]], data_format: Any, op: str) -> Tensor:
+    x = as_tensor(x)
+    if x.ndim != len(pairs) + 2:
+        raise ShapeError(f"{op}: expected {len(pairs) + 2} axes, not shape {x.shape}")
+    none = [0, 0]
+    inner = [[int(before), int(after)] for before, after in pairs]
+    first = normalize_data_format(data_format) == "channels_first"
+    return apply("pad", x, pads=[none, none, *inner] if first else [none, *inner, none])
+
+
+def temporal_padding(x: Any, padding: Sequence[int] = (1, 1)) -> Tensor:
+    """(batch, steps, features) with zero steps before and after."""
+    return _padded(x, [padding], "channels_last", "temporal_padding")
+
+
+def spatial_2d_padding(x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1)), data_format: Any = None) -> Tensor:
+    """Images with zeros around: ((top, bottom), (left, right))."""
+    return _padded(x, padding, data_format, "spatial_2d_padding")
+
+
+def spatial_3d_padding(
+    x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1), (1, 1)), data_format: Any = None
+) -> Tensor:
+    """Volumes with zeros around, a pair for each axis."""
+    return _padded(x, padding, data_format, "spatial_3d_padding")
+
+
+def normalize_data_format(value: Any) -> str:
+    """`value` (None: the default) as channels_last or channels_first. Raises ArgumentError."""
+    chosen = config.image_data_format() if value is None else str(value).lower()
+    if chosen not in config.DATA_FORMATS:
+        raise ArgumentError(f"data_format {value!r} isn't allowed; allowed are {', '.join(config.DATA_FORMATS)}")
+    return chosen
+
+
+def resize_images(
+    x: Any, height_factor: int, width_factor: int, data_format: Any, interpolation: str = "nearest"
+) -> Tensor:
+    """Images with height and width times whole factors, by repeating or by linear interpolation of pixel centres.
+
+    `interpolation`: "nearest" or "bilinear"; the latter needs a known height and width.
+    """
+    x = as_tensor(x)
+    if x.ndim != 4:
+        raise ShapeError(f"resize_images: expected 4 axes, not shape {x.shape}")
+    rows = 2 if normalize_data_format(data_format) == "channels_first" else 1
+    if interpolation == "nearest":
+        return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
+    if interpolation != "bilinear":
+        raise ArgumentError(f"resize_images: interpolation {interpolation!r}; allowed are nearest and bilinear")
+    return _interpolated(_interpolated(x, height_factor, rows), width_factor, rows + 1)
+
+
+def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
+    """`x` resized along `axis` by a matrix of weights, of at most two in a row."""
+    length = x.shape[axis]
+    if length is None:
+        raise ShapeError(f"resize_images: bilinear needs a known height and width, not shape {x.shape}")
+    wanted = length * int(factor)
+    centres = np.clip((np.arange(wanted) + 0.5) / factor - 0.5, 0, length - 1)
+    low = np.minimum(np.floor(centres).astype(int), builtins.max(length - 2, 0))
+    weights = np.zeros((length, wanted))
+    weights[low, np.arange(wanted)] += 1 - (centres - low)
+    weights[np.minimum(low + 1, length - 1), np.arange(wanted)] += centres - low
+    order = [i for i in range(x.ndim) if i != axis] + [axis]
+    moved = permute_dimensions(x, order)
+    flat = apply("reshape", moved, dims=[-1, length])
+    product = matmul(flat, constant_node(weights.astype(x.dtype)))
+    dims = [[1, i] if n is None else n for i, n in enumerate(moved.shape[:-1])]
+    references = (moved,) if any_list(dims) else ()
+    back = sorted(range(x.ndim), key=order.__getitem__)
+    return permute_dimensions(apply("reshape", product, *references, dims=[*dims, wanted]), back)
+
+
+def resize_volumes(x: Any, depth_factor: int, height_factor: int, width_factor: int, data_format: Any) -> Tensor:
+    """Volumes with each axis times a whole factor, by repeating."""
+    volumes = as_tensor(x)
+    if volumes.ndim != 5:
+        raise ShapeError(f"resize_volumes: expected 5 axes, not shape {volumes.shape}")
+    first = 2 if normalize_data_format(data_format) == "channels_first" else 1
+    for place, factor in enumerate((depth_factor, height_factor, width_factor)):
+        volumes = repeat_elements(volumes, factor, first + place)
+    return volumes

@@ -1,0 +1,101 @@
+"""Leaves of a graph that hold no state: placeholders and constants, and the functions that tell tensors apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+from ..graph import Placeholder, Shape, Tensor, Variable, constant_node
+from ..source import caller
+from .dtypes import as_tensor, check_dtype
+from .rules import RULES, Rule, apply
+
+
+def placeholder(
+    shape: Any = None, ndim: int | None = None, dtype: Any = None, sparse: bool = False, name: str | None = None
+) -> Placeholder:
+    """A tensor that each call feeds: `shape` may hold None for lengths known at the call; `ndim` stands for all None.
+
+    dtype: floatx unless given. Raises ArgumentError.
+    """
+    if sparse:
+        raise ArgumentError("placeholder: sparse tensors aren't supported yet; feed a dense array")
+    if shape is None:
+        if ndim is None:
+            raise ArgumentError("placeholder: give `shape`, e.g. (None, 64), or `ndim`")
+        shape = (None,) * ndim
+    elif isinstance(shape, (int, np.integer)):
+        shape = (shape,)
+    lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
+    if ndim is not None and ndim != len(lengths):
+        raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
+    if any(n is not None and n < 0 for n in lengths):
+        raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
+    node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
+    node._uses_learning_phase = False  # type: ignore[attr-defined]  # Keras reads it
+    return node
+
+
+def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:
+    """A tensor that holds `value`, spread over `shape` if that is given; floatx unless `dtype` says otherwise."""
+    if isinstance(value, Tensor):
+        raise ArgumentError("constant: the value must be an array or a number, not a tensor")
+    chosen = check_dtype(dtype)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+    except (TypeError, ValueError):
+        raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers") from None
+    with np.errstate(all="ignore"):
+        array = array.astype(chosen)
+    if shape is not None:
+        lengths = (shape,) if isinstance(shape, int) else tuple(shape)
+        if array.size == 1:
+            array = np.full(lengths, array.reshape(()))
+        elif array.size == np.prod(lengths, dtype=int):
+            array = array.reshape(lengths)
+        else:
+            raise ArgumentError(f"constant: a value of shape {array.shape} doesn't fill shape {lengths}")
+    return constant_node(array, name)
+
+
+def identity(x: Any, name: str | None = None) -> Tensor:
+    """A tensor of its own with the value of `x`."""
+    node = apply("identity", as_tensor(x))
+    if name:
+        node.name = name
+    return node
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether `x` is a tensor of kernelk."""
+    return isinstance(x, Tensor)
+
+
+def is_variable(x: Any) -> bool:
+    """Whether `x` is a variable."""
+    return isinstance(x, Variable)
+
+
+def is_placeholder(x: Any) -> bool:
+    """Whether `x` is a placeholder."""
+    return isinstance(x, Placeholder)
+
+
+def is_keras_tensor(x: Any) -> bool:
+    """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for what isn't a tensor at all."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"is_keras_tensor: expected a tensor, not {type(x).__name__}")
+    return hasattr(x, "_keras_history")
+
+
+def _same(x: Any) -> Any:
+    return x.shape, x.dtype
+
+
+# Neither is lowered: both are other names for their operand.
+RULES["identity"] = Rule(_same, lambda node, g: [g])
+RULES["stop_gradient"] = Rule(_same)

@@ -1,0 +1,131 @@
+"""The one promotion table: which dtype a result has, for every engine; operands are cast to it in the graph."""
+
+from __future__ import annotations
+
+import builtins
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .. import config
+from ..backends.base import DTYPES
+from ..errors import ArgumentError, DTypeError
+from ..graph import Tensor, constant_node
+from .rules import apply
+
+FLOATS = frozenset({"float16", "float32", "float64"})
+INTEGERS = frozenset(name for name in DTYPES if "int" in name)
+
+
+def check_dtype(dtype: Any) -> str:
+    """The canonical name of a dtype (a name, numpy dtype or type); None gives floatx. Raises DTypeError."""
+    if dtype is None:
+        return config.floatx()
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return dtype
+    try:
+        name = str(np.dtype(dtype).name)
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise DTypeError(f"dtype {dtype!r} isn't supported; allowed are {', '.join(DTYPES)}")
+    return name
+
+
+@cache
+def promote(a: str, b: str) -> str:
+    """The dtype of two tensors' common result.
+
+    The same dtype stays; bool gives way; an integer with a float gives that float; two floats give the wider; two
+    integers give the smallest integer that holds both. Raises DTypeError for uint64 with a signed integer, which no
+    integer holds.
+    """
+    if a == b:
+        return a
+    if a == "bool" or (a in INTEGERS and b in FLOATS):
+        return b
+    if b == "bool" or (b in INTEGERS and a in FLOATS):
+        return a
+    result = np.promote_types(a, b).name
+    if a in INTEGERS and result not in INTEGERS:
+        raise DTypeError(f"{a} and {b} have no common integer dtype: cast one of them with K.cast(x, dtype)")
+    return result
+
+
+def _scalar_dtype(value: Any, partner: str | None) -> str:
+    """The dtype of a Python scalar, which is weak: it takes the partner's wherever that can hold its kind."""
+    if isinstance(value, (builtins.bool, np.bool_)):
+        return partner or "bool"
+    if isinstance(value, (int, np.integer)):
+        if partner is None:
+            return "int32" if -(2**31) <= value < 2**31 else "int64"
+        return "int32" if partner == "bool" else partner
+    if partner in FLOATS:
+        return str(partner)
+    return config.floatx()
+
+
+def as_tensor(value: Any, partner: str | None = None) -> Tensor:
+    """`value` as a tensor: a tensor itself, a weak Python scalar (cast to `partner`, a dtype), or an array.
+
+    Arrays keep their dtype; nested lists become floatx, or int32 (int64 where needed) if they hold integers only.
+    Raises DTypeError or ArgumentError for what no tensor can hold.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (builtins.bool, int, float, np.generic)) and np.ndim(value) == 0:
+        dtype = _scalar_dtype(value, partner)
+        if dtype in INTEGERS:
+            limits = np.iinfo(dtype)
+            if not limits.min <= int(value) <= limits.max:
+                raise ArgumentError(
+                    f"{value} doesn't fit into {dtype} ({limits.min} to {limits.max}): "
+                    f"cast the tensor to a wider dtype with K.cast(x, dtype)"
+                )
+        return constant_node(np.asarray(value, dtype=dtype))
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{type(value).__name__} can't be a tensor: {error}") from None
+    if not isinstance(value, np.ndarray) and array.dtype.kind in "biuf":
+        if array.dtype.kind in "iu":
+            small = not array.size or (array.min() >= -(2**31) and array.max() < 2**31)
+            array = array.astype("int32") if small else array
+        elif array.dtype.kind == "f":
+            array = array.astype(config.floatx())
+    if array.dtype.name not in DTYPES:
+        raise DTypeError(
+            f"{type(value).__name__} of dtype {array.dtype} can't be a tensor; allowed are {', '.join(DTYPES)}"
+        )
+    return constant_node(array)
+
+
+def operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Two operands as tensors of their common dtype."""
+    if not isinstance(a, Tensor):
+        if isinstance(b, Tensor):
+            a = as_tensor(a, b.dtype)
+        else:
+            a = as_tensor(a)
+    if not isinstance(b, Tensor):
+        b = as_tensor(b, a.dtype)
+    if a.dtype != b.dtype:
+        dtype = promote(a.dtype, b.dtype)
+        a, b = cast(a, dtype), cast(b, dtype)
+    return a, b
+
+
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """`x` in another dtype; the same tensor if it has it already, a new constant for a constant."""
+    if x.dtype == dtype:
+        return x
+    if x.op == "constant":
+        with np.errstate(all="ignore"):
+            return constant_node(x.array.astype(dtype))  # type: ignore[attr-defined]
+    return apply("cast", x, dtype=dtype)
+
+
+def floating(x: Tensor) -> Tensor:
+    """`x` as it is if it is a float, else cast to floatx: for functions that are defined on reals only."""
+    return x if x.dtype in FLOATS else cast(x, config.floatx())

@@ -1,0 +1,107 @@
+"""Products of matrices and tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ShapeError
+from ..graph import Tensor
+from .dtypes import as_tensor, operands
+from .primitives import axis_of, count, matmul
+from .rules import apply
+
+
+def dot(x: Any, y: Any) -> Tensor:
+    """Matrix product: the last axis of `x` with the last but one of `y` (its only one if `y` is a vector).
+
+    Shapes (..., k) and (k, n) give (..., n); (..., k) and (a, ..., k, n) give (..., a, ..., n), as Keras does.
+    Raises ShapeError where the two axes differ or an operand is a scalar.
+    """
+    x, y = operands(x, y)
+    if x.ndim == 0 or y.ndim == 0:
+        raise ShapeError(f"dot: shapes {x.shape} and {y.shape}: a scalar has no axis to multiply along; use x * y")
+    k = x.shape[-1]
+    meets = y.shape[-2] if y.ndim > 1 else y.shape[0]
+    if k != meets and k is not None and meets is not None:
+        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: {k} columns meet {meets} rows")
+    if x.ndim == 2 and y.ndim == 2:
+        return matmul(x, y)
+    rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
+    # -1 only where a count is unknown: beside an empty axis it couldn't be worked out.
+    left = x
+    if x.ndim != 2:
+        lines = count(x.shape[:-1])
+        length = k if k is not None else [0, x.ndim - 1]
+        left = apply("reshape", x, dims=[-1 if lines is None else lines, length])
+    if y.ndim > 2:
+        order = [y.ndim - 2, *range(y.ndim - 2), y.ndim - 1]
+        y = apply("transpose", y, permutation=order)
+    others = y.shape[1:]
+    right = y
+    if y.ndim != 2:
+        inner = y.shape[0] if y.shape[0] is not None else [0, 0]
+        columns = count(others)
+        right = apply("reshape", y, dims=[inner, -1 if columns is None else columns])
+    product = matmul(left, right)
+    dims = [[1, i] if isinstance(n, list) else n for i, n in enumerate(rows)]
+    dims += [[2, i + 1] if n is None else n for i, n in enumerate(others)]
+    references = (x, y) if any(isinstance(n, list) for n in dims) else ()
+    return apply("reshape", product, *references, dims=dims)
+
+
+def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
+    """Products of the samples of two batches: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
+
+    Shapes (b, ..., k, ...) and (b, ..., k, ...) give (b, the rest of x, the rest of y), or (b, 1) where nothing is
+    left. `axes` may be one int for both; by default it is the last axis of `x` and the last but one of `y` (the last
+    if `y` has two axes). Raises ShapeError.
+    """
+    x, y = operands(x, y)
+    if x.ndim < 2 or y.ndim < 2:
+        raise ShapeError(f"batch_dot: shapes {x.shape} and {y.shape}: each needs a batch axis and one more")
+    if axes is None:
+        axes = (x.ndim - 1, y.ndim - 1 if y.ndim == 2 else y.ndim - 2)
+    elif isinstance(axes, int):
+        axes = (axes, axes)
+    first, second = axis_of(axes[0], x.ndim, "batch_dot"), axis_of(axes[1], y.ndim, "batch_dot")
+    if 0 in (first, second):
+        raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along; use K.dot for that")
+    if x.shape[first] != y.shape[second] and None not in (x.shape[first], y.shape[second]):
+        raise ShapeError(
+            f"batch_dot: axis {first} of shape {x.shape} and axis {second} of shape {y.shape} differ in length"
+        )
+    left = apply("transpose", x, permutation=[i for i in range(x.ndim) if i != first] + [first])
+    right = apply("transpose", y, permutation=[0, second] + [i for i in range(1, y.ndim) if i != second])
+    product = apply("batch_matmul", _three(left, 1), _three(right, 2), transpose_a=False, transpose_b=False)
+    dims: list[Any] = [[1, i] if n is None else n for i, n in enumerate(left.shape[:-1])]
+    dims += [[2, i + 2] if n is None else n for i, n in enumerate(right.shape[2:])]
+    if len(dims) == 1:
+        dims.append(1)
+    references = (left, right) if any(isinstance(n, list) for n in dims) else ()
+    return apply("reshape", product, *references, dims=dims)
+
+
+def _three(x: Tensor, place: int) -> Tensor:
+    """`x` with three axes: those at `place` (1: all but the first and last; 2: all after the second) as one."""
+    if x.ndim == 3:
+        return x
+    ends = (0, x.ndim - 1) if place == 1 else (0, 1)
+    dims: list[Any] = [[0, i] if x.shape[i] is None else x.shape[i] for i in ends]
+    middle = count(tuple(n for i, n in enumerate(x.shape) if i not in ends))
+    dims.insert(place, -1 if middle is None else middle)
+    return apply("reshape", x, dims=dims)
+
+
+def transpose(x: Any) -> Tensor:
+    """All axes in reverse order."""
+    x = as_tensor(x)
+    return apply("transpose", x, permutation=list(range(x.ndim))[::-1])
+
+
+def permute_dimensions(x: Any, pattern: Any) -> Tensor:
+    """Axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
+    x = as_tensor(x)
+    order = [int(i) for i in pattern]
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"permute_dimensions: {tuple(order)} isn't an order of the {x.ndim} axes of shape {x.shape}")
+    return apply("transpose", x, permutation=order)

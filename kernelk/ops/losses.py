@@ -1,0 +1,84 @@
+"""Losses, and metrics that are written like them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import config
+from ..graph import Tensor
+from . import elementwise, reductions
+from .dtypes import as_tensor, cast, floating, operands
+from .operators import binary
+from .primitives import axis_of, scalar
+from .rules import apply
+from .shaping import one_hot_as
+
+
+def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
+    """Cross entropy along `axis` between one-hot `target` and `output`, probabilities unless `from_logits`.
+
+    Probabilities are normalised, then kept `K.epsilon()` away from 0 and 1. The result has no `axis`.
+    """
+    target, output = operands(target, output)
+    wanted, given = floating(target), floating(output)
+    place = axis_of(axis, given.ndim, "categorical_crossentropy")
+    if from_logits:
+        logs = apply("log_softmax", given, axis=place)
+    else:
+        given = given / reductions.sum(given, place, keepdims=True)
+        logs = elementwise.log(_inside(given))
+    return -reductions.sum(wanted * logs, place)
+
+
+def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
+    """Cross entropy along `axis` between integer labels and `output`, probabilities unless `from_logits`.
+
+    `target` has the shape of `output` without `axis`, or with length 1 there. A label out of range counts as no class
+    and gives 0. The result has no `axis`.
+    """
+    given = floating(as_tensor(output))
+    place = axis_of(axis, given.ndim, "sparse_categorical_crossentropy")
+    labels = as_tensor(target)
+    if labels.ndim == given.ndim:
+        labels = reductions.sum(labels, place)
+    logits = given if from_logits else elementwise.log(_inside(given))
+    logs = apply("log_softmax", logits, axis=place)
+    if place != given.ndim - 1:
+        order = [i for i in range(given.ndim) if i != place] + [place]
+        logs = apply("transpose", logs, permutation=order)
+    classes = one_hot_as(cast(labels, "int64"), logs.shape[-1], logs.dtype)
+    return -reductions.sum(classes * logs, -1)
+
+
+def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> Tensor:
+    """Elementwise cross entropy between `target` and `output`, probabilities unless `from_logits`."""
+    target, output = operands(target, output)
+    wanted, given = floating(target), floating(output)
+    if from_logits:
+        zero = scalar(0, given.dtype)
+        small = elementwise.log(elementwise.exp(-elementwise.abs(given)) + 1.0)
+        return apply("maximum", given, zero) - given * wanted + small
+    p = _inside(given)
+    return -(wanted * elementwise.log(p) + (1.0 - wanted) * elementwise.log(1.0 - p))
+
+
+def _inside(p: Tensor) -> Tensor:
+    epsilon = config.epsilon()
+    return elementwise.clip(p, epsilon, 1.0 - epsilon)
+
+
+def in_top_k(predictions: Any, targets: Any, k: int) -> Tensor:
+    """For each row, whether fewer than `k` classes are predicted above its target class; bool.
+
+    False where the prediction isn't finite or the target is no class.
+    """
+    scores = as_tensor(predictions)
+    chosen = one_hot_as(cast(as_tensor(targets), "int64"), scores.shape[-1], "bool")
+    zero = scalar(0, scores.dtype)
+    own = reductions.sum(apply("select", chosen, scores, zero), -1, keepdims=True)
+    above = reductions.sum(cast(apply("less", own, scores), "int32"), -1)
+    finite = apply("less", apply("abs", own), scalar(np.inf, scores.dtype))
+    valid = apply("logical_and", reductions.any(chosen, -1), reductions.all(finite, -1))
+    return apply("logical_and", binary("less", above, int(k)), valid)

@@ -1,0 +1,104 @@
+"""What Keras asks its backend for beside computation: names, kinds of tensors, and calls that mean nothing here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import config
+from ..errors import ArgumentError
+from ..graph import Tensor
+from .dtypes import as_tensor
+from .rules import apply
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_uids: defaultdict[str, int] = defaultdict(int)
+_scopes: list[str] = []
+
+
+def get_uid(prefix: str = "") -> int:
+    """1, 2, 3 ... for each prefix."""
+    _uids[prefix] += 1
+    return _uids[prefix]
+
+
+def reset_uids() -> None:
+    """Starts all prefixes again at 1."""
+    _uids.clear()
+
+
+@contextlib.contextmanager
+def name_scope(name: str) -> Iterator[str]:
+    """Puts `name/` before the names given to tensors inside."""
+    _scopes.append(name)
+    try:
+        yield "/".join(_scopes) + "/"
+    finally:
+        _scopes.pop()
+
+
+def scoped(name: str | None) -> str | None:
+    """A given name within the scopes that are open."""
+    return "/".join([*_scopes, name]) if name and _scopes else name
+
+
+def cast_to_floatx(x: Any) -> Any:
+    """An array in floatx; a tensor is cast in the graph."""
+    from .elementwise import cast
+
+    if isinstance(x, Tensor):
+        return cast(x, config.floatx())
+    return np.asarray(x, dtype=config.floatx())
+
+
+def is_sparse(tensor: Any) -> bool:
+    """False: every tensor here is dense. Raises ArgumentError for what isn't a tensor."""
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"is_sparse: expected a tensor, not {type(tensor).__name__}")
+    return False
+
+
+def to_dense(tensor: Any) -> Tensor:
+    """The tensor itself, which is dense."""
+    return as_tensor(tensor)
+
+
+def is_symbolic(x: Any) -> bool:
+    """Whether `x` stands for a value that a call computes."""
+    return isinstance(x, Tensor)
+
+
+def size(x: Any, name: str | None = None) -> Tensor:
+    """The number of elements as a 0-d int32 tensor, known at each call."""
+    tensor = as_tensor(x)
+    return apply("size", tensor, axes=list(range(tensor.ndim)), result="int32")
+
+
+def symbolic(func: F) -> F:
+    """The function itself: everything here is symbolic."""
+    return func
+
+
+def eager(func: F) -> F:
+    """The function itself."""
+    return func
+
+
+@contextlib.contextmanager
+def control_dependencies(control_inputs: Any) -> Iterator[None]:
+    """Nothing: updates are part of a call, not of an order of ops."""
+    yield
+
+
+def manual_variable_initialization(value: bool) -> None:
+    """Nothing: a variable has its value from the start."""
+
+
+def pattern_broadcast(x: Any, broadcastable: Any) -> Tensor:
+    """The tensor itself: which axes broadcast is known by their length at each call."""
+    return as_tensor(x)

@@ -1,0 +1,209 @@
+"""Activations, losses, dropout, and the learning phase that decides which branch runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ArgumentError
+from ..graph import LearningPhase, Tensor
+from ..source import caller
+from . import elementwise, random
+from .dtypes import as_tensor, floating, operands
+from .dtypes import cast as cast_to
+from .operators import binary
+from .primitives import axis_of, broadcast, scalar
+from .rules import RULES, Rule, apply
+
+
+class _Phase:
+    """The session's learning phase: a value set by `set_learning_phase`, or the placeholder once it is asked for."""
+
+    fixed: int | None = None
+    placeholder: LearningPhase | None = None
+
+
+PHASE = _Phase()
+
+
+def learning_phase() -> int | LearningPhase:
+    """0 or 1 if it was set; else the placeholder that is 0 unless a call feeds 1."""
+    if PHASE.fixed is not None:
+        return PHASE.fixed
+    if PHASE.placeholder is None:
+        PHASE.placeholder = LearningPhase("placeholder", (), {}, (), "bool", caller(), "keras_learning_phase")
+    return PHASE.placeholder
+
+
+def set_learning_phase(value: int) -> None:
+    """Fixes the learning phase to 0 (test) or 1 (train) for graphs written from now on. Raises ArgumentError."""
+    if value not in (0, 1):
+        raise ArgumentError(f"set_learning_phase: expected 0 or 1, not {value!r}")
+    PHASE.fixed = int(value)
+
+
+def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
+    """`x` in the train phase, `alt` otherwise; either may be a function of no argument. Only the chosen one is run.
+
+    `training` is None (the learning phase), 0, 1 or a bool tensor of no axes.
+    """
+    if training is None:
+        training = learning_phase()
+    if not isinstance(training, Tensor):
+        chosen = x if training else alt
+        return chosen() if callable(chosen) else chosen
+    first, second = (as_tensor(value() if callable(value) else value) for value in (x, alt))
+    first, second = operands(first, second)
+    if isinstance(training, LearningPhase):
+        return apply("phase_select", first, second)
+    return apply("select", cast_to(training, "bool"), first, second)
+
+
+def in_test_phase(x: Any, alt: Any, training: Any = None) -> Any:
+    """`x` in the test phase, `alt` otherwise."""
+    return in_train_phase(alt, x, training)
+
+
+def _infer_phase_select(x: Any, alt: Any) -> Any:
+    if x.shape == alt.shape:
+        return x.shape, x.dtype
+    if len(x.shape) != len(alt.shape):
+        return broadcast(x.shape, alt.shape, "in_train_phase"), x.dtype
+    return tuple(m if m == n else None for m, n in zip(x.shape, alt.shape)), x.dtype
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) normalised to a sum of 1 along `axis`."""
+    x = floating(as_tensor(x))
+    return apply("softmax", x, axis=axis_of(axis, x.ndim, "softmax"))
+
+
+def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
+    """max(x, 0), with a slope `alpha` below `threshold`, 0 slope and value `max_value` above it if given."""
+    x = floating(as_tensor(x))
+    plain = isinstance(alpha, (int, float)) and alpha == 0 and threshold == 0
+    if plain:
+        y = apply("relu", x)
+        return elementwise.minimum(y, max_value) if max_value is not None else y
+    above = binary("less_equal", threshold, x)
+    top = x if max_value is None else elementwise.minimum(x, max_value)
+    below = binary("multiply", binary("subtract", x, threshold), alpha)
+    return apply("select", above, *operands(top, below))
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x)), elementwise."""
+    return apply("sigmoid", floating(as_tensor(x)))
+
+
+def tanh(x: Any) -> Tensor:
+    """Hyperbolic tangent, elementwise."""
+    return apply("tanh", floating(as_tensor(x)))
+
+
+def elu(x: Any, alpha: float = 1.0) -> Tensor:
+    """x above 0, alpha * (exp(x) - 1) below."""
+    values = floating(as_tensor(x))
+    zero = scalar(0, values.dtype)
+    below = (apply("exp", apply("minimum", values, zero)) - 1.0) * alpha
+    return apply("select", apply("less", zero, values), values, below)
+
+
+def softplus(x: Any) -> Tensor:
+    """log(exp(x) + 1), without overflow."""
+    values = floating(as_tensor(x))
+    small = apply("log", apply("exp", -abs(values)) + 1.0)
+    return apply("maximum", values, scalar(0, values.dtype)) + small
+
+
+def softsign(x: Any) -> Tensor:
+    """x / (abs(x) + 1)."""
+    values = floating(as_tensor(x))
+    return values / (abs(values) + 1.0)
+
+
+def hard_sigmoid(x: Any) -> Tensor:
+    """0.2 x + 0.5, kept between 0 and 1."""
+    return elementwise.clip(floating(as_tensor(x)) * 0.2 + 0.5, 0.0, 1.0)
+
+
+def switch(condition: Any, then_expression: Any, else_expression: Any) -> Tensor:
+    """`then_expression` where `condition` holds, `else_expression` elsewhere; either may be a function of no argument.
+
+    A condition of fewer axes stands for whole blocks of the last ones. Both branches are computed.
+    """
+    first, second = (value() if callable(value) else value for value in (then_expression, else_expression))
+    first, second = operands(first, second)
+    chosen = cast_to(as_tensor(condition), "bool")
+    rank = max(first.ndim, second.ndim)
+    if chosen.ndim and chosen.ndim < rank:
+        dims = [[0, i] if n is None else n for i, n in enumerate(chosen.shape)] + [1] * (rank - chosen.ndim)
+        chosen = apply("reshape", chosen, dims=dims)
+    return apply("select", chosen, first, second)
+
+
+def dropout(x: Any, level: float, noise_shape: Any = None, seed: int | None = None) -> Tensor:
+    """`x` with a share `level` of its elements (of the mask's, if `noise_shape` is given) at 0, the rest scaled up.
+
+    The mask is drawn once a call. Raises ArgumentError unless 0 <= level < 1.
+    """
+    x = floating(as_tensor(x))
+    if isinstance(level, (int, float)) and not 0 <= level < 1:
+        raise ArgumentError(f"dropout: level must be in [0, 1), not {level}")
+    if noise_shape is None:
+        dims, references = [[0, i] if n is None else n for i, n in enumerate(x.shape)], (x,)
+    else:
+        lengths = [n if n is not None else [0, i] for i, n in enumerate(noise_shape)]
+        dims = [
+            ([0, i] if x.shape[i] is None else x.shape[i]) if isinstance(n, list) else n for i, n in enumerate(lengths)
+        ]
+        references = (x,)
+    uniform = random.draw("uniform", x.dtype, dims, references, seed)
+    kept = cast_to(binary("less_equal", level, uniform), x.dtype)
+    return binary("multiply", x, kept) / (1.0 - level)
+
+
+def _softmax(x: Tensor, axis: int) -> Tensor:
+    shifted = x - apply("max", x, axes=[axis], keepdims=True)
+    powers = apply("exp", shifted)
+    return powers / apply("sum", powers, axes=[axis], keepdims=True)
+
+
+def _log_softmax(x: Tensor, axis: int) -> Tensor:
+    shifted = x - apply("max", x, axes=[axis], keepdims=True)
+    return shifted - apply("log", apply("sum", apply("exp", shifted), axes=[axis], keepdims=True))
+
+
+def _vjp_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
+    weighted = g * node
+    return [weighted - node * apply("sum", weighted, axes=[node.attrs["axis"]], keepdims=True)]
+
+
+def _vjp_log_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
+    total = apply("sum", g, axes=[node.attrs["axis"]], keepdims=True)
+    return [g - apply("exp", node) * total]
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    # By tanh, which neither overflows nor loses the small side's sign.
+    return apply("tanh", x * 0.5) * 0.5 + 0.5
+
+
+def _same(x: Any, axis: int | None = None) -> Any:
+    return x.shape, x.dtype
+
+
+def _relu(x: Tensor) -> Tensor:
+    return apply("maximum", x, scalar(0, x.dtype))
+
+
+def _vjp_relu(node: Tensor, g: Tensor) -> list[Tensor]:
+    zero = scalar(0, g.dtype)
+    return [apply("select", apply("less", zero, node.inputs[0]), g, zero)]
+
+
+RULES["softmax"] = Rule(_same, _vjp_softmax, _softmax)
+RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _log_softmax)
+RULES["sigmoid"] = Rule(_same, lambda node, g: [g * node * (1.0 - node)], _sigmoid)
+RULES["relu"] = Rule(_same, _vjp_relu, _relu)
+# Not lowered: linearisation and gradients follow the branch of the call's phase.
+RULES["phase_select"] = Rule(_infer_phase_select)

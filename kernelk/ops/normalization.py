@@ -1,0 +1,94 @@
+"""Normalisation over batches and features, and biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..graph import Tensor
+from . import reductions
+from .arranging import normalize_data_format
+from .dtypes import as_tensor, floating
+from .operators import binary
+from .primitives import axes_of, axis_of
+from .rules import apply
+
+
+def l2_normalize(x: Any, axis: Any = None) -> Tensor:
+    """`x` divided by its Euclidean length along `axis` (at least 1e-6)."""
+    values = floating(as_tensor(x))
+    squares = reductions.sum(values * values, axis, keepdims=True)
+    return values / apply("sqrt", binary("maximum", squares, _least(values.dtype)))
+
+
+def _least(dtype: str) -> float:
+    """1e-12, or the least normal number of a dtype that has none so small."""
+    return max(1e-12, float(np.finfo(dtype).tiny))
+
+
+def _along(x: Tensor, parameter: Any, axis: int) -> Tensor:
+    """A vector (or a tensor of as many axes as `x`) set to broadcast along `axis` of `x`."""
+    tensor = as_tensor(parameter)
+    if tensor.ndim == x.ndim:
+        return tensor
+    length = tensor.shape[0] if tensor.ndim == 1 else -1
+    dims: list[Any] = [1] * x.ndim
+    dims[axis] = -1 if length is None else length
+    return apply("reshape", tensor, dims=dims)
+
+
+def batch_normalization(
+    x: Any, mean: Any, var: Any, beta: Any, gamma: Any, axis: int = -1, epsilon: float = 1e-3
+) -> Tensor:
+    """(x - mean) / sqrt(var + epsilon) * gamma + beta, with statistics along `axis`; gamma and beta may be None."""
+    values = floating(as_tensor(x))
+    place = axis_of(axis, values.ndim, "batch_normalization")
+    centred = values - _along(values, mean, place)
+    normed = centred / apply("sqrt", _along(values, var, place) + epsilon)
+    if gamma is not None:
+        normed = normed * _along(values, gamma, place)
+    if beta is not None:
+        normed = normed + _along(values, beta, place)
+    return normed
+
+
+def normalize_batch_in_training(
+    x: Any, gamma: Any, beta: Any, reduction_axes: Sequence[int], epsilon: float = 1e-3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(normalised x, mean, variance) over `reduction_axes`; gamma and beta are vectors along the axis that is left."""
+    values = floating(as_tensor(x))
+    axes = axes_of(list(reduction_axes), values.ndim, "normalize_batch_in_training")
+    left = [i for i in range(values.ndim) if i not in axes]
+    mean = reductions.mean(values, axes, keepdims=True)
+    off = values - mean
+    variance = reductions.mean(off * off, axes, keepdims=True)
+    normed = off / apply("sqrt", variance + epsilon)
+    for parameter, combine in ((gamma, "multiply"), (beta, "add")):
+        if parameter is not None:
+            tensor = as_tensor(parameter)
+            if len(left) == 1:
+                tensor = _along(values, tensor, left[0])
+            normed = binary(combine, normed, tensor)
+    return normed, _dropped(mean, axes), _dropped(variance, axes)
+
+
+def _dropped(x: Tensor, axes: Sequence[int]) -> Tensor:
+    return apply("sum", x, axes=list(axes), keepdims=False)
+
+
+def bias_add(x: Any, bias: Any, data_format: Any = None) -> Tensor:
+    """`x` plus a bias for each channel, or for each channel and position. Raises ShapeError for another rank."""
+    values = floating(as_tensor(x))
+    tensor = as_tensor(bias)
+    first = normalize_data_format(data_format) == "channels_first"
+    if tensor.ndim not in (1, values.ndim - 1):
+        raise ShapeError(f"bias_add: a bias of shape {tensor.shape} needs 1 axis or {values.ndim - 1}")
+    if tensor.ndim == 1:
+        return binary("add", values, _along(values, tensor, 1 if first and values.ndim > 2 else values.ndim - 1))
+    if first and values.ndim > 2:
+        order = [tensor.ndim - 1, *range(tensor.ndim - 1)]
+        tensor = apply("transpose", tensor, permutation=order)
+    return binary("add", values, tensor)

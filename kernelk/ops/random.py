@@ -1,0 +1,87 @@
+"""Random tensors: drawn afresh at each run from streams that are the same on every engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import DTypeError
+from ..graph import Draw, Spec, Tensor
+from ..source import caller
+from .dtypes import FLOATS, cast, check_dtype
+from .primitives import known_dims
+from .shaping import dims_of
+
+
+class _Seeds:
+    """Where nodes without a seed of their own get one: a sequence that `set_random_seed` restarts."""
+
+    def __init__(self) -> None:
+        self.sequence = np.random.SeedSequence()
+        self.fixed = 0
+        # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
+        self.counter = 0
+
+    def next(self) -> int:
+        """A new 64-bit seed."""
+        return int(self.sequence.spawn(1)[0].generate_state(1, np.uint64)[0])
+
+
+SEEDS = _Seeds()
+
+
+def set_random_seed(seed: int) -> None:
+    """Restarts all randomness: the same cells run after it draw the same numbers, on every engine."""
+    SEEDS.sequence = np.random.SeedSequence(seed)
+    SEEDS.fixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    SEEDS.counter = 0
+
+
+def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:
+    """A node of standard draws ("uniform" in [0, 1) or "normal"); `dims` refer to `references` from 0."""
+    if dtype not in FLOATS:
+        raise DTypeError(f"random numbers are floats, not {dtype}: cast them with K.cast(x, dtype)")
+    specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
+    shape = tuple(known_dims(dims, specs))
+    node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
+    if seed is None:
+        node.seed = SEEDS.next()
+    else:
+        node.seed = (int(seed) ^ SEEDS.fixed) & (2**64 - 1)
+    return node
+
+
+def random_uniform(
+    shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: Any = None, seed: int | None = None
+) -> Tensor:
+    """Uniform draws in [minval, maxval), fresh at each run; floatx unless `dtype` says otherwise."""
+    dims, references = dims_of(shape, 0, "random_uniform")
+    standard = draw("uniform", check_dtype(dtype), dims, references, seed)
+    return standard * (maxval - minval) + minval if (minval, maxval) != (0.0, 1.0) else standard
+
+
+def random_normal(
+    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, seed: int | None = None
+) -> Tensor:
+    """Normal draws with this mean and deviation, fresh at each run; floatx unless `dtype` says otherwise."""
+    dims, references = dims_of(shape, 0, "random_normal")
+    standard = draw("normal", check_dtype(dtype), dims, references, seed)
+    return standard * stddev + mean if (mean, stddev) != (0.0, 1.0) else standard
+
+
+def truncated_normal(
+    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, seed: int | None = None
+) -> Tensor:
+    """Normal draws within two deviations of the mean, fresh at each run."""
+    dims, references = dims_of(shape, 0, "truncated_normal")
+    standard = draw("truncated_normal", check_dtype(dtype), dims, references, seed)
+    return standard * stddev + mean if (mean, stddev) != (0.0, 1.0) else standard
+
+
+def random_binomial(shape: Any, p: float = 0.0, dtype: Any = None, seed: int | None = None) -> Tensor:
+    """1 with probability `p`, else 0, fresh at each run."""
+    dims, references = dims_of(shape, 0, "random_binomial")
+    chosen = check_dtype(dtype)
+    uniform = draw("uniform", chosen if chosen in FLOATS else "float32", dims, references, seed)
+    return cast(uniform < p, chosen)

@@ -1,0 +1,130 @@
+"""Reductions over axes; each keeps its operand's dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..graph import Tensor
+from .dtypes import as_tensor, cast, floating
+from .operators import binary, numeric
+from .primitives import axes_of, axis_of, kept, reduced, scalar, spread
+from .rules import RULES, Rule, apply
+
+
+def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Sum over `axis` (None: all; an int or several); keeps the dtype, so integers wrap. bool counts as int32."""
+    x = numeric(as_tensor(x))
+    axes = axes_of(axis, x.ndim, "sum")
+    return apply("sum", x, axes=axes, keepdims=bool(keepdims)) if axes else x
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Mean over `axis`; integers and bools become floatx. The mean of nothing is NaN."""
+    x = floating(as_tensor(x))
+    axes = axes_of(axis, x.ndim, "mean")
+    return apply("mean", x, axes=axes, keepdims=bool(keepdims)) if axes else x
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Largest element over `axis`; NaN wins. Raises ShapeError for an empty axis."""
+    x = numeric(as_tensor(x))
+    axes = axes_of(axis, x.ndim, "max")
+    return apply("max", x, axes=axes, keepdims=bool(keepdims)) if axes else x
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Smallest element over `axis`; NaN wins. Raises ShapeError for an empty axis."""
+    x = numeric(as_tensor(x))
+    axes = axes_of(axis, x.ndim, "min")
+    return apply("min", x, axes=axes, keepdims=bool(keepdims)) if axes else x
+
+
+def argmax(x: Any, axis: int = -1) -> Tensor:
+    """Index of the first largest element along `axis`, int64."""
+    x = numeric(as_tensor(x))
+    return apply("argmax", x, axis=axis_of(axis, x.ndim, "argmax"))
+
+
+def argmin(x: Any, axis: int = -1) -> Tensor:
+    """Index of the first smallest element along `axis`, int64."""
+    x = numeric(as_tensor(x))
+    return apply("argmin", x, axis=axis_of(axis, x.ndim, "argmin"))
+
+
+def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Product over `axis`; keeps the dtype, so integers wrap. bool counts as int32."""
+    x = numeric(as_tensor(x))
+    axes = axes_of(axis, x.ndim, "prod")
+    return apply("prod", x, axes=axes, keepdims=bool(keepdims)) if axes else x
+
+
+def cumsum(x: Any, axis: int = 0) -> Tensor:
+    """Running sum along `axis`."""
+    x = numeric(as_tensor(x))
+    return apply("cumsum", x, axis=axis_of(axis, x.ndim, "cumsum"))
+
+
+def cumprod(x: Any, axis: int = 0) -> Tensor:
+    """Running product along `axis`."""
+    x = numeric(as_tensor(x))
+    return apply("cumprod", x, axis=axis_of(axis, x.ndim, "cumprod"))
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Variance over `axis` (of the population: divided by n); integers become floatx."""
+    x = floating(as_tensor(x))
+    off = x - mean(x, axis, keepdims=True)
+    return mean(off * off, axis, keepdims)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Standard deviation over `axis`: the square root of `var`."""
+    return apply("sqrt", var(x, axis, keepdims))
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over `axis`, without overflow."""
+    values = floating(as_tensor(x))
+    axes = axes_of(axis, values.ndim, "logsumexp")
+    if not axes:
+        return values
+    top = apply("stop_gradient", apply("max", values, axes=axes, keepdims=True))
+    # An infinite maximum would give inf - inf.
+    finite = apply("less", apply("abs", top), scalar(np.inf, values.dtype))
+    top = apply("select", finite, top, scalar(0, values.dtype))
+    total = apply("log", apply("sum", apply("exp", values - top), axes=axes, keepdims=True)) + top
+    return total if keepdims else apply("sum", total, axes=axes, keepdims=False)
+
+
+def any(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Whether some element over `axis` isn't 0 (or False), as bool."""
+    return binary("not_equal", _how_many(x, axis, keepdims, True), 0)
+
+
+def all(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Whether no element over `axis` is 0 (or False), as bool."""
+    return binary("equal", _how_many(x, axis, keepdims, False), 0)
+
+
+def _how_many(x: Any, axis: Any, keepdims: bool, nonzero: bool) -> Tensor:
+    truth = cast(as_tensor(x), "bool")
+    counted = truth if nonzero else apply("logical_not", truth)
+    return sum(cast(counted, "int32"), axis, keepdims)
+
+
+def _mean(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
+    total = apply("sum", x, axes=axes, keepdims=keepdims)
+    return total / apply("size", x, axes=axes, result=x.dtype)
+
+
+def _vjp_mean(node: Tensor, g: Tensor) -> list[Tensor | None]:
+    (x,) = node.inputs
+    axes = node.attrs["axes"]
+    return [spread(kept(g / apply("size", x, axes=axes, result=x.dtype), x, axes), x)]
+
+
+RULES["mean"] = Rule(
+    lambda x, axes, keepdims: (reduced(x.shape, axes, keepdims), x.dtype), vjp=_vjp_mean, decompose=_mean
+)

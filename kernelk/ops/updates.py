@@ -1,0 +1,64 @@
+"""Updates of variables as nodes, which a call performs when it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import DTypeError, ShapeError, UpdateError
+from ..graph import Tensor, Update, Variable, check_generation
+from ..source import caller
+from .dtypes import as_tensor, cast, promote
+from .operators import binary
+
+
+def as_variable(x: Any, op: str) -> Variable:
+    """`x` itself if it is a live variable. Raises UpdateError."""
+    if not isinstance(x, Variable):
+        raise UpdateError(f"{op}: expected a variable made by K.variable, not {x!r}")
+    check_generation(x)
+    return x
+
+
+def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
+    """The node that sets `variable` to a value (kind "assign") or adds to it ("add"). Raises on other shapes."""
+    variable = as_variable(variable, op)
+    value = as_tensor(value, variable.dtype)
+    if value.dtype != variable.dtype:
+        if promote(value.dtype, variable.dtype) != variable.dtype:
+            raise DTypeError(
+                f"{op}: variable '{variable.name}' is {variable.dtype}, the value {value.dtype}: "
+                f"it would lose precision; write K.cast(value, '{variable.dtype}') if that is meant"
+            )
+        value = cast(value, variable.dtype)
+    fits = value.ndim <= variable.ndim and all(
+        m in (n, None) or (kind == "add" and m == 1) for m, n in zip(value.shape[::-1], variable.shape[::-1])
+    )
+    if not fits or (kind == "assign" and value.ndim != variable.ndim):
+        raise ShapeError(
+            f"{op}: variable '{variable.name}' has shape {variable.shape}, the value {value.shape}; they must be equal"
+        )
+    node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())
+    node.variable = variable
+    node.kind = kind
+    return node
+
+
+def update(x: Any, new_x: Any) -> Update:
+    """Sets variable `x` to `new_x`, once the call that holds this node is done."""
+    return update_node(x, new_x, "assign", "update")
+
+
+def update_add(x: Any, increment: Any) -> Update:
+    """Adds `increment` to variable `x`."""
+    return update_node(x, increment, "add", "update_add")
+
+
+def update_sub(x: Any, decrement: Any) -> Update:
+    """Subtracts `decrement` from variable `x`."""
+    return update_node(x, -as_tensor(decrement, x.dtype if isinstance(x, Tensor) else None), "add", "update_sub")
+
+
+def moving_average_update(x: Any, value: Any, momentum: Any) -> Update:
+    """Sets `x` to `x * momentum + value * (1 - momentum)`."""
+    step = binary("multiply", binary("subtract", value, as_variable(x, "moving_average_update")), 1.0 - momentum)
+    return update_node(x, step, "add", "moving_average_update")

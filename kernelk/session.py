@@ -1,0 +1,381 @@
+"""The state of one notebook: the active engine, variables, compiled programs; every call goes through `execute`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+from traitlets import HasTraits, Unicode
+
+from . import config, registry
+from .backends.shared_memory import aligned
+from .errors import EngineError, KernelKError, WorkerDiedError
+from .graph import GENERATION, Tensor, Variable, check_generation, located
+from .host import Host, LocalHost
+from .interrupts import HeldInterrupt
+from .ops.random import SEEDS
+from .program import Program, Specialisation
+from .storage import Reference, Slots, Storage, Transfer
+from .worker_host import WorkerHost
+
+_plan_numbers = itertools.count()
+
+
+class Plan(NamedTuple):
+    """What all calls of a program with feeds of certain shapes have in common on a host: see executor.Plan."""
+
+    number: int
+    segment: int | None
+    definition: dict[str, Any]
+    feeds: list[np.ndarray[Any, Any]]
+    outputs: list[np.ndarray[Any, Any]]
+    slots: list[Slots]
+    updated: list[Slots]
+
+
+class Shown(NamedTuple):
+    """An evaluated tensor's feeds and value, and the versions of the variables behind it."""
+
+    feeds: dict[Tensor, Any]
+    value: np.ndarray[Any, Any]
+    versions: dict[int, int]
+
+
+class Session(HasTraits):
+    """One kernel's state. `active` is observable; `chosen_by` says which setting decided it."""
+
+    active = Unicode()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.RLock()
+        self.storage = Storage()
+        self.transfer = Transfer(self.storage)
+        self.hosts: dict[str, Host] = {}
+        self.variables: dict[int, weakref.ref[Variable]] = {}
+        self.functions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.shown: weakref.WeakKeyDictionary[Tensor, Shown] = weakref.WeakKeyDictionary()
+        self.swaps: list[Any] = []
+        self.engine_options: dict[str, dict[str, Any]] = {}
+        self._slots: dict[int, Slots] = {}
+        self._unreferenced: deque[int] = deque()
+        self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
+        self.announced = False
+        name, self.chosen_by = config.chosen_backend()
+        self.active = name
+
+    # --- variables ---
+
+    def adopt(self, variable: Variable, value: np.ndarray[Any, Any]) -> None:
+        """Gives a new variable its place in shared memory."""
+        with self.lock:
+            self.safe_point()
+            slots = Slots(self.storage, value)
+            variable.slots = slots
+            self._slots[slots.number] = slots
+            number, queue = slots.number, self._unreferenced
+
+            # A finalizer may run anywhere, even inside a request: it only leaves a note.
+            self.variables[number] = weakref.ref(variable, lambda _: queue.append(number))
+
+    def safe_point(self) -> None:
+        """Frees variables that nobody holds any more, here and in the engines. Called with the lock held."""
+        if not self._unreferenced and not self.storage.released_segments:
+            return
+        gone = []
+        while self._unreferenced:
+            number = self._unreferenced.popleft()
+            slots = self._slots.pop(number, None)
+            if slots is not None:
+                self.variables.pop(number, None)
+                slots.release()
+                gone.append(number)
+        segments = list(self.storage.released_segments)
+        self.storage.released_segments.clear()
+        for host in self.hosts.values():
+            with contextlib.suppress(WorkerDiedError):
+                host.release(gone, segments)
+
+    def show(
+        self, tensor: Tensor, feeds: dict[Tensor, Any], value: np.ndarray[Any, Any], variables: list[Variable]
+    ) -> None:
+        """Remembers a value that the user has been shown, for the check after a swap."""
+        self.shown.pop(tensor, None)
+        # Copies: the user may go on to change the arrays in place.
+        kept = {placeholder: np.array(feed) for placeholder, feed in feeds.items()}
+        versions = {variable.slots.number: variable.slots.version for variable in variables}
+        self.shown[tensor] = Shown(kept, value, versions)
+
+    def live_variables(self) -> list[Variable]:
+        """All variables that somebody holds, oldest first."""
+        return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
+
+    def read(self, variable: Variable) -> np.ndarray[Any, Any]:
+        """A copy of the committed value."""
+        with self.lock:
+            check_generation(variable)
+            return np.array(variable.slots.view())
+
+    def write(self, values: list[tuple[Variable, np.ndarray[Any, Any]]]) -> None:
+        """Commits values of the right shapes and dtypes, all at once."""
+        with self.lock:
+            for variable, _ in values:
+                check_generation(variable)
+            with HeldInterrupt(_let_it_end, 0.0):
+                for variable, value in values:
+                    variable.slots.write(value)
+
+    def clear(self) -> None:
+        """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
+        with self.lock:
+            GENERATION.session += 1
+            for host in self.hosts.values():
+                if host.started:
+                    with contextlib.suppress(WorkerDiedError):
+                        host.release_programs(list(host.compiled))
+            self._unreferenced.extend(self._slots)
+            self.functions.clear()
+            self.shown.clear()
+            self.safe_point()
+
+    # --- engines ---
+
+    def host(self, name: str | None = None) -> Host:
+        """The host of an engine (the active one by default), not necessarily started."""
+        name = name or self.active
+        host = self.hosts.get(name)
+        if host is None:
+            engine = registry.engine(name)
+            host = (
+                LocalHost(engine, self.storage)
+                if engine.in_kernel
+                else WorkerHost(engine, self.storage, config.say, self.engine_options.get(name))
+            )
+            self.hosts[name] = host
+        return host
+
+    def ready_host(self) -> Host:
+        """The active engine, started; the first time, one line says which it is."""
+        try:
+            host = self.host()
+            if not host.started:
+                host.start()
+        except KernelKError as error:
+            # "My choice is ignored" and "I never chose this" look alike: say who chose.
+            error.args = (f"{error.args[0]} ('{self.active}' is chosen by {self.chosen_by})", *error.args[1:])
+            raise
+        if not self.announced:
+            self.announce(host)
+        return host
+
+    def announce(self, host: Host) -> None:
+        """One line says which engine is in use and which setting chose it."""
+        self.announced = True
+        config.say(f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})")
+
+    # --- calls ---
+
+    def execute(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], commit: bool = True
+    ) -> list[np.ndarray[Any, Any]]:
+        """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
+
+        `feeds` have the inputs' dtypes and shapes that fit. Without `commit` the updates are computed and forgotten.
+        A call that fails changes nothing. Called with the lock held.
+        """
+        self.safe_point()
+        for variable in program.slots:
+            check_generation(variable)
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        try:
+            return self._execute(host, program, specialisation, feeds, commit)
+        except WorkerDiedError as error:
+            if not error.before_call:
+                raise
+        # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+        host.start()
+        return self._execute(host, program, specialisation, feeds, commit)
+
+    def _execute(
+        self,
+        host: Host,
+        program: Program,
+        specialisation: Specialisation,
+        feeds: list[np.ndarray[Any, Any]],
+        commit: bool,
+    ) -> list[np.ndarray[Any, Any]]:
+        with host.held():
+            if specialisation.key in host.compiled:
+                host.compiled.move_to_end(specialisation.key)
+            else:
+                self._compile(host, program, specialisation)
+            return self._run(host, program, specialisation, feeds, commit)
+
+    def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
+        reasons = program.lacking(host.ops, host.dtypes)
+        reasons += [
+            f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes
+        ]
+        if reasons:
+            raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+        encoded, nodes = program.encode(specialisation)
+        constants = [node.array for node in program.constants]
+        references = self._place(constants)
+        try:
+            reply = host.request(
+                {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
+            )
+        except EngineError as error:
+            raise _blamed(error, nodes) from None
+        host.remember(specialisation.key, reply)
+
+    def _place(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
+        self._begin(sum(aligned(array.nbytes) for array in arrays))
+        references = []
+        for array in arrays:
+            reference, place = self.transfer.place(array.nbytes, array.dtype.name, array.shape)
+            place[...] = array
+            references.append(reference)
+        return references
+
+    def _begin(self, size: int) -> None:
+        """Readies the transfer segment; where another one is needed, no plan may keep the old one's memory."""
+        before = self.transfer.segment
+        self.transfer.begin(size)
+        if self.transfer.segment != before:
+            for program in self._planned:
+                program.plans.clear()
+            self._planned.clear()
+
+    def _plan(
+        self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
+    ) -> Plan:
+        """The plan of this call, made at the first one of its kind."""
+        key = (host, tuple([feed.shape for feed in feeds]))
+        plan = program.plans.get(key)
+        if plan is not None and self.transfer.holds(plan.segment):
+            return plan  # type: ignore[no-any-return]
+        outputs = program.output_arrays(specialisation)
+        self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
+        fed = [self.transfer.place(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
+        results = [self.transfer.place(*output) for output in outputs]
+        slots = [variable.slots for variable in program.slots]
+        updated = [slots[slot] for slot, _ in program.updates]
+        definition = {
+            "key": specialisation.key,
+            "feeds": [reference for reference, _ in fed],
+            "slots": [slot.number for slot in slots],
+            "draws": [
+                [node.attrs["kind"], node.dtype, shape, node.seed]
+                for node, shape in zip(program.draws, specialisation.draws)
+            ],
+            "into": [slot.references() for slot in updated],
+            "outputs": [reference for reference, _ in results],
+        }
+        plan = Plan(
+            next(_plan_numbers),
+            self.transfer.segment,
+            definition,
+            [array for _, array in fed],
+            [array for _, array in results],
+            slots,
+            updated,
+        )
+        if len(program.plans) >= 256:
+            program.plans.clear()
+        program.plans[key] = plan
+        self._planned.add(program)
+        return plan
+
+    def _run(
+        self,
+        host: Host,
+        program: Program,
+        specialisation: Specialisation,
+        feeds: list[np.ndarray[Any, Any]],
+        commit: bool,
+    ) -> list[np.ndarray[Any, Any]]:
+        plan = self._plan(host, program, specialisation, feeds)
+        for array, feed in zip(plan.feeds, feeds):
+            array[...] = feed
+        known = plan.number in host.plans
+        message = {
+            "do": "run",
+            "plan": plan.number,
+            "define": None if known else plan.definition,
+            "load": host.loads(plan.slots),
+            "sides": [1 - slot.active for slot in plan.updated],
+            "counter": SEEDS.counter,
+        }
+        try:
+            reply = host.request(message)
+            if not known:
+                host.define(plan.number, specialisation.key)
+            values = [array.copy() for array in plan.outputs]
+            host.last_run_seconds = reply["seconds"]
+            if message["load"]:
+                host.loaded(plan.slots)
+            if commit:
+                self._commit(host, program, plan.updated)
+            else:
+                host.forget(plan.updated)
+                SEEDS.counter += bool(program.draws)
+        except EngineError as error:
+            raise _blamed(error, program.encode(specialisation)[1]) from None
+        except BaseException:
+            # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
+            host.forget(plan.updated)
+            raise
+        return values
+
+    def _commit(self, host: Host, program: Program, updated: list[Slots]) -> None:
+        """Makes a call's new values the committed ones. Ctrl-C waits for it, on engines in this process too."""
+        if not updated:
+            SEEDS.counter += bool(program.draws)
+            return
+        with HeldInterrupt(_let_it_end, 0.0):
+            SEEDS.counter += bool(program.draws)
+            for slot in updated:
+                slot.flip()
+            host.loaded(updated)
+
+
+def _let_it_end() -> None:
+    """A commit takes microseconds: Ctrl-C waits for it."""
+
+
+def _blamed(error: EngineError, nodes: list[Tensor]) -> KernelKError:
+    """The engine's error with the op and the user's line that it came from."""
+    index = getattr(error, "details", {}).get("instruction")
+    if index is None or index >= len(nodes):
+        return error
+    node = nodes[index]
+    error.args = (f"{error.args[0]} (op {node.op})",)
+    return located(error, node.source)
+
+
+_session: Session | None = None
+_session_lock = threading.Lock()
+
+
+def current() -> Session:
+    """The process's session; made at the first call."""
+    global _session
+    if _session is None:
+        with _session_lock:
+            if _session is None:
+                _session = Session()
+    return _session
+
+
+def stop_engines() -> None:
+    """Stops every engine of the session, if there is one; variables stay, and the next use starts what it needs."""
+    if _session is not None:
+        with _session.lock:
+            for host in _session.hosts.values():
+                host.stop()

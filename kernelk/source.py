@@ -1,0 +1,55 @@
+"""Where a node was written: the notebook's cell, the line, and its text; resolved only when somebody asks."""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import os
+import sys
+from types import CodeType
+from typing import NamedTuple
+
+# With the separator at its end: a file beside the package may begin with its name.
+PACKAGE = os.path.join(os.path.dirname(__file__), "")
+
+
+class _Cell:
+    """The number of the cell that runs now; 0 outside a notebook."""
+
+    number = 0
+
+
+CELL = _Cell()
+
+
+class Source(NamedTuple):
+    """Where a node was written: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
+
+    code: CodeType
+    instruction: int
+    cell: int
+
+    @property
+    def line(self) -> int:
+        """The line number in the cell or file."""
+        positions = self.code.co_positions()
+        entry = next(itertools.islice(positions, self.instruction // 2, None), None)
+        return (entry and entry[0]) or self.code.co_firstlineno
+
+    @property
+    def text(self) -> str:
+        """The source line itself, stripped; empty where it isn't known."""
+        return linecache.getline(self.code.co_filename, self.line).strip()
+
+    def __str__(self) -> str:
+        place = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
+        text = self.text
+        return f"{place}, line {self.line}" + (f": {text}" if text else "")
+
+
+def caller() -> Source:
+    """The nearest calling frame outside kernelk; resolved to a line only when somebody asks."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return Source(frame.f_code, frame.f_lasti, CELL.number)

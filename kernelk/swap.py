@@ -1,0 +1,245 @@
+"""The swap: another engine takes the session over, as a transaction that either completes or changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import registry
+from .display import Rendered, Table, duration, size
+from .engines import Engine
+from .errors import KernelKError, SwapRefusedError
+from .graph import Variable
+from .host import Host
+from .program import NeedsValuesError, Program
+from .session import Session, current
+
+# Re-evaluation of what the user has seen stops starting further tensors after this many seconds.
+REEVALUATION_SECONDS = 2.0
+
+
+@dataclass
+class Reevaluated:
+    """One tensor that the user had been shown, evaluated again: the largest absolute difference from before."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    difference: float
+
+
+@dataclass(repr=False)
+class SwapReport(Rendered):
+    """What a swap did. `variables` were moved bit for bit; `started`: the engine wasn't up before.
+
+    `seconds` has the phases: start, check, load, reevaluate.
+    """
+
+    origin: str
+    target: str
+    chosen_by: str
+    variables: int = 0
+    bytes: int = 0
+    loaded: int = 0
+    loaded_bytes: int = 0
+    reevaluated: list[Reevaluated] = field(default_factory=list)
+    not_reevaluated: int = 0
+    started: bool = False
+    functions: int = 0
+    to_lower: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def largest_difference(self) -> float | None:
+        """Over all re-evaluated tensors; None where there was none."""
+        return max((entry.difference for entry in self.reevaluated), default=None)
+
+    @property
+    def total_seconds(self) -> float:
+        """All phases together."""
+        return sum(self.seconds.values())
+
+    def table(self) -> Table:
+        """Pairs of what and how much."""
+        engine = " ".join(
+            str(self.facts[name]) for name in ("version", "interpreter", "device", "mode") if self.facts.get(name)
+        )
+        moved = f"{self.variables} ({size(self.bytes)}), bit for bit"
+        if self.loaded != self.variables:
+            moved += f"; {self.loaded} of them ({size(self.loaded_bytes)}) had changed and were loaded"
+        rows = [
+            ["engine", f"{self.target} {engine}"],
+            ["variables", moved],
+            ["functions", f"{self.functions}, {self.to_lower} to be compiled at their next call"],
+        ]
+        if self.reevaluated:
+            gap = self.largest_difference
+            rows.append(["re-evaluated", f"{len(self.reevaluated)} shown tensors, largest difference {gap:.3g}"])
+        if self.not_reevaluated:
+            rows.append(["not re-evaluated", f"{self.not_reevaluated} shown tensors (time box)"])
+        phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
+        rows.append(["time", f"{duration(self.total_seconds)} ({phases})"])
+        title = f"{self.origin} -> {self.target}"
+        if self.origin == self.target:
+            title = f"{self.target} started" if self.started else f"{self.target} is active already"
+        return Table(rows, title=title)
+
+
+def set_backend(name: str) -> SwapReport:
+    """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
+
+    Raises UnknownBackendError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old engine is still
+    active and intact. Naming the active engine again only makes sure that it runs.
+    """
+    return swap(current(), name, "set_backend")
+
+
+def swap(session: Session, name: str, chosen_by: str) -> SwapReport:
+    """The transaction; `chosen_by` is shown as the setting that decided the engine."""
+    try:
+        return _transaction(session, registry.engine(name), chosen_by)
+    except SwapRefusedError as error:
+        # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
+        raise error.with_traceback(None) from None
+
+
+def _transaction(session: Session, engine: Engine, chosen_by: str) -> SwapReport:
+    with session.lock:
+        session.safe_point()
+        report = SwapReport(session.active, engine.name, chosen_by)
+        clock = _Clock(report.seconds)
+        target = session.host(engine.name)
+        report.started = not target.started
+        with clock("start"):
+            target.start()
+        report.facts = dict(target.facts)
+        variables = session.live_variables()
+        with clock("check"):
+            report.functions, report.to_lower = _check(session, target, variables)
+        with target.held(), clock("load"):
+            report.variables = len(variables)
+            report.bytes = sum(variable.slots.nbytes for variable in variables)
+            report.loaded, report.loaded_bytes = _load(target, variables)
+        changed = session.active != engine.name
+        session.chosen_by = chosen_by
+        session.active = engine.name
+        if changed or not session.announced:
+            session.announce(target)
+        with clock("reevaluate"):
+            if changed:
+                _reevaluate(session, target, report)
+        if changed:
+            session.swaps.append(report)
+        return report
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = time.perf_counter() - begin
+
+
+def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[int, int]:
+    """How many live functions there are, and how many have no compiled form on the target yet.
+
+    Raises SwapRefusedError with every op and dtype that the target lacks.
+    """
+    reasons: dict[str, None] = {}
+    for variable in variables:
+        if variable.dtype not in target.dtypes:
+            reasons[f"variable '{variable.name}' ({variable.source}) is {variable.dtype}"] = None
+    functions = list(session.functions)
+    to_lower = 0
+    for call in functions:
+        try:
+            programs = [call.program_for(session, target.ops, phase, None) for phase in call.phases()]
+        except (NeedsValuesError, KernelKError):
+            # Its shapes depend on values that only a call has, or it can't run on any engine: not the target's fault.
+            continue
+        for program in programs:
+            for reason in program.lacking(target.ops, target.dtypes):
+                reasons[reason] = None
+        if not any(key.startswith(program.key) for key in target.compiled for program in programs):
+            to_lower += 1
+    if reasons:
+        listed = list(reasons)
+        raise SwapRefusedError(
+            f"{target.engine.title} can't take this session over, '{session.active}' stays active: "
+            + "; ".join(listed),
+            listed,
+        )
+    return len(functions), to_lower
+
+
+def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
+    """Loads the variables that the target doesn't have, reads them back and compares bit for bit."""
+    slots = [variable.slots for variable in variables]
+    loads = target.loads(slots)
+    if loads:
+        reply = target.request({"do": "load", "variables": loads, "verify": True})
+        if reply["different"]:
+            different = set(reply["different"])
+            reasons = [
+                f"variable '{variable.name}' ({variable.dtype}, {variable.source}) doesn't come back bit for bit"
+                for variable in variables
+                if variable.slots.number in different
+            ]
+            raise SwapRefusedError(
+                f"{target.engine.title} can't hold every value exactly, nothing was changed: " + "; ".join(reasons),
+                reasons,
+            )
+        target.loaded(slots)
+    numbers = {number for number, _ in loads}
+    return len(loads), sum(entry.nbytes for entry in slots if entry.number in numbers)
+
+
+def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
+    """Evaluates again what the user has been shown, newest first, until the time box is used up."""
+    from .function import as_feed, as_phase
+    from .graph import LearningPhase
+
+    begin = time.perf_counter()
+    shown = list(session.shown.items())
+    for done, (tensor, (feeds, before, versions)) in enumerate(reversed(shown)):
+        if time.perf_counter() - begin > REEVALUATION_SECONDS:
+            report.not_reevaluated = len(shown) - done
+            break
+        placeholders = [x for x in feeds if not isinstance(x, LearningPhase)]
+        phase = next((as_phase(value) for x, value in feeds.items() if isinstance(x, LearningPhase)), 0)
+        try:
+            program = Program(placeholders, [tensor], (), phase, target.ops)
+            if program.draws or versions != {x.slots.number: x.slots.version for x in program.slots}:
+                # Fresh draws or newer variables: there is nothing to compare with.
+                continue
+            after = session.execute(target, program, [as_feed(x, feeds[x]) for x in placeholders])[0]
+        except (KernelKError, NeedsValuesError):
+            report.not_reevaluated += 1
+            continue
+        report.reevaluated.append(Reevaluated(tensor.name, after.shape, after.dtype.name, difference(before, after)))
+
+
+def difference(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
+    """The largest absolute difference; equal NaNs and infinities count as 0, a NaN on one side as infinity."""
+    if before.shape != after.shape:
+        return float("inf")
+    if not before.size:
+        return 0.0
+    a, b = before.astype(np.float64), after.astype(np.float64)
+    with np.errstate(all="ignore"):
+        gap = np.asarray(np.abs(a - b))  # of two scalars numpy makes one that can't be written to
+    gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+    gap[np.isnan(gap)] = np.inf
+    return float(gap.max())
