@@ -33,9 +33,7 @@ def placeholder(
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):
         raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
-    node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
-    node._uses_learning_phase = False  # type: ignore[attr-defined]  # Keras reads it
-    return node
+    return Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
 
 
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:

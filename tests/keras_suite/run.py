@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from keras_on_kernelk import BUILD, KERAS, PACKAGES, PROJECT, SUITE
