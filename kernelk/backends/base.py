@@ -87,7 +87,7 @@ COMPOSITES = {
     "conv_input": ("dims", "strides", "pads", "dilation"),
     # (x, gradient of a conv): that with respect to the kernel, whose spatial lengths are "size"
     "conv_kernel": ("size", "strides", "pads", "dilation"),
-    # the same of each channel by itself: the kernel's lengths, then channels, then how many come of each
+    # the same of each channel by itself, two spatial axes: the kernel's lengths, channels, how many come of each
     "depthwise_conv": ("strides", "pads", "dilation"),
     "depthwise_conv_input": ("dims", "strides", "pads", "dilation"),
     "depthwise_conv_kernel": ("size", "strides", "pads", "dilation"),
@@ -98,6 +98,7 @@ COMPOSITES = {
     "dilated_depthwise_conv": ("strides", "pads", "dilation"),
     "dilated_depthwise_conv_input": ("dims", "strides", "pads", "dilation"),
     "dilated_depthwise_conv_kernel": ("size", "strides", "pads", "dilation"),
+    # two spatial axes
     "max_pool": ("window", "strides", "pads"),  # padding is no element; NaN wins
     # (x, gradient of its max_pool): that with respect to x; all to the first of equals in a window
     "max_pool_grad": ("window", "strides", "pads"),

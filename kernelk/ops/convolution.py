@@ -209,6 +209,13 @@ def _check_channels(op: str, x: Tensor, kernel: Tensor, given: int | None, wante
         )
 
 
+def _with_channels(x: Tensor, channels: int | None) -> Tensor:
+    """`x`, channels last, with their number known: that which the kernel takes."""
+    if x.shape[-1] is not None:
+        return x
+    return apply("reshape", x, dims=[*own_dims(x)[:-1], channels])
+
+
 def _apply(part: str, windows: Windows, depthwise: bool, *inputs: Tensor, **attrs: Any) -> Tensor:
     """Records `conv`, `conv_input` or `conv_kernel` of the kind that these windows need."""
     name = ("dilated_" if max(windows.dilation) > 1 else "") + ("depthwise_" if depthwise else "") + part
@@ -233,7 +240,7 @@ def _conv_nd(
     check_rank(x, spatial, op)
     _check_kernel(op, kernel, spatial)
     _check_channels(op, x, kernel, x.shape[1 if first else -1], kernel.shape[-2])
-    moved = to_last(x, first)
+    moved = _with_channels(to_last(x, first), kernel.shape[-2])
     strides = per_axis(strides, spatial, "strides", op)
     dilation = per_axis(dilation, spatial, "dilation_rate", op)
     windows = windows_of(lengths_of(moved), _size(kernel), strides, dilation, padding, 2)
@@ -269,7 +276,7 @@ def _along_steps(
     _check_channels(op, x, kernel, x.shape[1 if first else -1], kernel.shape[-2])
     strides = per_axis(strides, 1, "strides", op)
     dilation = per_axis(dilation, 1, "dilation_rate", op)
-    moved = to_last(x, first)
+    moved = _with_channels(to_last(x, first), kernel.shape[-2])
     windows = windows_of(lengths_of(moved), _size(kernel), strides, dilation, padding, 2)
     _check_lengths(op, moved, windows)
     windows = Windows(
@@ -344,7 +351,7 @@ def _transposed(
         )
     if isinstance(batch, int) and batch not in (-1, x.shape[0]) and x.shape[0] is not None:
         raise ShapeError(f"{op}: output_shape {tuple(dims)} has another batch than x of shape {x.shape}")
-    moved = to_last(x, first)
+    moved = _with_channels(to_last(x, first), kernel.shape[-1])
     strides = per_axis(strides, spatial, "strides", op)
     dilation = per_axis(dilation, spatial, "dilation_rate", op)
     known = [n if isinstance(n, int) else _length(n, references, 2) for n in lengths]

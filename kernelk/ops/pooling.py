@@ -1,6 +1,7 @@
-"""Pooling: the K functions, and the composites that they and their gradients are written in, one axis after another.
+"""Pooling: the K functions, and the composites of images that they and their gradients are written in.
 
-Of equal elements the first one in a window (in the order of its axes) is the maximum, and gets the gradient.
+They go along one axis after another, since a maximum of maxima is one, and a mean of means. Of equal elements the first
+one in a window (in the order of its axes) is the maximum, and gets the gradient.
 """
 
 from __future__ import annotations
@@ -79,7 +80,24 @@ def _pool(
     windows = windows_of(lengths_of(moved), size, strides, [1] * spatial, padding, 1)
     for axis, n in enumerate(moved.shape[1:-1]):
         output_length(n, windows, axis, op)
-    return from_last(_apply(f"{pool_mode}_pool", windows, moved), first)
+    pooled = _images if spatial == 2 else _volumes
+    return from_last(pooled(f"{pool_mode}_pool", moved, size, strides, padding), first)
+
+
+def _images(op: str, x: Tensor, size: list[int], strides: list[int], padding: str) -> Tensor:
+    return _apply(op, windows_of(lengths_of(x), size, strides, [1, 1], padding, 1), x)
+
+
+def _volumes(op: str, x: Tensor, size: list[int], strides: list[int], padding: str) -> Tensor:
+    """Along the last two axes, then along the first: a maximum of maxima, a mean of means."""
+    slabs = apply("reshape", x, dims=[-1, *own_dims(x)[2:]])
+    y = _images(op, slabs, size[1:], strides[1:], padding)
+    y = apply("reshape", y, x, dims=[*own_dims(x, 1)[:2], *own_dims(y)[1:]])
+    turned = apply("transpose", y, permutation=[0, 2, 1, 3, 4])
+    slabs = apply("reshape", turned, dims=[-1, *own_dims(turned)[2:]])
+    z = _images(op, slabs, [size[0], 1], [strides[0], 1], padding)
+    z = apply("reshape", z, turned, dims=[*own_dims(turned, 1)[:2], *own_dims(z)[1:]])
+    return apply("transpose", z, permutation=[0, 2, 1, 3, 4])
 
 
 def _apply(op: str, windows: Windows, *inputs: Tensor) -> Tensor:
