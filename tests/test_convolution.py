@@ -510,10 +510,10 @@ def lies() -> Any:
     return build()
 
 
-@settings(max_examples=5, derandomize=True)
-@given(chosen=st.lists(lies(), min_size=2, max_size=3))
-def test_any_windows(backend: str, chosen: list[Lie]) -> None:
-    compare_with_decompositions(chosen, "float64", 6)
+@settings(max_examples=4, derandomize=True)
+@given(lie=lies())
+def test_any_windows(backend: str, lie: Lie) -> None:
+    compare_with_decompositions([lie], "float64", 6)
 
 
 def test_an_engine_without_them_gets_them_written_out(monkeypatch: pytest.MonkeyPatch) -> None:

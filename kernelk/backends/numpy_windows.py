@@ -192,7 +192,14 @@ def max_pool(x, window, strides, pads):
 def _hits(x, along, best):
     wide = framed(x, along.pads, -np.inf)
     for piece, real in zip(along.pieces(wide), along.inside(x.ndim)):
-        yield np.logical_and(np.equal(piece, best), real)
+        hit = np.equal(piece, best)
+        yield np.logical_and(hit, real, out=hit) if any(along.pads[along.place - 1]) else hit
+
+
+def _where(hit, g):
+    """`g` where `hit`, else 0: np.where takes four times as long, and hit * g makes NaN of an infinity."""
+    bits = np.dtype("i%d" % g.itemsize)
+    return (g.view(bits) & -hit.astype(bits)).view(g.dtype)
 
 
 def max_pool_grad(x, g, window, strides, pads):
@@ -201,9 +208,9 @@ def max_pool_grad(x, g, window, strides, pads):
         wide = framed(np.zeros(array.shape, result.dtype), along.pads)
         left = np.ones(best.shape, bool)
         for hit, place in zip(_hits(array, along, best), along.pieces(wide)):
-            first = np.logical_and(hit, left)
-            left[first] = False
-            place += np.where(first, result, np.zeros((), result.dtype))
+            np.logical_and(hit, left, out=hit)
+            np.logical_xor(left, hit, out=left)
+            place += _where(hit, result)
         result = unframed(wide, along.pads)
     return result.astype(x.dtype, copy=False)
 
