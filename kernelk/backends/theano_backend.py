@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from . import theano_windows
 from .base import Backend, CannotLower, registrar
 from .lowering import InstructionError, lower, python_slices, resolve_dims
 from .segments import compile_in_segments
@@ -620,6 +621,7 @@ class TheanoBackend(Backend):
 
             from . import theano_ops as native
 
+        theano_windows.enter(op, _length, native)
         with_c = bool(compiler)
         if compiler:
             shorten_waits()
