@@ -6,6 +6,7 @@ import os
 
 import pytest
 from parity import check, gaps, suite
+from parity.__main__ import PAGE, page
 
 from kernelk import backend as K
 
@@ -41,3 +42,8 @@ def test_gaps_are_few_and_explained() -> None:
     for gap in gaps.GAPS:
         assert all((gap.cause, gap.reason, gap.proof, gap.message)), gap
         assert any(gap.covers(one) for one in check.whole(suite.cases(), 0, 1)), f"no case falls into {gap}"
+
+
+def test_the_table_of_the_docs_is_the_suites() -> None:
+    # Its numbers too: they are counted from the cases, which `make parity` runs before it writes them down.
+    assert PAGE.read_text(encoding="utf-8") == page(), "next: make parity"

@@ -66,8 +66,17 @@ def _mod(x, y):
 ACTIVATIONS = [
     *_one("relu", lambda x: K.relu(x), lambda x: np.maximum(x, 0)),
     *_one("relu", lambda x: K.relu(x, alpha=0.3), _relu(0.3, None, 0), FLOATS, note="alpha=0.3, "),
-    *_one("relu", lambda x: K.relu(x, max_value=1.5), lambda x: np.minimum(np.maximum(x, 0), 1.5), note="max_value=1.5, "),
-    *_one("relu", lambda x: K.relu(x, 0.1, 2.0, 0.5), _relu(0.1, 2.0, 0.5), FLOATS, kinds=("real",), note="0.1, 2.0, 0.5, "),
+    *_one(
+        "relu", lambda x: K.relu(x, max_value=1.5), lambda x: np.minimum(np.maximum(x, 0), 1.5), note="max_value=1.5, "
+    ),
+    *_one(
+        "relu",
+        lambda x: K.relu(x, 0.1, 2.0, 0.5),
+        _relu(0.1, 2.0, 0.5),
+        FLOATS,
+        kinds=("real",),
+        note="0.1, 2.0, 0.5, ",
+    ),
     *_one("elu", lambda x: K.elu(x), _elu(1)),
     *_one("elu", lambda x: K.elu(x, 0.6), _elu(0.6), FLOATS, kinds=("extreme",), note="0.6, "),
     *_one("sigmoid", lambda x: K.sigmoid(x), _sigmoid, kinds=("real", "edges", "extreme")),
@@ -103,7 +112,9 @@ UNARY = [
     *_one("clip", lambda x: K.clip(x, -0.5, 1.25), lambda x: np.clip(x, -0.5, 1.25), FLOATS, note="-0.5, 1.25, "),
     *_one("clip", lambda x: K.clip(x, None, 2), lambda x: np.minimum(x, 2), NUMBERS, numeric, note="None, 2, "),
     *_one("clip", lambda x: K.clip(x, 2, None), lambda x: np.maximum(x, 2), NUMBERS, numeric, note="2, None, "),
-    *_one("clip", lambda x: K.clip(x, 3, 1), lambda x: np.full_like(x, 3) + x * 0, FLOATS, kinds=("real",), note="3, 1, "),
+    *_one(
+        "clip", lambda x: K.clip(x, 3, 1), lambda x: np.full_like(x, 3) + x * 0, FLOATS, kinds=("real",), note="3, 1, "
+    ),
     *_one("identity", lambda x: K.identity(x), lambda x: x, ALL, lambda dtype: dtype),
     *_one("stop_gradient", lambda x: K.stop_gradient(x), lambda x: x, ALL, lambda dtype: dtype),
     *_one("to_dense", lambda x: K.to_dense(x), lambda x: x, ALL, lambda dtype: dtype),

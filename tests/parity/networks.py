@@ -6,11 +6,24 @@ import numpy as np
 
 from kernelk import backend as K
 
-from .case import ALL, FLOATS, INTEGERS, NUMBERS, ONE, Case, always, floating, index, label, real
+from .case import FLOATS, INTEGERS, NUMBERS, Case, always, floating, index, label, real
 
 
 def _products():
-    for left, right in (("ab", "bc"), ("Ab", "bC"), ("aB", "Bc"), ("abc", "cd"), ("ab", "cbd"), ("abc", "dce"), ("a", "a"), ("ab", "b"), ("a", "ab")):  # fmt: skip
+    for left, right in (
+        ("ab", "bc"),
+        ("Ab", "bC"),
+        ("aB", "Bc"),
+        ("abc", "cd"),
+        ("ab", "cbd"),
+        ("abc", "dce"),
+        ("a", "a"),
+        ("ab", "b"),
+        ("a", "ab"),
+        ("ABc", "cD"),
+        ("aB", "CBd"),
+        ("AbC", "Cd"),
+    ):
         yield Case(
             "dot",
             f"{left} with {right}",
@@ -20,7 +33,9 @@ def _products():
             NUMBERS,
             scale=8,
         )
-    yield Case("dot", "integer edges", lambda x, y: K.dot(x, y), np.dot, [real("ab", "edges"), real("bc", "edges")], INTEGERS)  # fmt: skip
+    yield Case(
+        "dot", "integer edges", lambda x, y: K.dot(x, y), np.dot, [real("ab", "edges"), real("bc", "edges")], INTEGERS
+    )
     yield Case("dot", "nonfinite", lambda x, y: K.dot(x, y), _dot, [real("ab", "nonfinite"), real("bc")], scale=8)
     for left, right, axes, subscripts in (
         ("nab", "nbc", None, "nab,nbc->nac"),
@@ -33,6 +48,7 @@ def _products():
         ("nab", "ncda", (1, -1), "nab,ncda->nbcd"),
         ("nabc", "ncd", (3, 1), "nabc,ncd->nabd"),
         ("nabc", "ndbe", (2, 2), "nabc,ndbe->nacde"),
+        ("NabC", "NdCE", (3, 2), "nabc,ndce->nabde"),
         ("nA", "nA", 1, "na,na->n"),
         ("na", "na", None, "na,na->n"),
     ):
@@ -222,7 +238,12 @@ def _normalization():
         [real("ab"), real("1b"), real("1b", "positive"), real("1b"), real("1b")],
         scale=8,
     )
-    for axes, reduced, left in (("ab", [0], "b"), ("abcd", [0, 1, 2], "d"), ("abcd", [0, 2, 3], "b"), ("abc", (0, -2), "c")):  # fmt: skip
+    for axes, reduced, left in (
+        ("ab", [0], "b"),
+        ("abcd", [0, 1, 2], "d"),
+        ("abcd", [0, 2, 3], "b"),
+        ("abc", (0, -2), "c"),
+    ):
 
         def trained(x, g, b, reduced=tuple(reduced)):
             mean, variance = x.mean(reduced, keepdims=True), x.var(reduced, keepdims=True)

@@ -47,7 +47,9 @@ def _random():
                 dtypes=ONE,
                 gives=always(dtype),
             )
-        yield Case(function, f"{note}, a scalar", lambda made=made: made(()), _within(lambda: (), low, high), dtypes=ONE)
+        yield Case(
+            function, f"{note}, a scalar", lambda made=made: made(()), _within(lambda: (), low, high), dtypes=ONE
+        )
         yield Case(
             function, f"{note}, nothing", lambda made=made: made((0, 2)), _within(lambda: (0, 2), low, high), dtypes=ONE
         )
@@ -66,7 +68,9 @@ def _random():
             yield Case(
                 function,
                 dtype,
-                lambda function=function, dtype=dtype: getattr(K, function)(many, 0 if "uniform" in function else 1, 2, dtype),
+                lambda function=function, dtype=dtype: getattr(K, function)(
+                    many, 0 if "uniform" in function else 1, 2, dtype
+                ),
                 _within(lambda: many, low, high, mean, 0.3),
                 dtypes=ONE,
                 gives=always(dtype),

@@ -91,6 +91,11 @@ def cases() -> list[Case]:
     return [case for family in FAMILIES.values() for case in family if hasattr(K, case.function)]
 
 
+def tested() -> list[str]:
+    """The names that have cases."""
+    return sorted({case.function for case in cases()})
+
+
 def keras_names() -> list[str]:
     """The names of the Keras 2.3.1 backend."""
     with open(Path(__file__).parent.parent / "data" / "k_api.tsv", encoding="utf-8") as file:
