@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import conftest
 
 import kernelk
-from kernelk import backend as K
 from kernelk import registry
 from kernelk.session import current
 from parity import case, check, gaps, suite
@@ -39,7 +38,7 @@ def page() -> str:
     ]
     for name in suite.tested():
         mine = [one for one in suite.cases() if one.function == name]
-        dtypes = {dtype for one in mine for dtype in (*one.dtypes, *map(one.gives, one.dtypes))}
+        dtypes = {dtype for one in check.whole(mine, 0, 1) for dtype in (one.dtype, *one.promised())}
         cells = [_cell(engine, name) for engine in conftest.ENGINES]
         shown = "`K." + name + "`" if name != "Tensor" else "operators and `[...]` of `K.Tensor`"
         lines.append(f"| {shown} | {_kinds(dtypes)} | {' | '.join(cells)} |")
@@ -73,8 +72,8 @@ def run(engines: list[str], seed: int, rounds: int) -> int:
     for engine in engines:
         conftest.reset()
         kernelk.set_backend(engine)
-        for family, cases in suite.FAMILIES.items():
-            trials = list(check.whole([one for one in cases if hasattr(K, one.function)], seed, rounds))
+        for family in suite.FAMILIES:
+            trials = list(check.whole(suite.cases(family), seed, rounds))
             begin = time.perf_counter()
             found = check.failures(engine, trials)
             failed += len(found)

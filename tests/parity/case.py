@@ -22,9 +22,10 @@ Array = np.ndarray[Any, Any]
 class Operand:
     """One placeholder and what is fed to it.
 
-    `axes`: a character for each axis. A letter is a length that all axes of that letter in a case share: 1 to 4 for a
-    small letter, 0 to 4 for a capital one; a digit is that very length. `values`: the name of a kind in `KINDS`.
-    `dtype`: None stands for the case's. `below`: for indices, the first that is out of range.
+    `axes`: a character for each axis. A digit is that very length; a letter stands for a length that all axes of that
+    letter in a case share: 1 to 4 for a small letter, 0 to 4 for a capital one, 3 to 7 for p, q and r (images).
+    `values`: the name of a kind in `KINDS`, or "index", "label" or "steps". `dtype`: None stands for the case's.
+    `below`: for indices, labels and numbers of steps (3 at least), the first that is out of range.
     """
 
     axes: str
@@ -38,7 +39,7 @@ class Case:
     """`graph` of K tensors must give what `expected` gives of arrays, in the dtype `gives(dtype)`.
 
     `expected` gets floats as float64 and everything else as it is fed; where it returns a function, that is asked
-    whether the value is right (random numbers). Both may return a tuple. `known`: letters whose lengths the
+    whether the value is right (random numbers). All three may return a tuple. `known`: letters whose lengths the
     placeholder must have (the others are None now and then). `scale`: how many times the dtype's tolerance is allowed.
     `phase`: the learning phase that is fed.
     """
@@ -49,7 +50,7 @@ class Case:
     expected: Callable[..., Any]
     operands: Sequence[Operand] = ()
     dtypes: Sequence[str] = FLOATS
-    gives: Callable[[str], str] = field(default=lambda dtype: dtype)
+    gives: Callable[[str], str | tuple[str, ...]] = field(default=lambda dtype: dtype)
     known: str = ""
     scale: float = 1.0
     phase: int | None = None
@@ -68,8 +69,8 @@ def floating(dtype: str) -> str:
     return dtype if dtype in FLOATS else "float32"
 
 
-def always(name: str) -> Callable[[str], str]:
-    """A result's dtype that is the same for all operands."""
+def always(name: str | tuple[str, ...]) -> Callable[[str], str | tuple[str, ...]]:
+    """A result's dtype, or those of several results, whatever the operands' are."""
     return lambda dtype: name
 
 
@@ -144,6 +145,8 @@ def values_of(operand: Operand, dtype: str, shape: tuple[int, ...], random: np.r
         made = random.integers(-2 if dtype.startswith("i") else 0, operand.below + 2, shape)
     elif operand.values == "label":
         made = random.integers(0, operand.below, shape)
+    elif operand.values == "steps":
+        made = random.integers(3, operand.below, shape)
     elif dtype == "bool":
         made = random.random(shape) < 0.5
     elif dtype in FLOATS:
@@ -167,6 +170,11 @@ class Trial:
         fed = ", ".join(f"{feed.dtype}{list(feed.shape)} as {shape}" for feed, shape in zip(self.feeds, self.shapes))
         return f"{self.case} in {self.dtype}, fed {fed or 'nothing'}"
 
+    def promised(self) -> tuple[str, ...]:
+        """The dtype of each tensor."""
+        dtypes = self.case.gives(self.dtype)
+        return (dtypes,) * len(self.wanted()) if isinstance(dtypes, str) else dtypes
+
     def wanted(self) -> tuple[Any, ...]:
         """What numpy gives."""
         wide = [feed.astype("float64") if feed.dtype.kind == "f" else feed for feed in self.feeds]
@@ -179,7 +187,10 @@ class Trial:
 def trial(case: Case, dtype: str, random: np.random.Generator, open_axes: str = "some") -> Trial:
     """One trial of a case. `open_axes`: "none", "all" or "some" of its axes have unknown lengths (None)."""
     letters = sorted({axis for operand in case.operands for axis in operand.axes if axis.isalpha()})
-    lengths = {letter: int(random.integers(0 if letter.isupper() else 1, 5)) for letter in letters}
+    lengths = {
+        letter: int(random.integers(3, 8) if letter in "pqr" else random.integers(0 if letter.isupper() else 1, 5))
+        for letter in letters
+    }
     shapes, feeds = [], []
     for operand in case.operands:
         shape = tuple(lengths[axis] if axis.isalpha() else int(axis) for axis in operand.axes)

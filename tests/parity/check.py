@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from support import ATOL, RTOL, fits
 
+import kernelk
 from kernelk import backend as K
-from kernelk.errors import KernelKError
+from kernelk.errors import SwapRefusedError
 from kernelk.graph import Tensor, Update
 
 from .case import Case, Trial, trial
@@ -55,13 +56,24 @@ def failures(engine: str, trials: Iterable[Trial]) -> list[str]:
 
 def refusal(one: Trial, message: str) -> list[str]:
     """Nothing if the engine refuses the trial in these words."""
-    try:
-        wrong = list(together([one], one.case.phase))
-    except KernelKError as error:
-        wrong = [(one, str(error))]
+    wrong = list(together([one], one.case.phase))
     if not wrong:
         return ["is listed in tests/known_gaps and works: take it out"]
     return [] if message in wrong[0][1] else [f"is refused in other words than tests/known_gaps has: {wrong[0][1]}"]
+
+
+def swap_refused(one: Trial, engine: str) -> bool:
+    """Whether a swap to the engine is refused while a function with the trial's graph is alive."""
+    inputs = [K.placeholder(shape, dtype=feed.dtype) for shape, feed in zip(one.shapes, one.feeds)]
+    made = one.case.graph(*inputs)
+    alive = K.function(inputs, list(made) if isinstance(made, tuple) else [made])
+    try:
+        kernelk.set_backend(engine)
+    except SwapRefusedError:
+        return True
+    finally:
+        del alive
+    return False
 
 
 def together(batch: list[Trial], phase: int | None) -> Iterator[tuple[Trial, str]]:
@@ -106,12 +118,11 @@ def _run(batch: list[Trial], phase: int | None) -> Iterator[tuple[Trial, str]]:
 
 def differences(one: Trial, made: Sequence[Tensor], got: Sequence[Any]) -> Iterator[str]:
     """What is wrong with the values of one trial."""
-    promised = one.case.gives(one.dtype)
     wanted = one.wanted()
     if len(wanted) != len(made):
         yield f"gives {len(made)} tensors, not {len(wanted)}"
         return
-    for tensor, value, expected in zip(made, got, wanted):
+    for tensor, value, expected, promised in zip(made, got, wanted, one.promised()):
         if tensor.dtype != promised:
             yield f"promises {tensor.dtype}, not {promised}"
         elif not fits(tensor, value):

@@ -117,6 +117,9 @@ UNARY = [
     ),
     *_one("identity", lambda x: K.identity(x), lambda x: x, ALL, lambda dtype: dtype),
     *_one("stop_gradient", lambda x: K.stop_gradient(x), lambda x: x, ALL, lambda dtype: dtype),
+    *_one(
+        "print_tensor", lambda x: K.print_tensor(x, "seen: "), lambda x: x, ALL, lambda dtype: dtype, kinds=("real",)
+    ),
     *_one("to_dense", lambda x: K.to_dense(x), lambda x: x, ALL, lambda dtype: dtype),
     *_one("pattern_broadcast", lambda x: K.pattern_broadcast(x, (True, False)), lambda x: x, ALL, lambda d: d),
     *_one("cast_to_floatx", lambda x: K.cast_to_floatx(x), lambda x: x, ALL, always("float32")),

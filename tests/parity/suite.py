@@ -7,12 +7,12 @@ from pathlib import Path
 
 from kernelk import backend as K
 
-from . import arranging, elementwise, networks, reductions, state
+from . import arranging, elementwise, loops, networks, reductions, state, windows
 from .case import Case
 
 FAMILIES: dict[str, list[Case]] = {
     family.__name__.rpartition(".")[2]: family.CASES  # type: ignore[attr-defined]
-    for family in (elementwise, reductions, arranging, networks, state)
+    for family in (elementwise, reductions, arranging, networks, windows, loops, state)
 }
 
 # Names that K is to have and hasn't yet: their cases wait until it has.
@@ -86,9 +86,10 @@ WITHOUT = {
 }
 
 
-def cases() -> list[Case]:
-    """Every case whose function is there."""
-    return [case for family in FAMILIES.values() for case in family if hasattr(K, case.function)]
+def cases(family: str | None = None) -> list[Case]:
+    """Every case (of one family) whose function is there."""
+    chosen = FAMILIES.values() if family is None else [FAMILIES[family]]
+    return [case for table in chosen for case in table if case.function not in PENDING]
 
 
 def tested() -> list[str]:
