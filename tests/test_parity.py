@@ -7,8 +7,10 @@ import os
 
 import numpy as np
 import pytest
-from parity import check, gaps, suite
+from hypothesis import given, settings
+from parity import check, gaps, search, suite
 from parity.__main__ import PAGE, page
+from parity.case import Trial
 from support import lacking_engine
 
 import kernelk
@@ -22,6 +24,12 @@ SEED = int(os.environ.get("KERNELK_PARITY_SEED", "1"))
 def test_sample(backend: str, family: str) -> None:
     found = check.failures(backend, check.sampled(suite.cases(family), SEED))
     assert not found, "\n".join(found)
+
+
+@settings(max_examples=50)
+@given(one=search.trials())
+def test_what_hypothesis_makes_of_it(backend: str, one: Trial) -> None:
+    assert check.failures(backend, [one]) == []
 
 
 def test_every_name_is_accounted_for() -> None:

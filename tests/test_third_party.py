@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -110,3 +111,12 @@ def test_a_wrong_entry_point_is_one_line_and_stops_nothing_else(installed: Path,
 def test_nobody_takes_the_name_of_an_engine_of_the_box(installed: Path) -> None:
     install(installed, "kernelk-other", "1.0", {"numpy": "json:dumps"})
     assert registry.engine("numpy").module == "numpy_backend"
+
+
+def test_the_pages_code_is_the_examples() -> None:
+    text = (PROJECT / "docs" / "write_a_backend.md").read_text(encoding="utf-8")
+    sources = [file.read_text(encoding="utf-8") for file in EXAMPLE.rglob("*") if file.suffix in (".py", ".toml")]
+    blocks = re.findall(r"^```(?:py|toml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        assert any(block in source for source in sources), block

@@ -180,7 +180,8 @@ class Backend(object):
         loaded = [self.load(array) for array in constants]
 
         def run(feeds, state, draws):
-            given = [self.load(array) for array in list(feeds) + list(draws)]
+            # Copies: an update may keep what was fed, and a feed's memory is used again.
+            given = [self.load(array.copy()) for array in list(feeds) + list(draws)]
             values = given[: len(feeds)] + list(state) + given[len(feeds) :] + loaded
             values = lower(program, values, self.ops)
             return [values[number] for number in program.outputs], [values[number] for _, number in program.updates]

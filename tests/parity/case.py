@@ -184,13 +184,15 @@ class Trial:
         return result if isinstance(result, tuple) else (result,)
 
 
+def limits(letter: str) -> tuple[int, int]:
+    """The least and the largest length that a letter stands for."""
+    return (3, 7) if letter in "pqr" else (0 if letter.isupper() else 1, 4)
+
+
 def trial(case: Case, dtype: str, random: np.random.Generator, open_axes: str = "some") -> Trial:
     """One trial of a case. `open_axes`: "none", "all" or "some" of its axes have unknown lengths (None)."""
     letters = sorted({axis for operand in case.operands for axis in operand.axes if axis.isalpha()})
-    lengths = {
-        letter: int(random.integers(3, 8) if letter in "pqr" else random.integers(0 if letter.isupper() else 1, 5))
-        for letter in letters
-    }
+    lengths = {letter: int(random.integers(low, high + 1)) for letter in letters for low, high in [limits(letter)]}
     shapes, feeds = [], []
     for operand in case.operands:
         shape = tuple(lengths[axis] if axis.isalpha() else int(axis) for axis in operand.axes)
