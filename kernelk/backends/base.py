@@ -199,8 +199,21 @@ class Backend(object):
         values (state, one for each slot) in; native outputs, and the native new value of each of
         `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
         Raises CannotLower.
+
+        As it stands here, each run calls the op functions one by one.
         """
-        raise NotImplementedError
+        from .lowering import lower
+
+        loaded = [self.load(array) for array in constants]
+
+        def run(feeds, state, draws):
+            # Copies: an update may keep what was fed, and a feed's memory is used again.
+            given = [self.load(array.copy()) for array in list(feeds) + list(draws)]
+            values = given[: len(feeds)] + list(state) + given[len(feeds) :] + loaded
+            values = lower(program, values, self.ops)
+            return [values[number] for number in program.outputs], [values[number] for _, number in program.updates]
+
+        return run
 
     def synchronize(self):
         """Returns when all work handed to the device is done."""

@@ -425,7 +425,9 @@ def _argmax(b, instruction, x, axis):
     # numpy takes the first NaN; where there is one, the NaNs themselves are searched.
     lost = b.engine.not_equal(whole, whole)
     any_lost = b.engine.reduce_max(lost, axis=axis)
-    key = b.engine.element_select(any_lost, lost, whole)
+    # CNTK's argmax is -1 where nothing exceeds the least float: the largest element itself is found by equality.
+    largest = b.engine.equal(whole, b.engine.reduce_max(whole, axis=axis))
+    key = b.engine.element_select(any_lost, lost, largest)
     node = b.engine.reshape(b.engine.argmax(key, axis=axis), instruction.shape)
     return Val(node, x.dtype, instruction.shape, instruction.shape)
 

@@ -443,7 +443,10 @@ def _mean(instruction, x, axes, keepdims):
 
 @op("softmax")
 def _softmax(instruction, x, axis):
-    return tf.cast(tf.nn.softmax(_widened(x)[0], axis=axis), x.dtype)
+    y = tf.nn.softmax(_widened(x)[0], axis=axis)
+    # TensorFlow's kernel leaves 0 beside a NaN or an infinity, where every share of the sum is NaN.
+    total = tf.raw_ops.Sum(input=y, axis=axes_of([axis]), keep_dims=True)
+    return tf.cast(y + total * _like(0, total), x.dtype)
 
 
 @op("sigmoid")

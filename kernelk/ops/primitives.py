@@ -78,6 +78,26 @@ def shaped_as(x: Tensor, like: Tensor) -> Tensor:
     return apply("reshape", x, like, dims=own_dims(like, 1))
 
 
+def merged(x: Tensor, first: int, last: int) -> Tensor:
+    """`x` with its axes `first` to `last` as one (a new one of length 1 where `last` is before `first`)."""
+    if first == last:
+        return x
+    inside = range(first, last + 1)
+    length: Any = count(x.shape[first : last + 1])
+    dims = [n for i, n in enumerate(own_dims(x)) if i not in inside]
+    references: tuple[Tensor, ...] = ()
+    if length is None:
+        length = -1
+        if builtins.any(not isinstance(n, int) or n == 0 for n in dims):
+            # Beside an axis that may be empty, -1 couldn't be worked out: it is where all others are brought to 1.
+            ones = [[None, None, None] if i in inside else [0, 1, None] for i in range(x.ndim)]
+            pads = [[0, 0] if i in inside else [1, 0] for i in range(x.ndim)]
+            filled = apply("pad", apply("slice", x, slices=ones), pads=pads)
+            references = (apply("reshape", apply("slice", filled, slices=ones), dims=[-1]),)
+            length = [1, 0]
+    return apply("reshape", x, *references, dims=[*dims[:first], length, *dims[first:]])
+
+
 def spread(x: Tensor, like: Tensor) -> Tensor:
     """`x` broadcast to the shape of `like`."""
     if None not in like.shape:

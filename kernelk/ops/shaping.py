@@ -13,7 +13,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph import Constant, Shape, Tensor, constant_node
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .primitives import axis_of, count, spread
+from .primitives import axis_of, count, merged, spread
 from .rules import apply
 
 
@@ -147,10 +147,7 @@ def batch_flatten(x: Any) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("batch_flatten: a scalar has no first axis")
-    rest = count(x.shape[1:])
-    if rest is not None:
-        return apply("reshape", x, dims=[[0, 0] if x.shape[0] is None else x.shape[0], rest])
-    return apply("reshape", x, dims=[[0, 0] if x.shape[0] is None else x.shape[0], -1])
+    return merged(x, 1, x.ndim - 1)
 
 
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
