@@ -38,6 +38,7 @@ from .ops.creation import (
     is_tensor,
     is_variable,
     placeholder,
+    print_tensor,
 )
 from .ops.elementwise import (
     abs,
@@ -256,6 +257,7 @@ __all__ = [
     "permute_dimensions",
     "placeholder",
     "pow",
+    "print_tensor",
     "prod",
     "random_binomial",
     "random_normal",

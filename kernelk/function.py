@@ -144,17 +144,22 @@ class Function:
         session = current()
         with session.lock:
             host = session.ready_host()
-            values = session.execute(host, self.program_for(session, host.ops, phase, feeds), feeds)
+            program = self.program_for(session, host.ops, phase, feeds)
+            values = session.execute(host, program, feeds)
+        if program.prints or program.printed:
+            show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
+            del values[len(self.outputs) :]
         return values[0] if self.single else values
 
     def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:
         """The program for a backend that defines `ops`."""
         key: Any = (phase, ops)
-        found = self._programs.get(key)
-        if found is not None:
-            return found
+        known = self._programs.get(key)
+        if known is not None:
+            return known
         values: dict[int, Array] = {}
         shaping: list[Tensor] = []
+        printed: list[tuple[Tensor, Array]] = []
         while True:
             try:
                 program = Program(self.placeholders, self.outputs, self.updates, phase, ops, values)
@@ -163,11 +168,12 @@ class Function:
                 # Lengths that depend on values: a small integer graph, evaluated by numpy in the kernel. Not kept,
                 # since the values may be others at the next call.
                 shaping += needed.tensors
-                for tensor, value in zip(
-                    needed.tensors, on_numpy(session, self.placeholders, needed.tensors, phase, feeds)
-                ):
-                    values[id(tensor)] = value
-        if not shaping:
+                found, prints = on_numpy(session, self.placeholders, needed.tensors, phase, feeds)
+                values.update((id(tensor), value) for tensor, value in zip(needed.tensors, found))
+                printed += prints
+        if shaping:
+            program.printed = printed
+        else:
             self._programs[key] = program
         return program
 
@@ -187,14 +193,23 @@ class Function:
 
 def on_numpy(
     session: Session, inputs: Sequence[Placeholder], tensors: Sequence[Tensor], phase: int, feeds: list[Array] | None
-) -> list[Array]:
-    """The values of integer tensors that decide shapes, by the numpy backend in the kernel."""
+) -> tuple[list[Array], list[tuple[Tensor, Array]]]:
+    """The values of integer tensors that decide shapes, by numpy in the kernel, and those of prints on the way."""
     host = session.host("numpy")
     host.start()
     program = Program(inputs, tensors, (), phase, host.ops)
     if feeds is None:
         raise FeedError("these tensors' shapes depend on values that are fed")
-    return session.execute(host, program, feeds)
+    values = session.execute(host, program, feeds)
+    return values[: len(tensors)], list(zip(program.prints, values[len(tensors) :]))
+
+
+def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
+    """Shows what `K.print_tensor` asked for, once for each, in the order in which the lines were written."""
+    for node, value in sorted(dict(prints).items(), key=lambda entry: entry[0].uid):
+        message = node.attrs["message"]
+        prefix = message if not message or message[-1].isspace() else f"{message} "
+        print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
 
 
 def as_phase(value: Any) -> int:
