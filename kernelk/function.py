@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
 from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
-from .ops.dtypes import FLOATS, as_tensor
+from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
 from .ops.updates import update
@@ -61,13 +61,20 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
 
     Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
-    placeholder that holds them.
+    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays.
     """
     shape = placeholder.shape
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
         return value
     if isinstance(value, Tensor):
         raise FeedError(f"placeholder '{placeholder.name}' was fed a tensor; feed K.get_value(tensor) or an array")
+    if is_sparse_matrix(value):
+        if not placeholder.sparse:
+            raise FeedError(
+                f"placeholder '{placeholder.name}' ({placeholder.source}) was fed a sparse matrix: make it with "
+                f"K.placeholder(..., sparse=True), or feed matrix.toarray()"
+            )
+        value = densified(value, f"placeholder '{placeholder.name}'")
     try:
         array = np.asarray(value)
     except ValueError as error:

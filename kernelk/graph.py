@@ -59,6 +59,8 @@ class Tensor:
         "source",
         "uid",
     )
+    # Whether it was given as a sparse matrix, as Keras asks; every value is computed densely.
+    sparse = False
     # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
     __array_ufunc__ = None
 
