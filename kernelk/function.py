@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ Array = np.ndarray[Any, Any]
 
 # An evaluated tensor's value and a placeholder's last feed are kept for the check after a swap up to this size.
 SHOWN_BYTES = 1 << 20
+
+# The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
+FED_BYTES = 1 << 18
 
 
 def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
@@ -142,17 +146,24 @@ class Function:
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
             raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
         phase = PHASE.fixed or 0
-        feeds = []
+        feeds, sources = [], []
         for placeholder, value in zip(self.inputs, given):
             if isinstance(placeholder, LearningPhase):
-                phase = as_phase(value)
+                phase = placeholder.fed = as_phase(value)
             else:
                 feeds.append(as_feed(placeholder, value))
+                sources.append(value)
         session = current()
         with session.lock:
             host = session.ready_host()
             program = self.program_for(session, host.ops, phase, feeds)
             values = session.execute(host, program, feeds)
+        for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+            # A copy of small data; of a large array no more than where it is.
+            if feed.nbytes <= FED_BYTES:
+                placeholder.fed = feed.copy()
+            else:
+                placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
@@ -217,6 +228,11 @@ def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
         message = node.attrs["message"]
         prefix = message if not message or message[-1].isspace() else f"{message} "
         print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
+
+
+def last_feed(placeholder: Placeholder) -> Any:
+    """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
+    return placeholder.fed() if isinstance(placeholder.fed, weakref.ref) else placeholder.fed
 
 
 def as_phase(value: Any) -> int:

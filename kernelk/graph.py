@@ -166,7 +166,9 @@ class Tensor:
 
 
 class Placeholder(Tensor):
-    """A value fed at each call."""
+    """A value fed at each call; `fed` is what `function` keeps of the last one."""
+
+    fed: Any = None
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
