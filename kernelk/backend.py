@@ -50,6 +50,7 @@ from .ops.creation import (
     is_tensor,
     is_variable,
     placeholder,
+    print_tensor,
 )
 from .ops.elementwise import (
     abs,
@@ -279,6 +280,7 @@ __all__ = [
     "pool2d",
     "pool3d",
     "pow",
+    "print_tensor",
     "prod",
     "random_binomial",
     "random_normal",

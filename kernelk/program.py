@@ -30,7 +30,7 @@ from .ops.dtypes import INTEGERS
 from .ops.primitives import known_dims
 from .ops.rules import RULES, apply, expand
 
-_ALIASES = {"identity", "stop_gradient"}
+_ALIASES = {"identity", "stop_gradient", "print"}
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
 
@@ -84,7 +84,9 @@ def update_value(node: Update) -> Tensor:
 class Program:
     """The linear form of some outputs and updates in one learning phase, for a backend that defines `ops`.
 
-    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order.
+    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The `prints` that it
+    passes, in the order in which they were written, are further outputs after those asked for; `printed` has values of
+    others, which were known before (they decide shapes).
     Raises FeedError for a placeholder that isn't among `inputs`, NeedsValuesError before values are known that shapes
     depend on, StaleTensorError after `K.clear_session()`.
     """
@@ -104,7 +106,9 @@ class Program:
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
         self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
+        self.printed: list[tuple[Tensor, np.ndarray[Any, Any]]] = []
         self.inputs = list(inputs)
+        self._prints: dict[int, Tensor] = {}
         self.slots: list[Variable] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
@@ -115,6 +119,8 @@ class Program:
         order = walk([*roots, *new_values], self._inputs_of)
         numbers = self._number_leaves(order, [variable for variable, _ in updates])
         self._number_instructions(order, numbers)
+        self.prints = sorted(self._prints.values(), key=lambda node: node.uid)
+        roots += [self._resolve(node) for node in self.prints]
         self.outputs = [numbers[id(root)] for root in roots]
         self.output_dtypes = [root.dtype for root in roots]
         index = {id(variable): i for i, variable in enumerate(self.slots)}
@@ -128,6 +134,8 @@ class Program:
         while True:
             op = node.op
             if op in _ALIASES:
+                if op == "print":
+                    self._prints[id(node)] = node
                 node = node.inputs[0]
             elif op == "phase_select":
                 node = node.inputs[0 if self._phase else 1]

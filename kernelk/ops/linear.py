@@ -15,6 +15,7 @@ def dot(x: Any, y: Any) -> Tensor:
     """Matrix product: the last axis of `x` with the last but one of `y` (its only one if `y` is a vector).
 
     Shapes (..., k) and (k, n) give (..., n); (..., k) and (a, ..., k, n) give (..., a, ..., n), as Keras does.
+    A sparse operand (see `is_sparse`) is multiplied densely; the product is dense.
     Raises ShapeError where the two axes differ or an operand is a scalar.
     """
     x, y = operands(x, y)

@@ -170,7 +170,10 @@ def squeeze(x: Any, axis: int) -> Tensor:
 
 
 def concatenate(tensors: Any, axis: int = -1) -> Tensor:
-    """Tensors joined along `axis`, brought to their common dtype. Raises ShapeError where other axes differ."""
+    """Tensors joined along `axis`, brought to their common dtype; sparse if all of them are (see `is_sparse`).
+
+    Raises ShapeError where other axes differ.
+    """
     parts = [as_tensor(part) for part in tensors]
     if not parts:
         raise ArgumentError("concatenate: needs at least one tensor")
@@ -180,7 +183,9 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
     if parts[0].ndim == 0:
         raise ShapeError("concatenate: scalars have no axis; use K.stack")
     place = axis_of(axis, parts[0].ndim, "concatenate")
-    return apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
+    joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
+    joined.sparse = all(part.sparse for part in parts)
+    return joined
 
 
 def one_hot(indices: Any, num_classes: int) -> Tensor:
