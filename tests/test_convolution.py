@@ -502,6 +502,8 @@ def lies() -> Any:
         dilation = draw(st.sampled_from([1, 1, 2]))
         fitting = []
         for n, k, s, left, right in axes:
+            # Written out, a volume's window has a great many places.
+            k = min(k, 4 if len(axes) == 2 else 2)
             # Padding never fills a whole window.
             left, right = min(left, k - 1), min(right, k - 1)
             fitting.append((max(n, dilation * (k - 1) + 1), k, s, (left, right), dilation))

@@ -516,7 +516,7 @@ def _slice(b, instruction, x, slices):
 
 
 @op("unslice")
-def _unslice(b, instruction, piece, slices):
+def unslice(b, instruction, piece, slices):
     engine, node, dims = b.engine, b.whole(piece), list(piece.shape)
 
     def zeros(shape):
@@ -568,7 +568,7 @@ def _pad(b, instruction, x, pads):
     if groups in ([], [(0, 0)]):
         return Val(node, x.dtype, x.shape, instruction.shape)
     if len(groups) > MOST_PADDED:
-        return _unslice(b, instruction, x, [[n, n + length, 1] for (n, _), length in zip(pads, x.shape)])
+        return unslice(b, instruction, x, [[n, n + length, 1] for (n, _), length in zip(pads, x.shape)])
     node = b.engine.pad(_reshaped(b, node, dims), groups, mode=b.engine.CONSTANT_PAD, constant_value=0)
     return Val(_reshaped(b, node, instruction.shape), x.dtype, instruction.shape, instruction.shape)
 
