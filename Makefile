@@ -15,7 +15,7 @@ STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test lint gate smoke lab bench soak keras-suite clean
+.PHONY: help setup packages demo test lint gate smoke lab bench parity soak keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,9 @@ lab: setup  ## JupyterLab, opened on the first notebook
 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
+
+parity: setup  ## every function, dtype and shape on every engine; writes docs/engines_by_function.md
+	$(BIN)/python tests/parity
 
 soak: setup  ## the long-running tests
 	$(PYTEST) -m soak

@@ -26,11 +26,16 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
 
 def __getattr__(name: str) -> Any:
     # Only when first asked for: `import kernelk` has to stay light.
-    if name in ("set_backend", "list_backends"):
+    if name in ("set_backend", "list_backends", "diff"):
         if name == "set_backend":
             from .swap import set_backend
 
             return set_backend
+        if name == "diff":
+            # Its module has another name: imported, it would come in the function's place.
+            from .divergence import diff
+
+            return diff
         # Not "backends": that is the name of the package of engines, which would come in its place once imported.
         from .status import list_backends
 

@@ -69,5 +69,6 @@ def html(table: Table) -> str:
         tags = ["td" if table.header or n else "th" for n in range(len(cells))]
         body += "<tr>" + "".join(f"<{tag}{left}>{cell}</{tag}>" for tag, cell in zip(tags, cells)) + "</tr>"
     header = f"<thead><tr>{head}</tr></thead>" if head else ""
-    below = f"<div>{escape(table.below)}</div>" if table.below else ""
+    lines = "<br>".join(escape(line) for line in table.below.splitlines())
+    below = f"<div>{lines}</div>" if table.below else ""
     return f"<table>{caption}{header}<tbody>{body}</tbody></table>{below}"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Engine:
-    """One backend: `module` is imported by `kernelk.backends` in the process that runs it, never to list it.
+    """One backend: class `backend` of `module`, which is imported in the process that runs it, never to list it.
 
+    `module`: one of `kernelk.backends`, or a third party's by its full name ("package.module").
     `in_kernel`: it runs in the notebook's own process. `imports`: the package to look for in the kernel's own
     environment. `recipe`: the name of the environment that `kernelk install` builds for it.
     """
@@ -21,6 +22,11 @@ class Engine:
     imports: str | None = None
     recipe: str | None = None
     install: str = ""
+
+    @property
+    def path(self) -> str:
+        """The full name of the module."""
+        return self.module if "." in self.module else f"kernelk.backends.{self.module}"
 
 
 NUMPY = Engine("numpy", "numpy", "numpy_backend", "NumpyBackend", in_kernel=True)

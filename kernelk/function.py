@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
 from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
-from .ops.dtypes import FLOATS, as_tensor
+from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
 from .ops.updates import update
@@ -21,6 +22,11 @@ Array = np.ndarray[Any, Any]
 
 # An evaluated tensor's value and a placeholder's last feed are kept for the check after a swap up to this size.
 SHOWN_BYTES = 1 << 20
+# Programs of a function that are kept, where lengths in them follow from the feeds' shapes.
+SHAPES_KEPT = 256
+
+# The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
+FED_BYTES = 1 << 18
 
 
 def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
@@ -61,13 +67,20 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
 
     Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
-    placeholder that holds them.
+    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays.
     """
     shape = placeholder.shape
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
         return value
     if isinstance(value, Tensor):
         raise FeedError(f"placeholder '{placeholder.name}' was fed a tensor; feed K.get_value(tensor) or an array")
+    if is_sparse_matrix(value):
+        if not placeholder.sparse:
+            raise FeedError(
+                f"placeholder '{placeholder.name}' ({placeholder.source}) was fed a sparse matrix: make it with "
+                f"K.placeholder(..., sparse=True), or feed matrix.toarray()"
+            )
+        value = densified(value, f"placeholder '{placeholder.name}'")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -135,16 +148,27 @@ class Function:
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
             raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
         phase = PHASE.fixed or 0
-        feeds = []
+        feeds, sources = [], []
         for placeholder, value in zip(self.inputs, given):
             if isinstance(placeholder, LearningPhase):
-                phase = as_phase(value)
+                phase = placeholder.fed = as_phase(value)
             else:
                 feeds.append(as_feed(placeholder, value))
+                sources.append(value)
         session = current()
         with session.lock:
             host = session.ready_host()
-            values = session.execute(host, self.program_for(session, host.ops, phase, feeds), feeds)
+            program = self.program_for(session, host.ops, phase, feeds)
+            values = session.execute(host, program, feeds)
+        for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+            # A copy of small data; of a large array no more than where it is.
+            if feed.nbytes <= FED_BYTES:
+                placeholder.fed = feed.copy()
+            else:
+                placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+        if program.prints or program.printed:
+            show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
+            del values[len(self.outputs) :]
         return values[0] if self.single else values
 
     def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:
@@ -153,22 +177,19 @@ class Function:
         found = self._programs.get(key)
         if found is not None:
             return found
-        values: dict[int, Array] = {}
-        shaping: list[Tensor] = []
-        while True:
-            try:
-                program = Program(self.placeholders, self.outputs, self.updates, phase, ops, values)
-                break
-            except NeedsValuesError as needed:
-                # Lengths that depend on values: a small integer graph, evaluated by numpy in the kernel. Not kept,
-                # since the values may be others at the next call.
-                shaping += needed.tensors
-                for tensor, value in zip(
-                    needed.tensors, on_numpy(session, self.placeholders, needed.tensors, phase, feeds)
-                ):
-                    values[id(tensor)] = value
-        if not shaping:
+        if feeds is not None:
+            shapes = tuple([feed.shape for feed in feeds])
+            found = self._programs.get((phase, ops, shapes))
+            if found is not None:
+                return found
+        program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
+        if needs == "nothing":
             self._programs[key] = program
+        elif needs == "shapes":
+            if len(self._programs) >= SHAPES_KEPT:
+                self._programs.clear()
+            self._programs[phase, ops, shapes] = program
+        # Else it isn't kept, since the values may be others at the next call.
         return program
 
     def phases(self) -> tuple[int, ...]:
@@ -185,16 +206,54 @@ class Function:
         return f"<Function ({takes}) -> ({gives}), {len(self.updates)} updates>"
 
 
-def on_numpy(
-    session: Session, inputs: Sequence[Placeholder], tensors: Sequence[Tensor], phase: int, feeds: list[Array] | None
-) -> list[Array]:
-    """The values of integer tensors that decide shapes, by the numpy backend in the kernel."""
-    host = session.host("numpy")
-    host.start()
-    program = Program(inputs, tensors, (), phase, host.ops)
-    if feeds is None:
-        raise FeedError("these tensors' shapes depend on values that are fed")
-    return session.execute(host, program, feeds)
+def linearised(
+    session: Session,
+    inputs: Sequence[Placeholder],
+    outputs: Sequence[Tensor],
+    updates: Sequence[tuple[Variable, Tensor]],
+    phase: int,
+    ops: frozenset[str],
+    feeds: list[Array] | None,
+) -> tuple[Program, str]:
+    """The program, and what it depends on besides its key: "nothing", the feeds' "shapes" or their "values".
+
+    Lengths that depend on values are small integer graphs, evaluated in the kernel, which may need others first.
+    Raises FeedError where there are such and no feeds.
+    """
+    values: dict[int, Array] = {}
+    printed: list[tuple[Tensor, Array]] = []
+    needs = "nothing"
+    while True:
+        try:
+            made = Program(inputs, outputs, updates, phase, ops, values)
+            made.printed = printed
+            return made, needs
+        except NeedsValuesError as needed:
+            if feeds is None:
+                raise FeedError("these tensors' shapes depend on values that are fed") from None
+            host = session.host("numpy")
+            host.start()
+            program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)
+            found = program.from_shapes([feed.shape for feed in feeds])
+            needs = "values" if found is None or program.prints or "values" in (needs, inner) else "shapes"
+            if found is None:
+                found = session.execute(host, program, feeds)
+            values.update({id(tensor): value for tensor, value in zip(needed.tensors, found)})
+            # What is printed on the way stands behind the outputs that were asked for.
+            printed += [*program.printed, *zip(program.prints, found[len(needed.tensors) :])]
+
+
+def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
+    """Shows what `K.print_tensor` asked for, once for each, in the order in which the lines were written."""
+    for node, value in sorted(dict(prints).items(), key=lambda entry: entry[0].uid):
+        message = node.attrs["message"]
+        prefix = message if not message or message[-1].isspace() else f"{message} "
+        print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
+
+
+def last_feed(placeholder: Placeholder) -> Any:
+    """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
+    return placeholder.fed() if isinstance(placeholder.fed, weakref.ref) else placeholder.fed
 
 
 def as_phase(value: Any) -> int:

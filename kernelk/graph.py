@@ -66,6 +66,8 @@ class Tensor:
         "source",
         "uid",
     )
+    # Whether it was given as a sparse matrix, as Keras asks; every value is computed densely.
+    sparse = False
     # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
     __array_ufunc__ = None
     # Keras reads both of any tensor, and sets its own.
@@ -174,7 +176,9 @@ class Tensor:
 
 
 class Placeholder(Tensor):
-    """A value fed at each call."""
+    """A value fed at each call; `fed` is what `function` keeps of the last one."""
+
+    fed: Any = None
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:

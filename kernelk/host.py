@@ -171,7 +171,7 @@ class LocalHost(Host):
         if self._executor is None:
             begin = time.perf_counter()
             try:
-                module = importlib.import_module(f"kernelk.backends.{self.engine.module}")
+                module = importlib.import_module(self.engine.path)
                 executor = Executor(getattr(module, self.engine.backend)({}))
                 executor.segments = self.storage.segments
                 self._welcome(executor.do_facts({}))

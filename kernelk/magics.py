@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 from .errors import ArgumentError
 from .source import CELL
@@ -40,6 +41,52 @@ class KernelKMagics(Magics):
         from .swap import swap
 
         return swap(current(), words[0], "%kbackend")
+
+    # An expression's braces and dollars are the expression's own.
+    @no_var_expand
+    @line_magic
+    def kdiff(self, line: str) -> Any:
+        """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.
+
+        %kdiff y tensorflow cntk                         y: a tensor, a K.function, or an expression for one
+        %kdiff y tensorflow cntk --feed x=np.ones((2, 3)) --feed t=labels --tolerance 1e-3
+
+        A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
+        Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
+        """
+        head, *options = re.split(r"(?:^|\s)--(\w+)(?:\s+|$)", line.strip())
+        words = head.rsplit(None, 2)
+        usage = "e.g. %kdiff y tensorflow cntk --feed x=array --tolerance 1e-3"
+        if len(words) != 3:
+            raise ArgumentError(f"%kdiff takes an expression and two engines' names, not {line.strip()!r}; {usage}")
+        feeds: dict[Any, Any] = {}
+        tolerance: str | None = None
+        for option, text in zip(options[::2], options[1::2]):
+            name, equals, value = (part.strip() for part in text.partition("="))
+            if option == "tolerance" and text.strip():
+                tolerance = text.strip()
+            elif option == "feed" and name and equals and value:
+                feeds[self._placeholder(name)] = self._value(value)
+            else:
+                raise ArgumentError(f"%kdiff: --{option} {text.strip()} isn't known or says nothing; {usage}")
+        from .divergence import diff
+
+        return diff(self._value(words[0]), words[1], words[2], feeds, tolerance)
+
+    def _value(self, expression: str) -> Any:
+        """The value of a notebook expression. Raises ArgumentError with what went wrong, in one line."""
+        try:
+            return self.shell.ev(expression)  # type: ignore[union-attr]
+        except Exception as error:
+            words = " ".join(str(error).split())
+            raise ArgumentError(f"%kdiff: {expression} can't be evaluated: {type(error).__name__}: {words}") from None
+
+    def _placeholder(self, name: str) -> Any:
+        """The placeholder that a notebook name or expression stands for, else its own name."""
+        try:
+            return self._value(name)
+        except ArgumentError:
+            return name
 
 
 class _Loaded:
@@ -76,7 +123,7 @@ def unload(shell: InteractiveShell) -> None:
     if _Loaded.shell is None:
         return
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
-    for kind, name in (("line", "kbackend"),):
+    for kind, name in (("line", "kbackend"), ("line", "kdiff")):
         shell.magics_manager.magics[kind].pop(name, None)
     shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
     _Loaded.shell = _Loaded.show_cell = None

@@ -19,9 +19,9 @@ _ORDER = ("tensorflow", "theano", "cntk", "jax", "torch", "numpy")
 @cache
 def _entries() -> dict[str, EntryPoint]:
     found = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
-    for name in ("numpy", "tensorflow", "theano", "cntk", "jax", "torch"):
-        # Run from a source tree that isn't installed, the engines of the box are still there.
-        found.setdefault(name, EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends"))
+    for name in _ORDER:
+        # Those of the box are there when it is run from a source tree too, and nobody else's takes their names.
+        found[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
     return found
 
 
@@ -32,7 +32,10 @@ def names() -> list[str]:
 
 
 def engine(name: str) -> Engine:
-    """The backend of this exact name. Raises UnknownBackendError with the nearest names."""
+    """The backend of this exact name.
+
+    Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
+    """
     if not isinstance(name, str) or name not in _entries():
         near = difflib.get_close_matches(str(name).lower(), names(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -42,7 +45,19 @@ def engine(name: str) -> Engine:
 
 @cache
 def _descriptor(name: str) -> Engine:
-    descriptor: Engine = _entries()[name].load()
+    entry = _entries()[name]
+    package = entry.dist.name if entry.dist is not None else "its package"
+    where = f"backend '{name}' of {package}: entry point '{entry.value}'"
+    mend = f"next: pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "mend it"
+    try:
+        descriptor = entry.load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BackendNotInstalledError(f"{where} can't be loaded: {reason}; {mend}") from error
+    if not isinstance(descriptor, Engine):
+        raise BackendNotInstalledError(f"{where} is {type(descriptor).__name__}, not a kernelk.engines.Engine; {mend}")
+    if descriptor.name != name:
+        raise BackendNotInstalledError(f"{where} describes '{descriptor.name}', not '{name}'; {mend}")
     return descriptor
 
 
@@ -61,11 +76,10 @@ def interpreter(descriptor: Engine) -> Path:
 
 def installed(name: str) -> bool:
     """Whether the engine can be started here; nothing is started to find out."""
-    descriptor = engine(name)
-    if descriptor.in_kernel:
-        return True
     try:
-        interpreter(descriptor)
+        descriptor = engine(name)
+        if not descriptor.in_kernel:
+            interpreter(descriptor)
     except BackendNotInstalledError:
         return False
     return True

@@ -60,9 +60,13 @@ def list_backends() -> BackendTable:
 
 
 def _status(session: Session, name: str) -> EngineStatus:
-    descriptor = registry.engine(name)
-    host = session.hosts.get(name)
     active = name == session.active
+    try:
+        descriptor = registry.engine(name)
+    except BackendNotInstalledError as error:
+        state = "active, not installed" if active else "not installed"
+        return EngineStatus(name, name, state, "", "", "", None, "", 0, str(error))
+    host = session.hosts.get(name)
     placement = "kernel" if descriptor.in_kernel else "worker"
     if host is not None and host.started:
         return EngineStatus(

@@ -11,7 +11,7 @@ from .errors import ArgumentError, DTypeError, ShapeError
 from .function import evaluate
 from .graph import Tensor, Variable, constant_node
 from .ops import random
-from .ops.dtypes import FLOATS, as_tensor, check_dtype
+from .ops.dtypes import FLOATS, as_tensor, check_dtype, densified, is_sparse_matrix
 from .ops.rules import apply
 from .ops.shaping import dims_of
 from .ops.updates import as_variable
@@ -22,11 +22,14 @@ from .source import caller
 def variable(value: Any, dtype: Any = None, name: str | None = None, constraint: Any = None) -> Variable:
     """State with the initial `value` (array, number, list or tensor, which is evaluated now), kept across swaps.
 
+    A scipy.sparse matrix makes a variable that `is_sparse` and is held densely.
     dtype: floatx unless given, as in Keras. Raises DTypeError or ArgumentError for what isn't numeric.
     """
     chosen = check_dtype(dtype)
     if isinstance(value, Tensor):
         value = evaluate(value)
+    sparse = is_sparse_matrix(value)
+    value = densified(value, "variable")
     try:
         array = np.asarray(value)
         if array.dtype == object or array.dtype.kind not in "biuf":
@@ -39,7 +42,9 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
         raise DTypeError(
             f"variable: the value doesn't fit into {chosen}; choose a dtype that holds it, e.g. dtype='int64'"
         )
-    return _enter(cast, name, constraint)
+    node = _enter(cast, name, constraint)
+    node.sparse = sparse
+    return node
 
 
 def _enter(array: np.ndarray[Any, Any], name: str | None, constraint: Any = None) -> Variable:
@@ -112,7 +117,7 @@ def batch_get_value(ops: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
 
 
 def set_value(x: Any, value: Any) -> None:
-    """Sets a variable from an array. Raises ShapeError or DTypeError, and then changes nothing."""
+    """Sets a variable from an array or a sparse matrix. Raises ShapeError or DTypeError, and then changes nothing."""
     batch_set_value([(x, value)])
 
 
@@ -124,6 +129,7 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
 
 
 def _fitted(x: Variable, value: Any) -> np.ndarray[Any, Any]:
+    value = densified(value, "set_value")
     try:
         array = np.asarray(value)
     except ValueError as error:

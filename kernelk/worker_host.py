@@ -29,18 +29,22 @@ from .storage import Storage
 
 _ISLAND = Path(__file__).parent / "backends"
 
-# The worker's first lines. The island is loaded from its folder under a name of its own: neither kernelk's other
-# modules nor the notebook's folder come into the path of an old interpreter.
+# The worker's first lines. The island is loaded from its folder under its own name, and `kernelk` itself only as the
+# place where it lies: nothing of it is run, and neither its folder nor the notebook's comes into an old interpreter's
+# path. A third party's module finds the same `kernelk.backends.base` there as the island does.
 _BOOT = """
-import importlib, importlib.util, json, os, sys
+import importlib, importlib.util, json, os, sys, types
 folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
 sys.path.extend(path for path in paths if path not in sys.path)
+home = types.ModuleType("kernelk")
+home.__path__ = [os.path.dirname(folder)]
+sys.modules["kernelk"] = home
 spec = importlib.util.spec_from_file_location(
-    "kernelk_island", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
+    "kernelk.backends", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
 package = importlib.util.module_from_spec(spec)
-sys.modules["kernelk_island"] = package
+sys.modules["kernelk.backends"] = home.backends = package
 spec.loader.exec_module(package)
-importlib.import_module("kernelk_island.worker").main(fileno, module, backend, options)
+importlib.import_module("kernelk.backends.worker").main(fileno, module, backend, options)
 """
 
 
@@ -122,7 +126,7 @@ class WorkerHost(Host):
 
         cache = Path(platformdirs.user_cache_dir("kernelk")) / self.engine.name
         options = {"cache": str(cache), "scratch": self._scratch, **self.options}
-        setup = [str(_ISLAND), theirs.fileno(), self.engine.module, self.engine.backend, options]
+        setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         with theirs, self.log.open("wb") as log:
             self._wire = Wire(ours)

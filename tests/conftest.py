@@ -155,7 +155,7 @@ def pytest_report_header() -> str:
 
 _SLOW = """
 import time
-held_up = importlib.import_module("kernelk_island.numpy_backend")
+held_up = importlib.import_module("kernelk.backends.numpy_backend")
 def wait(what):
     flag = os.environ["KERNELK_TEST_FLAG"]
     if os.path.exists(flag + what):
@@ -187,7 +187,7 @@ def brake(spare: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
     flag = tmp_path_factory.mktemp("brake") / "hold-"
     monkeypatch.setenv("KERNELK_TEST_FLAG", str(flag))
-    last = 'importlib.import_module("kernelk_island.worker").main('
+    last = 'importlib.import_module("kernelk.backends.worker").main('
     assert last in host._BOOT
     monkeypatch.setattr(host, "_BOOT", host._BOOT.replace(last, _SLOW + last))
     return Brake(str(flag))

@@ -355,7 +355,7 @@ def test_an_engines_error_names_the_op_and_the_line(brake: Brake, monkeypatch: p
     from kernelk import worker_host as host
 
     failing = 'def fail(instruction, x):\n    raise RuntimeError("no\\n  memory")\nheld_up.OPS["tanh"] = fail\n'
-    last = 'importlib.import_module("kernelk_island.worker").main('
+    last = 'importlib.import_module("kernelk.backends.worker").main('
     monkeypatch.setattr(host, "_BOOT", host._BOOT.replace(last, failing + last))
     kernelk.set_backend("spare")
     v = K.variable([1.0])

@@ -12,11 +12,11 @@ import warnings
 
 import numpy as np
 
-from .base import Backend, CannotLower
+from .base import PRIMITIVES, Backend, CannotLower
 from .cntk_known import learn, needed
 from .cntk_memory import Held, Lent
-from .cntk_ops import OPS
 from .cntk_stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
+from .cntk_windows import OPS
 from .lowering import InstructionError
 
 # Distributed training alone uses MPI, but the libraries are linked with it.
@@ -77,7 +77,8 @@ class CNTKBackend(Backend):
     """
 
     name = "cntk"
-    ops = dict(HOST_OPS, **OPS)
+    # A composite that CNTK lacks is better written out than left to numpy.
+    ops = {name: call for name, call in dict(HOST_OPS, **OPS).items() if name in PRIMITIVES or name in OPS}
     specialises = "all"
 
     def __init__(self, options):

@@ -12,6 +12,8 @@ FLOATS = ("float32", "float64")
 REORDERED = ("reshape", "broadcast_to", "transpose", "slice", "unconcatenate")
 # How many of the leading operands an op takes by value; of the others it needs only the shape.
 BY_VALUE = {"reshape": 1, "broadcast_to": 1, "unconcatenate": 1, "unslice": 1, "scatter_add": 2, "size": 0, "shape": 0}
+BY_VALUE.update({"conv_input": 2, "dilated_conv_input": 2, "avg_pool_grad": 1})
+BY_VALUE.update({"depthwise_conv_input": 2, "dilated_depthwise_conv_input": 2})
 # Ops that put zeros beside the elements of their first operand (gather: for integers whose index is outside).
 WITH_ZEROS = ("unslice", "pad", "gather")
 

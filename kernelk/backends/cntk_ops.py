@@ -425,7 +425,9 @@ def _argmax(b, instruction, x, axis):
     # numpy takes the first NaN; where there is one, the NaNs themselves are searched.
     lost = b.engine.not_equal(whole, whole)
     any_lost = b.engine.reduce_max(lost, axis=axis)
-    key = b.engine.element_select(any_lost, lost, whole)
+    # CNTK's argmax is -1 where nothing exceeds the least float: the largest element itself is found by equality.
+    largest = b.engine.equal(whole, b.engine.reduce_max(whole, axis=axis))
+    key = b.engine.element_select(any_lost, lost, largest)
     node = b.engine.reshape(b.engine.argmax(key, axis=axis), instruction.shape)
     return Val(node, x.dtype, instruction.shape, instruction.shape)
 
@@ -514,7 +516,7 @@ def _slice(b, instruction, x, slices):
 
 
 @op("unslice")
-def _unslice(b, instruction, piece, slices):
+def unslice(b, instruction, piece, slices):
     engine, node, dims = b.engine, b.whole(piece), list(piece.shape)
 
     def zeros(shape):
@@ -566,7 +568,7 @@ def _pad(b, instruction, x, pads):
     if groups in ([], [(0, 0)]):
         return Val(node, x.dtype, x.shape, instruction.shape)
     if len(groups) > MOST_PADDED:
-        return _unslice(b, instruction, x, [[n, n + length, 1] for (n, _), length in zip(pads, x.shape)])
+        return unslice(b, instruction, x, [[n, n + length, 1] for (n, _), length in zip(pads, x.shape)])
     node = b.engine.pad(_reshaped(b, node, dims), groups, mode=b.engine.CONSTANT_PAD, constant_value=0)
     return Val(_reshaped(b, node, instruction.shape), x.dtype, instruction.shape, instruction.shape)
 

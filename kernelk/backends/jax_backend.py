@@ -7,9 +7,11 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from . import jax_windows
 from .base import Backend, CannotLower, registrar
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
+from .segments import compile_in_segments
 
 # The engine's modules, set when the first JaxBackend is made: op functions are only called after that.
 jax = None
@@ -22,6 +24,9 @@ FLOATS = ("float16", "float32", "float64")
 # Sums and products of the other are computed in float32, and rounded.
 WIDE_FLOATS = ("float32", "float64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
+
+# XLA's time for a chain of 8,000 instructions and its gradient is minutes, that of pieces of this size seconds.
+MOST_INSTRUCTIONS = 1000
 
 # Constants up to this many bytes are part of the compiled program; larger ones are arguments, held once.
 EMBEDDED_BYTES = 1024
@@ -481,6 +486,9 @@ def _relu(instruction, x):
     return lax.max(*_together(x, _like(0, x)))
 
 
+jax_windows.enter(op)
+
+
 # What XLA may not see through ------------------------------------------------------------------------------
 
 # The processor multiplies and adds in one instruction that doesn't round the product: LLVM uses it wherever a
@@ -551,6 +559,7 @@ class JaxBackend(Backend):
         import jax
         from jax import lax
 
+        jax_windows.jax, jax_windows.lax = jax, lax
         started = _started()
         if denormals != "flush" and not started:
             keep_denormals(options.get("scratch"))
@@ -673,6 +682,8 @@ class JaxBackend(Backend):
         self._half(self._probe)[0].block_until_ready()
 
     def compile(self, program, constants):
+        if len(program.instructions) > MOST_INSTRUCTIONS:
+            return compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
         leaves, first = program.leaves, len(program.leaves)
         results = program.results()
         if not results:

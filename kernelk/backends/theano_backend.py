@@ -14,8 +14,10 @@ import zlib
 
 import numpy as np
 
+from . import theano_windows
 from .base import Backend, CannotLower, registrar
 from .lowering import InstructionError, lower, python_slices, resolve_dims
+from .segments import compile_in_segments
 
 # Set by the first TheanoBackend, since importing Theano freezes its settings.
 T = None
@@ -98,6 +100,8 @@ SLOW_WITHOUT_C = ("elemwise_fusion", "local_inv_1_plus_exp", "inplace_elemwise_o
 DEEP = 1000
 # Fusing more elementwise ops than this into one takes Theano, or the C compiler, minutes.
 FUSED = 100
+# Theano's own recursion overflows the process's stack at some 40,000 instructions.
+MOST_INSTRUCTIONS = 10000
 
 
 def op(*names):
@@ -617,6 +621,7 @@ class TheanoBackend(Backend):
 
             from . import theano_ops as native
 
+        theano_windows.enter(op, _length, native)
         with_c = bool(compiler)
         if compiler:
             shorten_waits()
@@ -680,6 +685,9 @@ class TheanoBackend(Backend):
         return destination
 
     def compile(self, program, constants):
+        if len(program.instructions) > MOST_INSTRUCTIONS:
+            run = compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
+            return lambda feeds, state, draws, into=None: run(feeds, state, draws)
         inputs, leaves, fixed = [], [], []
         first = len(program.leaves) - len(program.constants)
         for number, (dtype, shape) in enumerate(program.leaves):

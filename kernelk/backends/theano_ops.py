@@ -7,6 +7,8 @@ import numpy as np
 import theano
 from theano import scalar
 
+from . import numpy_windows
+
 
 class NumpyOp(theano.Op):
     """A numpy function as an op, for what Theano's C code lacks or does otherwise; the same in every mode."""
@@ -88,12 +90,20 @@ def batch_matmul(a, b, transpose_a, transpose_b):
 # None of them may return a view of an operand: Theano would not know, and overwrite the one for the other.
 FUNCTIONS = {
     "argmin": lambda x, axis: np.argmin(x, axis=axis).astype(np.int64),
+    "avg_pool": numpy_windows.avg_pool,
+    "avg_pool_grad": numpy_windows.avg_pool_grad,
     "batch_matmul": batch_matmul,
     "cast": lambda x, dtype: x.astype(dtype),
+    "conv": numpy_windows.conv,
+    "conv_input": numpy_windows.conv_input,
+    "conv_kernel": numpy_windows.conv_kernel,
     "cumprod": accumulate(np.cumprod),
     "cumsum": accumulate(np.cumsum),
     "gather": gather,
     "max": lambda x, axes, keepdims: np.max(x, axis=axes, keepdims=keepdims),
+    "max_pool": numpy_windows.max_pool,
+    "max_pool_grad": numpy_windows.max_pool_grad,
+    "max_pool_pick": numpy_windows.max_pool_pick,
     "min": lambda x, axes, keepdims: np.min(x, axis=axes, keepdims=keepdims),
     "power": np.power,
     "scatter_add": scatter_add,

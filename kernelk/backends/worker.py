@@ -31,14 +31,14 @@ def _end_with_kernel(connection):
 
 
 def main(fileno, module, name, options):
-    """Serves class `name` of island module `module` over the inherited socket `fileno`, then exits."""
+    """Serves class `name` of module `module` over the inherited socket `fileno`, then exits."""
     # Standard output and error are a log file already; what an engine prints can't reach the wire.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=fileno)
     _end_with_kernel(connection)
     wire = Wire(connection)
     try:
-        backend = getattr(importlib.import_module("." + module, __package__), name)(options)
+        backend = getattr(importlib.import_module(module), name)(options)
         executor = Executor(backend)
         hello = executor.do_facts({})
     except BaseException as error:

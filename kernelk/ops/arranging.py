@@ -14,7 +14,7 @@ from ..graph import Tensor, constant_node
 from .dtypes import INTEGERS, as_tensor, cast, check_dtype
 from .linear import permute_dimensions
 from .operators import binary
-from .primitives import axes_of, axis_of, matmul, reversed_along
+from .primitives import axes_of, axis_of, matmul, merged, reversed_along
 from .rules import apply
 from .shaping import concatenate, dims_of, expand_dims
 
@@ -83,12 +83,7 @@ def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
     place = axis_of(axis, source.ndim, "repeat_elements")
     if rep == 1:
         return source
-    copies = concatenate([expand_dims(source, place + 1)] * int(rep), place + 1)
-    length = source.shape[place]
-    dims: list[Any] = [[1, i] if n is None else n for i, n in enumerate(source.shape)]
-    dims[place] = -1 if length is None else length * int(rep)
-    references = (source,) if any_list(dims) else ()
-    return apply("reshape", copies, *references, dims=dims)
+    return merged(concatenate([expand_dims(source, place + 1)] * int(rep), place + 1), place, place + 1)
 
 
 def any_list(dims: Sequence[Any]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import ArgumentError
 from ..graph import Placeholder, Shape, Tensor, Variable, constant_node
 from ..source import caller
-from .dtypes import as_tensor, check_dtype
+from .dtypes import as_tensor, check_dtype, is_sparse_matrix
 from .rules import RULES, Rule, apply
 
 
@@ -18,10 +18,9 @@ def placeholder(
 ) -> Placeholder:
     """A tensor that each call feeds: `shape` may hold None for lengths known at the call; `ndim` stands for all None.
 
+    `sparse`: it may be fed a scipy.sparse matrix, which is made dense at the feed (an array is taken as well).
     dtype: floatx unless given. Raises ArgumentError.
     """
-    if sparse:
-        raise ArgumentError("placeholder: sparse tensors aren't supported yet; feed a dense array")
     if shape is None:
         if ndim is None:
             raise ArgumentError("placeholder: give `shape`, e.g. (None, 64), or `ndim`")
@@ -33,7 +32,9 @@ def placeholder(
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):
         raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
-    return Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
+    node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
+    node.sparse = bool(sparse)
+    return node
 
 
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:
@@ -46,7 +47,8 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         if array.dtype.kind not in "biuf":
             raise TypeError
     except (TypeError, ValueError):
-        raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers") from None
+        hint = ": use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else ""
+        raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers{hint}") from None
     with np.errstate(all="ignore"):
         array = array.astype(chosen)
     if shape is not None:
@@ -65,6 +67,17 @@ def identity(x: Any, name: str | None = None) -> Tensor:
     node = apply("identity", as_tensor(x))
     if name:
         node.name = name
+    return node
+
+
+def print_tensor(x: Any, message: str = "") -> Tensor:
+    """`x`, whose value is printed after `message` in the cell whose call needs it, once a call, when that is done.
+
+    Large values are summarised as numpy prints them. A call that fails prints nothing. Gradients flow through.
+    """
+    x = as_tensor(x)
+    node = apply("print", x, message=str(message))
+    node.sparse = x.sparse
     return node
 
 
@@ -90,10 +103,11 @@ def is_keras_tensor(x: Any) -> bool:
     return hasattr(x, "_keras_history")
 
 
-def _same(x: Any) -> Any:
+def _same(x: Any, message: str = "") -> Any:
     return x.shape, x.dtype
 
 
-# Neither is lowered: both are other names for their operand.
+# None of them is lowered: they are other names for their operand.
 RULES["identity"] = Rule(_same, lambda node, g: [g])
 RULES["stop_gradient"] = Rule(_same)
+RULES["print"] = Rule(_same, lambda node, g: [g])

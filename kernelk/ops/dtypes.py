@@ -33,6 +33,24 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
+def is_sparse_matrix(value: Any) -> bool:
+    """Whether `value` is a matrix of scipy.sparse (known by what it can do: scipy isn't needed for that)."""
+    return hasattr(value, "tocoo") and hasattr(value, "toarray")
+
+
+def densified(value: Any, what: str) -> Any:
+    """A sparse matrix as an ndarray, anything else as it is. Raises ArgumentError where memory doesn't hold it."""
+    if not is_sparse_matrix(value):
+        return value
+    try:
+        return value.toarray()
+    except MemoryError:
+        raise ArgumentError(
+            f"{what}: a sparse matrix of shape {value.shape} is too large to be held densely, as every value is here: "
+            f"feed fewer rows at a time, or keep fewer columns"
+        ) from None
+
+
 @cache
 def promote(a: str, b: str) -> str:
     """The dtype of two tensors' common result.

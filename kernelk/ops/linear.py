@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import ShapeError
 from ..graph import Tensor
 from .dtypes import as_tensor, operands
-from .primitives import axis_of, count, matmul
+from .primitives import axis_of, matmul, merged
 from .rules import apply
 
 
@@ -15,6 +15,7 @@ def dot(x: Any, y: Any) -> Tensor:
     """Matrix product: the last axis of `x` with the last but one of `y` (its only one if `y` is a vector).
 
     Shapes (..., k) and (k, n) give (..., n); (..., k) and (a, ..., k, n) give (..., a, ..., n), as Keras does.
+    A sparse operand (see `is_sparse`) is multiplied densely; the product is dense.
     Raises ShapeError where the two axes differ or an operand is a scalar.
     """
     x, y = operands(x, y)
@@ -27,21 +28,12 @@ def dot(x: Any, y: Any) -> Tensor:
     if x.ndim == 2 and y.ndim == 2:
         return matmul(x, y)
     rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
-    # -1 only where a count is unknown: beside an empty axis it couldn't be worked out.
-    left = x
-    if x.ndim != 2:
-        lines = count(x.shape[:-1])
-        length = k if k is not None else [0, x.ndim - 1]
-        left = apply("reshape", x, dims=[-1 if lines is None else lines, length])
+    left = merged(x, 0, x.ndim - 2)
     if y.ndim > 2:
         order = [y.ndim - 2, *range(y.ndim - 2), y.ndim - 1]
         y = apply("transpose", y, permutation=order)
     others = y.shape[1:]
-    right = y
-    if y.ndim != 2:
-        inner = y.shape[0] if y.shape[0] is not None else [0, 0]
-        columns = count(others)
-        right = apply("reshape", y, dims=[inner, -1 if columns is None else columns])
+    right = merged(y, 1, y.ndim - 1)
     product = matmul(left, right)
     dims = [[1, i] if isinstance(n, list) else n for i, n in enumerate(rows)]
     dims += [[2, i + 1] if n is None else n for i, n in enumerate(others)]
@@ -72,24 +64,19 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
         )
     left = apply("transpose", x, permutation=[i for i in range(x.ndim) if i != first] + [first])
     right = apply("transpose", y, permutation=[0, second] + [i for i in range(1, y.ndim) if i != second])
-    product = apply("batch_matmul", _three(left, 1), _three(right, 2), transpose_a=False, transpose_b=False)
+    product = apply(
+        "batch_matmul",
+        merged(left, 1, left.ndim - 2),
+        merged(right, 2, right.ndim - 1),
+        transpose_a=False,
+        transpose_b=False,
+    )
     dims: list[Any] = [[1, i] if n is None else n for i, n in enumerate(left.shape[:-1])]
     dims += [[2, i + 2] if n is None else n for i, n in enumerate(right.shape[2:])]
     if len(dims) == 1:
         dims.append(1)
     references = (left, right) if any(isinstance(n, list) for n in dims) else ()
     return apply("reshape", product, *references, dims=dims)
-
-
-def _three(x: Tensor, place: int) -> Tensor:
-    """`x` with three axes: those at `place` (1: all but the first and last; 2: all after the second) as one."""
-    if x.ndim == 3:
-        return x
-    ends = (0, x.ndim - 1) if place == 1 else (0, 1)
-    dims: list[Any] = [[0, i] if x.shape[i] is None else x.shape[i] for i in ends]
-    middle = count(tuple(n for i, n in enumerate(x.shape) if i not in ends))
-    dims.insert(place, -1 if middle is None else middle)
-    return apply("reshape", x, dims=dims)
 
 
 def transpose(x: Any) -> Tensor:

@@ -57,15 +57,20 @@ def cast_to_floatx(x: Any) -> Any:
 
 
 def is_sparse(tensor: Any) -> bool:
-    """False: every tensor here is dense. Raises ArgumentError for what isn't a tensor."""
+    """Whether `tensor` was given as a sparse one: `placeholder(sparse=True)`, a variable of a scipy.sparse matrix, or
+
+    such tensors joined by `concatenate`. Its values are computed densely all the same. Raises ArgumentError for what
+    isn't a tensor.
+    """
     if not isinstance(tensor, Tensor):
         raise ArgumentError(f"is_sparse: expected a tensor, not {type(tensor).__name__}")
-    return False
+    return tensor.sparse
 
 
 def to_dense(tensor: Any) -> Tensor:
-    """The tensor itself, which is dense."""
-    return as_tensor(tensor)
+    """A tensor with the values of a sparse one that isn't marked as sparse; a dense tensor itself."""
+    tensor = as_tensor(tensor)
+    return apply("identity", tensor) if tensor.sparse else tensor
 
 
 def is_symbolic(x: Any) -> bool:

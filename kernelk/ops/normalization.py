@@ -11,7 +11,7 @@ from ..errors import ShapeError
 from ..graph import Tensor
 from . import reductions
 from .arranging import normalize_data_format
-from .dtypes import as_tensor, floating
+from .dtypes import FLOATS, as_tensor, cast, floating
 from .operators import binary
 from .primitives import axes_of, axis_of
 from .rules import apply
@@ -31,7 +31,9 @@ def _least(dtype: str) -> float:
 
 def _along(x: Tensor, parameter: Any, axis: int) -> Tensor:
     """A vector (or a tensor of as many axes as `x`) set to broadcast along `axis` of `x`."""
-    tensor = as_tensor(parameter)
+    tensor = as_tensor(parameter, x.dtype)
+    if tensor.dtype not in FLOATS:
+        tensor = cast(tensor, x.dtype)
     if tensor.ndim == x.ndim:
         return tensor
     length = tensor.shape[0] if tensor.ndim == 1 else -1

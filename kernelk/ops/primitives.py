@@ -78,6 +78,26 @@ def shaped_as(x: Tensor, like: Tensor) -> Tensor:
     return apply("reshape", x, like, dims=own_dims(like, 1))
 
 
+def merged(x: Tensor, first: int, last: int) -> Tensor:
+    """`x` with its axes `first` to `last` as one (a new one of length 1 where `last` is before `first`)."""
+    if first == last:
+        return x
+    inside = range(first, last + 1)
+    length: Any = count(x.shape[first : last + 1])
+    dims = [n for i, n in enumerate(own_dims(x)) if i not in inside]
+    references: tuple[Tensor, ...] = ()
+    if length is None:
+        length = -1
+        if builtins.any(not isinstance(n, int) or n == 0 for n in dims):
+            # Beside an axis that may be empty, -1 couldn't be worked out: it is where all others are brought to 1.
+            ones = [[None, None, None] if i in inside else [0, 1, None] for i in range(x.ndim)]
+            pads = [[0, 0] if i in inside else [1, 0] for i in range(x.ndim)]
+            filled = apply("pad", apply("slice", x, slices=ones), pads=pads)
+            references = (apply("reshape", apply("slice", filled, slices=ones), dims=[-1]),)
+            length = [1, 0]
+    return apply("reshape", x, *references, dims=[*dims[:first], length, *dims[first:]])
+
+
 def spread(x: Tensor, like: Tensor) -> Tensor:
     """`x` broadcast to the shape of `like`."""
     if None not in like.shape:
@@ -264,16 +284,13 @@ def _infer_unconcatenate(whole: Any, *parts: Any, axis: int, part: int) -> Resul
     return parts[part].shape, whole.dtype
 
 
-def _slice_length(n: int | None, entry: Sequence[int | None]) -> int | None:
-    start, stop, step = entry
-    if n is not None:
-        return len(range(*slice(start, stop, step).indices(n)))
-    if (start, stop) == (None, None) and step in (None, 1, -1):
+def _slice_length(n: int | None, entry: Sequence[Any]) -> int | None:
+    if n is None or any(isinstance(bound, list) for bound in entry):
         return None
-    return None
+    return len(range(*slice(*entry).indices(n)))
 
 
-def _infer_slice(x: Any, slices: Sequence[Sequence[int | None]]) -> Result:
+def _infer_slice(x: Any, *references: Any, slices: Sequence[Sequence[Any]]) -> Result:
     return tuple(_slice_length(n, entry) for n, entry in zip(x.shape, slices)), x.dtype
 
 
@@ -304,8 +321,12 @@ def _infer_scan(x: Any, axis: int) -> Result:
     return x.shape, x.dtype
 
 
-def _infer_pad(x: Any, pads: Sequence[Sequence[int]]) -> Result:
-    return tuple(None if n is None else n + before + after for n, (before, after) in zip(x.shape, pads)), x.dtype
+def _infer_pad(x: Any, *references: Any, pads: Sequence[Sequence[Any]]) -> Result:
+    lengths = [
+        None if n is None or isinstance(before, list) or isinstance(after, list) else n + before + after
+        for n, (before, after) in zip(x.shape, pads)
+    ]
+    return tuple(lengths), x.dtype
 
 
 def _infer_gather(x: Any, indices: Any) -> Result:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from .. import config
+from ..backends.lowering import Instruction as Lowered
+from ..backends.numpy_backend import OPS as NUMPY
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph import Constant, Shape, Tensor, constant_node
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .primitives import axis_of, count, spread
+from .primitives import axis_of, count, merged, spread
 from .rules import apply
 
 
@@ -57,6 +59,28 @@ def _length_reference(entry: Tensor) -> tuple[Tensor, int] | None:
     return None
 
 
+# What lengths are computed with.
+_ARITHMETIC = ("add", "subtract", "multiply", "floor_divide", "maximum", "minimum")
+
+
+def known_integer(x: Tensor) -> int | None:
+    """The value of a 0-d integer tensor, if it follows from constants and known lengths; None if not."""
+    if isinstance(x, Constant):
+        return int(x.array.item())
+    length = _length_reference(x)
+    if length is not None:
+        return length[0].shape[length[1]]
+    if x.op not in (*_ARITHMETIC, "negative", "cast", "identity") or x.dtype not in INTEGERS:
+        return None
+    operands = [known_integer(operand) if operand.ndim == 0 else None for operand in x.inputs]
+    if None in operands or x.inputs[0].dtype not in INTEGERS:
+        return None
+    if x.op in ("cast", "identity"):
+        return operands[0]
+    call = Lowered(0, x.op, (), {}, x.dtype, ())
+    return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))
+
+
 def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, ...]]:
     """A `shape` argument as `dims` and the tensors that they refer to, numbered from `first`.
 
@@ -78,12 +102,14 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
         if isinstance(value, Tensor):
             if value.dtype not in INTEGERS or value.ndim:
                 raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}")
+            known = known_integer(value)
+            if known is not None:
+                return known
             length = _length_reference(value)
             if length is None:
                 return ["value", reference(value), 0]
             tensor, axis = length
-            known = tensor.shape[axis]
-            return [reference(tensor), axis] if known is None else known
+            return [reference(tensor), axis]
         if value is None:
             raise ArgumentError(f"{op}: a shape can't hold None here; use -1 or K.shape(x)[axis] for an unknown length")
         return int(value)
@@ -121,10 +147,7 @@ def batch_flatten(x: Any) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("batch_flatten: a scalar has no first axis")
-    rest = count(x.shape[1:])
-    if rest is not None:
-        return apply("reshape", x, dims=[[0, 0] if x.shape[0] is None else x.shape[0], rest])
-    return apply("reshape", x, dims=[[0, 0] if x.shape[0] is None else x.shape[0], -1])
+    return merged(x, 1, x.ndim - 1)
 
 
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
@@ -147,7 +170,10 @@ def squeeze(x: Any, axis: int) -> Tensor:
 
 
 def concatenate(tensors: Any, axis: int = -1) -> Tensor:
-    """Tensors joined along `axis`, brought to their common dtype. Raises ShapeError where other axes differ."""
+    """Tensors joined along `axis`, brought to their common dtype; sparse if all of them are (see `is_sparse`).
+
+    Raises ShapeError where other axes differ.
+    """
     parts = [as_tensor(part) for part in tensors]
     if not parts:
         raise ArgumentError("concatenate: needs at least one tensor")
@@ -157,7 +183,9 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
     if parts[0].ndim == 0:
         raise ShapeError("concatenate: scalars have no axis; use K.stack")
     place = axis_of(axis, parts[0].ndim, "concatenate")
-    return apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
+    joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
+    joined.sparse = all(part.sparse for part in parts)
+    return joined
 
 
 def one_hot(indices: Any, num_classes: int) -> Tensor:

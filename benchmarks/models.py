@@ -1,0 +1,71 @@
+"""The models of `native.py` written in K: each a call that trains on one batch and ends with the loss in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from native import MODELS, MOMENTUM, RATE, UNITS, data
+
+from kernelk import backend as K
+
+Weights = list[Any]
+
+
+def mlp(w: Weights, x: Any) -> Any:
+    """Two dense layers, up to the softmax."""
+    hidden = K.relu(K.dot(x, w[0]) + w[1])
+    return K.softmax(K.dot(hidden, w[2]) + w[3])
+
+
+def lenet(w: Weights, x: Any) -> Any:
+    """Two convolutions with pooling and three dense layers."""
+    for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
+        x = K.relu(K.bias_add(K.conv2d(x, kernel, data_format="channels_last"), bias, "channels_last"))
+        x = K.pool2d(x, (2, 2), (2, 2), data_format="channels_last")
+    x = K.batch_flatten(x)
+    for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
+        x = K.relu(K.dot(x, matrix) + bias)
+    return K.softmax(K.dot(x, w[8]) + w[9])
+
+
+def lstm(w: Weights, x: Any) -> Any:
+    """An LSTM by `K.rnn`, and a dense layer on its last output."""
+
+    def cell(piece: Any, states: Any) -> Any:
+        h, c = states
+        gates = K.dot(piece, w[0]) + K.dot(h, w[1]) + w[2]
+        a, b, d, e = (gates[:, i * UNITS : (i + 1) * UNITS] for i in range(4))
+        c = K.sigmoid(b) * c + K.sigmoid(a) * K.tanh(d)
+        h = K.sigmoid(e) * K.tanh(c)
+        return h, [h, c]
+
+    zeros = K.zeros((K.int_shape(x)[0], UNITS))
+    last, _, _ = K.rnn(cell, x, [zeros, zeros])
+    return K.softmax(K.dot(last, w[3]) + w[4])
+
+
+def empty() -> Callable[[], Any]:
+    """A call that computes nothing."""
+    constant = K.function([], [K.constant(1.0)])
+    return lambda: constant([])
+
+
+def model(case: str) -> Callable[[], Any]:
+    """One training step of a case: momentum for an MLP, plain gradient descent for the others."""
+    weights, x, t = data(case)
+    name = MODELS[case][0]
+    xs, ts = K.placeholder(x.shape), K.placeholder(t.shape)
+    parameters = [K.variable(w) for w in weights]
+    p = {"mlp": mlp, "lenet": lenet, "lstm": lstm}[name](parameters, xs)
+    loss = K.mean(K.categorical_crossentropy(ts, p))
+    updates = []
+    for w, g in zip(parameters, K.gradients(loss, parameters)):
+        if name != "mlp":
+            updates.append(K.update_sub(w, RATE * g))
+            continue
+        v = K.zeros(K.int_shape(w))
+        new = MOMENTUM * v - RATE * g
+        updates += [K.update(v, new), K.update_add(w, new)]
+    step = K.function([xs, ts], [loss], updates)
+    return lambda: step([x, t])

@@ -1,0 +1,98 @@
+"""The baselines in JAX: `jax.jit` with `value_and_grad`; a scanned LSTM by `lax.scan`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from native import MOMENTUM, RATE
+
+
+def empty():
+    constant = jax.jit(lambda: jnp.float32(1))
+    return lambda: np.asarray(constant())
+
+
+def loss_of(logits, t):
+    p = jnp.clip(jax.nn.softmax(logits), 1e-7, 1 - 1e-7)
+    return jnp.mean(-jnp.sum(t * jnp.log(p), -1))
+
+
+def mlp(weights, x, t):
+    def loss(w, x, t):
+        hidden = jax.nn.relu(x @ w[0] + w[1])
+        return loss_of(hidden @ w[2] + w[3], t)
+
+    @jax.jit
+    def step(w, v, x, t):
+        value, g = jax.value_and_grad(loss)(w, x, t)
+        v = [MOMENTUM * b - RATE * c for b, c in zip(v, g)]
+        return value, [a + b for a, b in zip(w, v)], v
+
+    state = [[jnp.asarray(w) for w in weights], [jnp.zeros_like(w) for w in weights]]
+
+    def call():
+        value, state[0], state[1] = step(state[0], state[1], x, t)
+        return finished(value, state)
+
+    return call
+
+
+def finished(value, state):
+    """The loss, once all of the step is done: JAX hands results out before they are there."""
+    jax.block_until_ready(state)
+    return np.asarray(value)
+
+
+def descend(weights, logits_of, x, t):
+    """A step of plain gradient descent."""
+
+    @jax.jit
+    def step(w, x, t):
+        value, g = jax.value_and_grad(lambda w: loss_of(logits_of(w, x), t))(w)
+        return value, [a - RATE * b for a, b in zip(w, g)]
+
+    state = [[jnp.asarray(w) for w in weights]]
+
+    def call():
+        value, state[0] = step(state[0], x, t)
+        return finished(value, state)
+
+    return call
+
+
+def lenet(weights, x, t):
+    def logits_of(w, x):
+        for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
+            x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = jax.nn.relu(x + bias)
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = x.reshape(x.shape[0], -1)
+        for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
+            x = jax.nn.relu(x @ matrix + bias)
+        return x @ w[8] + w[9]
+
+    return descend(weights, logits_of, x, t)
+
+
+def lstm(weights, x, t):
+    def logits_of(w, x):
+        def cell(state, piece):
+            h, c = state
+            a, b, d, e = jnp.split(piece @ w[0] + h @ w[1] + w[2], 4, 1)
+            c = jax.nn.sigmoid(b) * c + jax.nn.sigmoid(a) * jnp.tanh(d)
+            return (jax.nn.sigmoid(e) * jnp.tanh(c), c), None
+
+        zeros = jnp.zeros((x.shape[0], w[1].shape[0]), jnp.float32)
+        (h, _), _ = lax.scan(cell, (zeros, zeros), jnp.swapaxes(x, 0, 1))
+        return h @ w[3] + w[4]
+
+    return descend(weights, logits_of, x, t)
+
+
+def holder(array):
+    held = [jnp.asarray(array)]
+
+    def put(value):
+        held[0] = jax.block_until_ready(jnp.array(value))
+
+    return put, (lambda: np.array(held[0]))

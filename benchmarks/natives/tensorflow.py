@@ -1,0 +1,85 @@
+"""The baselines in TensorFlow 2: `tf.function` with a gradient tape."""
+
+import os
+
+import numpy as np
+from native import MOMENTUM, RATE, STEPS
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import tensorflow as tf
+
+
+def empty():
+    constant = tf.function(lambda: tf.constant(1.0))
+    return lambda: constant().numpy()
+
+
+def loss_of(logits, t):
+    p = tf.nn.softmax(logits)
+    p = tf.clip_by_value(p / tf.reduce_sum(p, -1, keepdims=True), 1e-7, 1 - 1e-7)
+    return tf.reduce_mean(-tf.reduce_sum(t * tf.math.log(p), -1))
+
+
+def mlp(weights, x, t):
+    variables = [tf.Variable(w) for w in weights]
+    velocities = [tf.Variable(np.zeros_like(w)) for w in weights]
+
+    @tf.function
+    def step(x, t):
+        with tf.GradientTape() as tape:
+            hidden = tf.nn.relu(tf.matmul(x, variables[0]) + variables[1])
+            loss = loss_of(tf.matmul(hidden, variables[2]) + variables[3], t)
+        for w, v, g in zip(variables, velocities, tape.gradient(loss, variables)):
+            v.assign(MOMENTUM * v - RATE * g)
+            w.assign_add(v)
+        return loss
+
+    return lambda: step(x, t).numpy()
+
+
+def descend(weights, logits_of, x, t):
+    """A step of plain gradient descent."""
+    variables = [tf.Variable(w) for w in weights]
+
+    @tf.function
+    def step(x, t):
+        with tf.GradientTape() as tape:
+            loss = loss_of(logits_of(variables, x), t)
+        for w, g in zip(variables, tape.gradient(loss, variables)):
+            w.assign_sub(RATE * g)
+        return loss
+
+    return lambda: step(x, t).numpy()
+
+
+def lenet(weights, x, t):
+    def logits_of(w, x):
+        for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
+            x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "VALID") + bias)
+            x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        x = tf.reshape(x, (x.shape[0], -1))
+        for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
+            x = tf.nn.relu(tf.matmul(x, matrix) + bias)
+        return tf.matmul(x, w[8]) + w[9]
+
+    return descend(weights, logits_of, x, t)
+
+
+def lstm(weights, x, t):
+    def logits_of(w, x):
+        units = w[1].shape[0]
+        sequence = tf.transpose(x, (1, 0, 2))
+        h = c = tf.zeros((x.shape[0], units))
+        for i in tf.range(STEPS):
+            gates = tf.matmul(sequence[i], w[0]) + tf.matmul(h, w[1]) + w[2]
+            a, b, d, e = tf.split(gates, 4, 1)
+            c = tf.sigmoid(b) * c + tf.sigmoid(a) * tf.tanh(d)
+            h = tf.sigmoid(e) * tf.tanh(c)
+        return tf.matmul(h, w[3]) + w[4]
+
+    return descend(weights, logits_of, x, t)
+
+
+def holder(array):
+    held = tf.Variable(array)
+    return held.assign, held.numpy

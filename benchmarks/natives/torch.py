@@ -1,0 +1,85 @@
+"""The baselines in PyTorch: eager, as its users write a step; an LSTM cell in a Python loop."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from native import MOMENTUM, RATE
+
+
+def empty():
+    return lambda: torch.ones(()).numpy()
+
+
+def loss_of(logits, t):
+    p = torch.softmax(logits, -1).clamp(1e-7, 1 - 1e-7)
+    return torch.mean(-torch.sum(t * torch.log(p), -1))
+
+
+def parameters(weights):
+    return [torch.tensor(w, requires_grad=True) for w in weights]
+
+
+def mlp(weights, x, t):
+    ws = parameters(weights)
+    velocities = [torch.zeros_like(w) for w in ws]
+
+    def step():
+        given, wanted = torch.from_numpy(x), torch.from_numpy(t)
+        hidden = torch.relu(given @ ws[0] + ws[1])
+        loss = loss_of(hidden @ ws[2] + ws[3], wanted)
+        gradients = torch.autograd.grad(loss, ws)
+        with torch.no_grad():
+            for w, v, g in zip(ws, velocities, gradients):
+                v.mul_(MOMENTUM).sub_(g, alpha=RATE)
+                w.add_(v)
+        return loss.detach().numpy()
+
+    return step
+
+
+def descend(weights, logits_of, x, t):
+    """A step of plain gradient descent."""
+    ws = parameters(weights)
+
+    def step():
+        loss = loss_of(logits_of(ws, torch.from_numpy(x)), torch.from_numpy(t))
+        gradients = torch.autograd.grad(loss, ws)
+        with torch.no_grad():
+            for w, g in zip(ws, gradients):
+                w.sub_(g, alpha=RATE)
+        return loss.detach().numpy()
+
+    return step
+
+
+def lenet(weights, x, t):
+    # PyTorch's own layouts: channels before rows, kernels as (out, in, rows, columns).
+    weights = [w.transpose(3, 2, 0, 1).copy() if w.ndim == 4 else w for w in weights]
+    x = x.transpose(0, 3, 1, 2).copy()
+
+    def logits_of(w, x):
+        for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
+            x = F.max_pool2d(torch.relu(F.conv2d(x, kernel, bias)), 2)
+        x = x.flatten(1)
+        for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
+            x = torch.relu(x @ matrix + bias)
+        return x @ w[8] + w[9]
+
+    return descend(weights, logits_of, x, t)
+
+
+def lstm(weights, x, t):
+    def logits_of(w, x):
+        h = c = torch.zeros(x.shape[0], w[1].shape[0])
+        for piece in x.unbind(1):
+            a, b, d, e = (piece @ w[0] + h @ w[1] + w[2]).chunk(4, 1)
+            c = torch.sigmoid(b) * c + torch.sigmoid(a) * torch.tanh(d)
+            h = torch.sigmoid(e) * torch.tanh(c)
+        return h @ w[3] + w[4]
+
+    return descend(weights, logits_of, x, t)
+
+
+def holder(array):
+    held = torch.from_numpy(array.copy())
+    return (lambda value: held.copy_(torch.from_numpy(value))), (lambda: np.copy(held.numpy()))

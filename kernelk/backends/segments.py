@@ -1,0 +1,110 @@
+"""A long program cut into consecutive ones, for an engine whose compiler takes more than its share for long ones."""
+
+from .lowering import InstructionError, Program
+
+
+class Segment(object):
+    """Instructions `start` to `stop` of a program, compiled by themselves.
+
+    What they take from earlier segments comes in as further slots, since only slots hold an engine's own values.
+    """
+
+    def __init__(self, program, start, stop, wanted, constants, compile):
+        first, instructions = len(program.leaves), program.instructions[start:stop]
+        made = range(first + start, first + stop)
+        taken = set(number for instruction in instructions for number in instruction.inputs) - set(made)
+        results = [number for number in made if number in wanted]
+        if stop == len(program.instructions):
+            leaves = set(number for number in program.results() if number < first)
+            taken |= leaves
+            results += sorted(leaves)
+        ends = [0, len(program.inputs)]
+        for group in (program.slots, program.draws, program.constants):
+            ends.append(ends[-1] + len(group))
+        inputs, slots, draws, fixed = [
+            [number for number in range(low, high) if number in taken] for low, high in zip(ends, ends[1:])
+        ]
+        slots += sorted(number for number in taken if number >= first)
+        self.inputs = inputs
+        self.slots = slots
+        self.draws = [number - ends[2] for number in draws]
+        self.results = results
+        self.start = start
+        order = inputs + slots + draws + fixed + list(made)
+        numbers = {number: place for place, number in enumerate(order)}
+        moved = [(i.op, [numbers[n] for n in i.inputs], i.attrs, i.dtype, i.shape) for i in instructions]
+        piece = Program(
+            {
+                "inputs": [program.values[number] for number in inputs],
+                "slots": [program.values[number] for number in slots],
+                "draws": [program.values[number] for number in draws],
+                "constants": [program.values[number] for number in fixed],
+                "instructions": moved,
+                "outputs": [numbers[number] for number in results],
+                "updates": [],
+            }
+        )
+        with self.located(program):
+            self._run = compile(piece, [constants[number - ends[3]] for number in fixed])
+
+    def located(self, program):
+        """A context in which an error of one of the segment's instructions is told of the whole program's."""
+        return _Located(program, self.start)
+
+    def run(self, values, draws, program):
+        """Computes the segment's results into `values`, the whole program's by number."""
+        with self.located(program):
+            outputs, _ = self._run(
+                [values[number] for number in self.inputs],
+                [values[number] for number in self.slots],
+                [draws[number] for number in self.draws],
+            )
+        for number, value in zip(self.results, outputs):
+            values[number] = value
+
+
+class _Located(object):
+    def __init__(self, program, start):
+        self.program = program
+        self.start = start
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, InstructionError):
+            raise InstructionError(self.program.instructions[self.start + error.index], error.cause) from error.cause
+
+
+def compile_in_segments(compile, program, constants, most):
+    """As `Backend.compile`, by calls of `compile` for at most `most` instructions each.
+
+    Values stay the engine's own from one segment to the next. Raises what `compile` raises.
+    """
+    first, count = len(program.leaves), len(program.instructions)
+    last_use = {}
+    for instruction in program.instructions:
+        for number in instruction.inputs:
+            last_use[number] = instruction.index
+    results = program.results()
+    segments, drops = [], []
+    for start in range(0, count, most):
+        stop = min(start + most, count)
+        wanted = set(number for number, index in last_use.items() if index >= stop).union(results)
+        segments.append(Segment(program, start, stop, wanted, constants, compile))
+        # Values are let go once the last segment that takes them is through.
+        drops.append(
+            [n for n, index in last_use.items() if n >= first and start <= index < stop and n not in set(results)]
+        )
+    feeds_end = len(program.inputs)
+
+    def run(feeds, state, draws):
+        values = dict(enumerate(feeds))
+        values.update(enumerate(state, feeds_end))
+        for segment, gone in zip(segments, drops):
+            segment.run(values, draws, program)
+            for number in gone:
+                values.pop(number, None)
+        return [values[n] for n in program.outputs], [values[n] for _, n in program.updates]
+
+    return run

@@ -1,0 +1,514 @@
+"""The divergence finder: every node that a tensor needs, computed on two engines, and the first op where they part."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import registry
+from .display import Rendered, Table
+from .errors import ArgumentError, EngineError, FeedError, WorkerDiedError
+from .function import Function, as_feed, as_phase, last_feed
+from .graph import LearningPhase, Placeholder, Tensor, Update, walk
+from .host import Host
+from .ops.creation import placeholder
+from .ops.dtypes import FLOATS
+from .ops.nn import PHASE
+from .ops.random import SEEDS
+from .ops.rules import RULES
+from .program import Program, update_value
+from .session import Session, current
+
+Array = np.ndarray[Any, Any]
+
+# By how much two engines' floats may differ without being called different; integers and bools may not at all.
+TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
+
+# In these, large operands may cancel: what counts as rounding is measured against the operands then.
+_CANCELLING = ("add", "subtract", "sum", "mean", "matmul", "batch_matmul", "cumsum", "sum_to", "scatter_add", "conv")
+
+# Rows that a table shows; the report has them all.
+SHOWN_ROWS = 40
+
+
+class Range(NamedTuple):
+    """The least and greatest finite element, and how many are none."""
+
+    low: float
+    high: float
+    nans: int
+    infinities: int
+
+    def __str__(self) -> str:
+        parts = [] if self.low > self.high else [f"{self.low:.6g} to {self.high:.6g}"]
+        parts += [f"{count} {what}" for count, what in ((self.nans, "NaN"), (self.infinities, "inf")) if count]
+        return ", ".join(parts) or "empty"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two values of one node are apart: the largest absolute and relative differences of an element.
+
+    `scaled` is the one that the tolerance is about: relative to the element and its tensor's mean size together;
+    `beyond` elements of `size` exceed it, most of all the one at `worst`, with its two `values`.
+    """
+
+    absolute: float
+    relative: float
+    scaled: float
+    beyond: int
+    size: int
+    worst: tuple[int, ...] = ()
+    values: tuple[Any, Any] = (None, None)
+
+    def __str__(self) -> str:
+        both = f"{self.values[0]} and {self.values[1]}"
+        if not self.worst:
+            return both
+        return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
+
+
+@dataclass(frozen=True)
+class NodeDiff:
+    """One node on both engines. `own`: the gap that remains when the op is fed the reference's inputs (None: unknown).
+
+    `ranges`: the values' range on each engine. `inputs`: the operands' rows in the report.
+    """
+
+    op: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    source: str
+    gap: Gap
+    own: Gap | None
+    ranges: tuple[Range, Range]
+    inputs: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The op, the tensor's name and the user's line."""
+        return f"{self.op} '{self.name}' ({self.source})"
+
+    def flags(self, engines: tuple[str, str]) -> str:
+        """What is remarkable about it, for the table."""
+        found = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
+        if self.own is not None and self.own.beyond:
+            found.append("of its own")
+        for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
+            named = [engine for engine, count in zip(engines, counts) if count]
+            if named:
+                found.append(what if len(named) == 2 else f"{what} on {named[0]}")
+        return ", ".join(found)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a "NaN" or "inf" appears first although no operand has one: on these engines, with these operands."""
+
+    kind: str
+    row: NodeDiff
+    engines: tuple[str, ...]
+    inputs: tuple[tuple[str, Range], ...]
+
+    def __str__(self) -> str:
+        where = " and ".join(self.engines)
+        if self.row.op in ("placeholder", "variable"):
+            return f"the first {self.kind} is in the value of {self.row.label}: {self.row.ranges[0]}"
+        text = f"the first {self.kind} on {where} is made by {self.row.label}"
+        operands = "; ".join(f"'{name}' {span}" for name, span in self.inputs)
+        return text + (f", whose operands are {operands}" if operands else "")
+
+
+@dataclass(repr=False)
+class DiffReport(Rendered):
+    """What two engines make of the same nodes, feeds, variables and random draws; `rows` are in the graph's order.
+
+    `first`: the first node beyond the tolerance. `culprit`: the node with the largest error of its own beyond it.
+    `origins`: where NaN and infinities begin. `results`: the gaps of what was asked for, compiled as usual, that is
+    without every node as an output.
+    """
+
+    engines: tuple[str, str]
+    phase: int
+    tolerance: float | None
+    rows: list[NodeDiff] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    results: list[Gap] = field(default_factory=list)
+    own_failure: str = ""
+
+    @property
+    def first(self) -> NodeDiff | None:
+        """The first node, in the graph's order, whose values differ beyond the tolerance."""
+        return next((row for row in self.rows if row.gap.beyond), None)
+
+    @property
+    def culprit(self) -> NodeDiff | None:
+        """The node that differs most though it is fed the same inputs, if any does beyond the tolerance."""
+        wrong = [row for row in self.rows if row.own is not None and row.own.beyond]
+        return max(wrong, key=lambda row: row.own.scaled if row.own is not None else 0.0, default=None)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no value differs beyond the tolerance, neither node by node nor compiled as usual."""
+        return self.first is None and not any(gap.beyond for gap in self.results)
+
+    def findings(self) -> list[str]:
+        """The verdict, the most telling sentence first."""
+        a, b = self.engines
+        first, culprit = self.first, self.culprit
+        if first is not None:
+            found = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
+            if first.own is not None and not first.own.beyond:
+                found.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
+        else:
+            found = [f"{a} and {b} agree within the tolerance, node by node"]
+            most = max(self.rows, key=lambda row: row.gap.relative)
+            if most.gap.relative:
+                found.append(f"largest relative difference: {most.gap.relative:.3g} at {most.label}")
+        if culprit is not None:
+            assert culprit.own is not None
+            found.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
+        elif first is not None and not self.own_failure:
+            found.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
+        found += [str(origin) for origin in self.origins]
+        if any(gap.beyond for gap in self.results) != any(row.gap.beyond for row in self.rows):
+            worst = max(self.results, key=lambda gap: gap.relative)
+            found.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
+        if self.own_failure:
+            found.append(f"errors of the ops' own are not known: {self.own_failure}")
+        return found
+
+    def table(self) -> Table:
+        """The nodes in the graph's order, about the first remarkable one, and the findings."""
+        remarkable = [self.first, *(origin.row for origin in self.origins)]
+        shown = [row for row in self.rows if row.op not in ("placeholder", "variable") or row in remarkable]
+        places = [shown.index(row) for row in remarkable if row is not None]
+        start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
+        window = shown[start : start + SHOWN_ROWS]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel of its own", "note"]
+        rows = [
+            [
+                row.op,
+                row.name,
+                row.source.split(": ", 1)[0],
+                str(row.shape),
+                row.dtype,
+                f"{row.gap.absolute:.3g}",
+                f"{row.gap.relative:.3g}",
+                "" if row.own is None else f"{row.own.relative:.3g}",
+                row.flags(self.engines),
+            ]
+            for row in window
+        ]
+        title, *others = self.findings()
+        allowed = "by dtype" if self.tolerance is None else f"{self.tolerance:g}"
+        others.append(
+            f"{len(shown)} nodes, {len(window)} shown (.rows has all); tolerance {allowed}; learning phase {self.phase}"
+        )
+        strong = places[0] - start if places and 0 <= places[0] - start < len(window) else None
+        return Table(rows, header, title=title, below="\n".join(others), strong=strong)
+
+
+def diff(
+    y: Any,
+    reference: str,
+    other: str,
+    feeds: Mapping[Any, Any] | None = None,
+    tolerance: float | str | None = None,
+) -> DiffReport:
+    """Every node that `y` needs on two engines, and the first op where they differ. The twin of `%kdiff`.
+
+    `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
+    arrays; those left out take what they were fed last. `tolerance`: relative, to an element and to its tensor's mean
+    size; 1e-2, 1e-4 and 1e-8 for the three floats unless given, while integers and bools must be equal.
+    Both engines get the same feeds, variables and random draws. Nothing is committed and the active engine stays.
+    Raises ArgumentError, FeedError, UnknownBackendError, BackendNotInstalledError or EngineError.
+    """
+    engines = [registry.engine(name) for name in (reference, other)]
+    if reference == other:
+        raise ArgumentError(f"diff: {reference} was named twice; name two engines, e.g. tensorflow and numpy")
+    allowed = None if tolerance is None else _checked(tolerance)
+    roots = _roots(y)
+    phase, fed = _feeds(y, roots, feeds or {})
+    for engine in engines:
+        if not engine.in_kernel:
+            registry.interpreter(engine)
+    session = current()
+    with session.lock:
+        hosts = [session.host(name) for name in (reference, other)]
+        for host in hosts:
+            if not host.started:
+                host.start()
+        with _untouched(session, hosts):
+            return _Comparison(session, hosts, roots, phase, fed).report(allowed)
+
+
+def _checked(tolerance: Any) -> float:
+    try:
+        number = float(tolerance)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ArgumentError(f"diff: the tolerance is a number like 1e-4, not {tolerance!r}")
+    return number
+
+
+def _roots(y: Any) -> list[Tensor]:
+    if isinstance(y, Function):
+        roots = [*y.outputs, *(value for _, value in y.updates)]
+    else:
+        roots = list(y) if isinstance(y, (list, tuple)) else [y]
+    for root in roots:
+        if not isinstance(root, Tensor):
+            raise ArgumentError(f"diff: nothing to compare in {type(root).__name__}; give a tensor or a K.function")
+    return roots
+
+
+def _feeds(y: Any, roots: list[Tensor], given: Mapping[Any, Any]) -> tuple[int, dict[Placeholder, Array]]:
+    """The learning phase, and an array for each placeholder that is needed: given, or what it was fed last."""
+    phase = PHASE.fixed or 0
+    switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
+    if switches:
+        phase = as_phase(given[switches[0]])
+    elif isinstance(y, Function):
+        phase = next((x.fed for x in y.inputs if isinstance(x, LearningPhase) and x.fed is not None), phase)
+
+    def inputs_of(node: Tensor) -> Sequence[Tensor]:
+        if node.op == "phase_select":
+            return (node.inputs[0 if phase else 1],)
+        return (update_value(node),) if isinstance(node, Update) else node.inputs
+
+    order = walk(roots, inputs_of)
+    needed = [x for x in order if isinstance(x, Placeholder) and not isinstance(x, LearningPhase)]
+    known: dict[int, Any] = {}
+    for key, value in given.items():
+        if isinstance(key, LearningPhase):
+            continue
+        if isinstance(y, Function) and any(key is x for x in y.inputs) and not any(key is x for x in needed):
+            # Its call takes a value for it, and does nothing with it.
+            continue
+        found = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
+        if len(found) != 1:
+            names = ", ".join(f"'{x.name}'" for x in needed) or "none"
+            what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
+            why = "several placeholders have the name" if found else "no placeholder that it needs is"
+            raise FeedError(f"diff: {why} {what}; it needs {names}")
+        known[id(found[0])] = value
+    missing = []
+    for x in needed:
+        if id(x) not in known:
+            known[id(x)] = last_feed(x)
+            if known[id(x)] is None:
+                missing.append(f"'{x.name}' {x.shape} ({x.source})")
+    if missing:
+        raise FeedError(
+            f"diff: what to feed isn't known: {'; '.join(missing)}; give feeds={{placeholder: array}} "
+            f"(%kdiff ... --feed NAME=ARRAY)"
+        )
+    return phase, {x: as_feed(x, known[id(x)]) for x in needed}
+
+
+@contextlib.contextmanager
+def _untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
+    """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
+    counter = SEEDS.counter
+    before = [(host, set(host.compiled)) for host in {*hosts, session.host("numpy")}]
+    try:
+        yield
+    finally:
+        SEEDS.counter = counter
+        for host, known in before:
+            new = [key for key in host.compiled if key not in known]
+            if new:
+                with contextlib.suppress(WorkerDiedError), host.held():
+                    host.release_programs(new)
+
+
+class _Comparison:
+    """All nodes of some tensors on two started hosts; `values` has each host's, by the neutral program's numbers."""
+
+    def __init__(
+        self, session: Session, hosts: list[Host], roots: list[Tensor], phase: int, feeds: dict[Placeholder, Array]
+    ) -> None:
+        self._session = session
+        self._hosts = hosts
+        self._roots = roots
+        self._phase = phase
+        self._counter = SEEDS.counter
+        self._placeholders = list(feeds)
+        self._feeds = list(feeds.values())
+        # With every op "native", no composite is written out: one node for each op that the user's lines recorded.
+        call = Function(self._placeholders, roots, live=False)
+        self.program: Program = call.program_for(session, frozenset(RULES), phase, self._feeds)
+        if not self.program.instructions and not self.program.draws:
+            raise ArgumentError(
+                f"diff: nothing to compare: {', '.join(repr(root) for root in roots)} holds no op, only values that "
+                f"every engine is given bit for bit"
+            )
+        nodes = [*self.program.draws, *(instruction.node for instruction in self.program.instructions)]
+        given = [*self._feeds, *(session.read(variable) for variable in self.program.slots)]
+        constants = [node.array for node in self.program.constants]
+        draws = len(self.program.draws)
+        self.values = []
+        for host in hosts:
+            computed = self._run(host, self._placeholders, nodes, self._feeds)
+            self.values.append([*given, *computed[:draws], *constants, *computed[draws:]])
+
+    def _run(
+        self, host: Host, inputs: Sequence[Placeholder], outputs: Sequence[Tensor], feeds: list[Array]
+    ) -> list[Array]:
+        """The outputs' values from one program on this host, with the draws that the session's next call would get."""
+        SEEDS.counter = self._counter
+        program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
+        SEEDS.counter = self._counter
+        return self._session.execute(host, program, feeds, commit=False)[: len(outputs)]
+
+    def _alone(self) -> dict[int, Array]:
+        """What the second engine makes of each op that is fed the first one's operands, by value number."""
+        program, known = self.program, self.values[0]
+        leaves: dict[int, Tensor] = {}
+        fed: dict[int, Placeholder] = {}
+        slots = len(program.inputs)
+        draws = slots + len(program.slots)
+        constants = draws + len(program.draws)
+        leaves.update((slots + i, variable) for i, variable in enumerate(program.slots))
+        leaves.update((constants + i, node) for i, node in enumerate(program.constants))
+        alone: dict[int, Tensor] = {}
+        for i, (node, inputs, attrs) in enumerate(program.instructions):
+            if type(node) is not Tensor:
+                continue
+            for n in inputs:
+                if n not in leaves:
+                    leaves[n] = fed[n] = placeholder(known[n].shape, dtype=known[n].dtype)
+            number = program.first + i
+            operands = tuple(leaves[n] for n in inputs)
+            alone[number] = Tensor(node.op, operands, attrs, known[number].shape, node.dtype, node.source, node.name)
+        if not alone:
+            return {}
+        values = self._run(self._hosts[1], list(fed.values()), list(alone.values()), [known[n] for n in fed])
+        return dict(zip(alone, values))
+
+    def report(self, tolerance: float | None) -> DiffReport:
+        """Compares value by value."""
+        program, (a, b) = self.program, self.values
+        engines = (self._hosts[0].engine.name, self._hosts[1].engine.name)
+        result = DiffReport(engines, self._phase, tolerance)
+        alone: dict[int, Array] = {}
+        try:
+            alone = self._alone()
+        except WorkerDiedError:
+            raise
+        except EngineError as error:
+            result.own_failure = str(error)
+        ranges = [(_range(x), _range(y)) for x, y in zip(a, b)]
+        rows: dict[int, int] = {}
+        leaves: list[tuple[Tensor, tuple[int, ...]]]
+        leaves = [(x, ()) for x in (*program.inputs, *program.slots, *program.draws, *program.constants)]
+        instructions = [(x.node, x.inputs) for x in program.instructions]
+        numbers_of_constants = range(program.first - len(program.constants), program.first)
+        for number, (node, inputs) in enumerate([*leaves, *instructions]):
+            if number in numbers_of_constants:
+                # They were written down, infinities too, and are the same everywhere.
+                continue
+            near = _size(a[number])
+            if node.op.startswith(_CANCELLING):
+                near = max(near, *(_size(a[n]) for n in inputs))
+            allowed = TOLERANCES.get(node.dtype, 0.0) if tolerance is None else tolerance
+            own = _gap(a[number], alone[number], allowed, near) if number in alone else None
+            row = NodeDiff(
+                node.op,
+                node.name,
+                a[number].shape,
+                node.dtype,
+                str(node.source),
+                _gap(a[number], b[number], allowed, near),
+                own,
+                ranges[number],
+                tuple(rows[n] for n in inputs if n in rows),
+            )
+            rows[number] = len(result.rows)
+            result.rows.append(row)
+            self._origin(result, row, number, [(n, [*leaves, *instructions][n][0].name) for n in inputs], ranges)
+        for n, x, y in self._results():
+            result.results.append(_gap(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n))
+        return result
+
+    def _origin(
+        self,
+        result: DiffReport,
+        row: NodeDiff,
+        number: int,
+        operands: list[tuple[int, str]],
+        ranges: list[tuple[Range, Range]],
+    ) -> None:
+        """Notes the row if a NaN or an infinity begins there, on whichever engine, and none of its kind did before."""
+        for kind in ("NaN", "inf"):
+            if any(origin.kind == kind for origin in result.origins):
+                continue
+            begins = []
+            for side in (0, 1):
+                here = ranges[number][side]
+                behind = [ranges[n][side] for n, _ in operands]
+                if kind == "NaN":
+                    begins.append(here.nans and not any(span.nans for span in behind))
+                else:
+                    begins.append(here.infinities and not any(span.nans or span.infinities for span in behind))
+            if any(begins):
+                side = 0 if begins[0] else 1
+                named = tuple(engine for engine, here in zip(result.engines, begins) if here)
+                inputs = tuple((name, ranges[n][side]) for n, name in operands)
+                result.origins.append(Origin(kind, row, named, inputs))
+
+    def _results(self) -> list[tuple[float, Array, Array]]:
+        """What was asked for as each engine makes it ordinarily, with the size against which it is measured."""
+        made = [self._run(host, self._placeholders, self._roots, self._feeds) for host in self._hosts]
+        sizes = []
+        for n, value in zip(self.program.outputs, made[0]):
+            i = n - self.program.first
+            near = _size(value)
+            if i >= 0 and self.program.instructions[i].node.op.startswith(_CANCELLING):
+                near = max(near, *(_size(self.values[0][m]) for m in self.program.instructions[i].inputs))
+            sizes.append(near)
+        return list(zip(sizes, *made))
+
+
+def _size(value: Array) -> float:
+    """The mean size of a float value's finite elements; 0 for others."""
+    if value.dtype.name not in FLOATS:
+        return 0.0
+    finite = np.abs(value[np.isfinite(value)].astype(np.float64))
+    return float(finite.mean()) if finite.size else 0.0
+
+
+def _range(value: Array) -> Range:
+    if value.dtype.name not in FLOATS:
+        low, high = (float(value.min()), float(value.max())) if value.size else (np.inf, -np.inf)
+        return Range(low, high, 0, 0)
+    nans, finite = int(np.isnan(value).sum()), value[np.isfinite(value)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
+    return Range(low, high, nans, value.size - nans - finite.size)
+
+
+def _gap(a: Array, b: Array, tolerance: float, size: float) -> Gap:
+    """The gap of two values of one shape and dtype; equal NaNs and infinities are no difference."""
+    if not a.size:
+        return Gap(0.0, 0.0, 0.0, 0, 0)
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    with np.errstate(all="ignore"):
+        same = (a == b) | (np.isnan(wide_a) & np.isnan(wide_b))
+        absolute = np.where(same, 0.0, np.abs(wide_a - wide_b))
+        absolute = np.where(np.isnan(absolute), np.inf, absolute)
+        magnitude = np.maximum(np.abs(wide_a), np.abs(wide_b))
+        finite = np.isfinite(absolute) & ~same
+        relative = np.where(finite, absolute / magnitude, absolute)
+        # A small element beside large ones carries their rounding.
+        scaled = np.where(finite, absolute / (magnitude + size), absolute)
+    beyond = scaled > tolerance if a.dtype.name in FLOATS else ~same
+    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(scaled)), a.shape))
+    largest, share, error = (float(x.max()) for x in (absolute, relative, scaled))
+    return Gap(largest, share, error, int(beyond.sum()), a.size, worst, (a[worst], b[worst]))

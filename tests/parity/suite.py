@@ -1,0 +1,108 @@
+"""All cases, and the account of every name: it has cases, or a reason why it needs none."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from kernelk import backend as K
+
+from . import arranging, elementwise, loops, networks, reductions, state, windows
+from .case import Case
+
+FAMILIES: dict[str, list[Case]] = {
+    family.__name__.rpartition(".")[2]: family.CASES  # type: ignore[attr-defined]
+    for family in (elementwise, reductions, arranging, networks, windows, loops, state)
+}
+
+# Names that K is to have and hasn't yet: their cases wait until it has.
+PENDING = {
+    "conv1d",
+    "conv2d",
+    "conv2d_transpose",
+    "conv3d",
+    "conv3d_transpose",
+    "ctc_batch_cost",
+    "ctc_decode",
+    "ctc_label_dense_to_sparse",
+    "depthwise_conv2d",
+    "foldl",
+    "foldr",
+    "local_conv1d",
+    "local_conv2d",
+    "map_fn",
+    "pool2d",
+    "pool3d",
+    "print_tensor",
+    "rnn",
+    "separable_conv1d",
+    "separable_conv2d",
+}
+
+_SETTING = "a setting of the session, the same for all engines"
+_FACT = "tells what the graph knows; no engine is asked"
+_NAMES = "deals in names; no engine is asked"
+_COMPUTES = "runs in every case here"
+_MEANINGLESS = "means nothing here, and computes nothing"
+# Names without cases, and why.
+WITHOUT = {
+    "Function": _COMPUTES,
+    "backend": _SETTING,
+    "batch_get_value": "reads committed values; no engine is asked",
+    "batch_set_value": "writes committed values; no engine is asked",
+    "clear_session": _SETTING,
+    "control_dependencies": _MEANINGLESS,
+    "count_params": _FACT,
+    "dtype": _FACT,
+    "eager": _MEANINGLESS,
+    "epsilon": _SETTING,
+    "eval": _COMPUTES,
+    "floatx": _SETTING,
+    "function": _COMPUTES,
+    "get_uid": _NAMES,
+    "get_value": "reads committed values; no engine is asked",
+    "get_variable_shape": _FACT,
+    "image_data_format": _SETTING,
+    "int_shape": _FACT,
+    "is_keras_tensor": _FACT,
+    "is_placeholder": _FACT,
+    "is_sparse": _FACT,
+    "is_symbolic": _FACT,
+    "is_tensor": _FACT,
+    "is_variable": _FACT,
+    "learning_phase": "fed in the cases of in_train_phase and in_test_phase",
+    "manual_variable_initialization": _MEANINGLESS,
+    "name_scope": _NAMES,
+    "ndim": _FACT,
+    "normalize_data_format": _SETTING,
+    "reset_uids": _NAMES,
+    "set_epsilon": _SETTING,
+    "set_floatx": _SETTING,
+    "set_image_data_format": _SETTING,
+    "set_learning_phase": _SETTING,
+    "set_random_seed": _SETTING,
+    "set_value": "writes committed values; no engine is asked",
+    "symbolic": _MEANINGLESS,
+}
+
+
+def cases(family: str | None = None) -> list[Case]:
+    """Every case (of one family) whose function is there."""
+    chosen = FAMILIES.values() if family is None else [FAMILIES[family]]
+    return [case for table in chosen for case in table if case.function not in PENDING]
+
+
+def tested() -> list[str]:
+    """The names that have cases."""
+    return sorted({case.function for case in cases()})
+
+
+def keras_names() -> list[str]:
+    """The names of the Keras 2.3.1 backend."""
+    with open(Path(__file__).parent.parent / "data" / "k_api.tsv", encoding="utf-8") as file:
+        return [row["name"] for row in csv.DictReader(file, delimiter="\t")]
+
+
+def names() -> list[str]:
+    """The names of Keras and those that K has."""
+    return sorted({*keras_names(), *K.__all__})
