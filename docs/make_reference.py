@@ -108,7 +108,6 @@ def shown(code: str) -> str:
             exec(compile(ast.Interactive([statement]), "<example>", "single"), scope)
     finally:
         sys.displayhook = before
-        reset()
     return "\n".join(lines)
 
 
@@ -130,7 +129,10 @@ def page(examples: dict[str, str]) -> str:
 
 def run_examples() -> dict[str, str]:
     """The examples of all names that K has, run on the active engine."""
-    return {name: shown(code) for name, code in EXAMPLES.items() if hasattr(K, name)}
+    try:
+        return {name: shown(code) for name, code in EXAMPLES.items() if hasattr(K, name)}
+    finally:
+        reset()
 
 
 def main() -> None:
