@@ -42,6 +42,7 @@ FAMILIES = {
     "ops.normalization": "Normalisation and biases",
     "ops.convolution": "Convolutions",
     "ops.pooling": "Pooling",
+    "ops.loops": "Loops",
     "ops.random": "Random tensors",
     "ops.names": "Names and kinds",
     "config": "Settings",
