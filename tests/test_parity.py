@@ -26,7 +26,7 @@ def test_sample(backend: str, family: str) -> None:
     assert not found, "\n".join(found)
 
 
-@settings(max_examples=50)
+@settings(max_examples=100, derandomize=True)
 @given(one=search.trials())
 def test_what_hypothesis_makes_of_it(backend: str, one: Trial) -> None:
     assert check.failures(backend, [one]) == []
