@@ -15,10 +15,10 @@ STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test lint gate smoke lab bench parity soak clean
+.PHONY: help setup packages demo test lint gate smoke lab bench parity soak keras-suite clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## .venv with all packages, and the environments of Theano and CNTK
 	@# An engine that can't be had is one line from kernelk itself; everything else goes on without it.
@@ -65,6 +65,9 @@ parity: setup  ## every function, dtype and shape on every engine; writes docs/e
 
 soak: setup  ## the long-running tests
 	$(PYTEST) -m soak
+
+keras-suite: setup  ## Keras 2.3.1's own backend tests on each engine (fetches Keras from the package index)
+	$(BIN)/python tests/keras_suite/run.py
 
 clean:  ## removes what was built; .venv and the engines' environments stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints

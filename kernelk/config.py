@@ -108,9 +108,20 @@ def reload() -> Config:
     return settings()
 
 
+def _keras() -> Any:
+    """The module with Keras 2's settings, if that runs on kernelk in this process: they are the only ones then."""
+    loader = sys.modules.get("keras.backend.load_backend")
+    return sys.modules.get("keras.backend.common") if getattr(loader, "_BACKEND", "") == "kernelk.backend" else None
+
+
+def _get(field: str) -> Any:
+    keras = _keras()
+    return getattr(keras, field)() if keras else settings().values[field]
+
+
 def floatx() -> str:
     """The default float dtype."""
-    return str(settings().values["floatx"])
+    return str(_get("floatx"))
 
 
 def set_floatx(floatx: str) -> None:
@@ -120,7 +131,7 @@ def set_floatx(floatx: str) -> None:
 
 def epsilon() -> float:
     """The small number that keeps divisions and logarithms finite."""
-    return float(settings().values["epsilon"])
+    return float(_get("epsilon"))
 
 
 def set_epsilon(e: float) -> None:
@@ -130,7 +141,7 @@ def set_epsilon(e: float) -> None:
 
 def image_data_format() -> str:
     """channels_last or channels_first."""
-    return str(settings().values["image_data_format"])
+    return str(_get("image_data_format"))
 
 
 def set_image_data_format(data_format: str) -> None:
@@ -143,6 +154,9 @@ def _set(field: str, value: Any) -> None:
     if wrong:
         raise ArgumentError(f"set_{field}: {value!r} isn't allowed; {wrong}")
     settings().values[field] = value
+    keras = _keras()
+    if keras:
+        getattr(keras, f"set_{field}")(value)
 
 
 def chosen_backend() -> tuple[str, str]:

@@ -38,6 +38,13 @@ class Spec(NamedTuple):
 Inference: TypeAlias = Callable[..., tuple[Shape, str]]
 
 
+class _StaticShape:
+    """A tensor's `_keras_shape` until Keras sets another: its static shape."""
+
+    def __get__(self, tensor: Tensor, owner: type) -> Shape:
+        return tensor.shape
+
+
 class Tensor:
     """The value of one recorded op: `op`, `inputs`, `attrs`, `shape` (None: unknown), `dtype`, `name`, `source`.
 
@@ -63,6 +70,9 @@ class Tensor:
     sparse = False
     # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
     __array_ufunc__ = None
+    # Keras reads both of any tensor, and sets its own.
+    _keras_shape = _StaticShape()
+    _uses_learning_phase = False
 
     def __init__(
         self,

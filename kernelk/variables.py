@@ -50,7 +50,6 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
 def _enter(array: np.ndarray[Any, Any], name: str | None, constraint: Any = None) -> Variable:
     node = Variable("variable", (), {}, array.shape, array.dtype.name, caller(), name)
     node.constraint = constraint
-    node._uses_learning_phase = False  # type: ignore[attr-defined]
     current().adopt(node, array)
     return node
 

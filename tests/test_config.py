@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,31 @@ def test_setters(home: Path) -> None:
             setter(wrong)
     assert (K.floatx(), K.epsilon(), K.image_data_format()) == ("float64", 1e-3, "channels_first")
     assert json.loads((home / "keras.json").read_text()) == DEFAULTS
+
+
+def test_keras_on_kernelk_and_kernelk_share_their_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kerases = {"floatx": "float64", "epsilon": 1e-3, "image_data_format": "channels_first"}
+    common = types.ModuleType("keras.backend.common")
+    for field in kerases:
+        setattr(common, field, lambda field=field: kerases[field])
+        setattr(common, f"set_{field}", lambda value, field=field: kerases.update({field: value}))
+    loader = types.ModuleType("keras.backend.load_backend")
+    loader._BACKEND = "tensorflow"
+    monkeypatch.setitem(sys.modules, common.__name__, common)
+    monkeypatch.setitem(sys.modules, loader.__name__, loader)
+    config.reload()
+    assert (K.floatx(), K.epsilon(), K.image_data_format()) == ("float32", 1e-7, "channels_last")
+    K.set_floatx("float16")
+    assert kerases["floatx"] == "float64"
+    loader._BACKEND = "kernelk.backend"
+    assert (K.floatx(), K.epsilon(), K.image_data_format()) == ("float64", 1e-3, "channels_first")
+    assert K.variable([1.0]).dtype == "float64"
+    K.set_floatx("float32")
+    K.set_epsilon(1e-4)
+    K.set_image_data_format("channels_last")
+    assert kerases == {"floatx": "float32", "epsilon": 1e-4, "image_data_format": "channels_last"}
+    with pytest.raises(ArgumentError):
+        K.set_floatx("float99")
 
 
 def test_floatx_is_what_new_tensors_have(backend: str) -> None:

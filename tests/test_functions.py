@@ -218,6 +218,15 @@ def test_the_learning_phase_is_fed_or_zero(backend: str) -> None:
             call([[1, 2], wrong])
 
 
+def test_keras_learns_which_tensors_need_the_learning_phase() -> None:
+    x = K.placeholder((2,))
+    tensors = [x, K.variable([1.0]), x + 1.0, K.in_train_phase(x, 0.0, training=1), K.in_train_phase(x * 2.0, x)]
+    assert [tensor._uses_learning_phase for tensor in tensors] == [False, False, False, False, True]
+    assert K.in_test_phase(x * 2.0, x)._uses_learning_phase
+    K.set_learning_phase(1)
+    assert not K.in_train_phase(x * 2.0, x)._uses_learning_phase
+
+
 def test_a_fixed_learning_phase(backend: str) -> None:
     x = K.variable([1.0, 2.0])
     K.set_learning_phase(1)

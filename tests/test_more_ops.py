@@ -179,7 +179,7 @@ CASES = [
     Case(
         "bias_add per position",
         lambda x, b: K.bias_add(x, b, "channels_first"),
-        lambda x, b: x + b.transpose(2, 0, 1),
+        lambda x, b: x + b.reshape(3, 4, 2),
         [IMAGES, (4, 2, 3)],
     ),
     Case("batch_dot", lambda x, y: K.batch_dot(x, y), lambda x, y: np.matmul(x, y), [T, B]),

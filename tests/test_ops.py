@@ -40,7 +40,7 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def relu(x: np.ndarray, alpha: float = 0.0, top: float | None = None, threshold: float = 0.0) -> np.ndarray:
-    above = x if top is None else np.minimum(x, top)
+    above = x if top is None else np.clip(x, 0.0, top)
     return np.where(x >= threshold, above, alpha * (x - threshold))
 
 
@@ -203,6 +203,8 @@ SMOOTH = [
     Case("softmax 0", lambda f, g, t, m: K.softmax(t, axis=0), lambda f, g, t, m: softmax(t, 0)),
     Case("relu a", lambda f, g, t, m: K.relu(f, 0.25), lambda f, g, t, m: relu(f, 0.25)),
     Case("relu a, 3, 1", lambda f, g, t, m: K.relu(f, 0.5, 3.0, 1.0), lambda f, g, t, m: relu(f, 0.5, 3.0, 1.0)),
+    Case("relu a, 3, -1", lambda f, g, t, m: K.relu(f, 0.5, 3.0, -1.0), lambda f, g, t, m: relu(f, 0.5, 3.0, -1.0)),
+    Case("relu -t", lambda f, g, t, m: K.relu(f, threshold=-1.0), lambda f, g, t, m: relu(f, 0.0, None, -1.0)),
     Case("relu t", lambda f, g, t, m: K.relu(f, threshold=1.0), lambda f, g, t, m: relu(f, 0.0, None, 1.0)),
     Case("f // 0.5", lambda f, g, t, m: f // 0.5, lambda f, g, t, m: f // 0.5),
     Case("f % 1.25", lambda f, g, t, m: f % 1.25, lambda f, g, t, m: f % 1.25),
@@ -700,8 +702,10 @@ def test_what_a_tensor_tells_about_itself() -> None:
     assert K.is_keras_tensor(x)
     with pytest.raises(ArgumentError):
         K.is_keras_tensor(3)
+    doubled = K.repeat_elements(x, 2, axis=1)
+    assert doubled._keras_shape == K.int_shape(doubled) == (None, 8)
     x._keras_shape = (None, 2, 2)
-    assert K.int_shape(x) == (None, 2, 2)
+    assert x._keras_shape == K.int_shape(x) == (None, 2, 2)
     assert x in {x}
     assert x == x
     assert not x == K.placeholder((None, 4))  # noqa: SIM201

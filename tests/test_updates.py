@@ -174,6 +174,24 @@ def test_an_unknown_length_that_turns_out_wrong_changes_nothing(backend: str) ->
     assert K.get_value(v).tolist() == [6.0, 2.0, 2.0]
 
 
+def test_an_arrays_floats_take_the_variables_dtype(backend: str) -> None:
+    new, v = np.array([0.1, 1e300]), K.variable([1.0, 2.0])
+    steps = [
+        (K.update(v, new), [0.1, np.inf]),
+        (K.update(v, [3.0, 4.0]), [3.0, 4.0]),
+        (K.update_add(v, new[:1]), [3.1, 4.1]),
+        (K.update_sub(v, np.array([0.5, 1])), [2.6, 3.1]),
+        (K.moving_average_update(v, np.array([1.6, 2.1]), 0.5), [2.1, 2.6]),
+    ]
+    for step, wanted in steps:
+        K.eval(step)
+        assert_close(K.get_value(v), np.array(wanted, "float32"))
+    integer = K.variable([1, 2], dtype="int32")
+    for update in (K.update, K.update_add, K.update_sub):
+        with pytest.raises(DTypeError, match="is int32, the value float64"):
+            update(integer, np.array([0.5, 1.0]))
+
+
 def test_precision_is_never_lost_in_silence() -> None:
     v = K.variable([1.0], name="w")
     with pytest.raises(DTypeError, match=r"'w' is float32, the value float64.*K\.cast\(value, 'float32'\)"):

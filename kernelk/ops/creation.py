@@ -34,7 +34,6 @@ def placeholder(
         raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
     node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
     node.sparse = bool(sparse)
-    node._uses_learning_phase = False  # type: ignore[attr-defined]  # Keras reads it
     return node
 
 

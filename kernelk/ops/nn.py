@@ -54,7 +54,9 @@ def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
     first, second = (as_tensor(value() if callable(value) else value) for value in (x, alt))
     first, second = operands(first, second)
     if isinstance(training, LearningPhase):
-        return apply("phase_select", first, second)
+        chosen = apply("phase_select", first, second)
+        chosen._uses_learning_phase = True  # by which Keras knows that it must feed the phase
+        return chosen
     return apply("select", cast_to(training, "bool"), first, second)
 
 
@@ -78,14 +80,14 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 
 
 def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
-    """max(x, 0), with a slope `alpha` below `threshold`, 0 slope and value `max_value` above it if given."""
+    """`x` from `threshold` on, within [0, max_value] if that is given, and alpha * (x - threshold) below."""
     x = floating(as_tensor(x))
     plain = isinstance(alpha, (int, float)) and alpha == 0 and threshold == 0
     if plain:
         y = apply("relu", x)
         return elementwise.minimum(y, max_value) if max_value is not None else y
     above = binary("less_equal", threshold, x)
-    top = x if max_value is None else elementwise.minimum(x, max_value)
+    top = x if max_value is None else elementwise.minimum(elementwise.maximum(x, 0.0), max_value)
     below = binary("multiply", binary("subtract", x, threshold), alpha)
     return apply("select", above, *operands(top, below))
 

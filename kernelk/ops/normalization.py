@@ -82,7 +82,11 @@ def _dropped(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def bias_add(x: Any, bias: Any, data_format: Any = None) -> Tensor:
-    """`x` plus a bias for each channel, or for each channel and position. Raises ShapeError for another rank."""
+    """`x` plus a bias for each channel, or for each position and channel. Raises ShapeError for another rank.
+
+    Channels are the last axis of a bias of several axes. With channels first, its elements are read in the order of
+    `x`'s own axes, as in Keras (a reshape, not a transposition).
+    """
     values = floating(as_tensor(x))
     tensor = as_tensor(bias)
     first = normalize_data_format(data_format) == "channels_first"
@@ -92,5 +96,5 @@ def bias_add(x: Any, bias: Any, data_format: Any = None) -> Tensor:
         return binary("add", values, _along(values, tensor, 1 if first and values.ndim > 2 else values.ndim - 1))
     if first and values.ndim > 2:
         order = [tensor.ndim - 1, *range(tensor.ndim - 1)]
-        tensor = apply("transpose", tensor, permutation=order)
+        tensor = apply("reshape", tensor, dims=[[0, i] if tensor.shape[i] is None else tensor.shape[i] for i in order])
     return binary("add", values, tensor)

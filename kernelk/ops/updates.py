@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import DTypeError, ShapeError, UpdateError
 from ..graph import Tensor, Update, Variable, check_generation
 from ..source import caller
-from .dtypes import as_tensor, cast, promote
+from .dtypes import FLOATS, as_tensor, cast, promote
 from .operators import binary
 
 
@@ -19,10 +19,17 @@ def as_variable(x: Any, op: str) -> Variable:
     return x
 
 
+def _as_value(variable: Variable, value: Any) -> Tensor:
+    """`value` as a tensor; an array's floats in the variable's own dtype, as where they are fed or set."""
+    tensor = as_tensor(value, variable.dtype)
+    weak = not isinstance(value, Tensor) and {tensor.dtype, variable.dtype} <= FLOATS
+    return cast(tensor, variable.dtype) if weak else tensor
+
+
 def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     """The node that sets `variable` to a value (kind "assign") or adds to it ("add"). Raises on other shapes."""
     variable = as_variable(variable, op)
-    value = as_tensor(value, variable.dtype)
+    value = _as_value(variable, value)
     if value.dtype != variable.dtype:
         if promote(value.dtype, variable.dtype) != variable.dtype:
             raise DTypeError(
@@ -55,10 +62,11 @@ def update_add(x: Any, increment: Any) -> Update:
 
 def update_sub(x: Any, decrement: Any) -> Update:
     """Subtracts `decrement` from variable `x`."""
-    return update_node(x, -as_tensor(decrement, x.dtype if isinstance(x, Tensor) else None), "add", "update_sub")
+    return update_node(x, -_as_value(as_variable(x, "update_sub"), decrement), "add", "update_sub")
 
 
 def moving_average_update(x: Any, value: Any, momentum: Any) -> Update:
     """Sets `x` to `x * momentum + value * (1 - momentum)`."""
-    step = binary("multiply", binary("subtract", value, as_variable(x, "moving_average_update")), 1.0 - momentum)
+    variable = as_variable(x, "moving_average_update")
+    step = binary("multiply", binary("subtract", _as_value(variable, value), variable), 1.0 - momentum)
     return update_node(x, step, "add", "moving_average_update")

@@ -1,0 +1,108 @@
+"""`make keras-suite`: fetches Keras 2.3.1, runs its backend tests once for each engine and shows what passed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from typing import Any
+
+from keras_on_kernelk import BUILD, KERAS, PACKAGES, PROJECT, SUITE
+
+ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
+REQUIREMENTS = SUITE / "requirements.txt"
+
+
+def fetch() -> None:
+    """Keras's source distribution and the packages that it imports, from the package index, checked by their hashes."""
+    text = REQUIREMENTS.read_text()
+    wanted = {word.removeprefix("--hash=sha256:") for word in text.split() if word.startswith("--hash=")}
+    if not wanted <= _hashes():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-binary", "keras", "--require-hashes", "-r", str(REQUIREMENTS), "-d", str(PACKAGES)]
+        if subprocess.run(command).returncode:
+            sys.exit("Keras 2.3.1 can't be fetched (see above); next: make keras-suite where the package index is")
+    if not KERAS.exists():
+        # Under another name first: what is there is whole.
+        parts = BUILD / "unpacking"
+        with tarfile.open(next(PACKAGES.glob("*.tar.gz"))) as archive:
+            archive.extractall(parts, filter="data")
+        (parts / KERAS.name).rename(KERAS)
+        parts.rmdir()
+
+
+def _hashes() -> set[str]:
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in PACKAGES.glob("*")}
+
+
+def run(engine: str, arguments: list[str]) -> dict[str, Any] | str:
+    """The report of `one_engine.py`, or why there is none."""
+    report, log = BUILD / f"{engine}.json", BUILD / f"{engine}.log"
+    report.unlink(missing_ok=True)
+    with log.open("w") as output:
+        command = [sys.executable, str(SUITE / "one_engine.py"), engine, str(report), *arguments]
+        subprocess.run(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT)
+    if report.exists():
+        found: dict[str, Any] = json.loads(report.read_text())
+        return found
+    lines = log.read_text().strip().splitlines() or ["no output"]
+    return f"{lines[-1]} (see {log.relative_to(PROJECT)})"
+
+
+def main() -> int:
+    """1 if a test failed, an engine couldn't run or a name is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engines", nargs="*", default=ENGINES, help="default: all")
+    parser.add_argument("-k", dest="expression", help="only the tests that match, as in pytest")
+    chosen = parser.parse_args()
+    fetch()
+    arguments = ["-k", chosen.expression] if chosen.expression else []
+    reports = {}
+    for engine in chosen.engines:
+        print(f"{engine} ...", file=sys.stderr, flush=True)
+        reports[engine] = run(engine, arguments)
+    return show(reports)
+
+
+def show(reports: dict[str, dict[str, Any] | str]) -> int:
+    """Prints failures, what was left out and the table; the exit status."""
+    wrong = 0
+    rows = []
+    excluded: dict[str, str] = {}
+    failures: dict[tuple[str, str], list[str]] = {}
+    missing: list[str] = []
+    for engine, report in reports.items():
+        if isinstance(report, str):
+            rows.append((engine, "did not run: " + report))
+            wrong = 1
+            continue
+        results = report["results"]
+        missing = report["missing"]
+        count = Counter(outcome for outcome, _ in results.values())
+        columns = (count["passed"], count["failed"], count["skipped"], report["calls"], report["runs"])
+        rows.append((engine, "".join(f"{number:10}" for number in columns)))
+        excluded.update({test: message for test, (outcome, message) in results.items() if outcome == "skipped"})
+        for test, (outcome, message) in results.items():
+            if outcome == "failed":
+                failures.setdefault((test, " ".join(message.split())[:160]), []).append(engine)
+        wrong |= bool(count["failed"] or not count["passed"] or not report["runs"])
+    for (test, message), engines in failures.items():
+        print(f"FAILED {test} on {', '.join(engines)}: {message}")
+    if missing:
+        wrong = 1
+        print(f"kernelk.backend lacks: {', '.join(missing)}")
+    for test, reason in excluded.items():
+        print(f"excluded {test}: {reason.removeprefix('Skipped: ')}")
+    headings = ("passed", "failed", "excluded", "K calls", "runs")
+    print(f"\n{'engine':12}" + "".join(f"{heading:>10}" for heading in headings))
+    for engine, row in rows:
+        print(f"{engine:12}{row}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
