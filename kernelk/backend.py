@@ -62,6 +62,7 @@ from .ops.elementwise import (
     square,
 )
 from .ops.linear import batch_dot, dot, permute_dimensions, transpose
+from .ops.loops import foldl, foldr, map_fn, rnn
 from .ops.losses import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -210,6 +211,8 @@ __all__ = [
     "eye",
     "flatten",
     "floatx",
+    "foldl",
+    "foldr",
     "function",
     "gather",
     "get_uid",
@@ -238,6 +241,7 @@ __all__ = [
     "log",
     "logsumexp",
     "manual_variable_initialization",
+    "map_fn",
     "max",
     "maximum",
     "mean",
@@ -270,6 +274,7 @@ __all__ = [
     "resize_images",
     "resize_volumes",
     "reverse",
+    "rnn",
     "round",
     "set_epsilon",
     "set_floatx",
