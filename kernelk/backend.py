@@ -75,6 +75,7 @@ from .ops.elementwise import (
     square,
 )
 from .ops.linear import batch_dot, dot, permute_dimensions, transpose
+from .ops.loops import foldl, foldr, map_fn, rnn
 from .ops.losses import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -230,6 +231,8 @@ __all__ = [
     "eye",
     "flatten",
     "floatx",
+    "foldl",
+    "foldr",
     "function",
     "gather",
     "get_uid",
@@ -260,6 +263,7 @@ __all__ = [
     "log",
     "logsumexp",
     "manual_variable_initialization",
+    "map_fn",
     "max",
     "maximum",
     "mean",
@@ -295,6 +299,7 @@ __all__ = [
     "resize_images",
     "resize_volumes",
     "reverse",
+    "rnn",
     "round",
     "separable_conv1d",
     "separable_conv2d",

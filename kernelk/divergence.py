@@ -379,8 +379,8 @@ class _Comparison:
         leaves.update((slots + i, variable) for i, variable in enumerate(program.slots))
         leaves.update((constants + i, node) for i, node in enumerate(program.constants))
         alone: dict[int, Tensor] = {}
-        for i, (node, inputs, attrs) in enumerate(program.instructions):
-            if type(node) is not Tensor:
+        for i, (node, inputs, attrs, _) in enumerate(program.instructions):
+            if type(node) is not Tensor or node.op == "item":
                 continue
             for n in inputs:
                 if n not in leaves:

@@ -683,7 +683,10 @@ class JaxBackend(Backend):
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
-            return compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
+            return compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
+        return self._compile(program, constants)
+
+    def _compile(self, program, constants):
         leaves, first = program.leaves, len(program.leaves)
         results = program.results()
         if not results:

@@ -686,8 +686,11 @@ class TheanoBackend(Backend):
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
-            run = compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
+            run = compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
             return lambda feeds, state, draws, into=None: run(feeds, state, draws)
+        return self._compile(program, constants)
+
+    def _compile(self, program, constants):
         inputs, leaves, fixed = [], [], []
         first = len(program.leaves) - len(program.constants)
         for number, (dtype, shape) in enumerate(program.leaves):
