@@ -30,6 +30,18 @@ from .ops.arranging import (
     temporal_padding,
     tile,
 )
+from .ops.convolution import (
+    conv1d,
+    conv2d,
+    conv2d_transpose,
+    conv3d,
+    conv3d_transpose,
+    depthwise_conv2d,
+    local_conv1d,
+    local_conv2d,
+    separable_conv1d,
+    separable_conv2d,
+)
 from .ops.creation import (
     constant,
     identity,
@@ -106,6 +118,7 @@ from .ops.normalization import (
     l2_normalize,
     normalize_batch_in_training,
 )
+from .ops.pooling import pool2d, pool3d
 from .ops.random import random_binomial, random_normal, random_uniform, set_random_seed, truncated_normal
 from .ops.reductions import (
     all,
@@ -193,10 +206,16 @@ __all__ = [
     "concatenate",
     "constant",
     "control_dependencies",
+    "conv1d",
+    "conv2d",
+    "conv2d_transpose",
+    "conv3d",
+    "conv3d_transpose",
     "cos",
     "count_params",
     "cumprod",
     "cumsum",
+    "depthwise_conv2d",
     "dot",
     "dropout",
     "dtype",
@@ -235,6 +254,8 @@ __all__ = [
     "learning_phase",
     "less",
     "less_equal",
+    "local_conv1d",
+    "local_conv2d",
     "log",
     "logsumexp",
     "manual_variable_initialization",
@@ -255,6 +276,8 @@ __all__ = [
     "pattern_broadcast",
     "permute_dimensions",
     "placeholder",
+    "pool2d",
+    "pool3d",
     "pow",
     "prod",
     "random_binomial",
@@ -271,6 +294,8 @@ __all__ = [
     "resize_volumes",
     "reverse",
     "round",
+    "separable_conv1d",
+    "separable_conv2d",
     "set_epsilon",
     "set_floatx",
     "set_image_data_format",

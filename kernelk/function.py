@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 
 # An evaluated tensor's value and a placeholder's last feed are kept for the check after a swap up to this size.
 SHOWN_BYTES = 1 << 20
+# Programs of a function that are kept, where lengths in them follow from the feeds' shapes.
+SHAPES_KEPT = 256
 
 
 def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
@@ -153,22 +155,19 @@ class Function:
         found = self._programs.get(key)
         if found is not None:
             return found
-        values: dict[int, Array] = {}
-        shaping: list[Tensor] = []
-        while True:
-            try:
-                program = Program(self.placeholders, self.outputs, self.updates, phase, ops, values)
-                break
-            except NeedsValuesError as needed:
-                # Lengths that depend on values: a small integer graph, evaluated by numpy in the kernel. Not kept,
-                # since the values may be others at the next call.
-                shaping += needed.tensors
-                for tensor, value in zip(
-                    needed.tensors, on_numpy(session, self.placeholders, needed.tensors, phase, feeds)
-                ):
-                    values[id(tensor)] = value
-        if not shaping:
+        if feeds is not None:
+            shapes = tuple([feed.shape for feed in feeds])
+            found = self._programs.get((phase, ops, shapes))
+            if found is not None:
+                return found
+        program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
+        if needs == "nothing":
             self._programs[key] = program
+        elif needs == "shapes":
+            if len(self._programs) >= SHAPES_KEPT:
+                self._programs.clear()
+            self._programs[phase, ops, shapes] = program
+        # Else it isn't kept, since the values may be others at the next call.
         return program
 
     def phases(self) -> tuple[int, ...]:
@@ -185,16 +184,36 @@ class Function:
         return f"<Function ({takes}) -> ({gives}), {len(self.updates)} updates>"
 
 
-def on_numpy(
-    session: Session, inputs: Sequence[Placeholder], tensors: Sequence[Tensor], phase: int, feeds: list[Array] | None
-) -> list[Array]:
-    """The values of integer tensors that decide shapes, by the numpy backend in the kernel."""
-    host = session.host("numpy")
-    host.start()
-    program = Program(inputs, tensors, (), phase, host.ops)
-    if feeds is None:
-        raise FeedError("these tensors' shapes depend on values that are fed")
-    return session.execute(host, program, feeds)
+def linearised(
+    session: Session,
+    inputs: Sequence[Placeholder],
+    outputs: Sequence[Tensor],
+    updates: Sequence[tuple[Variable, Tensor]],
+    phase: int,
+    ops: frozenset[str],
+    feeds: list[Array] | None,
+) -> tuple[Program, str]:
+    """The program, and what it depends on besides its key: "nothing", the feeds' "shapes" or their "values".
+
+    Lengths that depend on values are small integer graphs, evaluated in the kernel, which may need others first.
+    Raises FeedError where there are such and no feeds.
+    """
+    values: dict[int, Array] = {}
+    needs = "nothing"
+    while True:
+        try:
+            return Program(inputs, outputs, updates, phase, ops, values), needs
+        except NeedsValuesError as needed:
+            if feeds is None:
+                raise FeedError("these tensors' shapes depend on values that are fed") from None
+            host = session.host("numpy")
+            host.start()
+            program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)
+            found = program.from_shapes([feed.shape for feed in feeds])
+            needs = "values" if found is None or "values" in (needs, inner) else "shapes"
+            if found is None:
+                found = session.execute(host, program, feeds)
+            values.update({id(tensor): value for tensor, value in zip(needed.tensors, found)})
 
 
 def as_phase(value: Any) -> int:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .backends.lowering import Instruction as Lowered
+from .backends.numpy_backend import OPS as NUMPY
 from .errors import FeedError, KernelKError, ShapeError
 from .graph import (
     Constant,
@@ -24,10 +26,13 @@ from .graph import (
     located,
     walk,
 )
+from .ops.dtypes import INTEGERS
 from .ops.primitives import known_dims
 from .ops.rules import RULES, apply, expand
 
 _ALIASES = {"identity", "stop_gradient"}
+# The attributes that may hold values of integer tensors.
+_VALUED = ("dims", "pads", "slices")
 
 
 class NeedsValuesError(Exception):
@@ -53,6 +58,16 @@ class Specialisation(NamedTuple):
     shapes: list[Shape]  # of every value, as far as the compiled form may know them
     draws: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
+
+
+def _find_values(entry: Any, found: set[int]) -> None:
+    """Adds the numbers of the operands whose values an attribute asks for."""
+    if isinstance(entry, list):
+        if entry[:1] == ["value"]:
+            found.add(entry[1])
+        else:
+            for inner in entry:
+                _find_values(inner, found)
 
 
 def update_value(node: Update) -> Tensor:
@@ -124,28 +139,34 @@ class Program:
                 return node
 
     def _operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """Operands and attributes, with lengths that are values of integer tensors replaced by those values."""
-        dims = node.attrs.get("dims")
-        if dims is None or not any(isinstance(d, list) and d[0] == "value" for d in dims):
-            return node.inputs, node.attrs
-        missing = [node.inputs[d[1]] for d in dims if isinstance(d, list) and d[0] == "value"]
-        missing = [tensor for tensor in missing if id(tensor) not in self._values]
+        """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
+
+        Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
+        """
+        attrs = node.attrs
+        valued: set[int] = set()
+        for name in _VALUED:
+            if name in attrs:
+                _find_values(attrs[name], valued)
+        if not valued:
+            return node.inputs, attrs
+        missing = [node.inputs[k] for k in sorted(valued) if id(node.inputs[k]) not in self._values]
         if missing:
             raise NeedsValuesError(missing)
-        fixed = 0 if isinstance(node, Draw) else 1
-        kept = list(node.inputs[:fixed])
-        lengths: list[Any] = []
-        for d in dims:
-            if not isinstance(d, list):
-                lengths.append(d)
-            elif d[0] == "value":
-                lengths.append(int(self._values[id(node.inputs[d[1]])].reshape(-1)[d[2]]))
-            else:
-                operand = node.inputs[d[0]]
-                if operand not in kept:
-                    kept.append(operand)
-                lengths.append([kept.index(operand), d[1]])
-        return tuple(kept), {**node.attrs, "dims": lengths}
+        dims = attrs.get("dims", ())
+        lengths = {d[0] for d in dims if isinstance(d, list) and d[0] != "value"}
+        kept = [k for k in range(len(node.inputs)) if k not in valued or k in lengths]
+        fixed = {name: self._with_values(node, attrs[name]) for name in _VALUED if name in attrs}
+        if dims:
+            fixed["dims"] = [[kept.index(d[0]), d[1]] if isinstance(d, list) else d for d in fixed["dims"]]
+        return tuple(node.inputs[k] for k in kept), {**attrs, **fixed}
+
+    def _with_values(self, node: Tensor, entry: Any) -> Any:
+        if not isinstance(entry, list):
+            return entry
+        if entry[:1] == ["value"]:
+            return int(self._values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
+        return [self._with_values(node, inner) for inner in entry]
 
     def _inputs_of(self, node: Tensor) -> Sequence[Tensor]:
         return [self._resolve(x) for x in self._operands(node)[0]] if node.inputs else ()
@@ -282,6 +303,25 @@ class Program:
             except KernelKError as error:
                 raise located(error, instruction.node.source) from None
         return shapes
+
+    def from_shapes(self, feed_shapes: Sequence[Shape]) -> list[np.ndarray[Any, Any]] | None:
+        """The outputs where they follow from the feeds' shapes and constants alone; None where they don't.
+
+        Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
+        """
+        shapes = self._infer(feed_shapes)
+        start = self.first - len(self.constants)
+        known: dict[int, np.ndarray[Any, Any]] = {start + i: node.array for i, node in enumerate(self.constants)}
+        for number, (node, inputs, attrs) in enumerate(self.instructions, self.first):
+            if node.op == "shape":
+                known[number] = np.asarray(shapes[inputs[0]], dtype=node.dtype)
+            elif (node.dtype in INTEGERS or node.dtype == "bool") and all(n in known for n in inputs):
+                call = Lowered(number, node.op, inputs, attrs, node.dtype, shapes[number])
+                given = {name: value for name, value in attrs.items() if name != "result"}
+                known[number] = np.asarray(NUMPY[node.op](call, *[known[n] for n in inputs], **given))
+        if not all(n in known for n in self.outputs):
+            return None
+        return [known[n] for n in self.outputs]
 
     def specialise(self, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> Specialisation:
         """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`."""

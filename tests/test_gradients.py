@@ -137,6 +137,24 @@ CASES = [
     Case("identity", lambda x: K.identity(x) * x, [M]),
     Case("a small network", lambda x, w, b, v: K.softmax(K.dot(K.tanh(K.dot(x, w) + b), v)), [M, (4, 5), (5,), (5, 2)]),
 ]
+for _name, _conv in [("conv2d", K.conv2d), ("depthwise", K.depthwise_conv2d)]:
+    CASES += [
+        Case(
+            f"{_name} dilated {rate}",
+            lambda x, k, conv=_conv, rate=rate: conv(x, k, padding="same", dilation_rate=(1, rate)),
+            [(1, 2, 4, 2), (1, 2, 2, 1)],
+            unknown=False,
+        )
+        for rate in (1, 2)
+    ]
+CASES += [
+    Case(
+        f"pool2d {mode}",
+        lambda x, mode=mode: K.square(K.pool2d(x, (2, 2), (1, 2), "same", pool_mode=mode)),
+        [(1, 3, 4, 2)],
+    )
+    for mode in ("max", "avg")
+]
 IDS = [case.label for case in CASES]
 
 

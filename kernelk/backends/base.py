@@ -79,6 +79,33 @@ COMPOSITES = {
     "log_softmax": ("axis",),
     "sigmoid": (),
     "relu": (),
+    # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,
+    # stride and dilation for each spatial axis; "pads" are [before, after], ints that are known when it is lowered.
+    # (x, kernel): the kernel's lengths, then channels, then filters
+    "conv": ("strides", "pads", "dilation"),
+    # (gradient of a conv, kernel, *references): that with respect to x, whose spatial lengths are "dims"
+    "conv_input": ("dims", "strides", "pads", "dilation"),
+    # (x, gradient of a conv): that with respect to the kernel, whose spatial lengths are "size"
+    "conv_kernel": ("size", "strides", "pads", "dilation"),
+    # the same of each channel by itself, two spatial axes: the kernel's lengths, channels, how many come of each
+    "depthwise_conv": ("strides", "pads", "dilation"),
+    "depthwise_conv_input": ("dims", "strides", "pads", "dilation"),
+    "depthwise_conv_kernel": ("size", "strides", "pads", "dilation"),
+    # the same where some dilation isn't 1, as it is in all of the above
+    "dilated_conv": ("strides", "pads", "dilation"),
+    "dilated_conv_input": ("dims", "strides", "pads", "dilation"),
+    "dilated_conv_kernel": ("size", "strides", "pads", "dilation"),
+    "dilated_depthwise_conv": ("strides", "pads", "dilation"),
+    "dilated_depthwise_conv_input": ("dims", "strides", "pads", "dilation"),
+    "dilated_depthwise_conv_kernel": ("size", "strides", "pads", "dilation"),
+    # two spatial axes
+    "max_pool": ("window", "strides", "pads"),  # padding is no element; NaN wins
+    # (x, gradient of its max_pool): that with respect to x; all to the first of equals in a window
+    "max_pool_grad": ("window", "strides", "pads"),
+    # (x, h): the elements of h where the windows of x have their maxima
+    "max_pool_pick": ("window", "strides", "pads"),
+    "avg_pool": ("window", "strides", "pads"),  # padding doesn't count
+    "avg_pool_grad": ("window", "strides", "pads"),  # (gradient of an avg_pool, like x): that with respect to x
 }
 
 DTYPES = (

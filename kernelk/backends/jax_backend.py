@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from . import jax_windows
 from .base import Backend, CannotLower, registrar
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
@@ -485,6 +486,9 @@ def _relu(instruction, x):
     return lax.max(*_together(x, _like(0, x)))
 
 
+jax_windows.enter(op)
+
+
 # What XLA may not see through ------------------------------------------------------------------------------
 
 # The processor multiplies and adds in one instruction that doesn't round the product: LLVM uses it wherever a
@@ -555,6 +559,7 @@ class JaxBackend(Backend):
         import jax
         from jax import lax
 
+        jax_windows.jax, jax_windows.lax = jax, lax
         started = _started()
         if denormals != "flush" and not started:
             keep_denormals(options.get("scratch"))

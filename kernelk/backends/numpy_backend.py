@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 
+from . import numpy_windows
 from .base import Backend, registrar
 from .lowering import InstructionError, python_slices, resolve_dims
 
@@ -231,6 +232,9 @@ def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     product = np.dot(_widened(a.T if transpose_a else a), _widened(b.T if transpose_b else b))
     return product.astype(a.dtype, copy=False)
+
+
+numpy_windows.enter(op, resolve_dims)
 
 
 class NumpyBackend(Backend):

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 
+from . import tensorflow_windows
 from .base import Backend, CannotLower, registrar
-from .lowering import InstructionError, lower
+from .lowering import InstructionError, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
 # The engine's module, set when the first TensorFlowBackend is made: op functions are only called after that.
@@ -28,7 +29,7 @@ FRESH = {
     *("sqrt", "exp", "log", "tanh", "sigmoid", "relu", "softmax", "logical_not", "logical_and", "logical_or"),
     *("add", "subtract", "multiply", "divide", "floor_divide", "mod", "power", "maximum", "minimum"),
     *("equal", "not_equal", "less", "less_equal", "select", "one_hot", "matmul"),
-    *("sin", "cos", "cumsum", "cumprod", "gather", "scatter_add", "batch_matmul"),
+    *("sin", "cos", "cumsum", "cumprod", "gather", "scatter_add", "batch_matmul", "conv", "conv_kernel"),
 }
 
 
@@ -455,6 +456,8 @@ def _relu(instruction, x):
     return tf.raw_ops.Relu(features=x)
 
 
+tensorflow_windows.enter(op, resolve_dims)
+
 # The backend ----------------------------------------------------------------------------------------------
 
 
@@ -510,7 +513,7 @@ class TensorFlowBackend(Backend):
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         if denormals != "flush":
             keep_denormals(options.get("scratch"))
-        tf = _import_tensorflow()
+        tf = tensorflow_windows.tf = _import_tensorflow()
         self._set_threads(options.get("threads"))
         self._devices = {}
         for device in tf.config.list_logical_devices():

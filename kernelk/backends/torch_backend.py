@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from . import torch_ops
+from . import torch_ops, torch_windows
 from .base import Backend
 from .lowering import InstructionError
 
@@ -54,7 +54,7 @@ class TorchBackend(Backend):
         Backend.__init__(self, options)
         import torch
 
-        torch_ops.torch = torch
+        torch_ops.torch = torch_windows.torch = torch
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
         device = options.get("device") or ("cuda:0" if len(self._devices) > 1 else "cpu:0")
         # PyTorch's own names leave the number out.

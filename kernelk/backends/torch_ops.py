@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from . import torch_windows
 from .base import CannotLower, registrar
 from .lowering import Instruction, python_slices, resolve_dims
 
@@ -600,6 +601,9 @@ def _softmax(instruction, axis):
     if instruction.dtype == "float16":
         return lambda x: torch.softmax(x, axis, dtype=torch.float32).to(torch.float16)
     return lambda x: torch.softmax(x, axis)
+
+
+torch_windows.enter(maker)
 
 
 def _by_contract(name):

@@ -264,16 +264,13 @@ def _infer_unconcatenate(whole: Any, *parts: Any, axis: int, part: int) -> Resul
     return parts[part].shape, whole.dtype
 
 
-def _slice_length(n: int | None, entry: Sequence[int | None]) -> int | None:
-    start, stop, step = entry
-    if n is not None:
-        return len(range(*slice(start, stop, step).indices(n)))
-    if (start, stop) == (None, None) and step in (None, 1, -1):
+def _slice_length(n: int | None, entry: Sequence[Any]) -> int | None:
+    if n is None or any(isinstance(bound, list) for bound in entry):
         return None
-    return None
+    return len(range(*slice(*entry).indices(n)))
 
 
-def _infer_slice(x: Any, slices: Sequence[Sequence[int | None]]) -> Result:
+def _infer_slice(x: Any, *references: Any, slices: Sequence[Sequence[Any]]) -> Result:
     return tuple(_slice_length(n, entry) for n, entry in zip(x.shape, slices)), x.dtype
 
 
@@ -304,8 +301,12 @@ def _infer_scan(x: Any, axis: int) -> Result:
     return x.shape, x.dtype
 
 
-def _infer_pad(x: Any, pads: Sequence[Sequence[int]]) -> Result:
-    return tuple(None if n is None else n + before + after for n, (before, after) in zip(x.shape, pads)), x.dtype
+def _infer_pad(x: Any, *references: Any, pads: Sequence[Sequence[Any]]) -> Result:
+    lengths = [
+        None if n is None or isinstance(before, list) or isinstance(after, list) else n + before + after
+        for n, (before, after) in zip(x.shape, pads)
+    ]
+    return tuple(lengths), x.dtype
 
 
 def _infer_gather(x: Any, indices: Any) -> Result:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from .. import config
+from ..backends.lowering import Instruction as Lowered
+from ..backends.numpy_backend import OPS as NUMPY
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph import Constant, Shape, Tensor, constant_node
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
@@ -57,6 +59,28 @@ def _length_reference(entry: Tensor) -> tuple[Tensor, int] | None:
     return None
 
 
+# What lengths are computed with.
+_ARITHMETIC = ("add", "subtract", "multiply", "floor_divide", "maximum", "minimum")
+
+
+def known_integer(x: Tensor) -> int | None:
+    """The value of a 0-d integer tensor, if it follows from constants and known lengths; None if not."""
+    if isinstance(x, Constant):
+        return int(x.array.item())
+    length = _length_reference(x)
+    if length is not None:
+        return length[0].shape[length[1]]
+    if x.op not in (*_ARITHMETIC, "negative", "cast", "identity") or x.dtype not in INTEGERS:
+        return None
+    operands = [known_integer(operand) if operand.ndim == 0 else None for operand in x.inputs]
+    if None in operands or x.inputs[0].dtype not in INTEGERS:
+        return None
+    if x.op in ("cast", "identity"):
+        return operands[0]
+    call = Lowered(0, x.op, (), {}, x.dtype, ())
+    return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))
+
+
 def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, ...]]:
     """A `shape` argument as `dims` and the tensors that they refer to, numbered from `first`.
 
@@ -78,12 +102,14 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
         if isinstance(value, Tensor):
             if value.dtype not in INTEGERS or value.ndim:
                 raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}")
+            known = known_integer(value)
+            if known is not None:
+                return known
             length = _length_reference(value)
             if length is None:
                 return ["value", reference(value), 0]
             tensor, axis = length
-            known = tensor.shape[axis]
-            return [reference(tensor), axis] if known is None else known
+            return [reference(tensor), axis]
         if value is None:
             raise ArgumentError(f"{op}: a shape can't hold None here; use -1 or K.shape(x)[axis] for an unknown length")
         return int(value)

@@ -1,0 +1,63 @@
+"""XLA's convolutions; in the island, beside the JAX backend, which enters them. Pooling is left to the decompositions:
+
+XLA fuses their slices, and its own gradient of a maximum passes over NaN.
+"""
+
+import numpy as np
+
+# The engine's modules, set by the backend: op functions are only called after that.
+jax = None
+lax = None
+
+
+def _widened(x):
+    return lax.convert_element_type(x, np.float32) if x.dtype == np.float16 else x
+
+
+def _conv(x, kernel, strides, pads, dilation, depthwise):
+    spatial = "DHW"[-len(strides) :]
+    groups = 1
+    if depthwise:
+        channels, made = kernel.shape[-2:]
+        kernel, groups = lax.reshape(kernel, kernel.shape[:-2] + (1, channels * made)), channels
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=strides,
+        padding=[tuple(pair) for pair in pads],
+        rhs_dilation=dilation,
+        dimension_numbers=("N%sC" % spatial, "%sIO" % spatial, "N%sC" % spatial),
+        feature_group_count=groups,
+    )
+
+
+def _adjoint(function, shape, g):
+    """The adjoint of a linear function of an array of this shape, at `g`."""
+    (result,) = jax.linear_transpose(function, jax.ShapeDtypeStruct(shape, g.dtype))(g)
+    return result
+
+
+def enter(op):
+    """Enters the op functions by `op`, a registrar."""
+
+    def kinds(part):
+        return [prefix + part for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
+
+    @op(*kinds("conv"))
+    def conv(instruction, x, kernel, strides, pads, dilation):
+        y = _conv(_widened(x), _widened(kernel), strides, pads, dilation, "depthwise" in instruction.op)
+        return lax.convert_element_type(y, instruction.dtype)
+
+    @op(*kinds("conv_input"))
+    def conv_input(instruction, g, kernel, *references, **attrs):
+        lie = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
+        weights = _widened(kernel)
+        result = _adjoint(lambda x: _conv(x, weights, *lie), instruction.shape, _widened(g))
+        return lax.convert_element_type(result, instruction.dtype)
+
+    @op(*kinds("conv_kernel"))
+    def conv_kernel(instruction, x, g, size, strides, pads, dilation):
+        lie = strides, pads, dilation, "depthwise" in instruction.op
+        values = _widened(x)
+        result = _adjoint(lambda kernel: _conv(values, kernel, *lie), instruction.shape, _widened(g))
+        return lax.convert_element_type(result, instruction.dtype)

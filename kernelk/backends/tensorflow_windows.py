@@ -1,0 +1,240 @@
+"""TensorFlow's kernels for convolutions and pooling; in the island, beside the TensorFlow backend, which enters them.
+
+What its kernels on a CPU can't do is left to the decompositions: dilation, and maxima in which NaN wins.
+"""
+
+import numpy as np
+
+# The engine's module, set by the backend: op functions are only called after that.
+tf = None
+
+
+def _wide(x):
+    return tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+
+
+def _entries(strides):
+    return [1] + list(strides) + [1]
+
+
+def _padding(pads):
+    return [[0, 0]] + [list(pair) for pair in pads] + [[0, 0]]
+
+
+def _placed(pads):
+    """What TensorFlow's kernels for images take: any padding."""
+    flat = [count for pair in _padding(pads) for count in pair]
+    return {"padding": "EXPLICIT", "explicit_paddings": flat} if any(flat) else {"padding": "VALID"}
+
+
+def _framed(x, pads, fill=0):
+    if not any(before or after for before, after in pads):
+        return x
+    value = tf.constant(np.asarray(fill, x.dtype.as_numpy_dtype))
+    return tf.raw_ops.PadV2(input=x, paddings=tf.constant(_padding(pads), tf.int32), constant_values=value)
+
+
+def _unframed(x, pads, lengths):
+    if not any(before or after for before, after in pads):
+        return x
+    begin = [0] + [before for before, _ in pads] + [0]
+    return tf.slice(x, begin, tf.stack([-1] + list(lengths) + [-1]))
+
+
+def _lengths(x, axes):
+    """The lengths of these axes, ints where known."""
+    shape, known = tf.shape(x), x.shape.as_list()
+    return [shape[axis] if known[axis] is None else known[axis] for axis in axes]
+
+
+def _spatial(x):
+    return _lengths(x, range(1, len(x.shape) - 1))
+
+
+def _around(lengths, pads):
+    return [n + before + after for n, (before, after) in zip(lengths, pads)]
+
+
+def _conv(instruction, x, kernel, strides, pads, dilation):
+    values, weights, entries = _wide(x), _wide(kernel), _entries(strides)
+    if len(strides) == 2:
+        y = tf.raw_ops.Conv2D(input=values, filter=weights, strides=entries, **_placed(pads))
+    else:
+        y = tf.raw_ops.Conv3D(input=_framed(values, pads), filter=weights, strides=entries, padding="VALID")
+    return tf.cast(y, x.dtype)
+
+
+def _conv_input(instruction, g, kernel, dims, strides, pads):
+    values, weights, entries = _wide(g), _wide(kernel), _entries(strides)
+    ends = _lengths(g, [0]), [kernel.shape[-2]]
+    if len(strides) == 2:
+        sizes = tf.stack(ends[0] + list(dims) + ends[1])
+        kernel = tf.raw_ops.Conv2DBackpropInput
+        result = kernel(input_sizes=sizes, filter=weights, out_backprop=values, strides=entries, **_placed(pads))
+    else:
+        sizes = tf.stack(ends[0] + _around(dims, pads) + ends[1])
+        kernel = tf.raw_ops.Conv3DBackpropInputV2
+        result = kernel(input_sizes=sizes, filter=weights, out_backprop=values, strides=entries, padding="VALID")
+        result = _unframed(result, pads, dims)
+    return tf.cast(result, g.dtype)
+
+
+def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
+    values, given, entries = _wide(x), _wide(g), _entries(strides)
+    sizes = tf.constant(instruction.shape, tf.int32)
+    if len(strides) == 2:
+        kernel = tf.raw_ops.Conv2DBackpropFilter
+        result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, **_placed(pads))
+    else:
+        kernel, values = tf.raw_ops.Conv3DBackpropFilterV2, _framed(values, pads)
+        result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, padding="VALID")
+    return tf.cast(result, x.dtype)
+
+
+def _thinned(strides):
+    """The strides that a kernel for channels by themselves takes, equal ones, and what is left to a slice."""
+    equal = len(set(strides)) == 1
+    return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
+
+
+def _spread(g, strides, lengths):
+    """`g` with zeros between, as if every stride were 1."""
+    shape = tf.stack(_lengths(g, [0]) + list(lengths) + [g.shape[-1]])
+    rank = len(strides)
+    return tf.raw_ops.StridedSliceGrad(
+        shape=shape, begin=[0] * rank, end=[0] * rank, strides=strides, dy=g, begin_mask=15, end_mask=15
+    )
+
+
+def _depthwise_conv(instruction, x, kernel, strides, pads, dilation):
+    taken, left = _thinned(strides)
+    y = tf.raw_ops.DepthwiseConv2dNative(input=_wide(x), filter=_wide(kernel), strides=taken, **_placed(pads))
+    if left is not None:
+        rank = len(left)
+        y = tf.raw_ops.StridedSlice(input=y, begin=[0] * rank, end=[0] * rank, strides=left, begin_mask=15, end_mask=15)
+    return tf.cast(y, x.dtype)
+
+
+def _unit_lengths(lengths, size, pads):
+    """How many windows there are along each axis where every stride is 1."""
+    return [n - (k - 1) for n, k in zip(_around(lengths, pads), size)]
+
+
+def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
+    taken, left = _thinned(strides)
+    given, weights = _wide(g), _wide(kernel)
+    if left is not None:
+        given = _spread(given, left, _unit_lengths(dims, kernel.shape[:-2], pads))
+    result = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+        input_sizes=tf.stack(_lengths(g, [0]) + list(dims) + [kernel.shape[-2]]),
+        filter=weights,
+        out_backprop=given,
+        strides=taken,
+        **_placed(pads),
+    )
+    return tf.cast(result, g.dtype)
+
+
+def _depthwise_conv_kernel(instruction, x, g, size, strides, pads, dilation):
+    taken, left = _thinned(strides)
+    given = _wide(g)
+    if left is not None:
+        given = _spread(given, left, _unit_lengths(_spatial(x), size, pads))
+    result = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=_wide(x),
+        filter_sizes=tf.constant(instruction.shape, tf.int32),
+        out_backprop=given,
+        strides=taken,
+        **_placed(pads),
+    )
+    return tf.cast(result, x.dtype)
+
+
+def _pools(window, strides):
+    return {"ksize": _entries(window), "strides": _entries(strides)}
+
+
+def _max_pool_grad(instruction, x, g, window, strides, pads):
+    values, settings = _wide(x), dict(_pools(window, strides), **_placed(pads))
+    best = tf.raw_ops.MaxPool(input=values, **settings)
+    result = tf.raw_ops.MaxPoolGrad(orig_input=values, orig_output=best, grad=_wide(g), **settings)
+    return tf.cast(result, x.dtype)
+
+
+def _share(lengths, dtype, window, strides, pads):
+    """What part of each window isn't padding; 1 where there is none."""
+    if not any(before or after for before, after in pads):
+        return tf.constant(1, dtype)
+    ones = tf.ones(tf.stack([1] + list(lengths) + [1]), dtype)
+    return tf.raw_ops.AvgPool(value=_framed(ones, pads), padding="VALID", **_pools(window, strides))
+
+
+def _avg_pool(instruction, x, window, strides, pads):
+    values = _wide(x)
+    y = tf.raw_ops.AvgPool(value=_framed(values, pads), padding="VALID", **_pools(window, strides))
+    y = tf.raw_ops.RealDiv(x=y, y=_share(_spatial(x), y.dtype, window, strides, pads))
+    return tf.cast(y, x.dtype)
+
+
+def _avg_pool_grad(instruction, g, like, window, strides, pads):
+    given, lengths = _wide(g), _spatial(like)
+    given = tf.raw_ops.RealDiv(x=given, y=_share(lengths, given.dtype, window, strides, pads))
+    channels = _lengths(like, [len(like.shape) - 1])
+    shape = tf.stack(_lengths(g, [0]) + _around(lengths, pads) + channels)
+    result = tf.raw_ops.AvgPoolGrad(orig_input_shape=shape, grad=given, padding="VALID", **_pools(window, strides))
+    return tf.cast(_unframed(result, pads, lengths), g.dtype)
+
+
+def _never_empty(function, batches):
+    """`function`, whose first `batches` operands have a batch axis, with one sample of zeros where there is none.
+
+    On a CPU TensorFlow's kernels give a wrong shape there, or end the process.
+    """
+
+    def call(instruction, *values, **attrs):
+        if values[0].shape[0]:
+            return function(instruction, *values, **attrs)
+        count = tf.raw_ops.Slice(input=tf.shape(values[0]), begin=[0], size=[1])
+        missing = tf.cast(tf.raw_ops.Equal(x=count, y=tf.constant([0])), tf.int32)
+        filled = list(values)
+        for i in range(batches):
+            rows = np.zeros((len(values[i].shape), 2), np.int32)
+            rows[0, 1] = 1
+            # Padding by nothing copies nothing.
+            paddings = tf.raw_ops.Mul(x=tf.constant(rows), y=missing)
+            filled[i] = tf.raw_ops.Pad(input=values[i], paddings=paddings)
+            filled[i].set_shape([None] + values[i].shape.as_list()[1:])
+        result = function(instruction, *filled, **attrs)
+        if "_kernel" in instruction.op:
+            return result
+        return tf.raw_ops.StridedSlice(input=result, begin=[0], end=count, strides=[1])
+
+    return call
+
+
+def enter(op, resolve_dims):
+    """Enters the op functions by `op`, a registrar; the lengths of values as `resolve_dims` finds them."""
+
+    def resolving(function):
+        def call(instruction, g, kernel, *references, **attrs):
+            def length(value, axis):
+                return _lengths(value, [axis])[0]
+
+            dims = resolve_dims(attrs["dims"], (g, kernel) + references, length)
+            return function(instruction, g, kernel, dims, attrs["strides"], attrs["pads"])
+
+        return call
+
+    for name, function, batches in (
+        ("conv", _conv, 1),
+        ("conv_input", resolving(_conv_input), 1),
+        ("conv_kernel", _conv_kernel, 2),
+        ("depthwise_conv", _depthwise_conv, 1),
+        ("depthwise_conv_input", resolving(_depthwise_conv_input), 1),
+        ("depthwise_conv_kernel", _depthwise_conv_kernel, 2),
+        ("max_pool_grad", _max_pool_grad, 2),
+        ("avg_pool", _avg_pool, 1),
+        # Of the second operand only the lengths of rows and columns count.
+        ("avg_pool_grad", _avg_pool_grad, 1),
+    ):
+        op(name)(_never_empty(function, batches))
