@@ -30,20 +30,21 @@ def _beams(rows, width):
     for row in rows:
         row = row - np.logaddexp.reduce(row)
         grown = {}
-
-        def add(labels, on_blank, on_label):
-            before = grown.get(labels, (-np.inf, -np.inf))
-            grown[labels] = (np.logaddexp(before[0], on_blank), np.logaddexp(before[1], on_label))
-
         for labels, (on_blank, on_label) in beams.items():
             either = np.logaddexp(on_blank, on_label)
             last = labels[-1] if labels else None
-            add(labels, either + row[blank], on_label + row[last] if labels else -np.inf)
+            again = on_label + row[last] if labels else -np.inf
+            _add(grown, labels, either + row[blank], again)
             for label in range(blank):
                 # The same label again counts as another one only after a blank.
-                add(labels + (label,), -np.inf, (on_blank if label == last else either) + row[label])
+                _add(grown, labels + (label,), -np.inf, (on_blank if label == last else either) + row[label])
         # Of equals the one that was found first stays.
         order = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))
         beams = dict(order[:width])
     scored = [(list(labels), np.logaddexp(*ends)) for labels, ends in beams.items()]
     return sorted(scored, key=lambda item: -item[1])
+
+
+def _add(beams, labels, on_blank, on_label):
+    before = beams.get(labels, (-np.inf, -np.inf))
+    beams[labels] = (np.logaddexp(before[0], on_blank), np.logaddexp(before[1], on_label))

@@ -7,6 +7,8 @@ import numpy as np
 import theano
 from theano import scalar
 
+from .ctc_search import beam_search
+
 
 class NumpyOp(theano.Op):
     """A numpy function as an op, for what Theano's C code lacks or does otherwise; the same in every mode."""
@@ -90,6 +92,7 @@ FUNCTIONS = {
     "argmin": lambda x, axis: np.argmin(x, axis=axis).astype(np.int64),
     "batch_matmul": batch_matmul,
     "cast": lambda x, dtype: x.astype(dtype),
+    "ctc_beam_search": beam_search,
     "cumprod": accumulate(np.cumprod),
     "cumsum": accumulate(np.cumsum),
     "gather": gather,
