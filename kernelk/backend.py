@@ -52,6 +52,7 @@ from .ops.creation import (
     placeholder,
     print_tensor,
 )
+from .ops.ctc import ctc_batch_cost, ctc_decode, ctc_label_dense_to_sparse
 from .ops.elementwise import (
     abs,
     cast,
@@ -215,6 +216,9 @@ __all__ = [
     "conv3d_transpose",
     "cos",
     "count_params",
+    "ctc_batch_cost",
+    "ctc_decode",
+    "ctc_label_dense_to_sparse",
     "cumprod",
     "cumsum",
     "depthwise_conv2d",

@@ -68,6 +68,8 @@ PRIMITIVES = {
     "scatter_add": (),
     # operands of equal rank >= 3 whose leading axes are equal; the last two are multiplied as in matmul
     "batch_matmul": ("transpose_a", "transpose_b"),
+    # (logs of shape batch, time, classes; int32 steps of shape batch, 1): see ctc_search.beam_search, which does it
+    "ctc_beam_search": ("beam_width", "top_paths", "merge_repeated"),
     # rank-2 operands of one dtype; each may be transposed first; float16 is accumulated in float32
     "matmul": ("transpose_a", "transpose_b"),
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import numpy_windows
 from .base import Backend, registrar
+from .ctc_search import beam_search
 from .lowering import InstructionError, Steps, python_slices, resolve_dims
 
 OPS = {}
@@ -226,6 +227,11 @@ def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
     left = np.swapaxes(a, -1, -2) if transpose_a else a
     right = np.swapaxes(b, -1, -2) if transpose_b else b
     return np.matmul(_widened(left), _widened(right)).astype(a.dtype, copy=False)
+
+
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, **options):
+    return beam_search(logs, steps, **options)
 
 
 @op("matmul")
