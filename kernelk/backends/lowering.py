@@ -103,12 +103,16 @@ class Steps(object):
         self._times = range(length - 1, -1, -1) if attrs["reverse"] else range(length)
         self._take = take
 
-    def __iter__(self):
+    def leaves(self, t):
+        """The values of the body's leaves at element `t`."""
         take = self._take
+        elements = [take(x, t) for x in self._sequences]
+        draws = [take(x, t) for x in self._draws]
+        return elements + self.states + self._captures + draws + self._constants
+
+    def __iter__(self):
         for t in self._times:
-            elements = [take(x, t) for x in self._sequences]
-            draws = [take(x, t) for x in self._draws]
-            yield t, elements + self.states + self._captures + draws + self._constants
+            yield t, self.leaves(t)
 
 
 def resolve_dims(dims, values, length):
