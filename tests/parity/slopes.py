@@ -87,7 +87,11 @@ def failures(engine: str, found: Sequence[Slope]) -> list[str]:
     """What is wrong with the gradients on the active engine, a line for each operand."""
     remaining = iter(found)
     batches = iter(lambda: list(islice(remaining, BATCH)), [])
-    return [f"{engine}: {line}" for batch in batches for line in _run(batch)]
+    wrong = []
+    for batch in batches:
+        wrong += [f"{engine}: {line}" for line in _run(batch)]
+        K.clear_session()
+    return wrong
 
 
 def _run(batch: list[Slope]) -> Iterator[str]:
