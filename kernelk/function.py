@@ -175,12 +175,8 @@ class Function:
                 self._count(host, program, feeds)
             elif self._row:
                 self._row.clear()
-        for placeholder, feed, source in zip(self.placeholders, feeds, sources):
-            # A copy of small data; of a large array no more than where it is.
-            if feed.nbytes <= FED_BYTES:
-                placeholder.fed = feed.copy()
-            else:
-                placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+            for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+                keep_feed(placeholder, feed, source)
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
@@ -272,9 +268,23 @@ def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
         print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
 
 
+def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
+    """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was."""
+    if feed.nbytes > FED_BYTES:
+        placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+        return
+    kept = placeholder.fed
+    if type(kept) is np.ndarray and kept.shape == feed.shape:
+        # Into the same memory: fresh pages cost more than the copy.
+        kept[...] = feed
+    else:
+        placeholder.fed = feed.copy()
+
+
 def last_feed(placeholder: Placeholder) -> Any:
     """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
-    return placeholder.fed() if isinstance(placeholder.fed, weakref.ref) else placeholder.fed
+    kept = placeholder.fed
+    return kept() if isinstance(kept, weakref.ref) else None if kept is None else kept.copy()
 
 
 def as_phase(value: Any) -> int:

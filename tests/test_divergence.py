@@ -14,6 +14,7 @@ from support import lacking_engine, run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.base import CannotLower
 from kernelk.errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -21,6 +22,7 @@ from kernelk.errors import (
     FeedError,
     KernelKError,
     UnknownBackendError,
+    WorkerDiedError,
 )
 from kernelk.ops.random import SEEDS
 from kernelk.session import current
@@ -303,6 +305,42 @@ def test_the_ordinary_compilation_is_checked_too(monkeypatch: Any) -> None:
     assert report.first is None
     assert not report.agrees
     assert "compiled as usual, without every node as an output, the result differs: 2 of 2 elements" in repr(report)
+
+
+def test_an_engine_that_cant_take_ops_one_by_one(monkeypatch: Any) -> None:
+    """The nodes are compared all the same, and the report says what isn't known."""
+    module = lacking_engine(monkeypatch, "other")
+    compile_right = module.Lacking.compile
+
+    def compile_few(self: Any, program: Any, constants: Any) -> Any:
+        if len(program.inputs) > 1:
+            raise CannotLower("one input is all it takes")
+        return compile_right(self, program, constants)
+
+    monkeypatch.setattr(module.Lacking, "compile", compile_few)
+    x = K.placeholder((2,), name="x")
+    report = kernelk.diff(K.exp(x * 2.0) * 3.0, "numpy", "other", {x: [1.0, 2.0]})
+    assert report.agrees
+    assert [row.own for row in report.rows] == [None] * 4
+    assert "errors of the ops' own are not known: Other failed: CannotLower: one input is all it takes" in repr(report)
+
+
+def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
+    activate("spare")
+    activate("numpy")
+    v = K.variable([1.0, 2.0])
+    y = K.exp(v) * K.random_uniform((2,))
+    counter = SEEDS.counter
+    pid = current().host("spare").pid
+    assert pid is not None
+    brake.hold("exp")
+    thread = brake.when_reached("exp", lambda: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(WorkerDiedError, match="was killed by SIGKILL in the middle of a call"):
+        kernelk.diff(y, "numpy", "spare")
+    thread.join()
+    brake.free("exp")
+    assert (SEEDS.counter, current().active) == (counter, "numpy")
+    assert kernelk.diff(y, "numpy", "spare").agrees
 
 
 def test_what_is_refused(monkeypatch: Any) -> None:
