@@ -30,7 +30,6 @@ from .ops.rules import RULES, apply, expand
 
 _ALIASES = {"identity", "stop_gradient", "print"}
 
-
 # What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
 MOST_SHAPES = 1024
 MOST_SHAPED_VALUES = 500_000
