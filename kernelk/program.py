@@ -11,6 +11,7 @@ import numpy as np
 
 from .backends.lowering import Instruction as Lowered
 from .backends.numpy_backend import OPS as NUMPY
+from .bounds import drop_oldest
 from .errors import FeedError, KernelKError, ShapeError
 from .graph import (
     Constant,
@@ -37,6 +38,13 @@ from .source import Source
 _ALIASES = {"identity", "stop_gradient", "print"}
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
+
+# What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
+MOST_SHAPES = 1024
+MOST_SHAPED_VALUES = 500_000
+
+# Of a program's key; what is compiled has the shapes after it.
+KEY_LENGTH = 32
 
 
 class NeedsValuesError(Exception):
@@ -443,7 +451,7 @@ class Program:
             self.updates,
         ]
         text = json.dumps(structure, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lacking(self, ops: frozenset[str], dtypes: frozenset[str]) -> list[str]:
         """What an engine with these ops and dtypes can't do of it, one line each; variables are not looked at."""
@@ -556,9 +564,8 @@ class Program:
             exact[draws : draws + len(self.draws)],
             [exact[n] for n in self.outputs],
         )
-        if len(self._specialised) >= 1024:
-            self._specialised.clear()
         self._specialised[feed_shapes, mode] = result
+        drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // max(1, len(shapes)))))
         return result
 
     def output_arrays(self, specialisation: Specialisation) -> list[tuple[int, str, tuple[int, ...]]]:
@@ -570,6 +577,7 @@ class Program:
                 for dtype, shape in zip(self.output_dtypes, specialisation.outputs)
             ]
             self._output_arrays[specialisation.key] = found
+            drop_oldest(self._output_arrays, MOST_SHAPES)
         return found
 
     def encode(self, specialisation: Specialisation) -> tuple[dict[str, Any], list[Tensor]]:
