@@ -42,6 +42,7 @@ FAMILIES = {
     "ops.normalization": "Normalisation and biases",
     "ops.convolution": "Convolutions",
     "ops.pooling": "Pooling",
+    "ops.loops": "Loops",
     "ops.random": "Random tensors",
     "ops.names": "Names and kinds",
     "config": "Settings",
@@ -108,7 +109,6 @@ def shown(code: str) -> str:
             exec(compile(ast.Interactive([statement]), "<example>", "single"), scope)
     finally:
         sys.displayhook = before
-        reset()
     return "\n".join(lines)
 
 
@@ -130,7 +130,10 @@ def page(examples: dict[str, str]) -> str:
 
 def run_examples() -> dict[str, str]:
     """The examples of all names that K has, run on the active engine."""
-    return {name: shown(code) for name, code in EXAMPLES.items() if hasattr(K, name)}
+    try:
+        return {name: shown(code) for name, code in EXAMPLES.items() if hasattr(K, name)}
+    finally:
+        reset()
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ from .ops.creation import (
     placeholder,
     print_tensor,
 )
+from .ops.ctc import ctc_batch_cost, ctc_decode, ctc_label_dense_to_sparse
 from .ops.elementwise import (
     abs,
     cast,
@@ -75,6 +76,7 @@ from .ops.elementwise import (
     square,
 )
 from .ops.linear import batch_dot, dot, permute_dimensions, transpose
+from .ops.loops import foldl, foldr, map_fn, rnn
 from .ops.losses import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -214,6 +216,9 @@ __all__ = [
     "conv3d_transpose",
     "cos",
     "count_params",
+    "ctc_batch_cost",
+    "ctc_decode",
+    "ctc_label_dense_to_sparse",
     "cumprod",
     "cumsum",
     "depthwise_conv2d",
@@ -230,6 +235,8 @@ __all__ = [
     "eye",
     "flatten",
     "floatx",
+    "foldl",
+    "foldr",
     "function",
     "gather",
     "get_uid",
@@ -260,6 +267,7 @@ __all__ = [
     "log",
     "logsumexp",
     "manual_variable_initialization",
+    "map_fn",
     "max",
     "maximum",
     "mean",
@@ -295,6 +303,7 @@ __all__ = [
     "resize_images",
     "resize_volumes",
     "reverse",
+    "rnn",
     "round",
     "separable_conv1d",
     "separable_conv2d",

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from . import config
+from .bounds import drop_oldest
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
 from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, walk
+from .host import Host
 from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
 from .ops.updates import update
-from .program import NeedsValuesError, Program, update_value
+from .program import KEY_LENGTH, NeedsValuesError, Program, update_value
 from .session import Session, current
 from .source import Source, caller
 
@@ -27,6 +30,12 @@ SHAPES_KEPT = 256
 
 # The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
 FED_BYTES = 1 << 18
+
+# A function that is compiled for this many different shapes, call after call, is told of once.
+MANY_SHAPES = 8
+
+# So many programs of one function are known, where it needs another for each value of some length.
+MANY_KEYS = 1024
 
 
 def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
@@ -143,6 +152,9 @@ class Function:
         # Keras's mark of a metric: what its state gives with the call's own batch in it.
         self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
         self._programs: dict[Any, Program] = {}
+        self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
+        self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
+        self._told = False
         for tensor in (*self.inputs, *self.outputs):
             check_generation(tensor)
         if live:
@@ -171,13 +183,14 @@ class Function:
         with session.lock:
             host = session.ready_host()
             program = self.program_for(session, host.ops, phase, feeds)
+            before = host.compile_count
             values = session.execute(host, program, feeds)
-        for placeholder, feed, source in zip(self.placeholders, feeds, sources):
-            # A copy of small data; of a large array no more than where it is.
-            if feed.nbytes <= FED_BYTES:
-                placeholder.fed = feed.copy()
-            else:
-                placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+            if host.compile_count != before:
+                self._count(host, program, feeds)
+            elif self._row:
+                self._row.clear()
+            for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+                keep_feed(placeholder, feed, source)
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
@@ -195,14 +208,38 @@ class Function:
             if found is not None:
                 return found
         program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
+        self._keys[program.key] = None
+        drop_oldest(self._keys, MANY_KEYS)
         if needs == "nothing":
             self._programs[key] = program
         elif needs == "shapes":
-            if len(self._programs) >= SHAPES_KEPT:
-                self._programs.clear()
+            drop_oldest(self._programs, SHAPES_KEPT)
             self._programs[phase, ops, shapes] = program
         # Else it isn't kept, since the values may be others at the next call.
         return program
+
+    def _count(self, host: Host, program: Program, feeds: list[Array]) -> None:
+        """Notes a call that had to be compiled, and says so once if they follow one another."""
+        call = (program.key, [feed.shape for feed in feeds])
+        if self._told or call in self._row:
+            return
+        self._row.append(call)
+        if len(self._row) < MANY_SHAPES:
+            return
+        self._told = True
+        shapes = [shapes for _, shapes in self._row]
+        varied = [x for i, x in enumerate(self.placeholders) if any(s[i] != shapes[0][i] for s in shapes)]
+        names = " and ".join(f"'{x.name}'" for x in varied)
+        reason = f"for another shape of {names}" if names else "for other lengths, which its inputs' values give"
+        config.say(
+            f"kernelk: {host.engine.title} has compiled '{self.name}' ({self.source}) {len(self._row)} times in a row, "
+            f"each {reason}: feed batches of one size, or pad them to a few sizes"
+        )
+        self._row.clear()
+
+    def specialisations(self, host: Host) -> int:
+        """How many compiled forms of this function, for different shapes and learning phases, an engine holds."""
+        return sum(key[:KEY_LENGTH] in self._keys for key in host.compiled)
 
     def phases(self) -> tuple[int, ...]:
         """The learning phases that a call of this function may run in."""
@@ -263,9 +300,23 @@ def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
         print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
 
 
+def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
+    """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was."""
+    if feed.nbytes > FED_BYTES:
+        placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+        return
+    kept = placeholder.fed
+    if type(kept) is np.ndarray and kept.shape == feed.shape:
+        # Into the same memory: fresh pages cost more than the copy.
+        kept[...] = feed
+    else:
+        placeholder.fed = feed.copy()
+
+
 def last_feed(placeholder: Placeholder) -> Any:
     """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
-    return placeholder.fed() if isinstance(placeholder.fed, weakref.ref) else placeholder.fed
+    kept = placeholder.fed
+    return kept() if isinstance(kept, weakref.ref) else None if kept is None else kept.copy()
 
 
 def as_phase(value: Any) -> int:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .errors import ArgumentError
-from .graph import Tensor, check_generation, walk
+from .graph import Body, Draw, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from .loops import Closure, close_loop, stacked
 from .ops.dtypes import FLOATS, as_tensor
 from .ops.primitives import zeros_shaped
 from .ops.rules import RULES, apply, expand
+from .source import caller
 
 
-def _inputs_of(node: Tensor, phase: int) -> Sequence[Tensor]:
-    """What a node is computed from in this learning phase."""
+def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequence[Tensor]:
+    """What a node is computed from in this learning phase; nothing, if it is one of a body's leaves, by their ids."""
+    if id(node) in leaves:
+        return ()
     if node.op == "phase_select":
         return (node.inputs[0 if phase else 1],)
     return (expand(node),) if _by_expansion(node) else node.inputs
 
 
-def _needs(loss: Tensor, targets: Sequence[Tensor], phase: int) -> tuple[list[Tensor], set[int]]:
-    """The loss's nodes in order, and the ids of those through which a target is reached."""
+def _needs(
+    roots: Sequence[Tensor], targets: Sequence[Tensor], phase: int, leaves: Collection[int]
+) -> tuple[list[Tensor], set[int]]:
+    """The roots' nodes in order, and the ids of those through which a target is reached."""
     ids = {id(target) for target in targets}
-    order = walk([loss], lambda node: _inputs_of(node, phase))
+    order = walk(roots, lambda node: _inputs_of(node, phase, leaves))
     reached: set[int] = set()
     for node in order:
-        if id(node) in ids or any(id(x) in reached for x in _inputs_of(node, phase)):
+        if id(node) in ids or any(id(x) in reached for x in _inputs_of(node, phase, leaves)):
             reached.add(id(node))
     return order, reached
 
@@ -52,28 +58,54 @@ def gradients(loss: Any, variables: Any) -> Any:
             raise ArgumentError(f"gradients: expected tensors to differentiate by, not {type(target).__name__}")
     for tensor in (loss, *targets):
         check_generation(tensor)
-    results, by_phase = _backwards(loss, targets, 0)
+    seeds = [(loss, apply_ones(loss))]
+    found, by_phase = _backwards(seeds, targets, 0)
     if by_phase:
         # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
-        train, _ = _backwards(loss, targets, 1)
-        results = [a if a is b else apply("phase_select", a, b) for a, b in zip(train, results)]
+        train, _ = _backwards(seeds, targets, 1)
+        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
+        found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
+    results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
     return results[0] if single else results
 
 
-def _backwards(loss: Tensor, targets: Sequence[Tensor], phase: int) -> tuple[list[Tensor], bool]:
-    """The gradients in one learning phase, and whether they may be others in the other phase."""
-    order, reached = _needs(loss, targets, phase)
-    pending: dict[int, list[Tensor]] = {id(loss): [apply_ones(loss)]}
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return zeros_shaped(like) if gradient is None else gradient
+
+
+def _backwards(
+    seeds: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tensor], phase: int, leaves: Collection[int] = ()
+) -> tuple[list[Tensor | None], bool]:
+    """The gradients in one learning phase, and whether they may be others in the other phase.
+
+    `seeds` are tensors with the gradients of their values; a target that they don't depend on gets None. `leaves`, by
+    their ids, are given, however they are computed: those of a loop's body.
+    """
+    order, reached = _needs([root for root, _ in seeds], targets, phase, leaves)
+    pending: dict[int, list[Tensor]] = {}
+    for root, seed in seeds:
+        pending.setdefault(id(root), []).append(seed)
+    of_loops: dict[int, dict[int, Tensor]] = {}  # id of a loop's node -> its value's number -> gradient
     totals: dict[int, Tensor] = {}
     for node in reversed(order):
-        part: Tensor | None
-        parts = pending.pop(id(node), None)
-        if parts is None or id(node) not in reached:
+        if isinstance(node, Scan):
+            if id(node) in of_loops:
+                for x, part in zip(node.inputs, _through_loop(node, of_loops.pop(id(node)), reached, phase)):
+                    if part is not None and id(x) in reached:
+                        pending.setdefault(id(x), []).append(part)
             continue
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        found = pending.pop(id(node), None)
+        if found is None or id(node) not in reached:
+            continue
+        total = found[0]
+        for more in found[1:]:
+            total = total + more
         totals[id(node)] = total
+        if id(node) in leaves:
+            continue
+        if node.op == "item":
+            of_loops.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = total
+            continue
         if node.op == "phase_select" or _by_expansion(node):
             pending.setdefault(id(_inputs_of(node, phase)[0]), []).append(total)
             continue
@@ -85,8 +117,88 @@ def _backwards(loss: Tensor, targets: Sequence[Tensor], phase: int) -> tuple[lis
         for x, part in zip(node.inputs, rule.vjp(node, total)):
             if part is not None and id(x) in reached:
                 pending.setdefault(id(x), []).append(part)
-    results = [totals[id(target)] if id(target) in totals else zeros_shaped(target) for target in targets]
-    return results, any(node.op == "phase_select" for node in order)
+    inner = [node for node in order if id(node) not in leaves]
+    phased = any(node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased) for node in inner)
+    return [totals.get(id(target)) for target in targets], phased
+
+
+def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase: int) -> list[Tensor | None]:
+    """The gradient of each input of a loop, given those of some of its values: a loop the other way round.
+
+    Its states are the gradients of the states, and sums for captures. What its body needs of the steps is stacked by
+    the first loop, which so gets further results.
+    """
+    body = node.body
+    n, m = len(body.sequences), len(body.states)
+    leaves = {id(leaf) for leaf in body.leaves}
+    roots = [*body.new_states, *(body.results[i - m] for i in given if i >= m)]
+    varying = _varying(roots, body, phase)
+    start = mark()
+    carried = [i for i, state in enumerate(body.states) if state.dtype in FLOATS]
+    entering = [_step_input(body.states[i], body.new_states[i].shape) for i in carried]
+    seeds: list[tuple[Tensor, Tensor]] = [(body.new_states[i], g) for i, g in zip(carried, entering)]
+    along: list[tuple[Tensor, Tensor]] = []  # what is given at each step -> what the body is given for it
+    for i, gradient in given.items():
+        if i >= m:
+            step: Tensor = _step_input(gradient, gradient.shape[1:])
+            along.append((gradient, step))
+            seeds.append((body.results[i - m], step))
+    targets = [
+        leaf
+        for i, (leaf, x) in enumerate(zip(body.leaves, node.inputs))
+        if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
+    ]
+    found, _ = _backwards(seeds, targets, phase, leaves)
+    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, found) if gradient is not None}
+    summed = [leaf for leaf in body.captures if id(leaf) in gradients_of]
+    sums = [_step_input(leaf, leaf.shape) for leaf in summed]
+    stepped = [leaf for leaf in body.sequences if id(leaf) in gradients_of]
+    backward = Body([], [*entering, *sums], not body.reverse)
+    backward.new_states = [_or_zeros(gradients_of.get(id(body.states[i])), g) for i, g in zip(carried, entering)]
+    backward.new_states += [total + gradients_of[id(leaf)] for leaf, total in zip(summed, sums)]
+    backward.results = [gradients_of[id(leaf)] for leaf in stepped]
+    if not backward.new_states and not backward.results:
+        return [None] * len(node.inputs)
+
+    def of_step(x: Tensor) -> bool:
+        return id(x) in varying or (x.op == "item" and id(x.inputs[0]) in varying)
+
+    # The first sequence tells the length, whether it is needed or not.
+    own = [body.sequences[0], *(leaf for _, leaf in along), *backward.states]
+    closure = Closure([*backward.new_states, *backward.results], own, start, of_step)
+    inputs_of_leaves = {id(leaf): x for leaf, x in zip(body.sequences, node.inputs)}
+    sequences = [node.inputs[0], *(gradient for gradient, _ in along)]
+    sequences += [inputs_of_leaves[id(x)] if id(x) in inputs_of_leaves else stacked(node, x) for x in closure.residuals]
+    backward.sequences = [body.sequences[0], *(leaf for _, leaf in along), *closure.residuals]
+    starts = [given[i] if i in given else zeros_shaped(node.inputs[n + i]) for i in carried]
+    starts += [zeros_shaped(leaf) for leaf in summed]
+    finals, steps = close_loop(sequences, starts, backward, closure)
+    of_states = dict(zip(carried, finals))
+    of_captures = {id(leaf): total for leaf, total in zip(summed, finals[len(carried) :])}
+    of_sequences = {id(leaf): gradient for leaf, gradient in zip(stepped, steps)}
+    return [
+        *(of_sequences.get(id(leaf)) for leaf in body.sequences),
+        *(of_states.get(i) for i in range(m)),
+        *(of_captures.get(id(leaf)) for leaf in body.captures),
+    ]
+
+
+def _step_input(like: Tensor, shape: Shape) -> StepInput:
+    return StepInput("placeholder", (), {}, shape, like.dtype, caller(), "gradient")
+
+
+def _varying(roots: Sequence[Tensor], body: Body, phase: int) -> set[int]:
+    """The ids of those tensors of a body that may be others at each step."""
+    leaves = {id(leaf) for leaf in body.leaves}
+    varying = {id(leaf) for leaf in (*body.sequences, *body.states)}
+    for x in walk(roots, lambda node: _inputs_of(node, phase, leaves)):
+        if id(x) not in leaves and (
+            isinstance(x, Draw)
+            or (isinstance(x, Scan) and x.body.draws)
+            or any(id(y) in varying for y in _inputs_of(x, phase))
+        ):
+            varying.add(id(x))
+    return varying
 
 
 def apply_ones(like: Tensor) -> Tensor:

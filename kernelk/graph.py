@@ -190,6 +190,46 @@ class LearningPhase(Placeholder):
     """0 (test, the default) or 1 (train): decided at each call, before the graph is linearised."""
 
 
+class StepInput(Placeholder):
+    """What the step of a loop is called with; it has a value inside the loop only."""
+
+
+class Body:
+    """What a loop does at each step, as graph: from its leaves to new states and results.
+
+    The leaves are one element of each of `sequences`, `states` from the step before, and `captures`, which don't vary.
+    A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
+    """
+
+    __slots__ = ("captures", "draws", "new_states", "phased", "results", "reverse", "sequences", "states")
+
+    def __init__(self, sequences: Sequence[Tensor], states: Sequence[Tensor], reverse: bool) -> None:
+        self.sequences = list(sequences)
+        self.states = list(states)
+        self.captures: list[Tensor] = []
+        self.new_states: list[Tensor] = []
+        # Stacked along a first axis; a gradient adds to them what it needs of each step.
+        self.results: list[Tensor] = []
+        self.reverse = reverse  # whether the last elements come first; results are stacked where their elements were
+        self.draws = False  # whether anything is drawn at each step
+        self.phased = False  # whether anything depends on the learning phase
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What is given at each step, in the order of the loop's inputs."""
+        return [*self.sequences, *self.states, *self.captures]
+
+
+class Scan(Tensor):
+    """A loop along the first axis of sequences: its inputs are what the leaves of `body` stand for.
+
+    It has many values: `item` nodes pick final states, then stacked results, by number.
+    """
+
+    body: Body
+    items: dict[int, Tensor]
+
+
 class Constant(Tensor):
     """A value written into the graph; `array` is read-only."""
 
@@ -223,6 +263,11 @@ class Update(Tensor):
 
     variable: Tensor
     kind: str
+
+
+def mark() -> int:
+    """A number between the uids of all tensors made before and after this call."""
+    return next(_counter)
 
 
 def check_generation(tensor: Tensor) -> None:

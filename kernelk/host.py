@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import os
 import time
 from collections import OrderedDict
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .backends.executor import Executor
+from .bounds import drop_oldest
 from .engines import Engine
 from .errors import BackendNotInstalledError, EngineError
 from .storage import Slots, Storage
@@ -21,6 +21,9 @@ COMPILED_BYTES = 2 << 30
 
 # A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
 MOST_PLANS = 1024
+
+# So many keys of programs that were dropped are known, to count those that are compiled again.
+MOST_DROPPED = 4096
 
 
 class Host:
@@ -37,7 +40,10 @@ class Host:
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
         self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
-        self.compile_count = 0
+        self.compile_count = 0  # programs compiled so far, the dropped ones and those compiled again included
+        self.dropped_count = 0
+        self.recompile_count = 0
+        self._dropped: dict[str, None] = {}
         self.last_run_seconds = 0.0
         self.stages: dict[str, Any] = {}  # key -> what the backend says of how it split the program
 
@@ -99,6 +105,7 @@ class Host:
         """Enters a compiled program, and drops the least recently used ones beyond the bound."""
         self.compiled[key] = reply["bytes"]
         self.compile_count += 1
+        self.recompile_count += key in self._dropped
         if reply.get("stages"):
             self.stages[key] = reply["stages"]
         dropped = []
@@ -106,15 +113,16 @@ class Host:
             dropped.append(next(iter(self.compiled)))
             del self.compiled[dropped[-1]]
         if dropped:
+            self.dropped_count += len(dropped)
+            self._dropped.update(dict.fromkeys(dropped))
+            drop_oldest(self._dropped, MOST_DROPPED)
             self.release_programs(dropped)
 
     def define(self, number: int, key: str) -> None:
         """Notes that the executor has this plan, and lets it forget the oldest ones beyond a bound."""
         self.plans[number] = key
-        if len(self.plans) > MOST_PLANS:
-            old = list(itertools.islice(self.plans, MOST_PLANS // 4))
-            for known in old:
-                del self.plans[known]
+        old = drop_oldest(self.plans, MOST_PLANS)
+        if old:
             self._release(plans=old)
 
     def release_programs(self, keys: list[str]) -> None:

@@ -11,14 +11,17 @@ import numpy as np
 
 from .backends.lowering import Instruction as Lowered
 from .backends.numpy_backend import OPS as NUMPY
+from .bounds import drop_oldest
 from .errors import FeedError, KernelKError, ShapeError
 from .graph import (
     Constant,
     Draw,
     LearningPhase,
     Placeholder,
+    Scan,
     Shape,
     Spec,
+    StepInput,
     Tensor,
     Update,
     Variable,
@@ -26,13 +29,22 @@ from .graph import (
     located,
     walk,
 )
+from .loops import merged
 from .ops.dtypes import INTEGERS
 from .ops.primitives import known_dims
 from .ops.rules import RULES, apply, expand
+from .source import Source
 
 _ALIASES = {"identity", "stop_gradient", "print"}
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
+
+# What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
+MOST_SHAPES = 1024
+MOST_SHAPED_VALUES = 500_000
+
+# Of a program's key; what is compiled has the shapes after it.
+KEY_LENGTH = 32
 
 
 class NeedsValuesError(Exception):
@@ -49,13 +61,22 @@ class Instruction(NamedTuple):
     node: Tensor
     inputs: tuple[int, ...]
     attrs: dict[str, Any]
+    loop: Loop | None = None
+
+
+class LoopShapes(NamedTuple):
+    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
+
+    values: list[Shape]
+    body: list[Any]
+    length: int | None
 
 
 class Specialisation(NamedTuple):
     """A program at given feed shapes: the key of what is compiled, and every array that a run makes."""
 
     key: str
-    shapes: list[Shape]  # of every value, as far as the compiled form may know them
+    shapes: list[Any]  # of every value, as far as the compiled form may know them
     draws: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
 
@@ -81,72 +102,44 @@ def update_value(node: Update) -> Tensor:
     return node.expansion
 
 
-class Program:
-    """The linear form of some outputs and updates in one learning phase, for a backend that defines `ops`.
+class Reader:
+    """How the graph is read in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
 
-    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The `prints` that it
-    passes, in the order in which they were written, are further outputs after those asked for; `printed` has values of
-    others, which were known before (they decide shapes).
-    Raises FeedError for a placeholder that isn't among `inputs`, NeedsValuesError before values are known that shapes
-    depend on, StaleTensorError after `K.clear_session()`.
+    `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
     """
 
     def __init__(
-        self,
-        inputs: Sequence[Placeholder],
-        outputs: Sequence[Tensor],
-        updates: Sequence[tuple[Variable, Tensor]],
-        phase: int,
-        ops: frozenset[str],
-        values: dict[int, np.ndarray[Any, Any]] | None = None,
+        self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, np.ndarray[Any, Any]]
     ) -> None:
-        self._phase = phase
-        self._ops = ops
-        self._values = values or {}
-        self._specialised: dict[Any, Specialisation] = {}
-        self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
-        self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
-        self.printed: list[tuple[Tensor, np.ndarray[Any, Any]]] = []
-        self.inputs = list(inputs)
-        self._prints: dict[int, Tensor] = {}
-        self.slots: list[Variable] = []
-        self.draws: list[Draw] = []
-        self.constants: list[Constant] = []
-        self.instructions: list[Instruction] = []
-        self._draw_dims: list[tuple[tuple[int, ...], list[Any]]] = []
-        roots = [self._resolve(tensor) for tensor in outputs]
-        new_values = [self._resolve(value) for _, value in updates]
-        order = walk([*roots, *new_values], self._inputs_of)
-        numbers = self._number_leaves(order, [variable for variable, _ in updates])
-        self._number_instructions(order, numbers)
-        self.prints = sorted(self._prints.values(), key=lambda node: node.uid)
-        roots += [self._resolve(node) for node in self.prints]
-        self.outputs = [numbers[id(root)] for root in roots]
-        self.output_dtypes = [root.dtype for root in roots]
-        index = {id(variable): i for i, variable in enumerate(self.slots)}
-        self.updates = [(index[id(variable)], numbers[id(value)]) for (variable, _), value in zip(updates, new_values)]
-        self.key = self._make_key()
+        self.leaves = {id(leaf) for leaf in leaves}
+        self.phase = phase
+        self.ops = ops
+        self.values = values
+        self.prints: dict[int, Tensor] = {}
 
-    # --- which nodes ---
+    def inside(self, leaves: Sequence[Tensor]) -> Reader:
+        """The same for a body with these leaves."""
+        return Reader(leaves, self.phase, self.ops, self.values)
 
-    def _resolve(self, node: Tensor) -> Tensor:
-        """The node that really computes the value: through aliases, the chosen branch, and decompositions."""
-        while True:
+    def resolve(self, node: Tensor) -> Tensor:
+        """The node that really computes the value."""
+        while id(node) not in self.leaves:
             op = node.op
             if op in _ALIASES:
                 if op == "print":
-                    self._prints[id(node)] = node
+                    self.prints[id(node)] = node
                 node = node.inputs[0]
             elif op == "phase_select":
-                node = node.inputs[0 if self._phase else 1]
+                node = node.inputs[0 if self.phase else 1]
             elif isinstance(node, Update):
                 node = update_value(node)
-            elif op not in self._ops and op in RULES and RULES[op].decompose is not None:
+            elif op not in self.ops and op in RULES and RULES[op].decompose is not None:
                 node = expand(node)
             else:
-                return node
+                break
+        return node
 
-    def _operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
 
         Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
@@ -158,7 +151,7 @@ class Program:
                 _find_values(attrs[name], valued)
         if not valued:
             return node.inputs, attrs
-        missing = [node.inputs[k] for k in sorted(valued) if id(node.inputs[k]) not in self._values]
+        missing = [node.inputs[k] for k in sorted(valued) if id(node.inputs[k]) not in self.values]
         if missing:
             raise NeedsValuesError(missing)
         dims = attrs.get("dims", ())
@@ -173,11 +166,177 @@ class Program:
         if not isinstance(entry, list):
             return entry
         if entry[:1] == ["value"]:
-            return int(self._values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
+            return int(self.values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
         return [self._with_values(node, inner) for inner in entry]
 
+    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
+        """What a resolved node is computed from, resolved."""
+        if not node.inputs or id(node) in self.leaves:
+            return ()
+        return [self.resolve(x) for x in self.operands(node)[0]]
+
+
+class Loop:
+    """A scan as one program runs it: only those values that are used, and what they need.
+
+    `operands` are the outer tensors of the first inputs of `program`, the body's: `sequences` of them sequences, then
+    `states` initial states, then captures. The body's draws and constants follow them as operands.
+    """
+
+    def __init__(self, node: Scan, used: dict[int, Tensor], reader: Reader) -> None:
+        body = node.body
+        inner = reader.inside(body.leaves)
+        numbers = {id(state): i for i, state in enumerate(body.states)}
+        states = len(body.states)
+        carried = {i for i in used if i < states}
+        results = sorted(i for i in used if i >= states)
+        pending = [*(body.new_states[i] for i in carried), *(body.results[i - states] for i in results)]
+        reached: set[int] = set()
+        while pending:
+            order = walk([inner.resolve(x) for x in pending], inner.inputs_of)
+            reached.update(id(x) for x in order)
+            more = {numbers[id(x)] for x in order if id(x) in numbers} - carried
+            carried |= more
+            pending = [body.new_states[i] for i in more]
+        required = [body.states[i] for i in sorted(carried)]
+        if not any(id(x) in reached for x in body.sequences):
+            # It tells the length.
+            required.append(body.sequences[0])
+        outputs = [body.new_states[i] for i in sorted(carried)] + [body.results[i - states] for i in results]
+        self.program = Program(body.leaves, outputs, (), reader.phase, reader.ops, reader.values, required)
+        kept = {id(x) for x in self.program.inputs}
+        self.operands = [x for leaf, x in zip(body.leaves, node.inputs) if id(leaf) in kept]
+        self.sequences = sum(id(x) in kept for x in body.sequences)
+        self.states = len(carried)
+        self.reverse = body.reverse
+        # Where the node's values stand among those of the program.
+        self.places = {i: place for place, i in enumerate([*sorted(carried), *results])}
+
+    def attrs(self) -> dict[str, Any]:
+        """What tells the loop from others, as attributes of its instruction."""
+        return {
+            "sequences": self.sequences,
+            "states": self.states,
+            "reverse": self.reverse,
+            "body": self.program.key,
+        }
+
+    def infer(self, shapes: Sequence[Shape], source: Source) -> LoopShapes:
+        """The shapes for operands of these shapes. Raises ShapeError."""
+        n, m = self.sequences, self.states
+        lengths = {shape[0] for shape in shapes[:n] if shape[0] is not None}
+        if len(lengths) > 1:
+            raise located(
+                ShapeError(
+                    f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}; their first axes "
+                    f"must be equal"
+                ),
+                source,
+            )
+        length = lengths.pop() if lengths else None
+        program = self.program
+        inner = program.infer([*(shape[1:] for shape in shapes[:n]), *shapes[n:]])
+        found = [inner[number] for number in program.outputs]
+        values: list[Shape] = []
+        for initial, new in zip(shapes[n : n + m], found):
+            if len(initial) != len(new) or any(
+                a != b and a is not None and b is not None for a, b in zip(initial, new)
+            ):
+                raise located(
+                    ShapeError(
+                        f"a loop's state has shape {initial} at first and {new} after a step; they must be equal: "
+                        f"give the initial state the shape that the step returns"
+                    ),
+                    source,
+                )
+            values.append(merged(initial, new))
+        values += [(length, *shape) for shape in found[m:]]
+        return LoopShapes(values, inner, length)
+
+
+class Program:
+    """The linear form of some outputs and updates in one learning phase, for a backend that defines `ops`.
+
+    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The `prints` that it
+    passes, in the order in which they were written, are further outputs after those asked for; `printed` has values of
+    others, which were known before (they decide shapes).
+    The body of a loop is a program, too: its inputs may be any tensors, and those that nothing needs are left out
+    unless they are among `required`.
+    Raises FeedError for a placeholder that isn't among `inputs`, NeedsValuesError before values are known that shapes
+    depend on, StaleTensorError after `K.clear_session()`.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        updates: Sequence[tuple[Variable, Tensor]],
+        phase: int,
+        ops: frozenset[str],
+        values: dict[int, np.ndarray[Any, Any]] | None = None,
+        required: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._phase = phase
+        self._reader = Reader(inputs, phase, ops, values or {})
+        self._specialised: dict[Any, Specialisation] = {}
+        self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
+        self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
+        self.printed: list[tuple[Tensor, np.ndarray[Any, Any]]] = []
+        self.slots: list[Variable] = []
+        self.draws: list[Draw] = []
+        self.constants: list[Constant] = []
+        self.instructions: list[Instruction] = []
+        self._draw_dims: list[tuple[tuple[int, ...], list[Any]]] = []
+        self._loops: dict[int, Loop] = {}
+        self._loop_draws: dict[int, list[int]] = {}  # id of a loop's node -> the draws that its body takes
+        roots = [self._reader.resolve(tensor) for tensor in outputs]
+        new_values = [self._reader.resolve(value) for _, value in updates]
+        order = self._needed([*roots, *new_values])
+        self.inputs = list(inputs)
+        if required is not None:
+            wanted = {id(x) for x in (*order, *required)}
+            self.inputs = [x for x in inputs if id(x) in wanted]
+        numbers = self._number_leaves(order, [variable for variable, _ in updates])
+        self._number_instructions(order, numbers)
+        passed = [node for node in self._reader.prints.values() if id(self._reader.resolve(node)) in numbers]
+        self.prints = sorted(passed, key=lambda node: node.uid)
+        roots += [self._reader.resolve(node) for node in self.prints]
+        self.outputs = [numbers[id(root)] for root in roots]
+        self.output_dtypes = [root.dtype for root in roots]
+        index = {id(variable): i for i, variable in enumerate(self.slots)}
+        self.updates = [(index[id(variable)], numbers[id(value)]) for (variable, _), value in zip(updates, new_values)]
+        self.key = self._make_key()
+
+    # --- which nodes ---
+
+    def _needed(self, roots: Sequence[Tensor]) -> list[Tensor]:
+        """The nodes that `roots` need, in order; of a loop only what is used of its values counts."""
+        reader = self._reader
+        order = walk(roots, reader.inputs_of)
+        if not any(isinstance(node, Scan) for node in order):
+            return order
+        # Users come first, so that when a loop's turn comes, it is known which of its values are used.
+        needed = {id(root) for root in roots}
+        used: dict[int, dict[int, Tensor]] = {}
+        kept: list[Tensor] = []
+        for node in reversed(order):
+            if id(node) not in needed:
+                continue
+            kept.append(node)
+            if id(node) in reader.leaves:
+                continue
+            if isinstance(node, Scan):
+                self._loops[id(node)] = Loop(node, used[id(node)], reader)
+            elif node.op == "item":
+                used.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = node
+            needed.update(id(x) for x in self._inputs_of(node))
+        return kept[::-1]
+
     def _inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        return [self._resolve(x) for x in self._operands(node)[0]] if node.inputs else ()
+        loop = self._loops.get(id(node))
+        if loop is None:
+            return self._reader.inputs_of(node)
+        return [self._reader.resolve(x) for x in loop.operands]
 
     # --- numbers ---
 
@@ -188,24 +347,29 @@ class Program:
         constant_of: list[tuple[int, int]] = []
         for node in order:
             check_generation(node)
+            if id(node) in fed:
+                continue
             if isinstance(node, LearningPhase):
                 node = self._phase_constant(node)
             if isinstance(node, Placeholder):
-                if id(node) not in fed:
-                    raise FeedError(
-                        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed: add it to the "
-                        f"inputs of K.function, or use tensor.eval({{placeholder: value}})"
-                    )
-            elif isinstance(node, Variable):
+                raise _not_fed(node)
+            if isinstance(node, Variable):
                 variables.setdefault(id(node), node)
             elif isinstance(node, Draw):
                 self.draws.append(node)
-            elif isinstance(node, Constant):
-                digest = constant_digest(node)
+            elif isinstance(node, Scan):
+                body = self._loops[id(node)].program
+                self._loop_draws[id(node)] = list(range(len(self.draws), len(self.draws) + len(body.draws)))
+                self.draws += body.draws
+            held = [node] if isinstance(node, Constant) else []
+            if isinstance(node, Scan):
+                held = self._loops[id(node)].program.constants
+            for constant in held:
+                digest = constant_digest(constant)
                 if digest not in constants:
                     constants[digest] = len(self.constants)
-                    self.constants.append(node)
-                constant_of.append((id(node), constants[digest]))
+                    self.constants.append(constant)
+                constant_of.append((id(constant), constants[digest]))
         for variable in updated:
             check_generation(variable)
             variables.setdefault(id(variable), variable)
@@ -214,6 +378,7 @@ class Program:
         start = len(self.inputs)
         numbers.update({id(variable): start + i for i, variable in enumerate(self.slots)})
         start += len(self.slots)
+        self._first_draw = start
         numbers.update({id(node): start + i for i, node in enumerate(self.draws)})
         start += len(self.draws)
         numbers.update({node: start + i for node, i in constant_of})
@@ -237,29 +402,43 @@ class Program:
 
     def _number_instructions(self, order: Sequence[Tensor], numbers: dict[int, int]) -> None:
         """Instructions in order; equal ones (same op, operands and attributes) are merged, draws are not."""
-        merged: dict[tuple[Any, ...], int] = {}
+        merged_ones: dict[tuple[Any, ...], int] = {}
         self._schedule: list[tuple[str, int]] = []
         draws = {id(node): i for i, node in enumerate(self.draws)}
-        dims_of_draws: dict[int, tuple[tuple[int, ...], list[Any]]] = {}
+        self._draw_dims = [((), [])] * len(self.draws)
+        items: dict[int, list[Tensor]] = {}
+        for node in order:
+            if node.op == "item" and id(node) not in numbers:
+                items.setdefault(id(node.inputs[0]), []).append(node)
+
+        def add(node: Tensor, inputs: tuple[int, ...], attrs: dict[str, Any], loop: Loop | None = None) -> None:
+            key = (node.op, inputs, json.dumps(attrs) if attrs else "", node.dtype)
+            number = merged_ones.get(key)
+            if number is None:
+                number = merged_ones[key] = self.first + len(self.instructions)
+                self._schedule.append(("instruction", len(self.instructions)))
+                self.instructions.append(Instruction(node, inputs, attrs, loop))
+            numbers[id(node)] = number
+
         for node in order:
             if id(node) in draws:
-                operands, attrs = self._operands(node)
-                references = tuple(numbers[id(self._resolve(x))] for x in operands)
-                dims_of_draws[draws[id(node)]] = (references, attrs["dims"])
+                operands, attrs = self._reader.operands(node)
+                references = tuple(numbers[id(self._reader.resolve(x))] for x in operands)
+                self._draw_dims[draws[id(node)]] = (references, attrs["dims"])
                 self._schedule.append(("draw", draws[id(node)]))
                 continue
             if id(node) in numbers:
                 continue
-            operands, attrs = self._operands(node)
-            inputs = tuple(numbers[id(self._resolve(x))] for x in operands)
-            key = (node.op, inputs, json.dumps(attrs) if attrs else "", node.dtype)
-            number = merged.get(key)
-            if number is None:
-                number = merged[key] = self.first + len(self.instructions)
-                self._schedule.append(("instruction", len(self.instructions)))
-                self.instructions.append(Instruction(node, inputs, attrs))
-            numbers[id(node)] = number
-        self._draw_dims = [dims_of_draws[i] for i in range(len(self.draws))]
+            loop = self._loops.get(id(node))
+            inputs = tuple(numbers[id(x)] for x in self._inputs_of(node))
+            if loop is None:
+                add(node, inputs, self._reader.operands(node)[1])
+                continue
+            inputs += tuple(self._first_draw + i for i in self._loop_draws[id(node)])
+            add(node, inputs + tuple(numbers[id(x)] for x in loop.program.constants), loop.attrs(), loop)
+            # Right behind it: no engine holds many values in one for longer.
+            for picked in items[id(node)]:
+                add(picked, (numbers[id(node)],), {"index": loop.places[picked.attrs["index"]]})
 
     def _make_key(self) -> str:
         structure = [
@@ -272,14 +451,18 @@ class Program:
             self.updates,
         ]
         text = json.dumps(structure, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lacking(self, ops: frozenset[str], dtypes: frozenset[str]) -> list[str]:
         """What an engine with these ops and dtypes can't do of it, one line each; variables are not looked at."""
         found: dict[str, None] = {}
         for instruction in self.instructions:
             node = instruction.node
-            if node.op not in ops and node.op != "sum_to" and RULES[node.op].decompose is None:
+            if instruction.loop is not None:
+                found.update(dict.fromkeys(instruction.loop.program.lacking(ops, dtypes)))
+                continue
+            known = node.op in ops or node.op in ("sum_to", "item")
+            if not known and RULES[node.op].decompose is None:
                 found[f"it has no op '{node.op}' ({node.source})"] = None
             if node.dtype not in dtypes:
                 found[f"it has no dtype {node.dtype} (op {node.op}, {node.source})"] = None
@@ -291,20 +474,28 @@ class Program:
 
     # --- shapes ---
 
-    def _infer(self, feed_shapes: Sequence[Shape]) -> list[Shape]:
-        """The shape of every value when the inputs have these shapes. Raises ShapeError with the user's line."""
-        shapes: list[Shape] = [*feed_shapes, *(x.shape for x in self.slots)]
+    def infer(self, feed_shapes: Sequence[Shape]) -> list[Any]:
+        """The shape of every value (of a loop LoopShapes) when the inputs have these shapes.
+
+        Raises ShapeError with the user's line.
+        """
+        shapes: list[Any] = [*feed_shapes, *(x.shape for x in self.slots)]
         dtypes = [x.dtype for x in (*self.inputs, *self.slots, *self.draws, *self.constants)]
         dtypes += [i.node.dtype for i in self.instructions]
         shapes += [()] * len(self.draws) + [x.shape for x in self.constants] + [()] * len(self.instructions)
-        draw_start = len(self.inputs) + len(self.slots)
         for kind, i in self._schedule:
             if kind == "draw":
                 references, dims = self._draw_dims[i]
                 specs = [Spec(shapes[n], dtypes[n]) for n in references]
-                shapes[draw_start + i] = tuple(known_dims(dims, specs))
+                shapes[self._first_draw + i] = tuple(known_dims(dims, specs))
                 continue
             instruction = self.instructions[i]
+            if instruction.loop is not None:
+                shapes[self.first + i] = self._infer_loop(instruction, shapes)
+                continue
+            if instruction.node.op == "item":
+                shapes[self.first + i] = shapes[instruction.inputs[0]].values[instruction.attrs["index"]]
+                continue
             specs = [Spec(shapes[n], dtypes[n]) for n in instruction.inputs]
             try:
                 shapes[self.first + i], _ = RULES[instruction.node.op].infer(*specs, **instruction.attrs)
@@ -317,13 +508,13 @@ class Program:
 
         Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
         """
-        shapes = self._infer(feed_shapes)
+        shapes = self.infer(feed_shapes)
         start = self.first - len(self.constants)
         known: dict[int, np.ndarray[Any, Any]] = {start + i: node.array for i, node in enumerate(self.constants)}
-        for number, (node, inputs, attrs) in enumerate(self.instructions, self.first):
+        for number, (node, inputs, attrs, loop) in enumerate(self.instructions, self.first):
             if node.op == "shape":
                 known[number] = np.asarray(shapes[inputs[0]], dtype=node.dtype)
-            elif (node.dtype in INTEGERS or node.dtype == "bool") and all(n in known for n in inputs):
+            elif loop is None and (node.dtype in INTEGERS or node.dtype == "bool") and all(n in known for n in inputs):
                 call = Lowered(number, node.op, inputs, attrs, node.dtype, shapes[number])
                 given = {name: value for name, value in attrs.items() if name != "result"}
                 known[number] = np.asarray(NUMPY[node.op](call, *[known[n] for n in inputs], **given))
@@ -331,12 +522,24 @@ class Program:
             return None
         return [known[n] for n in self.outputs]
 
+    def _infer_loop(self, instruction: Instruction, shapes: list[Any]) -> LoopShapes:
+        """A loop's shapes; enters those of its draws, which are made for all steps at once, into `shapes`."""
+        loop = instruction.loop
+        assert loop is not None
+        body = loop.program
+        given = len(body.inputs)
+        found = loop.infer([shapes[n] for n in instruction.inputs[:given]], instruction.node.source)
+        first = body._first_draw
+        for number, shape in zip(instruction.inputs[given:], found.body[first : first + len(body.draws)]):
+            shapes[number] = (found.length, *shape)
+        return found
+
     def specialise(self, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> Specialisation:
         """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`."""
         found = self._specialised.get((feed_shapes, mode))
         if found is not None:
             return found
-        exact: list[Any] = self._infer(feed_shapes)
+        exact = self.infer(feed_shapes)
         for slot, n in self.updates:
             if exact[n] != self.slots[slot].shape:
                 # Unknown lengths let it be written; a backend might spread it over the variable.
@@ -344,32 +547,25 @@ class Program:
                     f"update: variable '{self.slots[slot].name}' ({self.slots[slot].source}) has shape "
                     f"{self.slots[slot].shape}, at this call the value {exact[n]}; they must be equal"
                 )
-        if mode == "all":
+        # What a loop without steps would have made can be told from exact shapes only.
+        if mode == "all" or _without_steps(exact):
             shapes, suffix = exact, str(feed_shapes)
         else:
             masked = tuple(
                 tuple(n if m is not None or n == 1 else None for n, m in zip(shape, x.shape))
                 for shape, x in zip(feed_shapes, self.inputs)
             )
-            # An unknown length that turns out 1 inside the graph (a slice, a reshape) broadcasts as a fed 1 does.
-            shapes, ones = [], []
-            for number, (known, shape) in enumerate(zip(self._infer(masked), exact)):
-                found_ones = [axis for axis, n in enumerate(known) if n is None and shape[axis] == 1]
-                if found_ones:
-                    known = tuple(1 if axis in found_ones else n for axis, n in enumerate(known))
-                    ones.append((number, found_ones))
-                shapes.append(known)
+            shapes, ones = _with_ones(self.infer(masked), exact)
             suffix = f"{masked}{ones or ''}"
-        draws = len(self.inputs) + len(self.slots)
+        draws = self._first_draw
         result = Specialisation(
             f"{self.key}{suffix}",
             shapes,
             exact[draws : draws + len(self.draws)],
             [exact[n] for n in self.outputs],
         )
-        if len(self._specialised) >= 1024:
-            self._specialised.clear()
         self._specialised[feed_shapes, mode] = result
+        drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // max(1, len(shapes)))))
         return result
 
     def output_arrays(self, specialisation: Specialisation) -> list[tuple[int, str, tuple[int, ...]]]:
@@ -381,11 +577,14 @@ class Program:
                 for dtype, shape in zip(self.output_dtypes, specialisation.outputs)
             ]
             self._output_arrays[specialisation.key] = found
+            drop_oldest(self._output_arrays, MOST_SHAPES)
         return found
 
     def encode(self, specialisation: Specialisation) -> tuple[dict[str, Any], list[Tensor]]:
         """The JSON form that backends lower, and the node behind each of its instructions."""
-        shapes = specialisation.shapes
+        return self._encode(specialisation.shapes)
+
+    def _encode(self, shapes: list[Any]) -> tuple[dict[str, Any], list[Tensor]]:
         moved = list(range(self.first))  # new number of each value
         nodes: list[Tensor] = []
         instructions: list[Any] = []
@@ -395,17 +594,21 @@ class Program:
             nodes.append(node)
             return self.first + len(instructions) - 1
 
-        for i, (node, inputs, attrs) in enumerate(self.instructions):
+        for i, (node, inputs, attrs, loop) in enumerate(self.instructions):
             shape = shapes[self.first + i]
             operands = [moved[n] for n in inputs]
             if node.op == "sum_to":
                 moved.append(self._encode_sum_to(node, shapes[inputs[0]], shape, operands, emit))
                 continue
+            if loop is not None:
+                attrs = {**attrs, "body": loop.program._encode(shape.body)[0]}
+                # Its values have shapes of their own; items tell them.
+                shape = ()
             if "result" in attrs:
                 # The result's dtype stands in the instruction itself.
                 attrs = {name: value for name, value in attrs.items() if name != "result"}
             moved.append(emit(node, node.op, operands, attrs, shape))
-        draws = len(self.inputs) + len(self.slots)
+        draws = self._first_draw
         encoded = {
             "inputs": [[x.dtype, list(shapes[i])] for i, x in enumerate(self.inputs)],
             "slots": [[x.dtype, list(x.shape)] for x in self.slots],
@@ -430,6 +633,44 @@ class Program:
         dims = [[0, i + extra] if n is None else n for i, n in enumerate(narrow)]
         result: int = emit(node, "reshape", [total], {"dims": dims}, narrow)
         return result
+
+
+def _not_fed(node: Placeholder) -> FeedError:
+    if isinstance(node, StepInput):
+        return FeedError(
+            f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source}): let the step return "
+            f"what is needed of it; neither a tensor outside nor the length of an axis can depend on it"
+        )
+    return FeedError(
+        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed: add it to the "
+        f"inputs of K.function, or use tensor.eval({{placeholder: value}})"
+    )
+
+
+def _without_steps(exact: Sequence[Any]) -> bool:
+    """Whether any loop has no steps."""
+    return any(isinstance(x, LoopShapes) and (x.length == 0 or _without_steps(x.body)) for x in exact)
+
+
+def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """`known` with the lengths that turned out 1, and where they are.
+
+    An unknown length that turns out 1 inside the graph (a slice, a reshape) broadcasts as a fed 1 does.
+    """
+    shapes: list[Any] = []
+    ones: list[Any] = []
+    for number, (shape, real) in enumerate(zip(known, exact)):
+        if isinstance(shape, LoopShapes):
+            body, found = _with_ones(shape.body, real.body)
+            shape = shape._replace(body=body)
+        else:
+            found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
+            if found:
+                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
+        if found:
+            ones.append((number, found))
+        shapes.append(shape)
+    return shapes, ones
 
 
 def constant_digest(node: Constant) -> str:

@@ -14,6 +14,7 @@ from traitlets import HasTraits, Unicode
 
 from . import config, registry
 from .backends.shared_memory import aligned
+from .bounds import drop_oldest
 from .errors import EngineError, KernelKError, WorkerDiedError
 from .graph import GENERATION, Tensor, Variable, check_generation, located
 from .host import Host, LocalHost
@@ -24,6 +25,9 @@ from .storage import Reference, Slots, Storage, Transfer
 from .worker_host import WorkerHost
 
 _plan_numbers = itertools.count()
+
+# How each kind of call is carried out is kept for so many kinds of one program.
+MOST_PROGRAM_PLANS = 256
 
 
 class Plan(NamedTuple):
@@ -286,9 +290,8 @@ class Session(HasTraits):
             slots,
             updated,
         )
-        if len(program.plans) >= 256:
-            program.plans.clear()
         program.plans[key] = plan
+        drop_oldest(program.plans, MOST_PROGRAM_PLANS)
         self._planned.add(program)
         return plan
 

@@ -16,7 +16,6 @@ from .engines import Engine
 from .errors import KernelKError, SwapRefusedError
 from .graph import Variable
 from .host import Host
-from .program import NeedsValuesError, Program
 from .session import Session, current
 
 # Re-evaluation of what the user has seen stops starting further tensors after this many seconds.
@@ -166,7 +165,7 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
     for call in functions:
         try:
             programs = [call.program_for(session, target.ops, phase, None) for phase in call.phases()]
-        except (NeedsValuesError, KernelKError):
+        except KernelKError:
             # Its shapes depend on values that only a call has, or it can't run on any engine: not the target's fault.
             continue
         for program in programs:
@@ -208,7 +207,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
 
 def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
     """Evaluates again what the user has been shown, newest first, until the time box is used up."""
-    from .function import as_feed, as_phase
+    from .function import as_feed, as_phase, linearised
     from .graph import LearningPhase
 
     begin = time.perf_counter()
@@ -220,12 +219,13 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
         placeholders = [x for x in feeds if not isinstance(x, LearningPhase)]
         phase = next((as_phase(value) for x, value in feeds.items() if isinstance(x, LearningPhase)), 0)
         try:
-            program = Program(placeholders, [tensor], (), phase, target.ops)
+            fed = [as_feed(x, feeds[x]) for x in placeholders]
+            program, _ = linearised(session, placeholders, [tensor], (), phase, target.ops, fed)
             if program.draws or versions != {x.slots.number: x.slots.version for x in program.slots}:
                 # Fresh draws or newer variables: there is nothing to compare with.
                 continue
-            after = session.execute(target, program, [as_feed(x, feeds[x]) for x in placeholders])[0]
-        except (KernelKError, NeedsValuesError):
+            after = session.execute(target, program, fed)[0]
+        except KernelKError:
             report.not_reevaluated += 1
             continue
         report.reevaluated.append(Reevaluated(tensor.name, after.shape, after.dtype.name, difference(before, after)))

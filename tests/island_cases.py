@@ -173,6 +173,60 @@ def cases(seed=0):
         for op in ["floor_divide", "mod", "multiply", "maximum", "less"]:
             yield op + " high", op, {}, [a, b], "bool" if op == "less" else dtype
     yield from more_cases(np.random.RandomState(seed + 1))
+    yield from window_cases(np.random.RandomState(seed + 2))
+
+
+def window_cases(random):
+    """Convolutions and pooling; see `cases`. Whole numbers, so that nothing is rounded and many are equal."""
+
+    def whole(shape, dtype):
+        return random.randint(-3, 4, size=shape).astype(dtype)
+
+    for dtype in FLOATS:
+        for lengths, size, strides, pads, dilation in [
+            ((5, 6), (3, 2), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+            ((5, 6), (3, 3), (2, 2), ((1, 1), (0, 1)), (1, 1)),
+            ((6, 5), (2, 4), (3, 2), ((0, 1), (1, 2)), (1, 1)),
+            ((1, 7), (1, 3), (1, 1), ((0, 0), (4, 0)), (1, 2)),
+            ((7, 5), (2, 3), (1, 2), ((1, 0), (2, 2)), (3, 1)),
+            ((3, 4, 5), (2, 2, 3), (2, 1, 2), ((0, 0), (0, 1), (1, 1)), (1, 1, 1)),
+        ]:
+            made = [
+                (n + sum(pad) - d * (k - 1) - 1) // s + 1
+                for n, k, s, pad, d in zip(lengths, size, strides, pads, dilation)
+            ]
+            channels, filters = 2, 3
+            image, kernel = (2,) + lengths + (channels,), size + (channels, filters)
+            lie = {"strides": list(strides), "pads": [list(pad) for pad in pads], "dilation": list(dilation)}
+            dilated = "dilated_" if max(dilation) > 1 else ""
+            for kind, last in [("", filters), ("depthwise_", channels * filters)]:
+                if kind and len(size) == 3:
+                    continue
+                y = (2,) + tuple(made) + (last,)
+                name = dilated + kind
+                yield name + "conv", name + "conv", lie, [whole(image, dtype), whole(kernel, dtype)], dtype
+                attrs = dict(lie, dims=list(lengths))
+                yield name + "conv_input", name + "conv_input", attrs, [whole(y, dtype), whole(kernel, dtype)], dtype
+                attrs = dict(lie, dims=[[2, axis + 1] for axis in range(len(lengths))])
+                operands = [whole(y, dtype), whole(kernel, dtype), whole(image, dtype)]
+                yield name + "conv_input ref", name + "conv_input", attrs, operands, dtype
+                attrs = dict(lie, size=list(size))
+                yield name + "conv_kernel", name + "conv_kernel", attrs, [whole(image, dtype), whole(y, dtype)], dtype
+            if dilated or len(size) == 3:
+                continue
+            attrs = {"window": list(size), "strides": lie["strides"], "pads": lie["pads"]}
+            y = (2,) + tuple(made) + (channels,)
+            x = whole(image, dtype)
+            yield "max_pool", "max_pool", attrs, [x], dtype
+            yield "max_pool_grad", "max_pool_grad", attrs, [x, whole(y, dtype)], dtype
+            yield "max_pool_pick", "max_pool_pick", attrs, [x, whole(image, dtype)], dtype
+            # Of one sign: sums that cancel would show the rounding.
+            yield "avg_pool", "avg_pool", attrs, [abs(x)], dtype
+            yield "avg_pool_grad", "avg_pool_grad", attrs, [abs(whole(y, dtype)), x], dtype
+            yield "max_pool of specials", "max_pool", attrs, [floats(random, image, dtype)], dtype
+            least = np.full(image, -np.inf, dtype)
+            yield "max_pool of the least", "max_pool", attrs, [least], dtype
+            yield "max_pool_grad of the least", "max_pool_grad", attrs, [least, whole(y, dtype)], dtype
 
 
 def more_cases(random):

@@ -603,6 +603,14 @@ def test_lengths_that_follow_from_shapes_are_worked_out_once() -> None:
     assert seen == [1, 2, 2, 2]
 
 
+def test_a_swap_evaluates_unknown_lengths_again(spare: str) -> None:
+    x = K.placeholder((None, None, 4, 1))
+    y = K.conv2d(x, K.variable(np.ones((3, 3, 1, 1))), (2, 2), "same")
+    value = y.eval({x: np.ones((1, 5, 4, 1))})
+    report = kernelk.set_backend(spare)
+    assert [(entry.shape, entry.difference) for entry in report.reevaluated] == [(value.shape, 0.0)]
+
+
 def test_values_that_are_fed_decide_lengths(backend: str) -> None:
     rows = K.placeholder((), dtype="int32")
     x = K.variable(np.arange(4, dtype="float32").reshape(1, 2, 2, 1))
@@ -695,6 +703,7 @@ def image(*shape: int | None) -> Any:
             ShapeError,
             ["(1, 4, 4, 2)", "(7, 6)"],
         ),
+        (lambda: K.conv2d_transpose(image(1, 4, 4, 2), image(3, 3, 5, 2), (1, -1, 6, 5)), ShapeError, ["(-1, 6)"]),
         (lambda: K.conv2d_transpose(image(1, 4, 4, 2), image(3, 3, 5, 2), (6, 6, 5)), ShapeError, ["4 entries"]),
         (
             lambda: K.conv2d_transpose(image(1, 4, 4, 2), image(3, 3, 5, 2), (2, 6, 6, 5)),

@@ -14,6 +14,7 @@ from support import lacking_engine, run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.base import CannotLower
 from kernelk.errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -21,6 +22,7 @@ from kernelk.errors import (
     FeedError,
     KernelKError,
     UnknownBackendError,
+    WorkerDiedError,
 )
 from kernelk.ops.random import SEEDS
 from kernelk.session import current
@@ -113,6 +115,38 @@ def test_a_defect_is_found_with_its_line(monkeypatch: Any) -> None:
     assert turned.first.op == "tanh"
 
 
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_rounding_that_cancels_and_is_absorbed_is_no_difference(a: str, b: str) -> None:
+    """Half of a softmax's gradient is a sum of nearly 0, whose digits are all rounding."""
+    activate(a)
+    activate(b)
+    random = np.random.RandomState(3)
+    x, t = K.placeholder((None, 50), name="x"), K.placeholder((None, 10), name="t")
+    w = K.variable(random.randn(50, 10) * 0.1)
+    loss = K.mean(K.categorical_crossentropy(t, K.softmax(K.dot(x, w))))
+    slope = K.gradients(loss, [w])[0]
+    labels = np.eye(10)[random.randint(0, 10, 40)]
+    report = kernelk.diff([loss, slope], a, b, {x: random.rand(40, 50), t: labels})
+    assert report.agrees, report
+    assert report.first is None
+    assert report.culprit is None, report
+
+
+def test_a_defect_that_is_absorbed_is_told_apart(monkeypatch: Any) -> None:
+    other = planted(monkeypatch, tanh=lambda right, x: right * 2)
+    v = K.variable([1.0, 2.0], name="v")
+    bent = K.tanh(v) * 1e-6
+    report = kernelk.diff(bent + 5.0, "numpy", other)
+    assert report.agrees
+    assert report.first is None
+    assert [row.op for row in report.absorbed] == ["tanh", "multiply"]
+    assert report.culprit is report.absorbed[0]
+    assert "on the way, 2 nodes differ beyond it, but not what was asked for: first tanh" in repr(report)
+    report = kernelk.diff([bent + 5.0, bent], "numpy", other)
+    assert report.first is report.culprit
+    assert report.absorbed == []
+
+
 def test_the_culprit_is_told_from_what_it_causes(monkeypatch: Any) -> None:
     """A small error, grown by an op that is right, and then a larger one."""
     other = planted(
@@ -122,7 +156,7 @@ def test_the_culprit_is_told_from_what_it_causes(monkeypatch: Any) -> None:
     )
     v = K.variable([0.25, 0.5], name="v")
     grown = (K.tanh(v) - np.tanh(np.float32([0.25, 0.5]))) + 1e-9
-    y = K.sqrt(K.square(grown) + 4.0)
+    y = K.sqrt(K.square(grown) * 1e12 + 4.0)
     report = kernelk.diff(y, "numpy", other)
     assert report.first is not None
     assert report.first.op == "add"
@@ -303,6 +337,42 @@ def test_the_ordinary_compilation_is_checked_too(monkeypatch: Any) -> None:
     assert report.first is None
     assert not report.agrees
     assert "compiled as usual, without every node as an output, the result differs: 2 of 2 elements" in repr(report)
+
+
+def test_an_engine_that_cant_take_ops_one_by_one(monkeypatch: Any) -> None:
+    """The nodes are compared all the same, and the report says what isn't known."""
+    module = lacking_engine(monkeypatch, "other")
+    compile_right = module.Lacking.compile
+
+    def compile_few(self: Any, program: Any, constants: Any) -> Any:
+        if len(program.inputs) > 1:
+            raise CannotLower("one input is all it takes")
+        return compile_right(self, program, constants)
+
+    monkeypatch.setattr(module.Lacking, "compile", compile_few)
+    x = K.placeholder((2,), name="x")
+    report = kernelk.diff(K.exp(x * 2.0) * 3.0, "numpy", "other", {x: [1.0, 2.0]})
+    assert report.agrees
+    assert [row.own for row in report.rows] == [None] * 4
+    assert "errors of the ops' own are not known: Other failed: CannotLower: one input is all it takes" in repr(report)
+
+
+def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
+    activate("spare")
+    activate("numpy")
+    v = K.variable([1.0, 2.0])
+    y = K.exp(v) * K.random_uniform((2,))
+    counter = SEEDS.counter
+    pid = current().host("spare").pid
+    assert pid is not None
+    brake.hold("exp")
+    thread = brake.when_reached("exp", lambda: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(WorkerDiedError, match="was killed by SIGKILL in the middle of a call"):
+        kernelk.diff(y, "numpy", "spare")
+    thread.join()
+    brake.free("exp")
+    assert (SEEDS.counter, current().active) == (counter, "numpy")
+    assert kernelk.diff(y, "numpy", "spare").agrees
 
 
 def test_what_is_refused(monkeypatch: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from parity import check, gaps, search, suite
+from parity import check, gaps, search, slopes, suite
 from parity.__main__ import PAGE, page
 from parity.case import Trial
 from support import lacking_engine
@@ -26,10 +26,19 @@ def test_sample(backend: str, family: str) -> None:
     assert not found, "\n".join(found)
 
 
-@settings(max_examples=50)
+@settings(max_examples=100, derandomize=True)
 @given(one=search.trials())
 def test_what_hypothesis_makes_of_it(backend: str, one: Trial) -> None:
     assert check.failures(backend, [one]) == []
+
+
+def test_gradients(backend: str) -> None:
+    found = list(slopes.slopes(suite.cases(), SEED))
+    if backend != "numpy":
+        # The graph of a gradient is the same for all engines: a part of them is enough between two whole runs.
+        found = found[SEED % 8 :: 8]
+    wrong = slopes.failures(backend, found)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_name_is_accounted_for() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import sys
 import tomllib
@@ -12,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity import check, suite
-from support import PROJECT
+from support import PROJECT, register
 
 import kernelk
 from kernelk import backend as K
 from kernelk import registry
 from kernelk.backends.base import COMPOSITES, PRIMITIVES
-from kernelk.errors import BackendNotInstalledError
+from kernelk.errors import BackendNotInstalledError, EngineError
 from kernelk.session import current
 
 EXAMPLE = PROJECT / "examples" / "kernelk_tinyarray"
@@ -82,6 +84,35 @@ def test_it_is_listed_and_trains_in_a_worker_and_hands_over(tinyarray: str) -> N
     kernelk.set_backend("numpy")
     np.testing.assert_array_equal(K.get_value(w), value)
     assert float(step([[[1.0, 0.5], [0.0, 1.0]]])[0]) < losses[-1]
+
+
+def test_it_runs_in_the_kernel_too(tinyarray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, dataclasses.replace(registry.engine(tinyarray), name="here", in_kernel=True))
+    kernelk.set_backend("here")
+    assert current().host().pid == os.getpid()
+    assert check.failures("here", check.sampled(suite.cases("networks"), 2)) == []
+    assert "kernelk_tinyarray.backend" in sys.modules
+    del current().hosts["here"]
+
+
+@pytest.mark.parametrize("in_kernel", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"backend": "Tiny"}, "AttributeError: module 'kernelk_tinyarray.backend' has no attribute 'Tiny'"),
+        ({"module": "kernelk_tinyarray.back"}, "No module named 'kernelk_tinyarray.back'"),
+    ],
+)
+def test_a_wrong_description_is_one_line(
+    tinyarray: str, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], reason: str, in_kernel: bool
+) -> None:
+    register(monkeypatch, dataclasses.replace(registry.engine(tinyarray), name="bad", in_kernel=in_kernel, **wrong))
+    with pytest.raises((EngineError, BackendNotInstalledError)) as caught:
+        kernelk.set_backend("bad")
+    current().hosts.pop("bad").stop()
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert K.backend() == tinyarray
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,11 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
     """CNTK puts each element where its window has its maximum, but doesn't add: in turn for windows that are apart."""
     engine = b.engine
     lengths = [n + before + after for n, (before, after) in zip(x.shape[1:-1], pads)]
+    if any(before or after for before, after in pads):
+        # What is put around must not be the first of equals.
+        least = float(np.finfo(x.dtype).min)
+        clipped = engine.clip(b.whole(x), b.constant(least, x.dtype), b.constant(np.inf, x.dtype))
+        x = Val(clipped, x.dtype, x.shape, x.shape)
     wide, given = _framed(b, x, pads, -np.inf), b.whole(g)
     turns = [-(-k // stride) for k, stride in zip(window, strides)]
     steps = tuple(turn * stride for turn, stride in zip(turns, strides))

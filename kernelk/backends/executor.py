@@ -13,6 +13,7 @@ import numpy as np
 from .base import CannotLower
 from .lowering import InstructionError, Program
 from .random_draws import draw
+from .staged import STAGED, compile_program
 
 _CHUNK = 1 << 18
 
@@ -100,7 +101,7 @@ class Executor(object):
         backend = self.backend
         return {
             "facts": backend.facts(),
-            "ops": sorted(backend.ops),
+            "ops": sorted(set(backend.ops).union(STAGED)),
             "dtypes": list(backend.dtypes),
             "specialises": backend.specialises,
             "resident": resident_bytes(),
@@ -111,7 +112,7 @@ class Executor(object):
         before, start = resident_bytes(), time.perf_counter()
         program = Program(request["program"])
         constants = [np.array(self.array(reference)) for reference in request["constants"]]
-        run = self.backend.compile(program, constants)
+        run = compile_program(self.backend, program, constants)
         self.compiled[request["key"]] = (program, run)
         held = sum(constant.nbytes for constant in constants) + 2000 * len(program.instructions)
         return {

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import jax_windows
 from .base import Backend, CannotLower, registrar
+from .ctc_search import beam_search
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
@@ -444,6 +445,22 @@ def _scatter_add(instruction, values, indices, like):
     return _truth(total) if boolean else lax.convert_element_type(total, instruction.dtype)
 
 
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, **options):
+    # Callbacks run where JAX's 64 bits are off, so the numbers cross as their bits.
+    double = instruction.dtype == "float64"
+
+    def search(x, n):
+        x = np.asarray(x)
+        found = beam_search(x.view(np.float64)[..., 0] if double else x, np.asarray(n), **options)
+        return found[..., None].view(np.uint32) if double else found
+
+    shape, dtype = tuple(instruction.shape), instruction.dtype
+    result = jax.ShapeDtypeStruct(shape + (2,), "uint32") if double else jax.ShapeDtypeStruct(shape, dtype)
+    found = jax.pure_callback(search, result, lax.bitcast_convert_type(logs, np.uint32) if double else logs, steps)
+    return lax.bitcast_convert_type(found, np.float64) if double else found
+
+
 @op("matmul", "batch_matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     boolean = instruction.dtype == "bool"
@@ -683,7 +700,10 @@ class JaxBackend(Backend):
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
-            return compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
+            return compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
+        return self._compile(program, constants)
+
+    def _compile(self, program, constants):
         leaves, first = program.leaves, len(program.leaves)
         results = program.results()
         if not results:
@@ -696,10 +716,9 @@ class JaxBackend(Backend):
             if array.nbytes <= EMBEDDED_BYTES and number in used
         }
         arguments = [number for number in range(first) if number in used and number not in embedded]
-        guarded = _products_in_sums(program)
-        opaque = bool(guarded) or any(array.dtype.kind == "f" and array.size for array in embedded.values())
+        floats = any(array.dtype.kind == "f" and array.size for array in embedded.values())
+        opaque = floats or _has_products_in_sums(program)
         specs = [leaves[number] for number in arguments] + ([("int32", ())] if opaque else [])
-        ops = _ops_for(program, embedded)
 
         def body(*given):
             values = [None] * first
@@ -711,12 +730,7 @@ class JaxBackend(Backend):
                 floating = array.dtype.kind == "f" and array.size
                 values[number] = _opaque(array, zero) if floating else array
 
-            def protected(instruction, *operands, **attrs):
-                value = ops[instruction.op](instruction, *operands, **attrs)
-                return _opaque(value, zero) if first + instruction.index in guarded else value
-
-            table = dict.fromkeys(ops, protected) if guarded else ops
-            values = lower(program, values, table)
+            values = _lowered(program, values, embedded, zero)
             return [lax.convert_element_type(values[number], program.values[number][0]) for number in results]
 
         # Whether a value is fed or held makes no difference to XLA, and that takes most of a compilation's time.
@@ -753,6 +767,65 @@ class JaxBackend(Backend):
             return found[:outputs], found[outputs:]
 
         return run
+
+
+def _lowered(program, values, embedded, zero):
+    """JAX's values of a program, or a body: `embedded` are the small constants among its leaves by number."""
+    first = len(program.leaves)
+    guarded = _products_in_sums(program)
+    ops = _ops_for(program, embedded)
+
+    def scan(instruction, *operands, **attrs):
+        inner = {place: embedded[number] for place, number in enumerate(instruction.inputs) if number in embedded}
+        return _scanned(instruction, operands, lambda body, leaves: _lowered(body, leaves, inner, zero))
+
+    def protected(instruction, *operands, **attrs):
+        value = ops[instruction.op](instruction, *operands, **attrs)
+        return _opaque(value, zero) if first + instruction.index in guarded else value
+
+    table = dict.fromkeys(ops, protected) if guarded else dict(ops)
+    return lower(program, values, dict(table, scan=scan))
+
+
+def _scanned(instruction, operands, lowered):
+    """A scan's values; `lowered(body, leaves)` are the body's."""
+    attrs = instruction.attrs
+    body, count, n = attrs["body"], attrs["states"], attrs["sequences"]
+    inputs = len(body.inputs)
+    drawn = inputs + len(body.draws)
+    results = body.outputs
+
+    def promised(values, numbers):
+        # A state that changed its type on the way would be another loop.
+        return [lax.convert_element_type(x, body.values[number][0]) for x, number in zip(values, numbers)]
+
+    def step(states, elements):
+        leaves = list(elements[:n]) + list(states) + list(operands[n + count : inputs])
+        leaves += list(elements[n:]) + list(operands[drawn:])
+        values = lowered(body, leaves)
+        found = promised([values[number] for number in results], results)
+        return found[:count], found[count:]
+
+    states = promised(operands[n : n + count], range(n, n + count))
+    elements = list(operands[:n]) + list(operands[inputs:drawn])
+    states, stacked = lax.scan(step, states, elements, reverse=attrs["reverse"])
+    return list(states) + list(stacked)
+
+
+@op("scan")
+def _scan(instruction, *operands, **attrs):
+    return _scanned(instruction, operands, lambda body, leaves: lower(body, leaves, OPS))
+
+
+@op("item")
+def _item(instruction, values, index):
+    return values[index]
+
+
+def _has_products_in_sums(program):
+    return bool(_products_in_sums(program)) or any(
+        _has_products_in_sums(i.attrs["body"]) for i in program.instructions if i.op == "scan"
+    )
 
 
 def _ops_for(program, embedded):

@@ -27,6 +27,9 @@ class Program(object):
     """
 
     def __init__(self, encoded):
+        self._encoded = encoded
+        # The backend's: how it carries out a loop's body.
+        self.plan = None
         self.inputs = [(dtype, tuple(shape)) for dtype, shape in encoded["inputs"]]
         self.slots = [(dtype, tuple(shape)) for dtype, shape in encoded["slots"]]
         self.draws = [(dtype, tuple(shape)) for dtype, shape in encoded["draws"]]
@@ -38,11 +41,17 @@ class Program(object):
         # dtype and shape of every value, by number
         self.values = list(self.leaves)
         for index, (op, inputs, attrs, dtype, shape) in enumerate(encoded["instructions"]):
+            if op == "scan" and not isinstance(attrs["body"], Program):
+                attrs = dict(attrs, body=Program(attrs["body"]))
             instruction = Instruction(index, op, inputs, attrs, dtype, shape)
             instruction.input_dtypes = tuple(self.values[i][0] for i in inputs)
             instruction.input_shapes = tuple(self.values[i][1] for i in inputs)
             self.instructions.append(instruction)
             self.values.append((dtype, tuple(shape)))
+
+    def __repr__(self):
+        # Two equal programs read alike.
+        return "Program(%r)" % (self._encoded,)
 
     def results(self):
         """Value numbers that leave the program: outputs, then new values of updated slots."""
@@ -74,6 +83,36 @@ def lower(program, leaves, ops):
         except Exception as error:
             raise InstructionError(instruction, error) from error
     return values
+
+
+class Steps(object):
+    """A scan's operands, step by step: iterating gives (t, the values of the body's leaves), the states included.
+
+    `states` is to be set to the new ones after each step. `take(x, t)` is the engine's element t of a sequence.
+    """
+
+    def __init__(self, instruction, operands, length, take):
+        attrs = instruction.attrs
+        body = attrs["body"]
+        self.count = attrs["states"]
+        self.states = list(operands[attrs["sequences"] : attrs["sequences"] + self.count])
+        self._sequences = operands[: attrs["sequences"]]
+        self._captures = list(operands[attrs["sequences"] + self.count : len(body.inputs)])
+        self._draws = operands[len(body.inputs) : len(body.inputs) + len(body.draws)]
+        self._constants = list(operands[len(body.inputs) + len(body.draws) :])
+        self._times = range(length - 1, -1, -1) if attrs["reverse"] else range(length)
+        self._take = take
+
+    def leaves(self, t):
+        """The values of the body's leaves at element `t`."""
+        take = self._take
+        elements = [take(x, t) for x in self._sequences]
+        draws = [take(x, t) for x in self._draws]
+        return elements + self.states + self._captures + draws + self._constants
+
+    def __iter__(self):
+        for t in self._times:
+            yield t, self.leaves(t)
 
 
 def resolve_dims(dims, values, length):

@@ -6,7 +6,8 @@ import numpy as np
 
 from . import numpy_windows
 from .base import Backend, registrar
-from .lowering import InstructionError, python_slices, resolve_dims
+from .ctc_search import beam_search
+from .lowering import InstructionError, Steps, python_slices, resolve_dims
 
 OPS = {}
 op = registrar(OPS)
@@ -228,10 +229,77 @@ def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
     return np.matmul(_widened(left), _widened(right)).astype(a.dtype, copy=False)
 
 
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, **options):
+    return beam_search(logs, steps, **options)
+
+
 @op("matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     product = np.dot(_widened(a.T if transpose_a else a), _widened(b.T if transpose_b else b))
     return product.astype(a.dtype, copy=False)
+
+
+class _Plan(object):
+    """A program's instructions with their functions, and which values are let go after each."""
+
+    def __init__(self, program):
+        self.results = program.results()
+        self.steps = []
+        last_use = {}
+        for instruction in program.instructions:
+            for number in instruction.inputs:
+                last_use[number] = instruction.index
+        kept = set(self.results)
+        first = len(program.leaves)
+        for instruction in program.instructions:
+            # Intermediates are let go after their last use: numpy holds no other plan of its memory.
+            done = [
+                n for n in set(instruction.inputs) if n >= first and n not in kept and last_use[n] == instruction.index
+            ]
+            self.steps.append((instruction, OPS[instruction.op], instruction.inputs, instruction.attrs, done))
+
+    def run(self, values):
+        """The results, from a list of the leaves' values, which is filled."""
+        for instruction, function, inputs, attrs, done in self.steps:
+            try:
+                values.append(function(instruction, *[values[i] for i in inputs], **attrs))
+            except Exception as error:
+                raise InstructionError(instruction, error) from error
+            for number in done:
+                values[number] = None
+        return [values[i] for i in self.results]
+
+
+def _element(x, t):
+    # With the ellipsis an element of a vector is an array, too.
+    return x[t, ...]
+
+
+@op("scan")
+def _scan(instruction, *operands, **attrs):
+    body = attrs["body"]
+    if body.plan is None:
+        body.plan = _Plan(body)
+    length = len(operands[0])
+    steps = Steps(instruction, operands, length, _element)
+    count = steps.count
+    stacked = None
+    for t, leaves in steps:
+        results = body.plan.run(leaves)
+        steps.states = results[:count]
+        if stacked is None:
+            stacked = [np.empty((length,) + np.shape(x), np.asarray(x).dtype) for x in results[count:]]
+        for whole, x in zip(stacked, results[count:]):
+            whole[t] = x
+    if stacked is None:
+        stacked = [np.zeros((0,) + shape, dtype) for dtype, shape in (body.values[n] for n in body.outputs[count:])]
+    return steps.states + stacked
+
+
+@op("item")
+def _item(instruction, values, index):
+    return values[index]
 
 
 numpy_windows.enter(op, resolve_dims)
@@ -263,31 +331,12 @@ class NumpyBackend(Backend):
         return destination
 
     def compile(self, program, constants):
-        steps = []
-        last_use = {}
-        for instruction in program.instructions:
-            for number in instruction.inputs:
-                last_use[number] = instruction.index
-        kept = set(program.results())
-        first = len(program.leaves)
-        for instruction in program.instructions:
-            # Intermediates are let go after their last use: numpy holds no other plan of its memory.
-            done = [
-                n for n in set(instruction.inputs) if n >= first and n not in kept and last_use[n] == instruction.index
-            ]
-            steps.append((instruction, OPS[instruction.op], instruction.inputs, instruction.attrs, done))
-        results = program.outputs, [value for _, value in program.updates]
+        plan = _Plan(program)
+        outputs = len(program.outputs)
 
         def run(feeds, state, draws):
-            values = list(feeds) + list(state) + list(draws) + list(constants)
             with np.errstate(all="ignore"):
-                for instruction, function, inputs, attrs, done in steps:
-                    try:
-                        values.append(function(instruction, *[values[i] for i in inputs], **attrs))
-                    except Exception as error:
-                        raise InstructionError(instruction, error) from error
-                    for number in done:
-                        values[number] = None
-            return [values[i] for i in results[0]], [values[i] for i in results[1]]
+                results = plan.run(list(feeds) + list(state) + list(draws) + list(constants))
+            return results[:outputs], results[outputs:]
 
         return run

@@ -46,6 +46,7 @@ class Segment(object):
         )
         with self.located(program):
             self._run = compile(piece, [constants[number - ends[3]] for number in fixed])
+        self.stages = getattr(self._run, "stages", None) or []
 
     def located(self, program):
         """A context in which an error of one of the segment's instructions is told of the whole program's."""
@@ -88,14 +89,19 @@ def compile_in_segments(compile, program, constants, most):
             last_use[number] = instruction.index
     results = program.results()
     segments, drops = [], []
-    for start in range(0, count, most):
+    start = 0
+    while start < count:
         stop = min(start + most, count)
+        # A loop's many values don't leave its segment.
+        while stop < count and program.instructions[stop].op == "item":
+            stop += 1
         wanted = set(number for number, index in last_use.items() if index >= stop).union(results)
         segments.append(Segment(program, start, stop, wanted, constants, compile))
         # Values are let go once the last segment that takes them is through.
         drops.append(
             [n for n, index in last_use.items() if n >= first and start <= index < stop and n not in set(results)]
         )
+        start = stop
     feeds_end = len(program.inputs)
 
     def run(feeds, state, draws):

@@ -8,7 +8,8 @@ import numpy as np
 
 from . import tensorflow_windows
 from .base import Backend, CannotLower, registrar
-from .lowering import InstructionError, lower, resolve_dims
+from .ctc_search import beam_search
+from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
 # The engine's module, set when the first TensorFlowBackend is made: op functions are only called after that.
@@ -416,6 +417,13 @@ def _scatter_add(instruction, values, indices, like):
     return _cast(instruction, total, instruction.dtype)
 
 
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, **options):
+    found = tf.numpy_function(lambda x, n: beam_search(x, n, **options), [logs, steps], instruction.dtype)
+    found.set_shape(instruction.shape)
+    return found
+
+
 @op("matmul", "batch_matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     dtype = instruction.dtype
@@ -462,6 +470,51 @@ def _relu(instruction, x):
 tensorflow_windows.enter(op, resolve_dims)
 
 # The backend ----------------------------------------------------------------------------------------------
+
+
+def _known(x, shape):
+    """`x` with the shape that the graph knows."""
+    return x if x.shape == shape else tf.ensure_shape(x, shape)
+
+
+@op("scan")
+def _scan(instruction, *operands, **attrs):
+    body, count = attrs["body"], attrs["states"]
+    length = operands[0].shape[0]
+    first = attrs["sequences"]
+    shapes = [tf.TensorShape(shape) for _, shape in body.inputs[first : first + count]]
+    kinds = [body.values[number] for number in body.outputs[count:]]
+    if length == 0:
+        empty = [tf.zeros((0,) + shape, tf.as_dtype(dtype)) for dtype, shape in kinds]
+        return list(operands[first : first + count]) + empty
+    if length is None:
+        length = tf.shape(operands[0])[0]
+    arrays = [tf.TensorArray(dtype, size=length, element_shape=shape) for dtype, shape in kinds]
+
+    def step(done, states, arrays):
+        t = length - 1 - done if attrs["reverse"] else done
+        steps = Steps(instruction, operands, 0, lambda x, t: x[t])
+        steps.states = list(states)
+        # Not scoped: an error inside is the loop's.
+        values = lower(body, steps.leaves(t), OPS)
+        results = [values[number] for number in body.outputs]
+        new = [_known(x, shape) for x, shape in zip(results, shapes)]
+        return done + 1, new, [array.write(t, x) for array, x in zip(arrays, results[count:])]
+
+    states = [_known(x, shape) for x, shape in zip(operands[first : first + count], shapes)]
+    open_shape = tf.TensorShape(None)
+    _, states, arrays = tf.while_loop(
+        lambda done, states, arrays: done < length,
+        step,
+        (tf.constant(0), states, arrays),
+        shape_invariants=(tf.TensorShape(()), shapes, [open_shape] * len(arrays)),
+    )
+    return states + [array.stack() for array in arrays]
+
+
+@op("item")
+def _item(instruction, values, index):
+    return values[index]
 
 
 def _scoped(function):

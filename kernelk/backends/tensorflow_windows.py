@@ -43,7 +43,8 @@ def _unframed(x, pads, lengths):
 
 def _lengths(x, axes):
     """The lengths of these axes, ints where known."""
-    shape, known = tf.shape(x), x.shape.as_list()
+    known = x.shape.as_list()
+    shape = tf.shape(x) if None in known else None
     return [shape[axis] if known[axis] is None else known[axis] for axis in axes]
 
 
@@ -66,7 +67,7 @@ def _conv(instruction, x, kernel, strides, pads, dilation):
 
 def _conv_input(instruction, g, kernel, dims, strides, pads):
     values, weights, entries = _wide(g), _wide(kernel), _entries(strides)
-    ends = _lengths(g, [0]), [kernel.shape[-2]]
+    ends = _lengths(g, [0]), _lengths(kernel, [-2])
     if len(strides) == 2:
         sizes = tf.stack(ends[0] + list(dims) + ends[1])
         kernel = tf.raw_ops.Conv2DBackpropInput
@@ -81,7 +82,7 @@ def _conv_input(instruction, g, kernel, dims, strides, pads):
 
 def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
     values, given, entries = _wide(x), _wide(g), _entries(strides)
-    sizes = tf.constant(instruction.shape, tf.int32)
+    sizes = tf.stack(list(size) + _lengths(x, [-1]) + _lengths(g, [-1]))
     if len(strides) == 2:
         kernel = tf.raw_ops.Conv2DBackpropFilter
         result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, **_placed(pads))
@@ -99,7 +100,7 @@ def _thinned(strides):
 
 def _spread(g, strides, lengths):
     """`g` with zeros between, as if every stride were 1."""
-    shape = tf.stack(_lengths(g, [0]) + list(lengths) + [g.shape[-1]])
+    shape = tf.stack(_lengths(g, [0]) + list(lengths) + _lengths(g, [-1]))
     rank = len(strides)
     return tf.raw_ops.StridedSliceGrad(
         shape=shape, begin=[0] * rank, end=[0] * rank, strides=strides, dy=g, begin_mask=15, end_mask=15
@@ -124,9 +125,9 @@ def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
     taken, left = _thinned(strides)
     given, weights = _wide(g), _wide(kernel)
     if left is not None:
-        given = _spread(given, left, _unit_lengths(dims, kernel.shape[:-2], pads))
+        given = _spread(given, left, _unit_lengths(dims, _lengths(kernel, [0, 1]), pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-        input_sizes=tf.stack(_lengths(g, [0]) + list(dims) + [kernel.shape[-2]]),
+        input_sizes=tf.stack(_lengths(g, [0]) + list(dims) + _lengths(kernel, [-2])),
         filter=weights,
         out_backprop=given,
         strides=taken,
@@ -138,11 +139,12 @@ def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
 def _depthwise_conv_kernel(instruction, x, g, size, strides, pads, dilation):
     taken, left = _thinned(strides)
     given = _wide(g)
+    (channels,), (filters,) = _lengths(x, [-1]), _lengths(g, [-1])
     if left is not None:
         given = _spread(given, left, _unit_lengths(_spatial(x), size, pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=_wide(x),
-        filter_sizes=tf.constant(instruction.shape, tf.int32),
+        filter_sizes=tf.stack(list(size) + [channels, filters // channels]),
         out_backprop=given,
         strides=taken,
         **_placed(pads),
@@ -179,8 +181,7 @@ def _avg_pool(instruction, x, window, strides, pads):
 def _avg_pool_grad(instruction, g, like, window, strides, pads):
     given, lengths = _wide(g), _spatial(like)
     given = tf.raw_ops.RealDiv(x=given, y=_share(lengths, given.dtype, window, strides, pads))
-    channels = _lengths(like, [len(like.shape) - 1])
-    shape = tf.stack(_lengths(g, [0]) + _around(lengths, pads) + channels)
+    shape = tf.stack(_lengths(g, [0]) + _around(lengths, pads) + _lengths(like, [-1]))
     result = tf.raw_ops.AvgPoolGrad(orig_input_shape=shape, grad=given, padding="VALID", **_pools(window, strides))
     return tf.cast(_unframed(result, pads, lengths), g.dtype)
 

@@ -408,6 +408,12 @@ def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
     return native.NumpyOp("batch_matmul", (transpose_a, transpose_b), a.dtype, kept)(a, b)
 
 
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, beam_width, top_paths, merge_repeated):
+    kept = tuple(n == 1 for n in instruction.shape)
+    return native.NumpyOp("ctc_beam_search", (beam_width, top_paths, merge_repeated), logs.dtype, kept)(logs, steps)
+
+
 @op("matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     a, b = wide(a), wide(b)
@@ -686,8 +692,11 @@ class TheanoBackend(Backend):
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
-            run = compile_in_segments(self.compile, program, constants, MOST_INSTRUCTIONS)
+            run = compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
             return lambda feeds, state, draws, into=None: run(feeds, state, draws)
+        return self._compile(program, constants)
+
+    def _compile(self, program, constants):
         inputs, leaves, fixed = [], [], []
         first = len(program.leaves) - len(program.constants)
         for number, (dtype, shape) in enumerate(program.leaves):

@@ -4,7 +4,8 @@ import numpy as np
 
 from . import torch_windows
 from .base import CannotLower, registrar
-from .lowering import Instruction, python_slices, resolve_dims
+from .ctc_search import beam_search
+from .lowering import Instruction, Steps, python_slices, resolve_dims
 
 # The engine's module, set by the backend: makers are only called after that.
 torch = None
@@ -59,6 +60,8 @@ VIEWS = {
     *("concatenate", "unconcatenate", "slice", "unslice", "pad", "gather", "scatter_add"),
     # of a 0-d value
     "prod",
+    # A state may be handed on as it is, step by step.
+    *("scan", "item"),
 }
 
 
@@ -561,6 +564,15 @@ def _product(instruction, function):
     return integers
 
 
+@maker("ctc_beam_search")
+def _ctc_beam_search(instruction, **options):
+    def search(logs, steps):
+        found = beam_search(logs.cpu().numpy(), steps.cpu().numpy(), **options)
+        return torch.from_numpy(found).to(logs.device)
+
+    return search
+
+
 @maker("matmul")
 def _matmul(instruction, transpose_a, transpose_b):
     product = _product(instruction, torch.mm)
@@ -601,6 +613,40 @@ def _softmax(instruction, axis):
     if instruction.dtype == "float16":
         return lambda x: torch.softmax(x, axis, dtype=torch.float32).to(torch.float16)
     return lambda x: torch.softmax(x, axis)
+
+
+def _element(x, t):
+    return x[t]
+
+
+@maker("scan")
+def _scan(instruction, sequences, states, reverse, body):
+    calls = [(make(inner), inner.inputs) for inner in body.instructions]
+    kinds = [body.values[number] for number in body.outputs[states:]]
+
+    def call(*operands):
+        length = operands[0].shape[0]
+        steps, stacked = Steps(instruction, operands, length, _element), None
+        for t, values in steps:
+            for function, inputs in calls:
+                values.append(function(*[values[number] for number in inputs]))
+            results = [values[number] for number in body.outputs]
+            steps.states = results[:states]
+            if stacked is None:
+                stacked = [torch.empty((length,) + x.shape, dtype=x.dtype, device=x.device) for x in results[states:]]
+            for whole, x in zip(stacked, results[states:]):
+                whole[t] = x
+        if stacked is None:
+            device = operands[0].device
+            stacked = [torch.zeros((0,) + shape, dtype=dtype_of(dtype), device=device) for dtype, shape in kinds]
+        return steps.states + stacked
+
+    return call
+
+
+@maker("item")
+def _item(instruction, index):
+    return lambda values: values[index]
 
 
 torch_windows.enter(maker)

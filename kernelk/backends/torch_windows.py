@@ -174,7 +174,11 @@ def enter(maker):
         around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
 
         def call(x, g):
-            wide = around.framed(_first(_wide(x)), float("-inf"))
+            values = _first(_wide(x))
+            if any(around.flat):
+                # What is put around must not be the first of equals.
+                values = torch.clamp(values, min=torch.finfo(values.dtype).min)
+            wide = around.framed(values, float("-inf"))
             settings = window, strides, (0, 0), (1, 1), False
             _, places = torch.ops.aten.max_pool2d_with_indices(wide, *settings)
             backward = torch.ops.aten.max_pool2d_with_indices_backward

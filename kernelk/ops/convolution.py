@@ -344,6 +344,8 @@ def _transposed(
     if first:
         rest = [*rest[1:], rest[0]]
     *lengths, channels = rest
+    if any(isinstance(n, int) and n < 1 for n in lengths):
+        raise ShapeError(f"{op}: spatial lengths in output_shape must be 1 or more, not {tuple(lengths)}")
     if isinstance(channels, int) and channels != kernel.shape[-2]:
         raise ShapeError(
             f"{op}: output_shape {tuple(dims)} has {channels} channels, the kernel of shape {kernel.shape} gives "

@@ -563,9 +563,8 @@ def _vjp_prod(node: Tensor, g: Tensor) -> Gradients:
     others = [i for i in range(x.ndim) if i not in axes]
     order = [*others, *axes]
     moved = apply("transpose", x, permutation=order)
-    kept_dims = [[0, i] if n is None else n for i, n in enumerate(moved.shape[: len(others)])]
-    line = apply("reshape", moved, dims=[*kept_dims, -1])
     axis = len(others)
+    line = merged(moved, axis, x.ndim - 1)
     one = apply("slice", line, slices=[[None, None, None]] * axis + [[0, 1, None]])
     start = spread(scalar(1, x.dtype), one)
 

@@ -16,7 +16,7 @@ import conftest
 import kernelk
 from kernelk import registry
 from kernelk.session import current
-from parity import case, check, gaps, suite
+from parity import case, check, gaps, search, slopes, suite
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "engines_by_function.md"
 
@@ -29,7 +29,8 @@ def page() -> str:
         "",
         "Written by `make parity`, which runs each case in each of its dtypes on every engine, with all lengths of its",
         "placeholders known, with none and with some, and compares the results with plain numpy's: integers and bools",
-        "exactly, floats within the tolerances of `tests/support.py`. The page is written when all of them agree.",
+        "exactly, floats within the tolerances of `tests/support.py`; gradients are compared with finite differences.",
+        "It writes the page when all of them agree.",
         "",
         "The number is how many cases the engine passed; a gap stands as its cause, and is explained below the table.",
         "",
@@ -65,8 +66,8 @@ def _kinds(dtypes: set[str]) -> str:
     return ", ".join(shown)
 
 
-def run(engines: list[str], seed: int, rounds: int) -> int:
-    """Runs all cases on these engines; returns how many trials failed."""
+def run(engines: list[str], seed: int, rounds: int, examples: int) -> int:
+    """Runs all cases on these engines, and what hypothesis makes of them; returns how many trials failed."""
     current().engine_options["theano"] = {"compiler": ""}
     failed = 0
     for engine in engines:
@@ -75,29 +76,39 @@ def run(engines: list[str], seed: int, rounds: int) -> int:
         for family in suite.FAMILIES:
             trials = list(check.whole(suite.cases(family), seed, rounds))
             begin = time.perf_counter()
-            found = check.failures(engine, trials)
-            failed += len(found)
-            seconds = time.perf_counter() - begin
-            print(f"{engine}, {family}: {len(trials)} trials, {len(found)} failed ({seconds:.0f} s)", flush=True)
-            for line in found:
-                print("  " + line[:1000], flush=True)
+            failed += told(f"{engine}, {family}", len(trials), check.failures(engine, trials), begin)
+        for open_axes in ("none", "all", "some"):
+            found = list(slopes.slopes(suite.cases(), seed, open_axes))
+            begin = time.perf_counter()
+            failed += told(f"{engine}, gradients", len(found), slopes.failures(engine, found), begin)
+        begin = time.perf_counter()
+        failed += told(f"{engine}, hypothesis", examples, search.failures(engine, examples), begin)
         current().host(engine).stop()
     return failed
 
 
+def told(what: str, trials: int, found: list[str], begin: float) -> int:
+    """Prints what came of some trials; returns how many failed."""
+    print(f"{what}: {trials} trials, {len(found)} failed ({time.perf_counter() - begin:.0f} s)", flush=True)
+    for line in found:
+        print("  " + line[:1000], flush=True)
+    return len(found)
+
+
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/parity", description=__doc__)
     parser.add_argument("engines", nargs="*", help=f"all by default: {', '.join(conftest.ENGINES)}")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(2), "little"))
     parser.add_argument("--rounds", type=int, default=3, help="trials of each case and dtype")
+    parser.add_argument("--examples", type=int, default=1000, help="trials that hypothesis makes")
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}")
     chosen = parser.parse_args()
     engines = chosen.engines or list(conftest.ENGINES)
     if not chosen.page:
         print(f"seed {chosen.seed}", flush=True)
         missing = [name for name in engines if not registry.installed(name)]
-        failed = run([name for name in engines if name not in missing], chosen.seed, chosen.rounds)
+        failed = run([name for name in engines if name not in missing], chosen.seed, chosen.rounds, chosen.examples)
         for name in missing:
             print(f"{name} isn't installed here: nothing was run on it")
         if failed or missing or chosen.engines:

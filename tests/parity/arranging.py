@@ -183,6 +183,21 @@ def _copies():
             lambda x, pads=pads: np.pad(x, ((0, 0), pads, (0, 0))),
             real("Abc"),
         )
+    # The session's data format is channels_last here.
+    yield _case(
+        "spatial_2d_padding",
+        "defaults",
+        lambda x: K.spatial_2d_padding(x),
+        lambda x: np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))),
+        real("abcd"),
+    )
+    yield _case(
+        "spatial_3d_padding",
+        "defaults",
+        lambda x: K.spatial_3d_padding(x),
+        lambda x: np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))),
+        real("abcde"),
+    )
     none = (0, 0)
     for channels_first in (True, False):
         layout = "channels_first" if channels_first else "channels_last"

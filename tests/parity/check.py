@@ -51,6 +51,9 @@ def failures(engine: str, trials: Iterable[Trial]) -> list[str]:
         remaining = iter(batch)
         while part := list(islice(remaining, BATCH)):
             found += [f"{engine}: {one}: {line}" for one, line in together(part, phase)]
+            if len(part) == BATCH:
+                # An engine that holds thousands of programs becomes slow.
+                K.clear_session()
     return found
 
 

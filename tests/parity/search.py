@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from . import suite
+from . import check, suite
 from .case import FLOATS, Operand, Trial, limits, values_of
 
 # What floats of a kind may be, beside those that are left to `values_of`.
@@ -45,3 +47,20 @@ def _values(operand: Operand, dtype: str, shape: tuple[int, ...]) -> st.SearchSt
         seeds = st.integers(0, 2**16)
         return seeds.map(lambda seed: values_of(operand, dtype, shape, np.random.default_rng(seed)))
     return arrays.arrays(dtype, shape, elements=elements)
+
+
+def failures(engine: str, examples: int) -> list[str]:
+    """What is wrong on the active engine with the smallest failing trial that was found, if one was."""
+    found: list[str] = []
+
+    @settings(max_examples=examples, database=None)
+    @given(one=trials())
+    def attempt(one: Trial) -> None:
+        wrong = check.failures(engine, [one])
+        if wrong:
+            found[:] = wrong
+        assert not wrong
+
+    with contextlib.suppress(AssertionError):
+        attempt()
+    return found

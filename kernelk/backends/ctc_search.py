@@ -1,0 +1,50 @@
+"""The beam search of connectionist temporal classification, on ndarrays: every backend hands its values to it."""
+
+import numpy as np
+
+
+def beam_search(logs, steps, beam_width, top_paths, merge_repeated):
+    """The most probable label sequences of each sample, for `logs` (batch, time, classes); the last class is the blank.
+
+    `steps` is an int array (batch, 1): how many time steps count. Returns (batch, top_paths, time + 1) in the dtype of
+    `logs`: labels with -1 behind them, then the logarithm of the sequence's probability (-inf where there are fewer).
+    """
+    batch, time, _ = logs.shape
+    found = np.full((batch, top_paths, time + 1), -1, logs.dtype)
+    found[:, :, -1] = -np.inf
+    for sample in range(batch):
+        rows = logs[sample, : max(0, min(int(steps[sample, 0]), time))].astype(np.float64)
+        for place, (labels, score) in enumerate(_beams(rows, beam_width)[:top_paths]):
+            if merge_repeated:
+                labels = [label for i, label in enumerate(labels) if not i or label != labels[i - 1]]
+            found[sample, place, : len(labels)] = labels
+            found[sample, place, -1] = score
+    return found
+
+
+def _beams(rows, width):
+    """[(labels, log-probability)] of the `width` best sequences after these rows, the best first."""
+    blank = rows.shape[1] - 1 if rows.ndim == 2 else 0
+    # For each sequence of labels: the log-probabilities of its paths that end on a blank, and on its last label.
+    beams = {(): (0.0, -np.inf)}
+    for row in rows:
+        row = row - np.logaddexp.reduce(row)
+        grown = {}
+        for labels, (on_blank, on_label) in beams.items():
+            either = np.logaddexp(on_blank, on_label)
+            last = labels[-1] if labels else None
+            again = on_label + row[last] if labels else -np.inf
+            _add(grown, labels, either + row[blank], again)
+            for label in range(blank):
+                # The same label again counts as another one only after a blank.
+                _add(grown, labels + (label,), -np.inf, (on_blank if label == last else either) + row[label])
+        # Of equals the one that was found first stays.
+        order = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))
+        beams = dict(order[:width])
+    scored = [(list(labels), np.logaddexp(*ends)) for labels, ends in beams.items()]
+    return sorted(scored, key=lambda item: -item[1])
+
+
+def _add(beams, labels, on_blank, on_label):
+    before = beams.get(labels, (-np.inf, -np.inf))
+    beams[labels] = (np.logaddexp(before[0], on_blank), np.logaddexp(before[1], on_label))

@@ -1,0 +1,19 @@
+"""What every bounded cache of the kernel shares: the oldest entries go, a quarter at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import MutableMapping
+from typing import Any, TypeVar
+
+Key = TypeVar("Key")
+
+
+def drop_oldest(entries: MutableMapping[Key, Any], most: int) -> list[Key]:
+    """Takes the oldest quarter out of a mapping that holds more than `most` entries; the keys that went."""
+    if len(entries) <= most:
+        return []
+    gone = list(itertools.islice(entries, len(entries) - most + most // 4))
+    for key in gone:
+        del entries[key]
+    return gone
