@@ -1,4 +1,4 @@
-"""Runs Keras 2.3.1's backend tests on one engine of kernelk, as `run.py` asks: ENGINE REPORT [pytest's arguments]."""
+"""Runs Keras 2.3.1's backend tests and models on one engine, as `run.py` asks: ENGINE REPORT [pytest's arguments]."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class KerasSuite:
         """Keras's own skips, which are by its engines' names and faults, give way to `excluded.txt`."""
         known = set()
         for item in items:
-            for node in (item, item.parent, item.parent.parent):
+            for node in item.listchain():
                 node.own_markers = [mark for mark in node.own_markers if mark.name != "skipif"]
             for name in (item.originalname, item.name):
                 if name in self.reasons:
@@ -83,6 +83,11 @@ class KerasSuite:
         unknown = set(self.reasons) - known
         if unknown:
             raise pytest.UsageError(f"excluded.txt names tests that Keras doesn't have: {', '.join(sorted(unknown))}")
+
+    @pytest.fixture(name="engine")
+    def engine_name(self) -> str:
+        """The engine under test, for the models."""
+        return self.engine
 
     @pytest.fixture(autouse=True)
     def kept_apart(self, request: pytest.FixtureRequest) -> Iterator[None]:
@@ -128,7 +133,7 @@ def main(engine: str, report: str, *arguments: str) -> int:
     (BUILD / "pytest.ini").write_text("[pytest]\n")
     tests = KERAS / "tests" / "keras" / "backend" / "backend_test.py"
     options = ["-c", str(BUILD / "pytest.ini"), "--noconftest", "-p", "no:cacheprovider", "-q", "--timeout=300"]
-    status = pytest.main([*options, *arguments, str(tests)], plugins=[suite])
+    status = pytest.main([*options, *arguments, str(tests), str(SUITE / "keras_models.py")], plugins=[suite])
     if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         Path(report).write_text(json.dumps(suite.report()))
     from kernelk.session import stop_engines

@@ -1,4 +1,4 @@
-"""`make keras-suite`: fetches Keras 2.3.1, runs its backend tests once for each engine and shows what passed."""
+"""`make keras-suite`: fetches Keras 2.3.1, runs its backend tests and models on each engine, shows what passed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 from keras_on_kernelk import BUILD, KERAS, PACKAGES, PROJECT, SUITE
 
 ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
+HEADINGS = ("passed", "failed", "excluded", "models passed", "failed", "K calls", "runs")
+WIDTHS = (8, 8, 10, 15, 8, 9, 7)
 REQUIREMENTS = SUITE / "requirements.txt"
 
 
@@ -82,14 +84,16 @@ def show(reports: dict[str, dict[str, Any] | str]) -> int:
             continue
         results = report["results"]
         missing = report["missing"]
-        count = Counter(outcome for outcome, _ in results.values())
-        columns = (count["passed"], count["failed"], count["skipped"], report["calls"], report["runs"])
-        rows.append((engine, "".join(f"{number:10}" for number in columns)))
+        count = Counter(outcome for test, (outcome, _) in results.items() if not test.startswith("test_model_"))
+        models = [outcome for test, (outcome, _) in results.items() if test.startswith("test_model_")]
+        columns = [count["passed"], count["failed"], count["skipped"], models.count("passed"), models.count("failed")]
+        columns += [report["calls"], report["runs"]]
+        rows.append((engine, "".join(f"{number:>{width}}" for number, width in zip(columns, WIDTHS))))
         excluded.update({test: message for test, (outcome, message) in results.items() if outcome == "skipped"})
         for test, (outcome, message) in results.items():
             if outcome == "failed":
                 failures.setdefault((test, " ".join(message.split())[:160]), []).append(engine)
-        wrong |= bool(count["failed"] or not count["passed"] or not report["runs"])
+        wrong |= bool(count["failed"] or models.count("failed") or not report["runs"])
     for (test, message), engines in failures.items():
         print(f"FAILED {test} on {', '.join(engines)}: {message}")
     if missing:
@@ -97,8 +101,7 @@ def show(reports: dict[str, dict[str, Any] | str]) -> int:
         print(f"kernelk.backend lacks: {', '.join(missing)}")
     for test, reason in excluded.items():
         print(f"excluded {test}: {reason.removeprefix('Skipped: ')}")
-    headings = ("passed", "failed", "excluded", "K calls", "runs")
-    print(f"\n{'engine':12}" + "".join(f"{heading:>10}" for heading in headings))
+    print(f"\n{'engine':12}" + "".join(f"{heading:>{width}}" for heading, width in zip(HEADINGS, WIDTHS)))
     for engine, row in rows:
         print(f"{engine:12}{row}")
     return wrong
