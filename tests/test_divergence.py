@@ -495,3 +495,17 @@ def test_what_the_magic_refuses(line: str, error: str, words: str) -> None:
     assert cells[2]["error"] == error, cells[2]
     assert words in cells[2]["out"]
     assert len(cells[2]["out"].strip().splitlines()) == 1
+
+
+def test_a_loop_is_one_row_for_each_of_its_values(every_engine: list[str]) -> None:
+    x, w = K.placeholder((2, 5, 3)), K.variable(np.ones((3, 4)))
+
+    def cell(element: Any, states: Any) -> Any:
+        h = K.tanh(K.dot(element, w) + states[0])
+        return h, [h]
+
+    last, _, _ = K.rnn(cell, x, [K.zeros((2, 4))])
+    report = kernelk.diff(K.log(last - 2), "numpy", "tensorflow", feeds={x: np.ones((2, 5, 3))})
+    assert [row.op for row in report.rows].count("item") == 1
+    assert not any(row.op == "scan" for row in report.rows)
+    assert report.origins[0].row.op == "log"
