@@ -11,7 +11,7 @@ import numpy as np
 from . import config
 from .bounds import drop_oldest
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
-from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
+from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, walk
 from .host import Host
 from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
@@ -70,6 +70,16 @@ def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
         if entry.kind == "assign":
             assigned.add(id(variable))
     return [(variable, values[id(variable)]) for variable in order]
+
+
+def after(tensor: Tensor, updates: Sequence[tuple[Variable, Tensor]]) -> Tensor:
+    """`tensor` as it is once these updates are done: written anew on the variables' new values."""
+    renewed: dict[int, Tensor] = {id(variable): value for variable, value in updates}
+    for node in walk([tensor], lambda node: node.inputs):
+        inputs = tuple(renewed.get(id(x), x) for x in node.inputs)
+        if type(node) is Tensor and inputs != node.inputs:
+            renewed[id(node)] = Tensor(node.op, inputs, node.attrs, node.shape, node.dtype, node.source)
+    return renewed.get(id(tensor), tensor)
 
 
 def as_feed(placeholder: Placeholder, value: Any) -> Array:
@@ -139,6 +149,8 @@ class Function:
             raise ArgumentError("K.function: a placeholder stands twice among the inputs")
         self.outputs = [as_tensor(x) for x in listed]
         self.updates = compose(updates or ())
+        # Keras's mark of a metric: what its state gives with the call's own batch in it.
+        self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
         self._programs: dict[Any, Program] = {}
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled

@@ -702,6 +702,11 @@ def test_what_a_tensor_tells_about_itself() -> None:
     assert K.is_keras_tensor(x)
     with pytest.raises(ArgumentError):
         K.is_keras_tensor(3)
+    joined = K.prod([K.shape(x)[0], 3, K.shape(x)[1]])
+    assert (joined.dtype, K.eval(joined, {x: np.ones((2, 4))})) == ("int32", 24)
+    assert K.eval(K.sum([K.ones((2,)), np.zeros(2)], axis=1)).tolist() == [2.0, 0.0]
+    with pytest.raises(ShapeError):
+        K.sum([K.ones((2,)), 3.0])
     doubled = K.repeat_elements(x, 2, axis=1)
     assert doubled._keras_shape == K.int_shape(doubled) == (None, 8)
     x._keras_shape = (None, 2, 2)

@@ -32,6 +32,19 @@ def test_outputs_show_the_values_from_before(backend: str) -> None:
     assert K.get_value(v).tolist() == [3.0, 4.0]
 
 
+def test_a_metrics_result_has_the_calls_own_batch_in_it(backend: str) -> None:
+    total, count, x = K.variable(0.0), K.variable(0.0), K.placeholder((None,))
+    result = K.identity(total / count)
+    result._is_metric = True
+    updates = [K.update_add(total, K.sum(x)), K.update_add(count, K.cast(K.size(x), "float32"))]
+    step = K.function([x], [result, total, K.identity(total / count)], updates)
+    assert [float(value) for value in step([[1.0, 2.0]])[:2]] == [1.5, 0.0]
+    assert [float(value) for value in step([[6.0]])] == [3.0, 3.0, 1.5]
+    unchanged = K.identity(total * 2.0)
+    unchanged._is_metric = True
+    assert K.function([], [unchanged])([])[0] == 18.0
+
+
 def test_all_updates_start_from_the_same_values(backend: str) -> None:
     a, b, c = K.variable([1.0, 2.0]), K.variable([30.0, 40.0]), K.variable(5.0)
     swap = K.function([], [], [K.update(a, b), (b, a), K.update(c, K.sum(a) + K.sum(b) + c)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,10 @@ def _scalar_dtype(value: Any, partner: str | None) -> str:
 
 
 def as_tensor(value: Any, partner: str | None = None) -> Tensor:
-    """`value` as a tensor: a tensor itself, a weak Python scalar (cast to `partner`, a dtype), or an array.
+    """`value` as a tensor: a tensor itself, a weak Python scalar (cast to `partner`, a dtype), an array or a list.
 
-    Arrays keep their dtype; nested lists become floatx, or int32 (int64 where needed) if they hold integers only.
+    Arrays keep their dtype; nested lists become floatx, or int32 (int64 where needed) if they hold integers only. A
+    list that holds tensors is stacked, as Keras has it in `K.prod([K.shape(x)[0], 3])`.
     Raises DTypeError or ArgumentError for what no tensor can hold.
     """
     if isinstance(value, Tensor):
@@ -102,6 +103,10 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
                     f"cast the tensor to a wider dtype with K.cast(x, dtype)"
                 )
         return constant_node(np.asarray(value, dtype=dtype))
+    if isinstance(value, (list, tuple)):
+        held = next((part for part in value if isinstance(part, Tensor)), None)
+        if held is not None:
+            return _stacked([as_tensor(part, held.dtype) for part in value])
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -117,6 +122,15 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
             f"{type(value).__name__} of dtype {array.dtype} can't be a tensor; allowed are {', '.join(DTYPES)}"
         )
     return constant_node(array)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    common = reduce(promote, (part.dtype for part in parts))
+    rows = [
+        apply("reshape", cast(part, common), dims=[1, *([0, i] if n is None else n for i, n in enumerate(part.shape))])
+        for part in parts
+    ]
+    return apply("concatenate", *rows, axis=0)
 
 
 def operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from .dtypes import cast as cast_to
 from .operators import binary
 from .primitives import axis_of, broadcast, scalar
 from .rules import RULES, Rule, apply
+from .shaping import dims_of, shape
 
 
 class _Phase:
@@ -146,19 +147,17 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Tensor
 def dropout(x: Any, level: float, noise_shape: Any = None, seed: int | None = None) -> Tensor:
     """`x` with a share `level` of its elements (of the mask's, if `noise_shape` is given) at 0, the rest scaled up.
 
-    The mask is drawn once a call. Raises ArgumentError unless 0 <= level < 1.
+    The mask is drawn once a call. A length of `noise_shape` is an int, None for `x`'s own, or an integer tensor.
+    Raises ArgumentError unless 0 <= level < 1.
     """
     x = floating(as_tensor(x))
     if isinstance(level, (int, float)) and not 0 <= level < 1:
         raise ArgumentError(f"dropout: level must be in [0, 1), not {level}")
     if noise_shape is None:
-        dims, references = [[0, i] if n is None else n for i, n in enumerate(x.shape)], (x,)
-    else:
-        lengths = [n if n is not None else [0, i] for i, n in enumerate(noise_shape)]
-        dims = [
-            ([0, i] if x.shape[i] is None else x.shape[i]) if isinstance(n, list) else n for i, n in enumerate(lengths)
-        ]
-        references = (x,)
+        noise_shape = shape(x)
+    elif isinstance(noise_shape, (tuple, list)):
+        noise_shape = [shape(x)[i] if n is None else n for i, n in enumerate(noise_shape)]
+    dims, references = dims_of(noise_shape, 0, "dropout")
     uniform = random.draw("uniform", x.dtype, dims, references, seed)
     kept = cast_to(binary("less_equal", level, uniform), x.dtype)
     return binary("multiply", x, kept) / (1.0 - level)

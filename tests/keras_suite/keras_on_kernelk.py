@@ -80,7 +80,8 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
 
 def _mend_python() -> None:
     """Names that Python, numpy and this environment had in 2019 and Keras or its tests use."""
-    collections.Iterable = collections.abc.Iterable  # type: ignore[attr-defined]
+    for name in collections.abc.__all__:
+        setattr(collections, name, getattr(collections.abc, name))
     for name, value in {"Inf": np.inf, "alltrue": np.all, "int": int}.items():
         if not hasattr(np, name):
             setattr(np, name, value)

@@ -41,7 +41,7 @@ def _elu(alpha):
 
 def _relu(alpha, top, threshold):
     def expected(x):
-        limited = x if top is None else np.minimum(x, top)
+        limited = x if top is None else np.clip(x, 0, top)
         return np.where(x >= threshold, limited, alpha * (x - threshold))
 
     return expected

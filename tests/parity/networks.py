@@ -301,7 +301,9 @@ def _normalization():
                 "bias_add",
                 f"{layout}, {axes} and {rest}",
                 lambda x, b, layout=layout: K.bias_add(x, b, layout),
-                lambda x, b, first=(layout == "channels_first"): x + (np.moveaxis(b, -1, 0) if first else b),
+                lambda x, b, first=(layout == "channels_first"): (
+                    x + (b.reshape(b.shape[-1:] + b.shape[:-1]) if first else b)
+                ),
                 [real(axes), real(rest)],
             )
 
