@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from kernelk.backends.base import Backend, registrar
+from kernelk.backends.ctc_search import beam_search
 from kernelk.backends.lowering import python_slices, resolve_dims
 
 from .tiny import Array, each, groups, places, rounder, spread, strides_of
@@ -325,6 +326,22 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
     return Array(items, (*a.shape[:-2], m, n), a.dtype)
 
 
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logs, steps, **options):
+    # kernelk brings this one along, for numpy's arrays.
+    return tiny_of(beam_search(array_of(logs), array_of(steps), **options))
+
+
+def tiny_of(array):
+    """An ndarray as an array of the engine's."""
+    return Array(array.ravel().tolist(), array.shape, array.dtype.name)
+
+
+def array_of(x):
+    """The way back."""
+    return np.array(x.items, dtype=x.dtype).reshape(x.shape)
+
+
 # The engine -------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +361,7 @@ class TinyBackend(Backend):
         }
 
     def load(self, array):
-        return Array(array.ravel().tolist(), array.shape, array.dtype.name)
+        return tiny_of(array)
 
     def to_numpy(self, value):
-        return np.array(value.items, dtype=value.dtype).reshape(value.shape)
+        return array_of(value)
