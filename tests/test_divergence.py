@@ -141,7 +141,9 @@ def test_a_defect_that_is_absorbed_is_told_apart(monkeypatch: Any) -> None:
     assert report.first is None
     assert [row.op for row in report.absorbed] == ["tanh", "multiply"]
     assert report.culprit is report.absorbed[0]
-    assert "on the way, 2 nodes differ beyond it, but not what was asked for: first tanh" in repr(report)
+    assert "on the way, not in what was asked for, they differ beyond it at 2 of the nodes, first at tanh" in repr(
+        report
+    )
     report = kernelk.diff([bent + 5.0, bent], "numpy", other)
     assert report.first is report.culprit
     assert report.absorbed == []
