@@ -66,7 +66,8 @@ class Gap:
     values: tuple[Any, Any] = (None, None)
 
     def __str__(self) -> str:
-        both = f"{self.values[0]} and {self.values[1]}"
+        # numpy's own text: as many digits as the dtype has.
+        both = " and ".join(str(value) for value in self.values)
         if not self.worst:
             return both
         return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
@@ -189,8 +190,8 @@ class DiffReport(Rendered):
             absorbed = self.absorbed
             if absorbed:
                 found.append(
-                    f"on the way, {len(absorbed)} nodes differ beyond it, but not what was asked for: first "
-                    f"{absorbed[0].label}, {absorbed[0].gap}"
+                    f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
+                    f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
