@@ -39,6 +39,7 @@ from .ops.creation import (
     is_variable,
     placeholder,
 )
+from .ops.ctc import ctc_batch_cost, ctc_decode, ctc_label_dense_to_sparse
 from .ops.elementwise import (
     abs,
     cast,
@@ -196,6 +197,9 @@ __all__ = [
     "control_dependencies",
     "cos",
     "count_params",
+    "ctc_batch_cost",
+    "ctc_decode",
+    "ctc_label_dense_to_sparse",
     "cumprod",
     "cumsum",
     "dot",

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from .base import LOOPS, Backend, CannotLower
+from .base import Backend, CannotLower
 from .cntk_known import learn, needed
 from .cntk_memory import Held, Lent
 from .cntk_ops import OPS
@@ -78,7 +78,7 @@ class CNTKBackend(Backend):
 
     name = "cntk"
     # A loop's body is compiled, too, by staged.py.
-    ops = {name: function for name, function in dict(HOST_OPS, **OPS).items() if name not in LOOPS}
+    ops = {name: function for name, function in dict(HOST_OPS, **OPS).items() if name not in ("scan", "item")}
     specialises = "all"
 
     def __init__(self, options):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 
 from .base import Backend, registrar
+from .ctc_search import beam_search
 from .lowering import InstructionError, Steps, python_slices, resolve_dims
 
 OPS = {}
@@ -293,6 +294,11 @@ def _scan(instruction, *operands, **attrs):
 @op("item")
 def _item(instruction, values, index):
     return values[index]
+
+
+@op("ctc_beam_search")
+def _ctc_beam_search(instruction, logarithms, lengths, beam_width, top_paths, merge_repeated):
+    return beam_search(logarithms, lengths, beam_width, top_paths, merge_repeated)
 
 
 class NumpyBackend(Backend):
