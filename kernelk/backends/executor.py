@@ -10,10 +10,10 @@ import traceback
 
 import numpy as np
 
-from .base import CannotLower
+from .base import STAGED, CannotLower
 from .lowering import InstructionError, Program
 from .random_draws import draw
-from .staged import STAGED, compile_program
+from .staged import compile_program
 
 _CHUNK = 1 << 18
 
