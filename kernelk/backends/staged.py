@@ -187,7 +187,7 @@ class _Loop(object):
         try:
             self._run = compile_program(staged.backend, program, constants)
         except InstructionError as error:
-            raise InstructionError(instruction, error.cause) from error
+            raise InstructionError(instruction, error) from error
         facts = {"kind": "loop", "ops": len(body.instructions)}
         stages = getattr(self._run, "stages", None)
         if stages:
@@ -208,7 +208,7 @@ class _Loop(object):
             try:
                 results, _ = self._run(leaves[:n], leaves[n:inputs], leaves[inputs:])
             except InstructionError as error:
-                raise InstructionError(self._instruction, error.cause) from error
+                raise InstructionError(self._instruction, error) from error
             steps.states = results[:count]
             arrays = [self._backend.to_numpy(x) for x in results[count:]]
             if stacked is None:
