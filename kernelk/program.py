@@ -514,6 +514,9 @@ class Program:
         for number, (node, inputs, attrs, loop) in enumerate(self.instructions, self.first):
             if node.op == "shape":
                 known[number] = np.asarray(shapes[inputs[0]], dtype=node.dtype)
+            elif node.op == "size":
+                lengths = [shapes[inputs[0]][axis] for axis in attrs["axes"]]
+                known[number] = np.prod(np.asarray(lengths, dtype=node.dtype), dtype=node.dtype)
             elif loop is None and (node.dtype in INTEGERS or node.dtype == "bool") and all(n in known for n in inputs):
                 call = Lowered(number, node.op, inputs, attrs, node.dtype, shapes[number])
                 given = {name: value for name, value in attrs.items() if name != "result"}

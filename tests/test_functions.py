@@ -322,8 +322,77 @@ def test_shapes_that_values_decide(backend: str) -> None:
         assert tuple(seen) == shape
     rows = K.placeholder((), dtype="int32")
     made = K.zeros((rows, 2)) + 1.0
+    with pytest.raises(ShapeError, match=r"negative length.*test_functions\.py, line"):
+        made.eval({rows: -1})
     assert made.eval({rows: 3}).tolist() == [[1, 1]] * 3
     assert made.eval({rows: 1}).tolist() == [[1, 1]]
+
+
+def test_constants_of_the_same_bytes_are_told_apart(backend: str) -> None:
+    x = K.placeholder((2,))
+    values = [0.5, [0.5], [[0.5]], np.float64(0.5).view("int64").reshape(1, 1)]
+    for value in values:
+        constant = K.constant(value, dtype=np.asarray(value).dtype if np.ndim(value) == 2 else None)
+        got = K.function([x], [x * 2.0, constant])([[1.0, 2.0]])
+        assert got[0].tolist() == [2.0, 4.0]
+        assert got[1].dtype.name == constant.dtype
+        assert got[1].tolist() == np.asarray(value).tolist()
+
+
+def test_tiled_as_often_as_the_graph_says(backend: str) -> None:
+    x, row, n = K.placeholder((None, 3)), K.constant([[1.0], [2.0]]), K.placeholder((), dtype="int32")
+    stacked = K.cast(K.stack([1, K.size(x)]), "int64")
+    tiles = [K.tile(row, stacked), K.tile(x, n), K.tile(x, [n, 2]), K.tile(x[:, 0], n)]
+    assert [K.int_shape(tile) for tile in tiles] == [(2, None), (None, None), (None, 6), (None,)]
+    assert K.int_shape(K.reshape(x, K.stack([K.shape(x)[0], 3, 1]))) == (None, 3, 1)
+    call = K.function([x, n], tiles)
+    for size, times in ((2, 2), (1, 3), (2, 0)):
+        data = np.arange(size * 3, dtype="float32").reshape(size, 3)
+        wanted = [np.tile([[1.0], [2.0]], (1, size * 3))]
+        wanted += [np.tile(data, times), np.tile(data, (times, 2)), np.tile(data[:, 0], times)]
+        for got, expected in zip(call([data, times]), wanted):
+            assert_close(got, expected.astype("float32"))
+    with pytest.raises(ShapeError):
+        call([data, -1])
+
+
+def test_a_length_costs_nothing_but_shapes() -> None:
+    x = K.placeholder((None, 2))
+    y = K.reshape(K.exp(x), (K.size(K.exp(x)) * 1,))
+    session = current()
+    runs = []
+    execute = session.execute
+    try:
+        session.execute = lambda *given: runs.append(given) or execute(*given)  # type: ignore[method-assign]
+        assert K.function([x], [y])([np.zeros((3, 2))])[0].tolist() == [1.0] * 6
+    finally:
+        del session.execute  # type: ignore[method-assign]
+    assert len(runs) == 1
+
+
+def test_an_index_that_a_call_knows(backend: str) -> None:
+    x, i = K.placeholder((None, 3, 2)), K.placeholder((), dtype="int32")
+    small = K.cast(i, "uint8")
+    parts = [x[i], x[:, i], x[1:, ..., i], x[i, 0, None, small], x[small]]
+    assert [K.int_shape(part) for part in parts] == [(3, 2), (None, 2), (None, 3), (1,), (3, 2)]
+    slope = K.gradients(K.sum(x[:, i] * 2.0), x)
+    call = K.function([x, i], [*parts, slope])
+    data = np.arange(12, dtype="float32").reshape(2, 3, 2)
+    for at in (0, 1):
+        got = call([data, at])
+        wanted = [data[at], data[:, at], data[1:, ..., at], data[at, 0, None, at], data[at]]
+        for value, expected in zip(got, wanted):
+            assert_close(value, expected)
+        expected = np.zeros_like(data)
+        expected[:, at] = 2
+        assert_close(got[-1], expected)
+    last = K.function([x, i], [x[i], x[:, i]])([data, -1])
+    assert [part.tolist() for part in last] == [data[-1].tolist(), data[:, -1].tolist()]
+    assert np.isnan(K.function([x, i], [x[i]])([data, 2])[0]).all()
+    with pytest.raises(ArgumentError, match=r"use K\.gather"):
+        x[K.constant([0, 1], dtype="int32")]
+    with pytest.raises(ArgumentError, match=r"use K\.gather"):
+        x[K.constant(0.0)]
 
 
 def test_a_shape_taken_from_another_tensor(backend: str) -> None:

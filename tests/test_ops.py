@@ -760,12 +760,16 @@ def test_dropout(backend: str) -> None:
     x = K.placeholder((None, 50))
     y = K.dropout(x, 0.4)
     rows = K.dropout(x, 0.4, noise_shape=(None, 1))
-    call = K.function([x], [y, rows, K.sum(K.gradients(K.sum(y), [x])[0] * K.cast(K.equal(y, 0.0), "float32"))])
-    value, by_row, leaked = call([np.ones((200, 50))])
+    same = K.dropout(x, 0.4, noise_shape=(1, K.shape(x)[1]))
+    assert K.int_shape(rows) == K.int_shape(same) == (None, 50)
+    call = K.function([x], [y, rows, same, K.sum(K.gradients(K.sum(y), [x])[0] * K.cast(K.equal(y, 0.0), "float32"))])
+    value, by_row, by_column, leaked = call([np.ones((200, 50))])
     assert set(np.unique(value.round(5)).tolist()) == {0.0, np.float32(1 / 0.6).round(5)}
     assert 0.35 < (value == 0).mean() < 0.45
     assert leaked == 0
     assert (by_row == by_row[:, :1]).all()
     assert 0.2 < (by_row == 0).mean() < 0.6
+    assert (by_column == by_column[:1]).all()
+    assert 0.1 < (by_column == 0).mean() < 0.7
     none = K.function([x], [K.dropout(x, 0.0)])([np.ones((2, 50))])[0]
     assert none.tolist() == np.ones((2, 50)).tolist()

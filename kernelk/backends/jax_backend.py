@@ -717,7 +717,7 @@ class JaxBackend(Backend):
             return [lax.convert_element_type(values[number], program.values[number][0]) for number in results]
 
         # Whether a value is fed or held makes no difference to XLA, and that takes most of a compilation's time.
-        key = repr((leaves[:known], specs, results, [(n, a.tobytes()) for n, a in embedded.items()]))
+        key = repr((leaves[:known], specs, results, [(n, leaves[n], a.tobytes()) for n, a in embedded.items()]))
         key += repr([(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in program.instructions])
         compiled = self._compiled.get(key)
         if compiled is None:

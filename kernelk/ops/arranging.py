@@ -16,7 +16,7 @@ from .linear import permute_dimensions
 from .operators import binary
 from .primitives import axes_of, axis_of, matmul, merged, reversed_along
 from .rules import apply
-from .shaping import concatenate, dims_of, expand_dims
+from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
 
 def gather(reference: Any, indices: Any) -> Tensor:
@@ -60,21 +60,37 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
 
 
 def tile(x: Any, n: Any) -> Tensor:
-    """`x` repeated `n` times along each axis: an int for the last one, or one int for each."""
+    """`x` repeated `n` times along each axis: a number for the last one, or one for each; integer tensors count too."""
     tiled = as_tensor(x)
-    times = [int(n)] if isinstance(n, (int, np.integer)) else [int(count) for count in n]
+    if isinstance(n, (int, np.integer)) or (isinstance(n, Tensor) and n.ndim == 0):
+        n = [n]
+    counts = list((isinstance(n, Tensor) and unstacked(n)) or n)
+    known = [known_integer(count) if isinstance(count, Tensor) else int(count) for count in counts]
+    times: list[Any] = [count if m is None else m for count, m in zip(counts, known)]
     times = [1] * (tiled.ndim - len(times)) + times
     if len(times) > tiled.ndim:
         own = [[0, i] if m is None else m for i, m in enumerate(tiled.shape)]
         tiled = apply("reshape", tiled, dims=[1] * (len(times) - tiled.ndim) + own)
-    if builtins.min(times, default=1) < 0:
-        raise ArgumentError(f"tile: can't repeat {builtins.min(times)} times")
     for axis, count in enumerate(times):
-        if count == 0:
+        if isinstance(count, Tensor):
+            tiled = _tiled(tiled, axis, count)
+        elif count < 0:
+            raise ArgumentError(f"tile: can't repeat {count} times")
+        elif count == 0:
             tiled = apply("slice", tiled, slices=[[0, 0, None] if i == axis else [None] * 3 for i in range(tiled.ndim)])
         elif count > 1:
             tiled = concatenate([tiled] * count, axis)
     return tiled
+
+
+def _tiled(x: Tensor, axis: int, count: Tensor) -> Tensor:
+    """`x` repeated along one axis as often as an integer tensor says."""
+    lengths: list[Any] = [shape(x)[i] if n is None else n for i, n in enumerate(x.shape)]
+    dims, references = dims_of([*lengths[:axis], count, *lengths[axis:]], 1, "tile")
+    copies = apply("broadcast_to", expand_dims(x, axis), *references, dims=dims)
+    lengths[axis] = count * lengths[axis]
+    dims, references = dims_of(lengths, 1, "tile")
+    return apply("reshape", copies, *references, dims=dims)
 
 
 def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ArgumentError, ShapeError
 from ..graph import Tensor
-from .dtypes import FLOATS, cast, floating, operands
+from .dtypes import FLOATS, INTEGERS, cast, floating, operands
 from .rules import apply
 
 
@@ -56,7 +56,11 @@ def _slice_entry(entry: builtins.slice) -> list[int | None]:
 
 
 def index(x: Tensor, key: Any) -> Tensor:
-    """`x[key]`: ints, slices (any step), `...` and None, as in numpy. Raises ShapeError for an index out of range."""
+    """`x[key]`: ints, slices (any step), `...` and None, as in numpy. Raises ShapeError for an index out of range.
+
+    An integer tensor of no axes is an index too: its value is known at each call, and out of range it gives NaN (0 for
+    integers), as `K.gather` does.
+    """
     entries = list(key) if isinstance(key, tuple) else [key]
     if sum(entry is Ellipsis for entry in entries) > 1:
         raise ArgumentError("an index can hold only one '...'")
@@ -67,6 +71,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         entries.append(Ellipsis)
     slices: list[list[int | None]] = []
     dims: list[Any] = []  # of the result; an int names an axis of the sliced tensor, None a new axis
+    chosen: list[tuple[int, Tensor]] = []  # axes of the result that an index in the graph takes an element of
     for entry in entries:
         axis = len(slices)
         if entry is None:
@@ -78,6 +83,10 @@ def index(x: Tensor, key: Any) -> Tensor:
         elif isinstance(entry, builtins.slice):
             dims.append(axis)
             slices.append(_slice_entry(entry))
+        elif isinstance(entry, Tensor) and entry.ndim == 0 and entry.dtype in INTEGERS:
+            chosen.append((len(dims), entry))
+            dims.append(axis)
+            slices.append([None, None, None])
         elif isinstance(entry, (int, np.integer)) and not isinstance(entry, builtins.bool):
             n = x.shape[axis]
             if n is not None and not -n <= entry < n:
@@ -85,14 +94,25 @@ def index(x: Tensor, key: Any) -> Tensor:
             slices.append([int(entry), None if entry == -1 else int(entry) + 1, None])
         else:
             raise ArgumentError(
-                f"a tensor is indexed by ints, slices, '...' and None, not {type(entry).__name__}; "
-                f"use K.gather for arrays"
+                f"a tensor is indexed by ints, 0-d integer tensors, slices, '...' and None, not "
+                f"{type(entry).__name__}; use K.gather for several indices"
             )
     sliced = x if all(entry == [None, None, None] for entry in slices) else apply("slice", x, slices=slices)
-    if dims == list(range(x.ndim)):
-        return sliced
-    shape = [1 if d is None else [0, d] if sliced.shape[d] is None else sliced.shape[d] for d in dims]
-    return apply("reshape", sliced, dims=shape)
+    if dims != list(range(x.ndim)):
+        shape = [1 if d is None else [0, d] if sliced.shape[d] is None else sliced.shape[d] for d in dims]
+        sliced = apply("reshape", sliced, dims=shape)
+    for axis, entry in reversed(chosen):
+        sliced = _element(sliced, axis, entry)
+    return sliced
+
+
+def _element(x: Tensor, axis: int, entry: Tensor) -> Tensor:
+    """The part of `x` at an index that is a tensor; a negative one counts from the end."""
+    if not entry.dtype.startswith("u"):
+        length = index(apply("shape", x), axis) if x.shape[axis] is None else x.shape[axis]
+        entry = apply("select", binary("less", entry, 0), *operands(binary("add", entry, length), entry))
+    order = [axis, *(i for i in range(x.ndim) if i != axis)]
+    return apply("gather", apply("transpose", x, permutation=order), entry)
 
 
 def _install() -> None:

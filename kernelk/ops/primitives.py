@@ -251,6 +251,8 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
 
 def _infer_broadcast_to(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     shape = tuple(known_dims(dims, (x, *references)))
+    if min((n for n in shape if n is not None), default=0) < 0:
+        raise ShapeError(f"broadcast_to: shape {shape} holds a negative length; allowed are 0, 1, 2, ...")
     known = None not in x.shape + shape
     if len(x.shape) > len(shape) or (broadcast(x.shape, shape, "broadcast_to") != shape and known):
         raise ShapeError(f"broadcast_to: shape {x.shape} doesn't broadcast to {shape}")

@@ -81,6 +81,15 @@ def known_integer(x: Tensor) -> int | None:
     return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))
 
 
+def unstacked(vector: Tensor) -> list[Tensor] | None:
+    """The 0-d tensors that `K.stack` made this integer vector of; None if it was made in another way."""
+    while vector.op == "cast" and {vector.dtype, vector.inputs[0].dtype} <= INTEGERS:
+        vector = vector.inputs[0]
+    if vector.op != "concatenate" or not all(x.op == "reshape" and x.inputs[0].ndim == 0 for x in vector.inputs):
+        return None
+    return [x.inputs[0] for x in vector.inputs]
+
+
 def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, ...]]:
     """A `shape` argument as `dims` and the tensors that they refer to, numbered from `first`.
 
@@ -120,6 +129,9 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
         if shape.op == "shape":
             of = shape.inputs[0]
             return [[first, i] if n is None else n for i, n in enumerate(of.shape)], (of,)
+        parts = unstacked(shape)
+        if parts is not None:
+            return dims_of(parts, first, op)
         if shape.dtype not in INTEGERS or shape.shape[0] is None:
             raise ArgumentError(f"{op}: a shape tensor must be an integer vector of known length, not {shape!r}")
         return [["value", first, i] for i in range(shape.shape[0])], (shape,)
