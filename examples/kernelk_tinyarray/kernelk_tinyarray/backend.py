@@ -8,7 +8,6 @@ import sys
 import numpy as np
 
 from kernelk.backends.base import Backend, registrar
-from kernelk.backends.ctc_search import beam_search
 from kernelk.backends.lowering import python_slices, resolve_dims
 
 from .tiny import Array, each, groups, places, rounder, spread, strides_of
@@ -324,12 +323,6 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
             for column in columns[batch * n : (batch + 1) * n]:
                 items.append(fit(sum(x * y for x, y in zip(row, column))))
     return Array(items, (*a.shape[:-2], m, n), a.dtype)
-
-
-@op("ctc_beam_search")
-def _ctc_beam_search(instruction, logs, steps, **options):
-    # kernelk brings this one along, for numpy's arrays.
-    return tiny_of(beam_search(array_of(logs), array_of(steps), **options))
 
 
 def tiny_of(array):
