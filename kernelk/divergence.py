@@ -20,7 +20,7 @@ from .ops.dtypes import FLOATS
 from .ops.nn import PHASE
 from .ops.random import SEEDS
 from .ops.rules import RULES
-from .program import Program, update_value
+from .program import Instruction, Program, update_value
 from .session import Session, current
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,8 @@ class Gap:
     values: tuple[Any, Any] = (None, None)
 
     def __str__(self) -> str:
-        both = f"{self.values[0]} and {self.values[1]}"
+        # numpy's own text: as many digits as the dtype has.
+        both = " and ".join(str(value) for value in self.values)
         if not self.worst:
             return both
         return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
@@ -189,8 +190,8 @@ class DiffReport(Rendered):
             absorbed = self.absorbed
             if absorbed:
                 found.append(
-                    f"on the way, {len(absorbed)} nodes differ beyond it, but not what was asked for: first "
-                    f"{absorbed[0].label}, {absorbed[0].gap}"
+                    f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
+                    f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
@@ -378,7 +379,9 @@ class _Comparison:
         draws = len(self.program.draws)
         self.values = []
         for host in hosts:
-            computed = self._run(host, self._placeholders, nodes, self._feeds)
+            values = iter(self._run(host, self._placeholders, [x for x in nodes if x.op != "scan"], self._feeds))
+            # A loop has no value but those of its items.
+            computed = [np.zeros(()) if x.op == "scan" else next(values) for x in nodes]
             self.values.append([*given, *computed[:draws], *constants, *computed[draws:]])
 
     def _run(
@@ -431,11 +434,13 @@ class _Comparison:
         rows: dict[int, int] = {}
         leaves: list[tuple[Tensor, tuple[int, ...]]]
         leaves = [(x, ()) for x in (*program.inputs, *program.slots, *program.draws, *program.constants)]
-        instructions = [(x.node, x.inputs) for x in program.instructions]
+        instructions = [(x.node, self._operands_of(x)) for x in program.instructions]
         numbers_of_constants = range(program.first - len(program.constants), program.first)
         for number, (node, inputs) in enumerate([*leaves, *instructions]):
             if number in numbers_of_constants:
                 # They were written down, infinities too, and are the same everywhere.
+                continue
+            if node.op == "scan":
                 continue
             near = _size(a[number])
             if node.op.startswith(_CANCELLING):
@@ -460,6 +465,12 @@ class _Comparison:
         for n, x, y in self._results():
             result.results.append(_gap(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n))
         return result
+
+    def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
+        """What an instruction is computed from; of a loop's item that is what the loop is."""
+        if instruction.node.op != "item":
+            return instruction.inputs
+        return self.program.instructions[instruction.inputs[0] - self.program.first].inputs
 
     def _origin(
         self,

@@ -587,6 +587,20 @@ class Program:
         """The JSON form that backends lower, and the node behind each of its instructions."""
         return self._encode(specialisation.shapes)
 
+    def blamed(self, specialisation: Specialisation, path: Sequence[int]) -> Tensor | None:
+        """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
+        return self._blamed(specialisation.shapes, path)
+
+    def _blamed(self, shapes: list[Any], path: Sequence[int]) -> Tensor | None:
+        nodes = self._encode(shapes)[1]
+        if path[0] >= len(nodes):
+            return None
+        node = nodes[path[0]]
+        for i, instruction in enumerate(self.instructions):
+            if instruction.node is node and instruction.loop is not None and len(path) > 1:
+                return instruction.loop.program._blamed(shapes[self.first + i].body, path[1:])
+        return node
+
     def _encode(self, shapes: list[Any]) -> tuple[dict[str, Any], list[Tensor]]:
         moved = list(range(self.first))  # new number of each value
         nodes: list[Tensor] = []

@@ -227,7 +227,7 @@ class Session(HasTraits):
         ]
         if reasons:
             raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
-        encoded, nodes = program.encode(specialisation)
+        encoded, _ = program.encode(specialisation)
         constants = [node.array for node in program.constants]
         references = self._place(constants)
         try:
@@ -235,7 +235,7 @@ class Session(HasTraits):
                 {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
             )
         except EngineError as error:
-            raise _blamed(error, nodes) from None
+            raise _blamed(error, program, specialisation) from None
         host.remember(specialisation.key, reply)
 
     def _place(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
@@ -329,7 +329,7 @@ class Session(HasTraits):
                 host.forget(plan.updated)
                 SEEDS.counter += bool(program.draws)
         except EngineError as error:
-            raise _blamed(error, program.encode(specialisation)[1]) from None
+            raise _blamed(error, program, specialisation) from None
         except BaseException:
             # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
             host.forget(plan.updated)
@@ -352,12 +352,15 @@ def _let_it_end() -> None:
     """A commit takes microseconds: Ctrl-C waits for it."""
 
 
-def _blamed(error: EngineError, nodes: list[Tensor]) -> KernelKError:
+def _blamed(error: EngineError, program: Program, specialisation: Specialisation) -> KernelKError:
     """The engine's error with the op and the user's line that it came from."""
-    index = getattr(error, "details", {}).get("instruction")
-    if index is None or index >= len(nodes):
+    details = getattr(error, "details", {})
+    index = details.get("instruction")
+    if index is None:
         return error
-    node = nodes[index]
+    node = program.blamed(specialisation, [index, *details.get("inside", ())])
+    if node is None:
+        return error
     error.args = (f"{error.args[0]} (op {node.op})",)
     return located(error, node.source)
 

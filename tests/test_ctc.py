@@ -84,6 +84,10 @@ def test_labels_that_do_not_fit_cost_infinity_and_have_no_slope(backend: str) ->
     feeds = [[[1, 1, 0]], predictions()[:1], [[2]], [[2]]]
     np.testing.assert_array_equal(cost(feeds)[0], [[np.inf]])
     assert not slope(feeds)[0].any()
+    # What is no class, the blank included, has no cost; beyond the length it doesn't count.
+    for wrong, count, numbers in ((BLANK, 2, False), (-1, 2, False), (CLASSES, 1, True)):
+        found = cost([[[1, wrong, 0]], predictions()[:1], [[5]], [[count]]])[0]
+        assert np.isfinite(found).all() == numbers
     # No label at all: only blanks.
     p = predictions()[:1]
     wanted = -np.log(probabilities(p[0])[()])

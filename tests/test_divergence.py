@@ -141,7 +141,9 @@ def test_a_defect_that_is_absorbed_is_told_apart(monkeypatch: Any) -> None:
     assert report.first is None
     assert [row.op for row in report.absorbed] == ["tanh", "multiply"]
     assert report.culprit is report.absorbed[0]
-    assert "on the way, 2 nodes differ beyond it, but not what was asked for: first tanh" in repr(report)
+    assert "on the way, not in what was asked for, they differ beyond it at 2 of the nodes, first at tanh" in repr(
+        report
+    )
     report = kernelk.diff([bent + 5.0, bent], "numpy", other)
     assert report.first is report.culprit
     assert report.absorbed == []
@@ -453,10 +455,11 @@ def test_the_magic() -> None:
             "%kdiff f numpy theano",
             "%kdiff [y, K.sum(h)][1] numpy theano --feed features=rows['a'] * 2",
             "%kdiff y numpy theano --feed x={'b': np.ones((1, 3))}['b']",
+            "%kdiff K.in_train_phase(h * 2.0, h - 2.0) numpy theano --feed K.learning_phase()=1",
         ],
         KERNELK_BACKEND="numpy",
     )
-    assert [cell["error"] for cell in cells] == [None] * 4 + ["FeedError"] + [None] * 4, cells
+    assert [cell["error"] for cell in cells] == [None] * 4 + ["FeedError"] + [None] * 5, cells
     assert cells[3]["out"] == "cell 3, line 2: y = K.log(h - 1.0) 0.001\n"
     assert cells[4]["out"].strip() == (
         "FeedError: diff: what to feed isn't known: 'features' (None, 3) (cell 2, line 3: x = K.placeholder((None, 3), "
@@ -467,6 +470,9 @@ def test_the_magic() -> None:
     assert "numpy and theano agree" in cells[7]["value"]
     assert "(2, 2)" in cells[7]["value"]
     assert "(1, 2)" in cells[8]["value"]
+    assert "multiply" in cells[9]["value"]
+    assert "subtract" not in cells[9]["value"]
+    assert "learning phase 1" in cells[9]["value"]
 
 
 @pytest.mark.parametrize(
@@ -495,3 +501,17 @@ def test_what_the_magic_refuses(line: str, error: str, words: str) -> None:
     assert cells[2]["error"] == error, cells[2]
     assert words in cells[2]["out"]
     assert len(cells[2]["out"].strip().splitlines()) == 1
+
+
+def test_a_loop_is_one_row_for_each_of_its_values(every_engine: list[str]) -> None:
+    x, w = K.placeholder((2, 5, 3)), K.variable(np.ones((3, 4)))
+
+    def cell(element: Any, states: Any) -> Any:
+        h = K.tanh(K.dot(element, w) + states[0])
+        return h, [h]
+
+    last, _, _ = K.rnn(cell, x, [K.zeros((2, 4))])
+    report = kernelk.diff(K.log(last - 2), "numpy", "tensorflow", feeds={x: np.ones((2, 5, 3))})
+    assert [row.op for row in report.rows].count("item") == 1
+    assert not any(row.op == "scan" for row in report.rows)
+    assert report.origins[0].row.op == "log"

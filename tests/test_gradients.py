@@ -135,6 +135,7 @@ CASES = [
     Case("sum_to vector", lambda x, y: K.square(sum_to(x, y)) * y, [T, V]),
     Case("stop_gradient", lambda x: K.stop_gradient(x) * 1.0 + x * x, [M]),
     Case("identity", lambda x: K.identity(x) * x, [M]),
+    Case("print_tensor", lambda x: K.print_tensor(x, "x") * x, [M]),
     Case("a small network", lambda x, w, b, v: K.softmax(K.dot(K.tanh(K.dot(x, w) + b), v)), [M, (4, 5), (5,), (5, 2)]),
 ]
 for _name, _conv in [("conv2d", K.conv2d), ("depthwise", K.depthwise_conv2d)]:

@@ -11,7 +11,7 @@ from support import assert_close, lacking_engine
 
 import kernelk
 from kernelk import backend as K
-from kernelk.errors import ArgumentError, DTypeError, FeedError, ShapeError, UpdateError
+from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, UpdateError
 from kernelk.program import Program
 from kernelk.session import current
 
@@ -436,3 +436,25 @@ def test_lengths_from_outside_values(backend: str) -> None:
     call = K.function([x, n], [table])
     for length in (3, 1):
         assert_close(call([[1, 2], length])[0], np.outer([1, 2], np.arange(length)).astype("float32"), label="outer")
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_failure_inside_names_the_line_in_the_step(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernelk.backends import numpy_backend
+
+    def fail(instruction: Any, x: Any) -> Any:
+        raise RuntimeError("no power")
+
+    monkeypatch.setitem(numpy_backend.OPS, "exp", fail)
+    if staged:
+        lacking_engine(monkeypatch, "plain", ops={"scan", "item"})
+
+    def row(values: Any) -> Any:
+        return K.foldl(lambda a, b: a + K.exp(b), values, 0.0)  # here
+
+    x = K.placeholder((None, None))
+    call = K.function([x], [K.map_fn(row, x)])
+    if staged:
+        kernelk.set_backend("plain")
+    with pytest.raises(EngineError, match=r"no power \(op exp\).*K\.exp\(b\).*# here"):
+        call([[[1.0, 2.0]]])

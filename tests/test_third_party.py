@@ -19,7 +19,7 @@ from support import PROJECT, register
 import kernelk
 from kernelk import backend as K
 from kernelk import registry
-from kernelk.backends.base import COMPOSITES, PRIMITIVES
+from kernelk.backends.base import COMPOSITES, PRIMITIVES, STAGED
 from kernelk.errors import BackendNotInstalledError, EngineError
 from kernelk.session import current
 
@@ -60,7 +60,8 @@ def tinyarray(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def test_it_defines_the_primitives_and_nothing_else(tinyarray: str) -> None:
-    assert current().host().ops == set(PRIMITIVES)
+    # Loops and searches are run in stages for an engine that has none.
+    assert current().host().ops - set(STAGED) == set(PRIMITIVES)
     assert not current().host().ops & set(COMPOSITES)
 
 

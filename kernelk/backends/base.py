@@ -68,23 +68,23 @@ PRIMITIVES = {
     "scatter_add": (),
     # operands of equal rank >= 3 whose leading axes are equal; the last two are multiplied as in matmul
     "batch_matmul": ("transpose_a", "transpose_b"),
-    # (logs of shape batch, time, classes; int32 steps of shape batch, 1): see ctc_search.beam_search, which does it
-    "ctc_beam_search": ("beam_width", "top_paths", "merge_repeated"),
     # rank-2 operands of one dtype; each may be transposed first; float16 is accumulated in float32
     "matmul": ("transpose_a", "transpose_b"),
 }
 
-# Loops, which a backend may leave out: staged.py then runs a program's straight parts and each body by `compile`.
-LOOPS = {
-    # Operands: the body's leaves in order (lowering.Program.leaves): sequences, states at first, captures, draws,
-    # constants. Sequences and draws have a first axis more, along which the loop goes, from its end if `reverse`;
-    # they are equally long. At each step the body is given the elements there, the states, and the rest as it is; its
-    # first outputs (as many as `states`) are the new states. Its value is a sequence of the final states, then of the
-    # body's other outputs stacked along a first axis, each where its elements were. A loop of length 0 comes with all
-    # shapes known.
+# What a backend may leave out: staged.py then compiles what is between, and carries these out in Python and numpy.
+STAGED = {
+    # A loop. Operands: the body's leaves in order (lowering.Program.leaves): sequences, states at first, captures,
+    # draws, constants. Sequences and draws have a first axis more, along which the loop goes, from its end if
+    # `reverse`; they are equally long. At each step the body is given the elements there, the states, and the rest as
+    # it is; its first outputs (as many as `states`) are the new states. Its value is a list of the final states, then
+    # of the body's other outputs stacked along a first axis, each where its elements were. A loop of length 0 comes
+    # with all shapes known.
     "scan": ("sequences", "states", "reverse", "body"),
     # one of a scan's values
     "item": ("index",),
+    # (logs of shape batch, time, classes; int32 steps of shape batch, 1): see ctc_search.py, which does it in numpy
+    "ctc_beam_search": ("beam_width", "top_paths", "merge_repeated"),
 }
 
 # Functions that decompose into primitives; a backend may define any of them where its engine has a better one.

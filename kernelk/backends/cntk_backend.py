@@ -77,7 +77,7 @@ class CNTKBackend(Backend):
     """
 
     name = "cntk"
-    # A composite that CNTK lacks is better written out than left to numpy.
+    # A composite that CNTK lacks is better written out than left to numpy, and a loop's body compiled by staged.py.
     ops = {name: call for name, call in dict(HOST_OPS, **OPS).items() if name in PRIMITIVES or name in OPS}
     specialises = "all"
 

@@ -10,10 +10,10 @@ import traceback
 
 import numpy as np
 
-from .base import CannotLower
+from .base import STAGED, CannotLower
 from .lowering import InstructionError, Program
 from .random_draws import draw
-from .staged import STAGED, compile_program
+from .staged import compile_program
 
 _CHUNK = 1 << 18
 
@@ -41,13 +41,20 @@ def resident_bytes():
 
 
 def describe(error):
-    """The exception as a JSON-able dict; `instruction` is set where an op of the program is to blame."""
-    cause = error.cause if isinstance(error, InstructionError) else error
+    """The exception as a JSON-able dict.
+
+    `instruction` is set where an op of the program is to blame; `inside` is where in the bodies of loops it stands.
+    """
+    cause, path = error, []
+    while isinstance(cause, InstructionError):
+        path.append(cause.index)
+        cause = cause.cause
     text = str(cause).strip() or repr(cause)
     return {
         "type": type(cause).__name__,
         "message": text,
-        "instruction": error.index if isinstance(error, InstructionError) else None,
+        "instruction": path[0] if path else None,
+        "inside": path[1:],
         "unsupported": isinstance(cause, CannotLower),
         "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     }

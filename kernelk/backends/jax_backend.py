@@ -9,7 +9,6 @@ import numpy as np
 
 from . import jax_windows
 from .base import Backend, CannotLower, registrar
-from .ctc_search import beam_search
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
@@ -443,22 +442,6 @@ def _scatter_add(instruction, values, indices, like):
             mode=lax.GatherScatterMode.FILL_OR_DROP,
         )
     return _truth(total) if boolean else lax.convert_element_type(total, instruction.dtype)
-
-
-@op("ctc_beam_search")
-def _ctc_beam_search(instruction, logs, steps, **options):
-    # Callbacks run where JAX's 64 bits are off, so the numbers cross as their bits.
-    double = instruction.dtype == "float64"
-
-    def search(x, n):
-        x = np.asarray(x)
-        found = beam_search(x.view(np.float64)[..., 0] if double else x, np.asarray(n), **options)
-        return found[..., None].view(np.uint32) if double else found
-
-    shape, dtype = tuple(instruction.shape), instruction.dtype
-    result = jax.ShapeDtypeStruct(shape + (2,), "uint32") if double else jax.ShapeDtypeStruct(shape, dtype)
-    found = jax.pure_callback(search, result, lax.bitcast_convert_type(logs, np.uint32) if double else logs, steps)
-    return lax.bitcast_convert_type(found, np.float64) if double else found
 
 
 @op("matmul", "batch_matmul")

@@ -1,18 +1,23 @@
-"""Loops for an engine that has none of its own: straight parts and bodies are compiled, the loop itself is Python's."""
+"""What an engine leaves out: straight parts and bodies are compiled, loops and searches between them are Python's."""
 
 import numpy as np
 
-from .base import LOOPS
+from .base import STAGED
 from .lowering import InstructionError, Program, Steps
+from .numpy_backend import OPS as HOST_OPS
 from .segments import Segment
 
-# What a backend may leave out, because it is carried out here.
-STAGED = frozenset(LOOPS)
+
+def is_staged(instruction, ops):
+    """Whether a backend with these ops leaves an instruction, or something inside it, to be carried out here."""
+    if instruction.op in STAGED and instruction.op not in ops:
+        return True
+    return instruction.op == "scan" and any(is_staged(inner, ops) for inner in instruction.attrs["body"].instructions)
 
 
 def compile_program(backend, program, constants):
-    """`backend.compile`, in stages where the program has loops that the backend leaves out."""
-    if all(i.op in backend.ops or i.op not in STAGED for i in program.instructions):
+    """`backend.compile`, in stages where the program has something that the backend leaves out."""
+    if not any(is_staged(instruction, backend.ops) for instruction in program.instructions):
         return backend.compile(program, constants)
     staged = _Staged(backend, program, constants)
 
@@ -55,18 +60,21 @@ class _Staged(object):
                 wanted = set(n for n, index in last_use.items() if index >= stop).union(results)
                 add(_Straight(self, Segment(program, start, stop, wanted, constants, backend.compile)), start, stop)
 
+        loops = set()
         for instruction in program.instructions:
-            index = instruction.index
-            if instruction.op == "scan":
-                straight(index)
+            index, op = instruction.index, instruction.op
+            if not (instruction.inputs[0] in loops if op == "item" else is_staged(instruction, backend.ops)):
+                continue
+            straight(index)
+            if op == "scan":
+                loops.add(first + index)
                 body = instruction.attrs["body"]
                 fixed = instruction.inputs[len(body.inputs) + len(body.draws) :]
-                add(_Loop(self, instruction, [constants[n - first_constant] for n in fixed]), index, index + 1)
-                start = index + 1
-            elif instruction.op == "item":
-                straight(index)
-                add(_Item(self, instruction), index, index + 1)
-                start = index + 1
+                part = _Loop(self, instruction, [constants[n - first_constant] for n in fixed])
+            else:
+                part = _Item(self, instruction) if op == "item" else _Host(self, instruction)
+            add(part, index, index + 1)
+            start = index + 1
         straight(count)
         if start == count and any(number < first for number in results):
             # Results that are leaves leave by way of an empty part.
@@ -95,6 +103,57 @@ class _Straight(object):
         self._segment.run(values, draws, self._program)
 
 
+class _Operands(object):
+    """Operands of one instruction, taken from values by number: the engine's own, or arrays of feeds and constants."""
+
+    def __init__(self, staged, instruction):
+        program = staged.program
+        self._backend = staged.backend
+        self._constants = staged.constants
+        self._slots = len(program.inputs)
+        self._first_draw = self._slots + len(program.slots)
+        self._first_constant = self._first_draw + len(program.draws)
+        self._first = len(program.leaves)
+        self._numbers = instruction.inputs
+        self.result = self._first + instruction.index
+
+    def _found(self, place, values, draws):
+        """(whether it is the engine's own, the value)"""
+        number = self._numbers[place]
+        if self._first_draw <= number < self._first_constant:
+            return False, draws[number - self._first_draw]
+        if self._first_constant <= number < self._first:
+            return False, self._constants[number - self._first_constant]
+        return self._slots <= number, values[number]
+
+    def array(self, place, values, draws):
+        own, value = self._found(place, values, draws)
+        return np.ascontiguousarray(self._backend.to_numpy(value)) if own else value
+
+    def native(self, place, values, draws):
+        own, value = self._found(place, values, draws)
+        return value if own else self._backend.load(np.array(value))
+
+
+class _Host(object):
+    """An instruction that numpy computes."""
+
+    def __init__(self, staged, instruction):
+        self._backend = staged.backend
+        self._instruction = instruction
+        self._operands = _Operands(staged, instruction)
+        staged.facts.append({"kind": "host", "ops": 1, "host": [[instruction.op, "numpy's on every engine"]]})
+
+    def run(self, values, draws):
+        instruction = self._instruction
+        arrays = [self._operands.array(place, values, draws) for place in range(len(instruction.inputs))]
+        try:
+            result = HOST_OPS[instruction.op](instruction, *arrays, **instruction.attrs)
+        except Exception as error:
+            raise InstructionError(instruction, error) from error
+        values[self._operands.result] = self._backend.load(np.asarray(result))
+
+
 class _Item(object):
     def __init__(self, staged, instruction):
         self._source = instruction.inputs[0]
@@ -110,9 +169,8 @@ class _Loop(object):
 
     def __init__(self, staged, instruction, constants):
         self._backend = staged.backend
-        self._program = staged.program
         self._instruction = instruction
-        self._outer = staged.constants
+        self._operands = _Operands(staged, instruction)
         self._body = body = instruction.attrs["body"]
         self._sequences = instruction.attrs["sequences"]
         program = Program(
@@ -129,45 +187,28 @@ class _Loop(object):
         try:
             self._run = compile_program(staged.backend, program, constants)
         except InstructionError as error:
-            raise InstructionError(instruction, error.cause) from error
+            raise InstructionError(instruction, error) from error
         facts = {"kind": "loop", "ops": len(body.instructions)}
         stages = getattr(self._run, "stages", None)
         if stages:
             facts["body"] = stages
         staged.facts.append(facts)
 
-    def _operands(self, values, draws):
-        """Sequences and draws as arrays, states and captures as the engine's own values; constants are known."""
-        program, backend, operands = self._program, self._backend, []
-        slots = len(program.inputs)
-        first_draw = slots + len(program.slots)
-        first_constant = first_draw + len(program.draws)
-        for place, number in enumerate(self._instruction.inputs[: len(self._body.inputs) + len(self._body.draws)]):
-            own = slots <= number < first_draw or number >= len(program.leaves)
-            if first_draw <= number < first_constant:
-                value = draws[number - first_draw]
-            elif first_constant <= number < len(program.leaves):
-                value = self._outer[number - first_constant]
-            else:
-                value = values[number]
-            if self._sequences <= place < len(self._body.inputs):
-                operands.append(value if own else backend.load(np.array(value)))
-            else:
-                operands.append(np.ascontiguousarray(backend.to_numpy(value)) if own else value)
-        return operands
-
     def run(self, values, draws):
         body, n = self._body, self._sequences
-        operands = self._operands(values, draws)
+        inputs = len(body.inputs)
+        # Sequences and draws as arrays, states and captures as the engine's own values; constants are compiled in.
+        operands = [self._operands.array(place, values, draws) for place in range(n)]
+        operands += [self._operands.native(place, values, draws) for place in range(n, inputs)]
+        operands += [self._operands.array(inputs + place, values, draws) for place in range(len(body.draws))]
         length = len(operands[0])
         steps = Steps(self._instruction, operands, length, lambda x, t: x[t, ...])
         count, stacked = steps.count, None
-        inputs = len(body.inputs)
         for t, leaves in steps:
             try:
                 results, _ = self._run(leaves[:n], leaves[n:inputs], leaves[inputs:])
             except InstructionError as error:
-                raise InstructionError(self._instruction, error.cause) from error
+                raise InstructionError(self._instruction, error) from error
             steps.states = results[:count]
             arrays = [self._backend.to_numpy(x) for x in results[count:]]
             if stacked is None:
@@ -176,5 +217,4 @@ class _Loop(object):
                 whole[t] = x
         if stacked is None:
             stacked = [np.zeros((0,) + shape, dtype) for dtype, shape in (body.values[k] for k in body.outputs[count:])]
-        number = len(self._program.leaves) + self._instruction.index
-        values[number] = steps.states + [self._backend.load(x) for x in stacked]
+        values[self._operands.result] = steps.states + [self._backend.load(x) for x in stacked]

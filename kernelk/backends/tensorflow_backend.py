@@ -8,7 +8,6 @@ import numpy as np
 
 from . import tensorflow_windows
 from .base import Backend, CannotLower, registrar
-from .ctc_search import beam_search
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
@@ -415,13 +414,6 @@ def _scatter_add(instruction, values, indices, like):
     segments = _where(inside, indices, _like(-1, indices))
     total = tf.raw_ops.UnsortedSegmentSum(data=wide, segment_ids=segments, num_segments=length)
     return _cast(instruction, total, instruction.dtype)
-
-
-@op("ctc_beam_search")
-def _ctc_beam_search(instruction, logs, steps, **options):
-    found = tf.numpy_function(lambda x, n: beam_search(x, n, **options), [logs, steps], instruction.dtype)
-    found.set_shape(instruction.shape)
-    return found
 
 
 @op("matmul", "batch_matmul")

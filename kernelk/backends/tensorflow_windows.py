@@ -203,7 +203,9 @@ def _never_empty(function, batches):
             rows[0, 1] = 1
             # Padding by nothing copies nothing.
             paddings = tf.raw_ops.Mul(x=tf.constant(rows), y=missing)
-            filled[i] = tf.raw_ops.Pad(input=values[i], paddings=paddings)
+            # PadV2: TensorFlow fuses a Pad with the convolution behind it, as if it could frame only images.
+            zero = tf.constant(0, values[i].dtype)
+            filled[i] = tf.raw_ops.PadV2(input=values[i], paddings=paddings, constant_values=zero)
             filled[i].set_shape([None] + values[i].shape.as_list()[1:])
         result = function(instruction, *filled, **attrs)
         if "_kernel" in instruction.op:

@@ -408,12 +408,6 @@ def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
     return native.NumpyOp("batch_matmul", (transpose_a, transpose_b), a.dtype, kept)(a, b)
 
 
-@op("ctc_beam_search")
-def _ctc_beam_search(instruction, logs, steps, beam_width, top_paths, merge_repeated):
-    kept = tuple(n == 1 for n in instruction.shape)
-    return native.NumpyOp("ctc_beam_search", (beam_width, top_paths, merge_repeated), logs.dtype, kept)(logs, steps)
-
-
 @op("matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
     a, b = wide(a), wide(b)

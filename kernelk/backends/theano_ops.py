@@ -8,7 +8,6 @@ import theano
 from theano import scalar
 
 from . import numpy_windows
-from .ctc_search import beam_search
 
 
 class NumpyOp(theano.Op):
@@ -98,7 +97,6 @@ FUNCTIONS = {
     "conv": numpy_windows.conv,
     "conv_input": numpy_windows.conv_input,
     "conv_kernel": numpy_windows.conv_kernel,
-    "ctc_beam_search": beam_search,
     "cumprod": accumulate(np.cumprod),
     "cumsum": accumulate(np.cumsum),
     "gather": gather,

@@ -4,7 +4,6 @@ import numpy as np
 
 from . import torch_windows
 from .base import CannotLower, registrar
-from .ctc_search import beam_search
 from .lowering import Instruction, Steps, python_slices, resolve_dims
 
 # The engine's module, set by the backend: makers are only called after that.
@@ -562,15 +561,6 @@ def _product(instruction, function):
         return torch.ne(product, 0) if dtype == "bool" else product
 
     return integers
-
-
-@maker("ctc_beam_search")
-def _ctc_beam_search(instruction, **options):
-    def search(logs, steps):
-        found = beam_search(logs.cpu().numpy(), steps.cpu().numpy(), **options)
-        return torch.from_numpy(found).to(logs.device)
-
-    return search
 
 
 @maker("matmul")

@@ -40,8 +40,8 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
 
     `y_true`: labels (batch, longest); `y_pred`: probabilities (batch, steps, classes), the last class is the blank;
     `input_length`, `label_length`: (batch, 1), how many steps and labels of each sample count. Infinity, with a
-    gradient of 0, where the labels don't fit into the steps. Raises ShapeError, DTypeError for probabilities that
-    aren't floats.
+    gradient of 0, where the labels don't fit into the steps, and NaN where one is no class. Raises ShapeError, and
+    DTypeError for probabilities that aren't floats.
     """
     op = "ctc_batch_cost"
     predicted = _predictions(op, y_pred)
@@ -79,7 +79,11 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
     on_label = apply("select", binary("less", 0, counts), _picked(alpha, place, counts * 2 - 1), never)
     cost = -_log_sum(on_blank, on_label)
     impossible = binary("less", -_NEVER / 2, cost)
-    return cast(apply("select", impossible, _scalar(np.inf, wide.dtype), cost), predicted.dtype)
+    cost = apply("select", impossible, _scalar(np.inf, wide.dtype), cost)
+    known = apply("logical_and", binary("less_equal", 0, labels), binary("less", labels, blank))
+    wrong = apply("logical_and", binary("less", _places(labels), counts), apply("logical_not", known))
+    cost = apply("select", reductions.any(wrong, axis=1, keepdims=True), _scalar(np.nan, wide.dtype), cost)
+    return cast(cost, predicted.dtype)
 
 
 def ctc_decode(

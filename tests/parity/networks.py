@@ -301,9 +301,8 @@ def _normalization():
                 "bias_add",
                 f"{layout}, {axes} and {rest}",
                 lambda x, b, layout=layout: K.bias_add(x, b, layout),
-                lambda x, b, first=(layout == "channels_first"): (
-                    x + (b.reshape(b.shape[-1:] + b.shape[:-1]) if first else b)
-                ),
+                # As in Keras: with channels first, the bias is reshaped and not transposed.
+                lambda x, b, first=(layout == "channels_first"): x + (b.reshape(x.shape[1:]) if first else b),
                 [real(axes), real(rest)],
             )
 

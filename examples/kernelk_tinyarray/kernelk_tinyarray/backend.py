@@ -325,6 +325,16 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
     return Array(items, (*a.shape[:-2], m, n), a.dtype)
 
 
+def tiny_of(array):
+    """An ndarray as an array of the engine's."""
+    return Array(array.ravel().tolist(), array.shape, array.dtype.name)
+
+
+def array_of(x):
+    """The way back."""
+    return np.array(x.items, dtype=x.dtype).reshape(x.shape)
+
+
 # The engine -------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +354,7 @@ class TinyBackend(Backend):
         }
 
     def load(self, array):
-        return Array(array.ravel().tolist(), array.shape, array.dtype.name)
+        return tiny_of(array)
 
     def to_numpy(self, value):
-        return np.array(value.items, dtype=value.dtype).reshape(value.shape)
+        return array_of(value)
