@@ -11,7 +11,7 @@ from support import assert_close, lacking_engine
 
 import kernelk
 from kernelk import backend as K
-from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, UpdateError
+from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, SwapRefusedError, UpdateError
 from kernelk.program import Program
 from kernelk.session import current
 
@@ -402,6 +402,24 @@ def test_refused(make: Callable[[Any], Any], error: type[Exception], words: str)
     with pytest.raises(error) as caught:
         make(K.placeholder((2, 5, 3)))
     assert words in str(caught.value)
+
+
+def test_lists_of_numbers_are_tensors() -> None:
+    assert K.eval(K.map_fn(lambda a: a * 2, [1, 2, 3])).tolist() == [2, 4, 6]
+    assert K.eval(K.foldl(lambda a, b: a + b, [[1, 2], [3, 4]], [0.5, 0.0])).tolist() == [4.5, 6.0]
+    assert K.eval(K.foldr(lambda a, b: a * 2 + b, np.array([1.0, 2.0]))) == 5.0
+
+
+def test_an_engine_without_an_op_of_the_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking_engine(monkeypatch, "plain", ops={"sin"}, dtypes={"int8"})
+    x = K.placeholder((None,))
+    call = K.function([x], [K.map_fn(lambda a: K.cast(K.cast(K.sin(a), "int8"), "float32"), x)])
+    assert call([[0.0]])[0].tolist() == [0.0]
+    with pytest.raises(SwapRefusedError) as caught:
+        kernelk.set_backend("plain")
+    assert "no op 'sin'" in str(caught.value)
+    assert "no dtype int8" in str(caught.value)
+    assert call([[0.0]])[0].tolist() == [0.0]
 
 
 def test_updates_inside_are_refused() -> None:

@@ -43,6 +43,11 @@ def packed(structure: Any, leaves: Sequence[Any]) -> Any:
     return pack(structure)
 
 
+def _nested(value: Any) -> bool:
+    """Whether a list or tuple holds tensors; of numbers alone it is one tensor itself."""
+    return isinstance(value, (list, tuple)) and builtins.any(isinstance(x, (Tensor, np.ndarray)) for x in flat(value))
+
+
 # --- a loop of tensors ------------------------------------------------------------------------------------------
 
 
@@ -300,6 +305,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
     tensors. `dtype` (nested likewise) is what results are cast to. Raises ShapeError for lengths that differ.
     """
+    elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, "map_fn")
     shape: list[Any] = []
 
@@ -319,6 +325,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
 
 
 def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse: bool) -> Any:
+    elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, op)
     structure = elems if initializer is None else initializer
     if initializer is None:
@@ -328,10 +335,11 @@ def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse
         first: list[Any] = [_at(x, index) for x in given]
         part = [None, -1, None] if reverse else [1, None, None]
         given = [apply("slice", x, slices=[part, *[[None, None, None]] * (x.ndim - 1)]) for x in given]
-    elif isinstance(initializer, np.ndarray) or not isinstance(initializer, (list, tuple)):
-        first = [initializer]
-    else:
+    elif _nested(initializer) or (isinstance(initializer, (list, tuple)) and isinstance(elems, (list, tuple))):
         first = flat(initializer)
+    else:
+        # One value, be it a list of numbers.
+        structure, first = 0, [initializer]
 
     def step(elements: list[Tensor], states: list[Tensor]) -> tuple[list[Any], list[Any]]:
         return [], flat(fn(packed(structure, states), packed(elems, elements)))
