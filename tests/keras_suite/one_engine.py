@@ -70,6 +70,19 @@ class KerasSuite:
 
         return call
 
+    def absence(self) -> str:
+        """Why the engine can't be had on this machine; "" if it can."""
+        from kernelk import registry
+        from kernelk.errors import BackendNotInstalledError
+
+        engine = registry.engine(self.engine)
+        try:
+            if not engine.in_kernel:
+                registry.interpreter(engine)
+        except BackendNotInstalledError as error:
+            return " ".join(str(error).split())
+        return ""
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keras's own skips, which are by its engines' names and faults, give way to `excluded.txt`."""
         known = set()
@@ -130,6 +143,10 @@ class KerasSuite:
 def main(engine: str, report: str, *arguments: str) -> int:
     """pytest's exit status; the report is written to a file unless nothing could be run."""
     suite = KerasSuite(engine)
+    reason = suite.absence()
+    if reason:
+        Path(report).write_text(json.dumps({"absent": reason}))
+        return 0
     (BUILD / "pytest.ini").write_text("[pytest]\n")
     tests = KERAS / "tests" / "keras" / "backend" / "backend_test.py"
     options = ["-c", str(BUILD / "pytest.ini"), "--noconftest", "-p", "no:cacheprovider", "-q", "--timeout=300"]

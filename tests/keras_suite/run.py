@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -56,7 +57,10 @@ def run(engine: str, arguments: list[str]) -> dict[str, Any] | str:
 
 
 def main() -> int:
-    """1 if a test failed, an engine couldn't run or a name is missing."""
+    """1 if a test failed, an engine couldn't run or a name is missing.
+
+    An engine that can't be had is passed over, unless KERNELK_REQUIRE names it.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", nargs="*", default=ENGINES, help="default: all")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as in pytest")
@@ -81,6 +85,10 @@ def show(reports: dict[str, dict[str, Any] | str]) -> int:
         if isinstance(report, str):
             rows.append((engine, "did not run: " + report))
             wrong = 1
+            continue
+        if "absent" in report:
+            rows.append((engine, "can't be had here: " + report["absent"]))
+            wrong |= engine in os.environ.get("KERNELK_REQUIRE", "").split(",")
             continue
         results = report["results"]
         missing = report["missing"]
