@@ -61,7 +61,7 @@ STEPS = [
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_a_loop_is_its_unrolled_self(backend: str, step: Callable[..., Any]) -> None:
-    """Values and gradients, first and second, in both phases, plain and masked: as the unrolled net has them on numpy."""
+    """Values, first and second gradients in both phases, plain and masked: as the unrolled net has them on numpy."""
     draws = np.random.RandomState(1)
     w, u = (K.variable(draws.randn(2, 2) * 0.5, dtype="float64") for _ in range(2))
     x, h = K.placeholder((None, 3, 2), dtype="float64"), K.placeholder((None, 2), dtype="float64")
