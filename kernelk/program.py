@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .backends.lowering import Instruction as Lowered
-from .backends.numpy_backend import OPS as NUMPY
 from .bounds import drop_oldest
 from .errors import FeedError, KernelKError, ShapeError
 from .graph import (
@@ -508,6 +507,9 @@ class Program:
 
         Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
         """
+        # Writing a graph imports no backend.
+        from .backends.numpy_backend import OPS as NUMPY
+
         shapes = self.infer(feed_shapes)
         start = self.first - len(self.constants)
         known: dict[int, np.ndarray[Any, Any]] = {start + i: node.array for i, node in enumerate(self.constants)}

@@ -4,7 +4,6 @@ import numpy as np
 
 from .base import STAGED
 from .lowering import InstructionError, Program, Steps
-from .numpy_backend import OPS as HOST_OPS
 from .segments import Segment
 
 
@@ -139,6 +138,10 @@ class _Host(object):
     """An instruction that numpy computes."""
 
     def __init__(self, staged, instruction):
+        # Not with this module: most programs have no such instruction, and the kernel imports the module early.
+        from .numpy_backend import OPS
+
+        self._compute = OPS[instruction.op]
         self._backend = staged.backend
         self._instruction = instruction
         self._operands = _Operands(staged, instruction)
@@ -148,7 +151,7 @@ class _Host(object):
         instruction = self._instruction
         arrays = [self._operands.array(place, values, draws) for place in range(len(instruction.inputs))]
         try:
-            result = HOST_OPS[instruction.op](instruction, *arrays, **instruction.attrs)
+            result = self._compute(instruction, *arrays, **instruction.attrs)
         except Exception as error:
             raise InstructionError(instruction, error) from error
         values[self._operands.result] = self._backend.load(np.asarray(result))

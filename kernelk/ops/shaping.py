@@ -8,7 +8,6 @@ import numpy as np
 
 from .. import config
 from ..backends.lowering import Instruction as Lowered
-from ..backends.numpy_backend import OPS as NUMPY
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph import Constant, Shape, Tensor, constant_node
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
@@ -77,6 +76,9 @@ def known_integer(x: Tensor) -> int | None:
         return None
     if x.op in ("cast", "identity"):
         return operands[0]
+    # Writing a graph imports no backend, unless it computes with lengths.
+    from ..backends.numpy_backend import OPS as NUMPY
+
     call = Lowered(0, x.op, (), {}, x.dtype, ())
     return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))
 
