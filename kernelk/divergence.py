@@ -20,7 +20,8 @@ from .ops.dtypes import FLOATS
 from .ops.nn import PHASE
 from .ops.random import SEEDS
 from .ops.rules import RULES
-from .program import Instruction, Program, update_value
+from .program import Instruction, Program
+from .reader import update_value
 from .session import Session, current
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,8 @@ from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
 from .ops.updates import update
-from .program import KEY_LENGTH, NeedsValuesError, Program, update_value
+from .program import KEY_LENGTH, Program
+from .reader import NeedsValuesError, update_value
 from .session import Session, current
 from .source import Source, caller
 
