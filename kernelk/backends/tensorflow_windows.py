@@ -1,6 +1,6 @@
 """TensorFlow's kernels for convolutions and pooling; in the island, beside the TensorFlow backend, which enters them.
 
-What its kernels on a CPU can't do is left to the decompositions: dilation, and maxima in which NaN wins.
+What its kernels on a CPU can't do is left to the decompositions, as dilation, or done by others.
 """
 
 import numpy as np
@@ -156,6 +156,36 @@ def _pools(window, strides):
     return {"ksize": _entries(window), "strides": _entries(strides)}
 
 
+def _max_pool(instruction, x, window, strides, pads):
+    values = _wide(x)
+    # TensorFlow's kernel passes over NaN, and has the least float for a maximum of -inf.
+    finite = tf.raw_ops.All(input=tf.math.is_finite(values), axis=list(range(len(x.shape))))
+    settings = dict(_pools(window, strides), **_placed(pads))
+    result = tf.cond(
+        finite,
+        lambda: tf.raw_ops.MaxPool(input=values, **settings),
+        lambda: _max_of_slices(_framed(values, pads, -np.inf), window, strides),
+    )
+    return tf.cast(result, x.dtype)
+
+
+def _max_of_slices(x, window, strides):
+    """The maximum over the places in a window, one axis after the other; NaN wins."""
+    for axis, (size, stride) in enumerate(zip(window, strides), 1):
+        best = None
+        for place in range(size):
+            left = size - 1 - place
+            entry = slice(place, -left if left else None, stride)
+            piece = x[(slice(None),) * axis + (entry,)]
+            if best is None:
+                best = piece
+            else:
+                first = tf.logical_or(tf.greater_equal(best, piece), tf.math.is_nan(best))
+                best = tf.where(first, best, piece)
+        x = best
+    return x
+
+
 def _max_pool_grad(instruction, x, g, window, strides, pads):
     values, settings = _wide(x), dict(_pools(window, strides), **_placed(pads))
     best = tf.raw_ops.MaxPool(input=values, **settings)
@@ -235,6 +265,7 @@ def enter(op, resolve_dims):
         ("depthwise_conv", _depthwise_conv, 1),
         ("depthwise_conv_input", resolving(_depthwise_conv_input), 1),
         ("depthwise_conv_kernel", _depthwise_conv_kernel, 2),
+        ("max_pool", _max_pool, 1),
         ("max_pool_grad", _max_pool_grad, 2),
         ("avg_pool", _avg_pool, 1),
         # Of the second operand only the lengths of rows and columns count.
