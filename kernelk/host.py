@@ -29,9 +29,10 @@ MOST_DROPPED = 4096
 class Host:
     """One engine at work. `versions` and `compiled` say what of the session it holds already."""
 
-    def __init__(self, engine: Engine, storage: Storage) -> None:
+    def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
         self.engine = engine
         self.storage = storage
+        self.options = options or {}
         self.facts: dict[str, Any] = {}
         self.ops: frozenset[str] = frozenset()
         self.dtypes: frozenset[str] = frozenset()
@@ -163,8 +164,8 @@ def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
 class LocalHost(Host):
     """A backend in the kernel's own process."""
 
-    def __init__(self, engine: Engine, storage: Storage) -> None:
-        super().__init__(engine, storage)
+    def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
+        super().__init__(engine, storage, options)
         self._executor: Executor | None = None
 
     @property
@@ -180,7 +181,7 @@ class LocalHost(Host):
             begin = time.perf_counter()
             try:
                 module = importlib.import_module(self.engine.path)
-                executor = Executor(getattr(module, self.engine.backend)({}))
+                executor = Executor(getattr(module, self.engine.backend)(dict(self.options)))
                 executor.segments = self.storage.segments
                 self._welcome(executor.do_facts({}))
             except ImportError as error:

@@ -65,7 +65,7 @@ class Session(HasTraits):
         self.functions: weakref.WeakSet[Any] = weakref.WeakSet()
         self.shown: weakref.WeakKeyDictionary[Tensor, Shown] = weakref.WeakKeyDictionary()
         self.swaps: list[Any] = []
-        self.engine_options: dict[str, dict[str, Any]] = {}
+        self.engine_options: dict[str, dict[str, Any]] = {}  # engine's name -> what the user asked for; see make_host
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
@@ -154,14 +154,18 @@ class Session(HasTraits):
         name = name or self.active
         host = self.hosts.get(name)
         if host is None:
-            engine = registry.engine(name)
-            host = (
-                LocalHost(engine, self.storage)
-                if engine.in_kernel
-                else WorkerHost(engine, self.storage, config.say, self.engine_options.get(name))
-            )
-            self.hosts[name] = host
+            host = self.hosts[name] = self.make_host(name, self.engine_options.get(name, {}))
         return host
+
+    def make_host(self, name: str, options: dict[str, Any]) -> Host:
+        """A new host, not started and not the session's own yet, for an engine with these options.
+
+        `options`: "device" and "threads" as the user asked for them, "in_kernel", and what a backend takes beside these.
+        """
+        engine = registry.engine(name)
+        if engine.in_kernel or options.get("in_kernel"):
+            return LocalHost(engine, self.storage, options)
+        return WorkerHost(engine, self.storage, config.say, options)
 
     def ready_host(self) -> Host:
         """The active engine, started; the first time, one line says which it is."""

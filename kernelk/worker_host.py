@@ -57,8 +57,7 @@ class WorkerHost(Host):
     def __init__(
         self, engine: Engine, storage: Storage, notify: Callable[[str], None], options: dict[str, Any] | None = None
     ) -> None:
-        super().__init__(engine, storage)
-        self.options = options or {}
+        super().__init__(engine, storage, options)
         self._notify = notify
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Wire | None = None
