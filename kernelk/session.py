@@ -160,7 +160,7 @@ class Session(HasTraits):
     def make_host(self, name: str, options: dict[str, Any]) -> Host:
         """A new host, not started and not the session's own yet, for an engine with these options.
 
-        `options`: "device" and "threads" as the user asked for them, "in_kernel", and what a backend takes beside these.
+        `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
         """
         engine = registry.engine(name)
         if engine.in_kernel or options.get("in_kernel"):
