@@ -123,6 +123,14 @@ def test_the_best_sequences_by_beams(backend: str) -> None:
             np.testing.assert_allclose(score, np.log(probability), rtol=1e-6)
 
 
+def test_equally_probable_sequences_come_in_the_order_of_their_labels(backend: str) -> None:
+    # As likely as each other up to the last bits, in which engines' logarithms differ.
+    likely = 0.3 + 1e-8 * np.random.default_rng(1).standard_normal((1, STEPS, CLASSES - 1))
+    p = np.concatenate([likely, 1 - likely.sum(-1, keepdims=True)], -1)
+    first, second, third, _ = decoded(p, [1], greedy=False, beam_width=3, top_paths=3)
+    assert [first[0, 0], second[0, 0], third[0, 0]] == [0, 1, 2]
+
+
 def test_repeated_labels_are_merged_where_that_is_asked_for() -> None:
     p = np.full((1, STEPS, CLASSES), 0.02)
     for step, label in enumerate([1, BLANK, 1, 0, BLANK]):

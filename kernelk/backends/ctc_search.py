@@ -2,6 +2,10 @@
 
 import numpy as np
 
+# Engines' logarithms differ in their last bits. Sequences whose scores are that close count as equally probable, and
+# come in the order of their labels: the same on every engine.
+EQUAL = 1e-5
+
 
 def beam_search(logs, steps, beam_width, top_paths, merge_repeated):
     """The most probable label sequences of each sample, for `logs` (batch, time, classes); the last class is the blank.
@@ -38,11 +42,20 @@ def _beams(rows, width):
             for label in range(blank):
                 # The same label again counts as another one only after a blank.
                 _add(grown, labels + (label,), -np.inf, (on_blank if label == last else either) + row[label])
-        # Of equals the one that was found first stays.
-        order = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))
-        beams = dict(order[:width])
-    scored = [(list(labels), np.logaddexp(*ends)) for labels, ends in beams.items()]
-    return sorted(scored, key=lambda item: -item[1])
+        beams = {labels: grown[labels] for labels, _ in _ranked(grown)[:width]}
+    return [(list(labels), score) for labels, score in _ranked(beams)]
+
+
+def _ranked(beams):
+    """[(labels, log-probability)] of all beams, the best first."""
+    scored = sorted(((labels, np.logaddexp(*ends)) for labels, ends in beams.items()), key=lambda item: -item[1])
+    ranked, equals = [], []
+    for item in scored:
+        if equals and not item[1] >= equals[0][1] - EQUAL * max(1.0, abs(equals[0][1])):
+            ranked += sorted(equals)
+            equals = []
+        equals.append(item)
+    return ranked + sorted(equals)
 
 
 def _add(beams, labels, on_blank, on_label):

@@ -242,7 +242,9 @@ def _beam(y, lengths):
     rows = []
     for p, n in zip(_logs(y), lengths.reshape(-1)):
         found = _paths(p[:n])
-        rows.append(list(max(found, key=found.__getitem__)))
+        best = max(found.values())
+        # Of equally probable ones the first in the order of labels, whatever the last bits of a logarithm say.
+        rows.append(list(min(labels for labels, score in found.items() if score >= best - 1e-5 * max(1, abs(best)))))
     return _decoded(rows)
 
 
