@@ -14,6 +14,9 @@ from .function import Function, function
 from .function import evaluate as eval
 from .gradients import gradients, stop_gradient
 from .graph import Tensor
+
+# No name of Keras's, so that it isn't in __all__ either.
+from .native import native as native
 from .ops.arranging import (
     arange,
     gather,

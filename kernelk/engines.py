@@ -10,8 +10,9 @@ class Engine:
     """One backend: class `backend` of `module`, which is imported in the process that runs it, never to list it.
 
     `module`: one of `kernelk.backends`, or a third party's by its full name ("package.module").
-    `in_kernel`: it runs in the notebook's own process. `imports`: the package to look for in the kernel's own
-    environment. `recipe`: the name of the environment that `kernelk install` builds for it.
+    `in_kernel`: it always runs in the notebook's own process; `in_kernel_too`: it may, where its user asks for it.
+    `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
+    `kernelk install` builds for it.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Engine:
     module: str
     backend: str
     in_kernel: bool = False
+    in_kernel_too: bool = False
     imports: str | None = None
     recipe: str | None = None
     install: str = ""
@@ -35,14 +37,29 @@ TENSORFLOW = Engine(
     "TensorFlow",
     "tensorflow_backend",
     "TensorFlowBackend",
+    in_kernel_too=True,
     imports="tensorflow",
     install='pip install "kernelk[tensorflow]"',
 )
 TORCH = Engine(
-    "torch", "PyTorch", "torch_backend", "TorchBackend", imports="torch", install='pip install "kernelk[torch]"'
+    "torch",
+    "PyTorch",
+    "torch_backend",
+    "TorchBackend",
+    in_kernel_too=True,
+    imports="torch",
+    install='pip install "kernelk[torch]"',
 )
 THEANO = Engine(
     "theano", "Theano", "theano_backend", "TheanoBackend", recipe="theano", install="kernelk install theano"
 )
 CNTK = Engine("cntk", "CNTK", "cntk_backend", "CNTKBackend", recipe="cntk", install="kernelk install cntk")
-JAX = Engine("jax", "JAX", "jax_backend", "JaxBackend", imports="jax", install='pip install "kernelk[jax]"')
+JAX = Engine(
+    "jax",
+    "JAX",
+    "jax_backend",
+    "JaxBackend",
+    in_kernel_too=True,
+    imports="jax",
+    install='pip install "kernelk[jax]"',
+)

@@ -13,6 +13,7 @@ from .bounds import drop_oldest
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
 from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, walk
 from .host import Host
+from .interchange import as_numpy
 from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
@@ -87,7 +88,8 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
 
     Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
-    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays.
+    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays; another library's tensors as
+    arrays, on a CPU without a copy.
     """
     shape = placeholder.shape
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
@@ -101,6 +103,7 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
                 f"K.placeholder(..., sparse=True), or feed matrix.toarray()"
             )
         value = densified(value, f"placeholder '{placeholder.name}'")
+    value = as_numpy(value, f"placeholder '{placeholder.name}'", FeedError)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -298,7 +301,7 @@ def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
     for node, value in sorted(dict(prints).items(), key=lambda entry: entry[0].uid):
         message = node.attrs["message"]
         prefix = message if not message or message[-1].isspace() else f"{message} "
-        print(prefix + np.array2string(value, prefix=prefix.rpartition("\n")[2]))
+        print(prefix + np.array2string(as_numpy(value, node.name), prefix=prefix.rpartition("\n")[2]))
 
 
 def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
@@ -352,7 +355,8 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
     session = current()
     if isinstance(tensor, Variable):
         return session.read(tensor)
-    feeds = feeds or {}
+    # Converted once, and looked at twice.
+    feeds = {x: as_numpy(value, f"placeholder {x!r}", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []
     call = Function(list(feeds), [tensor], updates, live=False)
     value: Array = call(list(feeds.values()))[0]

@@ -308,8 +308,7 @@ class Session(HasTraits):
         commit: bool,
     ) -> list[np.ndarray[Any, Any]]:
         plan = self._plan(host, program, specialisation, feeds)
-        for array, feed in zip(plan.feeds, feeds):
-            array[...] = feed
+        host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
         message = {
             "do": "run",
@@ -323,7 +322,7 @@ class Session(HasTraits):
             reply = host.request(message)
             if not known:
                 host.define(plan.number, specialisation.key)
-            values = [array.copy() for array in plan.outputs]
+            values = host.take(plan.outputs)
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)

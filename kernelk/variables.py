@@ -10,6 +10,7 @@ import numpy as np
 from .errors import ArgumentError, DTypeError, ShapeError
 from .function import evaluate
 from .graph import Tensor, Variable, constant_node
+from .interchange import as_numpy
 from .ops import random
 from .ops.dtypes import FLOATS, as_tensor, check_dtype, densified, is_sparse_matrix
 from .ops.rules import apply
@@ -29,7 +30,7 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
     if isinstance(value, Tensor):
         value = evaluate(value)
     sparse = is_sparse_matrix(value)
-    value = densified(value, "variable")
+    value = as_numpy(densified(value, "variable"), "variable")
     try:
         array = np.asarray(value)
         if array.dtype == object or array.dtype.kind not in "biuf":
@@ -129,7 +130,7 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
 
 
 def _fitted(x: Variable, value: Any) -> np.ndarray[Any, Any]:
-    value = densified(value, "set_value")
+    value = as_numpy(densified(value, "set_value"), f"set_value: variable '{x.name}'")
     try:
         array = np.asarray(value)
     except ValueError as error:

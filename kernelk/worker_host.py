@@ -23,7 +23,7 @@ from .backends.shared_memory import Segment
 from .backends.wire import Wire, WireClosed
 from .engines import Engine
 from .errors import BackendNotInstalledError, EngineError, WorkerDiedError
-from .host import Host, engine_error
+from .host import Host, cache_folder, engine_error
 from .interrupts import HeldInterrupt
 from .storage import Storage
 
@@ -121,10 +121,7 @@ class WorkerHost(Host):
             # What the kernel's interpreter is told must not reach another version's.
             for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
                 environment.pop(name, None)
-        import platformdirs
-
-        cache = Path(platformdirs.user_cache_dir("kernelk")) / self.engine.name
-        options = {"cache": str(cache), "scratch": self._scratch, **self.options}
+        options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
         setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         with theirs, self.log.open("wb") as log:

@@ -1,5 +1,7 @@
 """The contract: what a backend class promises to the executor that drives it, and the primitives it must define."""
 
+import numpy as np
+
 # Every primitive, with its attributes. An op function is called as `fn(instruction, *values, **attrs)` with the
 # engine's own values and returns one; `instruction` (lowering.Instruction) knows the dtypes and shapes promised
 # by the graph. Operands of one op have one dtype already (the graph inserts casts) unless said otherwise.
@@ -139,6 +141,11 @@ DTYPES = (
 )
 
 
+# What a library has but once in a process: said where this is the notebook's own.
+SHARED_THREADS = "%s has one pool of threads in a process: these %d are your own %s code's in this notebook, too"
+FLUSHES = "%s flushes denormal numbers to zero in the notebook's own process, as is its default; a worker keeps them"
+
+
 class CannotLower(Exception):
     """The engine has no way to do what an instruction asks; the message says what and why."""
 
@@ -161,8 +168,9 @@ class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 
     `options` is a dict with string keys: "device" (as the engine lists it, or None), "threads" (int or None),
-    "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone), and options of
-    the engine's own.
+    "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone), "in_kernel" (True in
+    the notebook's own process, where the engine's library is its user's as well: no setting of the library or the
+    process may change then, and none of theirs may change a result), and options of the engine's own.
     """
 
     name = ""
@@ -181,7 +189,10 @@ class Backend(object):
         self.options = options
 
     def facts(self):
-        """A JSON-able dict: version (the engine's own words), device, devices (list), threads (int)."""
+        """A JSON-able dict: version (the engine's own words), device, devices (list), threads (int).
+
+        "notes": lines that the user is told once at the start.
+        """
         raise NotImplementedError
 
     def load(self, array):
@@ -213,6 +224,7 @@ class Backend(object):
         Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds and draws) and native
         values (state, one for each slot) in; native outputs, and the native new value of each of
         `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
+        `run.fresh`, if it is there, has the positions of outputs in memory that nothing else will hold.
         Raises CannotLower.
 
         As it stands here, each run calls the op functions one by one.
@@ -229,6 +241,16 @@ class Backend(object):
             return [values[number] for number in program.outputs], [values[number] for _, number in program.updates]
 
         return run
+
+    def native(self, value, fresh):
+        """A native result as the user gets it, to keep and to write to; it shares memory with nothing else.
+
+        `fresh`: nothing else holds the value, and it can be handed out as it is.
+        """
+        return self.load(np.array(self.to_numpy(value)))
+
+    def close(self):
+        """Gives back what the library holds for the backend, which isn't used any more."""
 
     def synchronize(self):
         """Returns when all work handed to the device is done."""

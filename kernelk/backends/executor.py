@@ -145,6 +145,8 @@ class Executor(object):
         """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
 
         sides (for each update, which of its two slots to write), counter (of random draws).
+        Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
+        to come with the reply, and not in the plan's memory.
         Replies with the seconds that the run itself took.
         """
         backend, state = self.backend, self.state
@@ -153,31 +155,50 @@ class Executor(object):
         plan = self.plans[request["plan"]]
         for number, reference in request["load"]:
             state[number] = backend.load(self.array(reference))
-        counter = request["counter"]
+        counter, feeds = request["counter"], request.get("feeds", plan.feeds)
         draws = [draw(kind, dtype, shape, seed, counter) for kind, dtype, shape, seed in plan.draws]
         into = [pair[side] for pair, side in zip(plan.into, request["sides"])]
         values = [state[number] for number in plan.slots]
         start = time.perf_counter()
         if backend.writes_in_place:
-            outputs, updated = plan.run(plan.feeds, values, draws, into)
+            outputs, updated = plan.run(feeds, values, draws, into)
         else:
-            outputs, updated = plan.run(plan.feeds, values, draws)
+            outputs, updated = plan.run(feeds, values, draws)
         seconds = time.perf_counter() - start
-        for value, place in zip(outputs, plan.outputs):
-            result = backend.to_numpy(value)
-            if result.shape != place.shape or result.dtype != place.dtype:
-                raise RuntimeError(
-                    "the engine made %s%s where the graph promises %s%s"
-                    % (result.dtype, result.shape, place.dtype, place.shape)
-                )
-            place[...] = result
+        results = self._deliver(plan, outputs, request.get("results"))
         kept = {}
         for number, value, destination in zip(plan.updated, updated, into):
             if value is not destination:
                 value = backend.commit(value, destination)
             kept[number] = value
         state.update(kept)
-        return {"seconds": seconds}
+        return {"seconds": seconds} if results is None else {"seconds": seconds, "results": results}
+
+    def _deliver(self, plan, outputs, how):
+        """Outputs in the plan's memory, or as a list of what the user may keep: see `do_run`."""
+        backend = self.backend
+        if how == "native":
+            fresh = getattr(plan.run, "fresh", ())
+            return [backend.native(value, position in fresh) for position, value in enumerate(outputs)]
+        results = []
+        for value, place in zip(outputs, plan.outputs):
+            array = backend.to_numpy(value)
+            if array.shape != place.shape or array.dtype != place.dtype:
+                raise RuntimeError(
+                    "the engine made %s%s where the graph promises %s%s"
+                    % (array.dtype, array.shape, place.dtype, place.shape)
+                )
+            if how == "arrays":
+                results.append(np.array(array, order="C"))
+            else:
+                place[...] = array
+        return results if how == "arrays" else None
+
+    def close(self):
+        """Forgets everything, and lets the library give back what it can."""
+        self.state, self.compiled, self.plans = {}, {}, {}
+        gc.collect()
+        self.backend.close()
 
     def do_release(self, request):
         """Fields: variables (ids), plans, programs (keys), segments (numbers). Forgets them."""

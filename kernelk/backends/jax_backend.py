@@ -3,12 +3,12 @@
 import os
 import sys
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 
 from . import jax_windows
-from .base import Backend, CannotLower, registrar
+from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, registrar
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
@@ -561,15 +561,19 @@ class JaxBackend(Backend):
 
         jax_windows.jax, jax_windows.lax = jax, lax
         started = _started()
-        if denormals != "flush" and not started:
+        self._in_kernel = bool(options.get("in_kernel"))
+        if denormals != "flush" and not started and not self._in_kernel:
             keep_denormals(options.get("scratch"))
         settings = {}
-        if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
+        if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ and not self._in_kernel:
             # Without it a process takes most of a GPU's memory, and other engines' workers get none.
             settings["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         if threads:
             # What XLA takes for the number of processors.
             settings["NPROC"] = str(int(threads))
+        self._notes = []
+        if threads and self._in_kernel and not started:
+            self._notes.append(SHARED_THREADS % ("JAX", int(threads), "JAX"))
         with _environment(settings):
             self._devices = _devices()
         self._threads = _pool()
@@ -592,7 +596,11 @@ class JaxBackend(Backend):
         self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
         kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
         self._denormals = "keep" if kept else "flush"
+        if self._in_kernel and not kept and denormals is None:
+            self._notes.append(FLUSHES % "JAX")
         if denormals == "keep" and not kept:
+            if self._in_kernel:
+                raise ValueError(FLUSHES % "JAX" + ": leave the option 'denormals' out, or take a worker")
             raise ValueError(
                 "JAX flushes denormals here, as it started earlier or can't be kept from it:"
                 " restart the process, or leave the option 'denormals' out"
@@ -650,13 +658,29 @@ class JaxBackend(Backend):
 
     def _executable(self, body, leaves):
         """The list-valued `body` compiled for arguments of these dtypes and shapes."""
-        with jax.enable_x64(True), jax.disable_jit(False):
+        with jax.enable_x64(True), self._own_settings():
             specs = [jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype, shape in leaves]
 
             def program(*arguments):
                 return body(*arguments)
 
             return jax.jit(program).lower(*specs).compile(compiler_options=self._options)
+
+    def _own_settings(self):
+        """A context without those of the user's settings by which a program fails, or isn't compiled."""
+        stack = ExitStack()
+        stack.enter_context(jax.disable_jit(False))
+        if self._in_kernel:
+            stack.enter_context(jax.debug_nans(False))
+            stack.enter_context(jax.debug_infs(False))
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.transfer_guard("allow"))
+        return stack
+
+    def _disturbing(self):
+        """Whether the user has a setting by which a compiled program would fail at its call."""
+        config = jax.config
+        return config.jax_disable_jit or self._in_kernel and (config.jax_debug_nans or config.jax_debug_infs)
 
     def facts(self):
         return {
@@ -666,6 +690,7 @@ class JaxBackend(Backend):
             "threads": self._threads,
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
+            "notes": self._notes,
         }
 
     def load(self, array):
@@ -676,6 +701,10 @@ class JaxBackend(Backend):
 
     def to_numpy(self, value):
         return np.asarray(value)
+
+    def native(self, value, fresh):
+        # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
+        return value if fresh else self.load(np.array(value))
 
     def synchronize(self):
         # Work on one device is done in order, and run() waits for its own.
@@ -723,6 +752,7 @@ class JaxBackend(Backend):
         if compiled is None:
             compiled = self._compiled[key] = self._executable(body, specs)
         make, block = self._make, self._block
+        disturbing, own_settings = self._disturbing, self._own_settings
         kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
         feeds_end = len(program.inputs)
         slots_end = feeds_end + len(program.slots)
@@ -739,16 +769,16 @@ class JaxBackend(Backend):
                 values += [make(draws[number]) for number in drawn]
             if tail:
                 values += tail
-            try:
-                found = compiled(*values)
-            except ValueError:
-                # The user has disabled compilation, and means the own functions.
-                with jax.disable_jit(False):
+            if disturbing():
+                with own_settings():
                     found = compiled(*values)
+            else:
+                found = compiled(*values)
             # The feeds' memory is read until then, and soon overwritten.
             block(found)
             return found[:outputs], found[outputs:]
 
+        run.fresh = program.computed()
         return run
 
 

@@ -53,6 +53,11 @@ class Program(object):
         # Two equal programs read alike.
         return "Program(%r)" % (self._encoded,)
 
+    def computed(self):
+        """Positions of outputs that an instruction computes, and that are no other result's value."""
+        results, first = self.results(), len(self.leaves)
+        return [i for i, number in enumerate(self.outputs) if number >= first and results.count(number) == 1]
+
     def results(self):
         """Value numbers that leave the program: outputs, then new values of updated slots."""
         return self.outputs + [value for _, value in self.updates]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from . import tensorflow_windows
-from .base import Backend, CannotLower, registrar
+from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, registrar
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
@@ -556,12 +556,27 @@ class TensorFlowBackend(Backend):
         denormals = options.get("denormals")
         if denormals not in (None, "keep", "flush"):
             raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (denormals,))
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        # Without it a process takes a GPU's whole memory, and other engines' workers get none.
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-        if denormals != "flush":
-            keep_denormals(options.get("scratch"))
-        tf = tensorflow_windows.tf = _import_tensorflow()
+        self._in_kernel = bool(options.get("in_kernel"))
+        self._notes = []
+        if self._in_kernel:
+            import tensorflow as tf
+
+            if not tf.executing_eagerly():
+                # tf.init_scope() leaves what the user is in the middle of, but not this.
+                with tf.init_scope():
+                    if not tf.executing_eagerly():
+                        raise ValueError(
+                            "TensorFlow's eager execution is disabled in this process: restart it without"
+                            " tf.compat.v1.disable_eager_execution(), or take a worker"
+                        )
+        else:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+            # Without it a process takes a GPU's whole memory, and other engines' workers get none.
+            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+            if denormals != "flush":
+                keep_denormals(options.get("scratch"))
+            tf = _import_tensorflow()
+        tensorflow_windows.tf = tf
         self._set_threads(options.get("threads"))
         self._devices = {}
         for device in tf.config.list_logical_devices():
@@ -578,7 +593,11 @@ class TensorFlowBackend(Backend):
         with tf.device("/device:CPU:0"):
             kept = float(self.to_numpy(tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0
         self._denormals = "keep" if kept else "flush"
+        if self._in_kernel and not kept and denormals is None:
+            self._notes.append(FLUSHES % "TensorFlow")
         if denormals == "keep" and not kept:
+            if self._in_kernel:
+                raise ValueError(FLUSHES % "TensorFlow" + ": leave the option 'denormals' out, or take a worker")
             raise ValueError(
                 "TensorFlow flushes denormals here, as it was loaded earlier or can't be kept from it:"
                 " restart the process, or leave the option 'denormals' out"
@@ -588,6 +607,8 @@ class TensorFlowBackend(Backend):
         if threads:
             try:
                 tf.config.threading.set_intra_op_parallelism_threads(int(threads))
+                if self._in_kernel:
+                    self._notes.append(SHARED_THREADS % ("TensorFlow", int(threads), "TensorFlow"))
             except RuntimeError as error:
                 # It has started already, and takes no other number in this process.
                 if self._threads() != int(threads):
@@ -673,6 +694,7 @@ class TensorFlowBackend(Backend):
             "threads": self._threads(),
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
+            "notes": self._notes,
         }
 
     def load(self, array):
@@ -684,6 +706,12 @@ class TensorFlowBackend(Backend):
             return np.asarray(value._numpy())
         except AttributeError:
             return np.asarray(value.numpy())
+
+    def native(self, value, fresh):
+        if fresh:
+            return value
+        with tf.init_scope(), tf.device(self._device_name):
+            return tf.raw_ops.DeepCopy(x=value)
 
     def synchronize(self):
         if hasattr(tf.test.experimental, "sync_devices") and not self._on_cpu:
@@ -701,7 +729,7 @@ class TensorFlowBackend(Backend):
         specs = [tf.TensorSpec(shape, dtype) for dtype, shape in leaves]
         specs += [tf.TensorSpec(array.shape, array.dtype) for array in large]
         copied = self._copied(program)
-        outputs = len(program.outputs)
+        outputs, first = len(program.outputs), len(program.leaves)
 
         def body(*arguments):
             values, held = list(arguments[: len(leaves)]), list(arguments[len(leaves) :])
@@ -735,6 +763,9 @@ class TensorFlowBackend(Backend):
                 raise located from error
             return results[:outputs], results[outputs:]
 
+        run.fresh = [
+            i for i in program.computed() if self._computes_afresh(program.instructions[program.outputs[i] - first])
+        ]
         if not program.results():
 
             def run(feeds, state, draws):
@@ -748,11 +779,14 @@ class TensorFlowBackend(Backend):
             return []
         first, copied = len(program.leaves), []
         for position, (_, number) in enumerate(program.updates, len(program.outputs)):
-            fresh = number >= first and program.instructions[number - first].op in FRESH
-            # Without the shortcuts, TensorFlow may have rewritten x * 1 as x.
-            if not fresh or self._prepare is None:
+            if number < first or not self._computes_afresh(program.instructions[number - first]):
                 copied.append(position)
         return copied
+
+    def _computes_afresh(self, instruction):
+        """Whether the result lies in memory of its own."""
+        # Without the shortcuts, TensorFlow may have rewritten x * 1 as x.
+        return instruction.op in FRESH and self._prepare is not None
 
 
 def _public_call(concrete):

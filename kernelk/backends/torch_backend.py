@@ -41,7 +41,7 @@ class TorchBackend(Backend):
     """PyTorch: on a CPU a variable's value is a tensor of its shared-memory slot, on a GPU the device's own.
 
     Programs run eagerly under inference mode. TensorFloat-32 and everything else that decides on rounding is left
-    as PyTorch's user has it.
+    as PyTorch's user has it. In the kernel the number of threads holds for kernelk's own programs alone.
     """
 
     name = "torch"
@@ -67,14 +67,47 @@ class TorchBackend(Backend):
         if threads is not None:
             if int(threads) < 1:
                 raise ValueError("threads=%r is unknown: allowed are 1 and more" % (threads,))
-            torch.set_num_threads(int(threads))
+            threads = int(threads)
+        self._threads = threads
+        self._in_kernel = bool(options.get("in_kernel"))
+        if threads is not None and not self._in_kernel:
+            torch.set_num_threads(threads)
+
+    def _inside(self, function):
+        """`function` under inference mode, and in the kernel without what the user has set up for their own code."""
+        # Contexts in C: no Ctrl-C comes between one and the `with` that leaves it again.
+        inference = getattr(torch._C, "_InferenceMode", torch.inference_mode)
+        if not self._in_kernel:
+
+            def call(*arguments):
+                with inference(True):
+                    return function(*arguments)
+
+            return call
+        kind, wanted = self._native_device.type, self._threads
+
+        def call_alone(*arguments):
+            # A user's modes, their default device among them, go by PyTorch's "function" protocol.
+            with torch._C.DisableTorchFunction(), inference(True):
+                casts, threads = torch.is_autocast_enabled(kind), torch.get_num_threads()
+                if not casts and wanted in (None, threads):
+                    return function(*arguments)
+                try:
+                    torch.set_autocast_enabled(kind, False)
+                    torch.set_num_threads(wanted or threads)
+                    return function(*arguments)
+                finally:
+                    torch.set_autocast_enabled(kind, casts)
+                    torch.set_num_threads(threads)
+
+        return call_alone
 
     def facts(self):
         return {
             "version": torch.__version__,
             "device": self._device,
             "devices": list(self._devices),
-            "threads": torch.get_num_threads(),
+            "threads": self._threads or torch.get_num_threads(),
             "interpreter": "Python " + sys.version.split()[0],
         }
 
@@ -97,18 +130,28 @@ class TorchBackend(Backend):
         # On a CPU the value itself may be a view of a feed or of another variable's slot.
         return place if self._on_cpu else value
 
+    def native(self, value, fresh):
+        # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
+        if self._on_cpu:
+            value = value.numpy()
+            return torch.from_numpy(value if fresh else np.array(value))
+        return torch.from_dlpack(value if fresh else value.clone())
+
+    def close(self):
+        if not self._on_cpu:
+            torch.cuda.empty_cache()
+
     def synchronize(self):
         if not self._on_cpu:
             torch.cuda.synchronize(self._native_device)
 
     def compile(self, program, constants):
         leaves = [self._place(np.array(array)) for array in constants]
-        with torch.inference_mode():
-            code = _Code(program, leaves, self._native_device)
-        place, inference = self._place, torch.inference_mode
+        code = self._inside(_Code)(program, leaves, self._native_device)
+        place, inside = self._place, self._inside
         written = code.written if self._on_cpu else []
         # Whether updates are written in place -> the function that does so or not; the other is rarely asked for.
-        compiled = {bool(written): code.function(bool(written))}
+        compiled = {bool(written): inside(code.function(bool(written)))}
 
         def run(feeds, state, draws, into=None):
             destinations = {}
@@ -120,18 +163,18 @@ class TorchBackend(Backend):
             in_place = bool(destinations)
             function = compiled.get(in_place)
             if function is None:
-                function = compiled[in_place] = code.function(in_place)
+                function = compiled[in_place] = inside(code.function(in_place))
             arrays = [place(array) for array in feeds]
             drawn = [place(array) for array in draws]
             try:
-                with inference():
-                    return function(arrays, state, drawn, destinations)
+                return function(arrays, state, drawn, destinations)
             except Exception as error:
                 instruction = code.blamed(error)
                 if instruction is None:
                     raise
                 raise InstructionError(instruction, error) from error
 
+        run.fresh = code.fresh()
         return run
 
 
@@ -188,6 +231,16 @@ class _Code(object):
         except Exception:
             # What fails, fails at the call.
             return
+
+    def fresh(self):
+        """Positions of outputs whose memory nothing else holds."""
+        outputs, first = self.program.outputs, self.first
+        return [
+            i
+            for i in self.program.computed()
+            if outputs[i] not in self.known
+            and self.program.instructions[outputs[i] - first].op not in torch_ops.VIEWS
+        ]
 
     def _instruction(self, number):
         """What computes this value when the program runs; None if it is given or known."""

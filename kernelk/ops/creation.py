@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..graph import Placeholder, Shape, Tensor, Variable, constant_node
+from ..interchange import as_numpy
 from ..source import caller
 from .dtypes import as_tensor, check_dtype, is_sparse_matrix
 from .rules import RULES, Rule, apply
@@ -42,6 +43,7 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
     if isinstance(value, Tensor):
         raise ArgumentError("constant: the value must be an array or a number, not a tensor")
     chosen = check_dtype(dtype)
+    value = as_numpy(value, "constant")
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":

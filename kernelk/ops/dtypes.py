@@ -12,6 +12,7 @@ from .. import config
 from ..backends.base import DTYPES
 from ..errors import ArgumentError, DTypeError
 from ..graph import Tensor, constant_node
+from ..interchange import as_numpy
 from .rules import apply
 
 FLOATS = frozenset({"float16", "float32", "float64"})
@@ -107,6 +108,7 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
         held = next((part for part in value if isinstance(part, Tensor)), None)
         if held is not None:
             return _stacked([as_tensor(part, held.dtype) for part in value])
+    value = as_numpy(value, "an operand")
     try:
         array = np.asarray(value)
     except ValueError as error:
