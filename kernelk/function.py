@@ -356,7 +356,7 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
     if isinstance(tensor, Variable):
         return session.read(tensor)
     # Converted once, and looked at twice.
-    feeds = {x: as_numpy(value, f"placeholder {x!r}", FeedError) for x, value in (feeds or {}).items()}
+    feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []
     call = Function(list(feeds), [tensor], updates, live=False)
     value: Array = call(list(feeds.values()))[0]

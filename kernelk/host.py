@@ -178,6 +178,10 @@ def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
     return made
 
 
+# Notes of backends that the user has been told.
+_told: set[str] = set()
+
+
 class LocalHost(Host):
     """A backend in the kernel's own process, whose arrays and the engine's own pass without a copy where they can.
 
@@ -213,7 +217,9 @@ class LocalHost(Host):
                 self._executor = self._started_executor()
             self.start_seconds = time.perf_counter() - begin
             for note in self.facts.get("notes", ()):
-                config.say(f"kernelk: {note}")
+                if note not in _told:
+                    _told.add(note)
+                    config.say(f"kernelk: {note}")
 
     def _started_executor(self) -> Executor:
         folders: dict[str, str | None] = {"cache": cache_folder(self.engine), "scratch": None}

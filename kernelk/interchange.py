@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ def _dtype_name(value: Any) -> str:
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether `value` is another library's array or tensor, on whatever device."""
+    """Whether `value` is another library's array or tensor, on whatever device, one without values included."""
     kind = type(value)
-    return hasattr(kind, "__dlpack__") and not issubclass(kind, (np.ndarray, np.generic))
+    if issubclass(kind, (np.ndarray, np.generic)):
+        return False
+    # TensorFlow's variables, and what it passes while it traces, don't speak DLPack.
+    return hasattr(kind, "__dlpack__") or kind.__module__.startswith("tensorflow.")
 
 
 def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -> Any:
@@ -31,19 +35,15 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
     if not is_foreign(value):
         return value
     name = _dtype_name(value)
-    if hasattr(value, "detach"):
-        value = value.detach()
     try:
+        if hasattr(value, "detach"):
+            # PyTorch's
+            value = value.detach().cpu()
+            value = value.float() if name not in DTYPES and "float" in name else value
         if name in DTYPES:
-            try:
+            # Not where DLPack can't describe what is a view, or another device's.
+            with contextlib.suppress(AttributeError, BufferError, RuntimeError, TypeError, ValueError):
                 return np.from_dlpack(value)
-            except (BufferError, RuntimeError, TypeError, ValueError):
-                # Another device, or a view that DLPack can't describe.
-                pass
-        if hasattr(value, "cpu"):
-            value = value.cpu()
-        if name not in DTYPES and "float" in name and hasattr(value, "float"):
-            value = value.float()
         array = np.asarray(value)
         # The narrow floats of ml_dtypes, which JAX and TensorFlow have, are no kind of numpy's.
         return array.astype(np.float32) if array.dtype.kind == "V" and "float" in array.dtype.name else array
@@ -51,6 +51,6 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
         reason = " ".join(str(cause).split())
         raise error(
             f"{what}: {type(value).__name__} of dtype {name} has no values that can be read here "
-            f"({type(cause).__name__}: {reason[:200]}); give a strided tensor of numbers, outside the library's own "
-            f"tracing"
+            f"({type(cause).__name__}: {reason[:200]}); give a dense tensor of numbers, and call K outside of what the "
+            f"library traces or compiles"
         ) from None

@@ -574,6 +574,7 @@ class JaxBackend(Backend):
         self._notes = []
         if threads and self._in_kernel and not started:
             self._notes.append(SHARED_THREADS % ("JAX", int(threads), "JAX"))
+        self.load, self.to_numpy = self._alone(self.load), self._alone(self.to_numpy)
         with _environment(settings):
             self._devices = _devices()
         self._threads = _pool()
@@ -590,10 +591,11 @@ class JaxBackend(Backend):
         self._place = self._devices[self._device]
         self._sharding = jax.sharding.SingleDeviceSharding(self._place)
         self._compiled = weakref.WeakValueDictionary()
-        self._take_shortcuts()
-        self._zero = self._make(np.asarray(0, np.int32))
         self._options = dict(STRICT)
-        self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
+        with self._own_settings():
+            self._take_shortcuts()
+            self._zero = self._make(np.asarray(0, np.int32))
+            self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
         kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
         self._denormals = "keep" if kept else "flush"
         if self._in_kernel and not kept and denormals is None:
@@ -677,10 +679,30 @@ class JaxBackend(Backend):
             stack.enter_context(jax.transfer_guard("allow"))
         return stack
 
+    def _alone(self, function):
+        """`function` without the user's settings, which is quick where there are none."""
+        disturbing, own_settings = self._disturbing, self._own_settings
+
+        def call(*arguments):
+            if not disturbing():
+                return function(*arguments)
+            with own_settings():
+                return function(*arguments)
+
+        return call
+
     def _disturbing(self):
         """Whether the user has a setting by which a compiled program would fail at its call."""
         config = jax.config
-        return config.jax_disable_jit or self._in_kernel and (config.jax_debug_nans or config.jax_debug_infs)
+        return config.jax_disable_jit or (
+            self._in_kernel
+            and (
+                config.jax_debug_nans
+                or config.jax_debug_infs
+                or config.jax_transfer_guard_host_to_device not in (None, "allow")
+                or config.jax_transfer_guard_device_to_host not in (None, "allow")
+            )
+        )
 
     def facts(self):
         return {
@@ -752,7 +774,6 @@ class JaxBackend(Backend):
         if compiled is None:
             compiled = self._compiled[key] = self._executable(body, specs)
         make, block = self._make, self._block
-        disturbing, own_settings = self._disturbing, self._own_settings
         kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
         feeds_end = len(program.inputs)
         slots_end = feeds_end + len(program.slots)
@@ -769,15 +790,12 @@ class JaxBackend(Backend):
                 values += [make(draws[number]) for number in drawn]
             if tail:
                 values += tail
-            if disturbing():
-                with own_settings():
-                    found = compiled(*values)
-            else:
-                found = compiled(*values)
+            found = compiled(*values)
             # The feeds' memory is read until then, and soon overwritten.
             block(found)
             return found[:outputs], found[outputs:]
 
+        run = self._alone(run)
         run.fresh = program.computed()
         return run
 

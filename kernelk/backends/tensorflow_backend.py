@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -629,6 +630,24 @@ class TensorFlowBackend(Backend):
             return from_environment
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
+    @contextmanager
+    def _own_settings(self):
+        """Without the user's callbacks for ops (tf.debugging.enable_check_numerics), which change what is traced."""
+        engine = None
+        if self._in_kernel:
+            from tensorflow.python.eager import context
+
+            engine = context.context()
+        before = getattr(engine, "invoking_op_callbacks", None)
+        if before is None:
+            yield
+            return
+        try:
+            engine.invoking_op_callbacks = True
+            yield
+        finally:
+            engine.invoking_op_callbacks = before
+
     def _take_shortcuts(self):
         """Finds TensorFlow's inner entries for making a tensor and calling a function, 2-4 times as fast.
 
@@ -741,7 +760,7 @@ class TensorFlowBackend(Backend):
                 results[position] = tf.raw_ops.DeepCopy(x=results[position])
             return results
 
-        with tf.init_scope(), tf.device(self._device_name):
+        with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
             concrete = tf.function(body, autograph=False).get_concrete_function(*specs)
         kept = [self._make(np.array(array), self._device_name, None) for array in large]
         call = self._prepare(concrete) if self._prepare else _public_call(concrete)
