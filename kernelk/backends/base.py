@@ -150,6 +150,16 @@ class CannotLower(Exception):
     """The engine has no way to do what an instruction asks; the message says what and why."""
 
 
+def positive_threads(options):
+    """The option "threads" as an int, or None where it isn't given. Raises ValueError."""
+    threads = options.get("threads")
+    if threads is None:
+        return None
+    if int(threads) < 1:
+        raise ValueError("threads=%r is unknown: allowed are 1 and more" % (threads,))
+    return int(threads)
+
+
 def registrar(table):
     """Returns a decorator that enters an op function into `table` under the given op names."""
 

@@ -196,9 +196,12 @@ class Executor(object):
 
     def close(self):
         """Forgets everything, and lets the library give back what it can."""
+        backend, self.backend = self.backend, None
         self.state, self.compiled, self.plans = {}, {}, {}
+        backend.close()
+        # What an engine compiles refers to itself.
+        del backend
         gc.collect()
-        self.backend.close()
 
     def do_release(self, request):
         """Fields: variables (ids), plans, programs (keys), segments (numbers). Forgets them."""

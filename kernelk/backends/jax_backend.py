@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import numpy as np
 
 from . import jax_windows
-from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, registrar
+from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, positive_threads, registrar
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
@@ -555,7 +555,7 @@ class JaxBackend(Backend):
         denormals = options.get("denormals")
         if denormals not in (None, "keep", "flush"):
             raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (denormals,))
-        threads = options.get("threads")
+        threads = positive_threads(options)
         import jax
         from jax import lax
 
@@ -596,7 +596,7 @@ class JaxBackend(Backend):
             self._take_shortcuts()
             self._zero = self._make(np.asarray(0, np.int32))
             self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
-        kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
+            kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
         self._denormals = "keep" if kept else "flush"
         if self._in_kernel and not kept and denormals is None:
             self._notes.append(FLUSHES % "JAX")
@@ -730,7 +730,7 @@ class JaxBackend(Backend):
 
     def synchronize(self):
         # Work on one device is done in order, and run() waits for its own.
-        self._half(self._probe)[0].block_until_ready()
+        self._alone(self._half)(self._probe)[0].block_until_ready()
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from . import tensorflow_windows
-from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, registrar
+from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, positive_threads, registrar
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
@@ -557,6 +557,7 @@ class TensorFlowBackend(Backend):
         denormals = options.get("denormals")
         if denormals not in (None, "keep", "flush"):
             raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (denormals,))
+        threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
         self._notes = []
         if self._in_kernel:
@@ -578,7 +579,7 @@ class TensorFlowBackend(Backend):
                 keep_denormals(options.get("scratch"))
             tf = _import_tensorflow()
         tensorflow_windows.tf = tf
-        self._set_threads(options.get("threads"))
+        self._set_threads(threads)
         self._devices = {}
         for device in tf.config.list_logical_devices():
             kind, number = device.name.split(":")[-2:]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from . import torch_ops, torch_windows
-from .base import Backend
+from .base import Backend, positive_threads
 from .lowering import InstructionError
 
 # Set when the first TorchBackend is made.
@@ -63,12 +63,7 @@ class TorchBackend(Backend):
             raise ValueError("PyTorch has no device %r here: allowed are %s" % (device, ", ".join(self._devices)))
         self._on_cpu = self._device == "cpu:0"
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
-        threads = options.get("threads")
-        if threads is not None:
-            if int(threads) < 1:
-                raise ValueError("threads=%r is unknown: allowed are 1 and more" % (threads,))
-            threads = int(threads)
-        self._threads = threads
+        self._threads = threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
         if threads is not None and not self._in_kernel:
             torch.set_num_threads(threads)
@@ -238,8 +233,7 @@ class _Code(object):
         return [
             i
             for i in self.program.computed()
-            if outputs[i] not in self.known
-            and self.program.instructions[outputs[i] - first].op not in torch_ops.VIEWS
+            if outputs[i] not in self.known and self.program.instructions[outputs[i] - first].op not in torch_ops.VIEWS
         ]
 
     def _instruction(self, number):
