@@ -24,6 +24,9 @@ from reference_examples import EXAMPLES
 
 PAGE = Path(__file__).parent / "reference.md"
 
+# Names of K that aren't Keras's, nor in `K.__all__`; not every engine has them, so that no example is run here.
+BESIDE = {"native": "in_kernel.md"}
+
 # The page's order: modules by the part of their name after `kernelk.`.
 FAMILIES = {
     "function": "Calls",
@@ -125,6 +128,10 @@ def page(examples: dict[str, str]) -> str:
             docstring = inspect.cleandoc(getattr(K, name).__doc__)
             parts.append(f"### {name}\n\n```\n{signature_of(name)}\n```\n\n{docstring}\n")
             parts.append(f"```pycon\n{examples[name]}\n```\n")
+    parts.append("## Beside Keras's names\n")
+    for name, guide in BESIDE.items():
+        docstring = inspect.cleandoc(getattr(K, name).__doc__)
+        parts.append(f"### {name}\n\n```\n{signature_of(name)}\n```\n\n{docstring}\n\nExamples: [{guide}]({guide}).\n")
     return "\n".join(parts)
 
 

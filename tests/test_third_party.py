@@ -20,7 +20,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk import registry
 from kernelk.backends.base import COMPOSITES, PRIMITIVES, STAGED
-from kernelk.errors import BackendNotInstalledError, EngineError
+from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError
 from kernelk.session import current
 
 EXAMPLE = PROJECT / "examples" / "kernelk_tinyarray"
@@ -94,6 +94,29 @@ def test_it_runs_in_the_kernel_too(tinyarray: str, monkeypatch: pytest.MonkeyPat
     assert check.failures("here", check.sampled(suite.cases("networks"), 2)) == []
     assert "kernelk_tinyarray.backend" in sys.modules
     del current().hosts["here"]
+
+
+def test_it_may_be_asked_for_in_the_kernel_where_its_description_says_so(
+    tinyarray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ArgumentError, match="tinyarray can't run in the notebook's own process: allowed are tensorflow"
+    ):
+        current().make_host(tinyarray, {"in_kernel": True})
+    register(monkeypatch, dataclasses.replace(registry.engine(tinyarray), name="either", in_kernel_too=True))
+    pids = []
+    for options in ({}, {"in_kernel": True}):
+        current().engine_options["either"] = options
+        kernelk.set_backend("either")
+        pids.append(current().host().pid == os.getpid())
+        assert K.eval(K.constant([1.0, 2.0]) + 1.0).tolist() == [2.0, 3.0]
+        if options:
+            # A copy of its own kind, by what every backend inherits.
+            assert K.native(K.constant([1.0, 2.0]) * 2.0).items == [2.0, 4.0]
+        current().hosts.pop("either").stop()
+        del current().engine_options["either"]
+        current().active = "numpy"
+    assert pids == [False, True]
 
 
 @pytest.mark.parametrize("in_kernel", [False, True])
