@@ -165,43 +165,14 @@ class Executor(object):
         else:
             outputs, updated = plan.run(feeds, values, draws)
         seconds = time.perf_counter() - start
-        results = self._deliver(plan, outputs, request.get("results"))
+        delivered = self._deliver(plan, outputs, request.get("results"))
         kept = {}
         for number, value, destination in zip(plan.updated, updated, into):
             if value is not destination:
                 value = backend.commit(value, destination)
             kept[number] = value
         state.update(kept)
-        return {"seconds": seconds} if results is None else {"seconds": seconds, "results": results}
-
-    def _deliver(self, plan, outputs, how):
-        """Outputs in the plan's memory, or as a list of what the user may keep: see `do_run`."""
-        backend = self.backend
-        if how == "native":
-            fresh = getattr(plan.run, "fresh", ())
-            return [backend.native(value, position in fresh) for position, value in enumerate(outputs)]
-        results = []
-        for value, place in zip(outputs, plan.outputs):
-            array = backend.to_numpy(value)
-            if array.shape != place.shape or array.dtype != place.dtype:
-                raise RuntimeError(
-                    "the engine made %s%s where the graph promises %s%s"
-                    % (array.dtype, array.shape, place.dtype, place.shape)
-                )
-            if how == "arrays":
-                results.append(np.array(array, order="C"))
-            else:
-                place[...] = array
-        return results if how == "arrays" else None
-
-    def close(self):
-        """Forgets everything, and lets the library give back what it can."""
-        backend, self.backend = self.backend, None
-        self.state, self.compiled, self.plans = {}, {}, {}
-        backend.close()
-        # What an engine compiles refers to itself.
-        del backend
-        gc.collect()
+        return dict(delivered, seconds=seconds)
 
     def do_release(self, request):
         """Fields: variables (ids), plans, programs (keys), segments (numbers). Forgets them."""
@@ -215,3 +186,32 @@ class Executor(object):
             gc.collect()
         for number in request["segments"]:
             self.segments.pop(number, None)
+
+    def _deliver(self, plan, outputs, how):
+        """Puts outputs into the plan's memory; or replies with a list of what the user may keep: see `do_run`."""
+        backend = self.backend
+        if how == "native":
+            fresh = getattr(plan.run, "fresh", ())
+            return {"results": [backend.native(value, position in fresh) for position, value in enumerate(outputs)]}
+        results = []
+        for value, place in zip(outputs, plan.outputs):
+            array = backend.to_numpy(value)
+            if array.shape != place.shape or array.dtype != place.dtype:
+                raise RuntimeError(
+                    "the engine made %s%s where the graph promises %s%s"
+                    % (array.dtype, array.shape, place.dtype, place.shape)
+                )
+            if how == "arrays":
+                results.append(np.array(array, order="C"))
+            else:
+                place[...] = array
+        return {"results": results} if how == "arrays" else {}
+
+    def close(self):
+        """Forgets everything, and lets the library give back what it can."""
+        backend, self.backend = self.backend, None
+        self.state, self.compiled, self.plans = {}, {}, {}
+        backend.close()
+        # What an engine compiles refers to itself.
+        del backend
+        gc.collect()
