@@ -488,7 +488,6 @@ def _library(name: str) -> dict[str, Any]:
         "devices": [str(device) for device in tf.config.get_visible_devices()],
         "denormal": float((tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0,
         "placement": tf.config.get_soft_device_placement(),
-        "keras": len(tf.keras.layers.Dense(2)(tf.ones((1, 3)))),
     }
 
 
