@@ -493,7 +493,7 @@ def _library(name: str) -> dict[str, Any]:
 
 def imported_before(name: str) -> Any:
     """The user's library runs already, with settings of their own: kernelk changes none, and none changes a result."""
-    _library(name)
+    alone = {"library": _library(name), "environment": dict(os.environ)}
     # Settings that would change results, or make calls fail, if they reached kernelk's own programs.
     np.seterr(all="raise")
     warnings.simplefilter("error")
@@ -542,6 +542,7 @@ def imported_before(name: str) -> Any:
     state = model.state()
     changed = [key for a, b in zip(before, after) for key in a if a[key] != b[key]]
     return {
+        "alone": alone,
         "changed": changed,
         "nan": [bool(np.isnan(lost[0])), float(lost[1])],
         "state": [array.tobytes().hex() for array in state],
@@ -577,12 +578,6 @@ def imported_after(name: str) -> Any:
     environment = dict(os.environ)
     facts = current().host().facts
     return {"library": _library(name), "environment": environment, "facts": facts}
-
-
-def alone(name: str) -> Any:
-    """The same without kernelk's engine."""
-    library = _library(name)
-    return {"library": library, "environment": dict(os.environ)}
 
 
 def together(name: str) -> Any:

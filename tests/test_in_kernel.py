@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,8 +170,7 @@ def test_the_users_settings_are_untouched_and_change_no_result(engine: str) -> N
 
 
 def test_a_library_that_kernelk_imported_is_as_its_user_would_have_it(engine: str) -> None:
-    with ThreadPoolExecutor() as both:
-        found, wanted = both.map(lambda name: case(engine, name), ("imported_after", "alone"))
+    found, wanted = case(engine, "imported_after"), case(engine, "imported_before")["alone"]
     assert found["library"] == wanted["library"]
     assert found["environment"] == wanted["environment"]
     assert engine == "tensorflow" or found["facts"]["threads"] == 3
