@@ -29,7 +29,8 @@ MAIN = "swaps functions feeds handed_out failure interrupted traced differences 
 def _run(engine: str, cases: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(TESTS / "in_kernel_cases.py"), engine, *cases.split()],
-        env=environment(),
+        # What pytest notes there changes from test to test.
+        env=environment(PYTEST_CURRENT_TEST=None),
         capture_output=True,
         text=True,
         timeout=240,
