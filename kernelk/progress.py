@@ -1,0 +1,54 @@
+"""What a long task says while it runs: lines that stay, and one that moves, in a terminal and in a notebook alike."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+Report = Callable[[str], None]
+
+# Where no line can be overwritten, what moves is said this often, in seconds.
+EVERY = 5.0
+
+
+class Progress:
+    """A report that prints to standard output; in a terminal and in a notebook what moves stays on one line."""
+
+    def __init__(self) -> None:
+        ipython = sys.modules.get("IPython")
+        in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+        self._overwrites = in_notebook or sys.stdout.isatty()
+        self._width = 0
+        if not self._overwrites:
+            self.moving = None  # type: ignore[assignment]
+
+    def __call__(self, text: str) -> None:
+        """Prints a line that stays, at once even through a pipe."""
+        print(f"{self._cleared()}{text}", flush=True)
+
+    def moving(self, text: str) -> None:
+        """Prints the line that moves, in place of the one before."""
+        print(f"{self._cleared()}{text}", end="", flush=True)
+        self._width = len(text)
+
+    def _cleared(self) -> str:
+        width, self._width = self._width, 0
+        return f"\r{' ' * width}\r" if width else ""
+
+
+class Moving:
+    """Says what moves: by the report's own `moving` if it has one, else as a line from time to time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._moving: Report | None = getattr(report, "moving", None)
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Says it, or leaves it out."""
+        if self._moving is not None:
+            self._moving(text)
+        elif time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            self._report(text)
