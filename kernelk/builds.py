@@ -122,13 +122,13 @@ class Runner:
         line: Callable[[str], None] | None = None,
         tick: Callable[[], None] | None = None,
         timeout: float | None = None,
-        cwd: Path | None = None,
         settings: dict[str, str] | None = None,
+        logged: bool = True,
     ) -> str:
         """Runs it and returns what it wrote to standard output (with `line`: to standard error too).
 
-        `line` gets each line as it comes, `tick` is called twice a second. `timeout` in seconds. However this ends,
-        nothing of the command is left running.
+        `line` gets each line as it comes, `tick` is called twice a second. `timeout` in seconds. Without `logged` only
+        its standard error is kept in the log. However this ends, nothing of the command is left running.
         """
         lines: queue.Queue[str | None] = queue.Queue()
         output: list[str] = []
@@ -144,7 +144,7 @@ class Runner:
                 text=True,
                 errors="replace",
                 env=clean_environment() | (settings or {}),
-                cwd=cwd or self.log.parent,
+                cwd=self.log.parent,
                 # A group of its own: Ctrl-C reaches this process alone, which then ends the whole group.
                 start_new_session=True,
             )
@@ -159,7 +159,8 @@ class Runner:
                         break
                     if text:
                         output.append(text)
-                        log.write(text)
+                        if logged:
+                            log.write(text)
                         if line:
                             line(text)
                     elif tick:
@@ -182,7 +183,9 @@ class Runner:
     def _explained(self, what: str, said: str) -> InstallError:
         """The failure of a command by what it said, with the next command that fits it."""
         wrong = re.search(
-            r"^ *(\S+==\S+) from (\S+?)(?:#\S*)?:?\s*\n\s*Expected sha256 (\w+)\s+Got\s+(\w+)", said, re.M
+            r"^ *(\S+==\S+) from (\S+?)(?:#\S*)?(?: \(from .*\))?:\s*\n\s*Expected sha256 (\w+)\s+Got\s+(\w+)",
+            said,
+            re.M,
         )
         begin = f"{self.title} could not be {self._doing}"
         if wrong:
@@ -193,7 +196,8 @@ class Runner:
                 f"file (log: {self.log}); next: `pip cache purge` and {self.again}, and if it stays, another index "
                 f"(PIP_INDEX_URL)"
             )
-        if _FULL.search(said):
+        # venv, for one, keeps the reason to itself.
+        if _FULL.search(said) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
                 f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log}); next: make room, or "
                 f"choose another folder with KERNELK_ENVS, then {self.again}"
@@ -385,7 +389,7 @@ def bootstrap_of(recipe: Recipe) -> list[LockedFile]:
 
 def packages_for(recipe: Recipe, python: Path, run: Runner) -> list[LockedFile]:
     """The locked files of the engine and its libraries for this interpreter, which has the pinned pip."""
-    tags, where = json.loads(run("tags", [str(python), "-I", "-c", _TAGS]).splitlines()[-1])
+    tags, where = json.loads(run("tags", [str(python), "-I", "-c", _TAGS], logged=False).splitlines()[-1])
     return recipe.choose(recipe.requirements, tags, where)
 
 

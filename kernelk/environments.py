@@ -370,6 +370,7 @@ def find_interpreter(recipe: Recipe) -> Interpreter:
 def uninstall(name: str, report: Report | None = None) -> list[Path]:
     """Removes the engine's environments, those of older pins and half-built ones too. `kernelk uninstall NAME`.
 
+    It works in the one folder that an install goes to; what another folder of the search holds stays, and is told.
     Returns the folders that it has removed. Raises InstallError where one can't be, where it is in use in this
     notebook, or where only pip can remove it.
     """
@@ -383,29 +384,35 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
             )
         report(f"{name}: not installed, nothing to remove")
         return []
-    _stop_workers(recipe, f"kernelk uninstall {name}")
-    removed = []
-    for place in roots():
-        doomed = [path for path, _ in _places(recipe) if path.parent == place and os.path.isdir(path)]
-        doomed += [path for path in superseded(name) if path.parent == place]
-        if not doomed:
-            continue
+    place = root()
+    every = [path for path, _ in _places(recipe) if os.path.isdir(path)] + superseded(name)
+    doomed = [path for path in every if path.parent == place]
+    elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
+    other = (
+        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, by whom that folder belongs to" if elsewhere else ""
+    )
+    if elsewhere and not doomed:
+        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}; next: {other}")
+    if doomed:
+        _stop_workers(recipe, f"kernelk uninstall {name}")
+    if doomed or _unused_pythons(place):
         try:
             with _lock(place / f"{name}.lock", functools.partial(report, f"{name}: it is being installed; waiting")):
                 for path in doomed:
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)
-                removed += doomed
                 for python in _unused_pythons(place):
                     _remove(python, report, name)
         except OSError as error:
             raise InstallError(
-                f"{recipe.title} could not be removed from {place}: {error.strerror or error}; next: let its owner run "
-                f"`kernelk uninstall {name}`"
+                f"{recipe.title} could not be removed from {place}: {error.strerror or error}; next: make it writable, "
+                f"then `kernelk uninstall {name}`"
             ) from error
-    if not removed:
+    if not doomed:
         report(f"{name}: not installed, nothing to remove")
-    return removed
+    elif elsewhere:
+        report(f"{name}: the one in {elsewhere[0]} stays; to remove it: {other}")
+    return doomed
 
 
 def _remove(path: Path, report: Report, name: str) -> None:
@@ -418,7 +425,7 @@ def _remove(path: Path, report: Report, name: str) -> None:
 def _unused_pythons(place: Path) -> list[Path]:
     """Pythons that were created beside the environments, and that none of them is built on any more."""
     created = [path for path in place.glob("python-*") if path.is_dir()]
-    used = [os.path.realpath(python_in(path)) for path in place.iterdir() if (path / MARKER).exists()]
+    used = [os.path.realpath(python_in(path)) for path in place.glob("*-*") if path not in created]
     return [path for path in created if not any(Path(python).is_relative_to(path.resolve()) for python in used)]
 
 

@@ -207,7 +207,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
         started = time.perf_counter()
         wrong = _step(session, host)
         ended = time.perf_counter()
-        facts = {
+        facts: dict[str, Any] = {
             "version": str(host.facts.get("version", "")),
             "interpreter": str(host.facts.get("interpreter", "")),
             "device": str(host.facts.get("device", "")),

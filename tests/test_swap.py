@@ -652,6 +652,7 @@ def test_an_interpreter_that_is_gone(spare: str, monkeypatch: pytest.MonkeyPatch
 
 def test_an_engine_that_isnt_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERNELK_ENVS", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     witness = Witness()
     host = current().hosts.pop("theano", None)
     try:
