@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import __version__, mpi_stub
+from . import __version__, display, mpi_stub
 from .errors import InstallError
 from .interpreters import Interpreter, Maker, clean_environment, created_folder, last_line, probe
 from .progress import Moving, Report
@@ -395,7 +395,8 @@ def packages_for(recipe: Recipe, python: Path, run: Runner) -> list[LockedFile]:
 
 def pip_of(python: Path) -> list[str]:
     """pip of this interpreter; -I keeps the current folder, PYTHONPATH and the user's site-packages out of it."""
-    return [str(python), "-I", "-u", "-m", "pip"]
+    cache = ["--no-cache-dir"] if os.environ.get("PIP_NO_CACHE_DIR") else []
+    return [str(python), "-I", "-u", "-m", "pip", *cache]
 
 
 class _Downloads:
@@ -418,8 +419,8 @@ class _Downloads:
             if file is not None and what != "saved":
                 self._arrived()
                 self._current = file
-                done = f"{megabytes(self._done)} of {megabytes(self._total)} done"
-                self._run.say(f"{what} {name} ({megabytes(file.size)}; {done})")
+                done = f"{self._done / 1e6:.1f} of {megabytes(self._total)} done"
+                self._run.say(f"{what} {name} ({display.size(file.size)}; {done})")
             elif what.startswith("building") and "started" in match[3]:
                 self._arrived()
                 self._run.say(f"building a wheel of {name}")

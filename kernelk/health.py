@@ -229,6 +229,8 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
         return _ill(engine.name, "failed", RuntimeError(f"{type(error).__name__}: {error}"), _mend(engine))
     finally:
         host.stop()
+        for number in list(session.storage.segments):
+            session.storage.drop_segment(number)
 
 
 def _hint(mode: str) -> dict[str, Any]:

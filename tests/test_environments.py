@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jupyter_client.manager import start_new_kernel
 from support import alive, fake_python, one_line, this_python, wait_until
 
 import kernelk
@@ -403,6 +404,38 @@ process.wait()
     assert left(environments.root()) == []
 
 
+def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> None:
+    tiny_wheel(tiny)
+    register = f"{TINY_SOURCE}\nregister({str(tiny)!r}, 'import time; time.sleep(100)')"
+    manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    try:
+        said: list[str] = []
+
+        def hear(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                said.append(message["content"]["text"])
+                if "".join(said).count("checking that it computes") == 1:
+                    manager.interrupt_kernel()
+
+        def run(code: str) -> dict[str, Any]:
+            reply: dict[str, Any] = client.execute_interactive(code, timeout=60, output_hook=hear)["content"]
+            return reply
+
+        assert run(register)["status"] == "ok"
+        reply = run("import kernelk; kernelk.install('tiny')")
+        assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
+        assert "installing tiny==1.0: " in "".join(said)
+        assert environments.installed_python("tiny") is None
+        assert left(environments.root()) == []
+        # The kernel lives, and the same goes through at the next try.
+        assert run(register.replace("time.sleep(100)", "print(1.0)"))["status"] == "ok"
+        assert run("kernelk.install('tiny')")["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert environments.installed_python("tiny") is not None
+
+
 def test_a_download_is_told_as_it_grows(bare: Path) -> None:
     said: list[str] = []
 
@@ -425,9 +458,9 @@ def test_a_download_is_told_as_it_grows(bare: Path) -> None:
     progress.line("  Building wheel for b (setup.py): started\n")
     progress.line("Installing collected packages: a, b\n")
     assert [text.partition("] ")[2] for text in said] == [
-        "downloading a-1-py3-none-any.whl (30.0 MB; 0.0 MB of 40.0 MB done)",
+        "downloading a-1-py3-none-any.whl (30.0 MB; 0.0 of 40.0 MB done)",
         "downloading a-1-py3-none-any.whl: 12.0 of 30.0 MB, in all 12.0 of 40.0 MB",
-        "using cached b-2.tar.gz (10.0 MB; 30.0 MB of 40.0 MB done)",
+        "using cached b-2.tar.gz (10.0 MB; 30.0 of 40.0 MB done)",
         "building a wheel of b",
         "unpacking a, b",
     ]
