@@ -28,6 +28,13 @@ class Engine:
         """The full name of the module."""
         return self.module if "." in self.module else f"kernelk.backends.{self.module}"
 
+    @property
+    def repair(self) -> str:
+        """The command for an engine that is there and can't be started: `install` would find nothing to do."""
+        if self.recipe is not None:
+            return f"kernelk install {self.recipe} --rebuild"
+        return self.install.replace("pip install", "pip install --force-reinstall")
+
 
 NUMPY = Engine("numpy", "numpy", "numpy_backend", "NumpyBackend", in_kernel=True)
 TENSORFLOW = Engine(

@@ -153,13 +153,6 @@ def _absent(engine: Engine) -> EngineHealth | None:
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 
 
-def _mend(engine: Engine) -> str:
-    """The command that builds an engine anew."""
-    if engine.recipe is not None:
-        return f"`kernelk install {engine.recipe} --rebuild`"
-    return f"`{engine.install.replace('pip install', 'pip install --force-reinstall')}`"
-
-
 def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     """Tries the engines at the same time; those of the kernel's own process first, since they take no time."""
     engines = list(engines)
@@ -178,7 +171,7 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
         health = futures[engine.name].result()
         if futures[engine.name] in late:
             words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
-            health = EngineHealth(engine.name, "failed", problem=words, next=_mend(engine))
+            health = EngineHealth(engine.name, "failed", problem=words, next=f"`{engine.repair}`")
         found[engine.name] = health
     return found
 
@@ -214,7 +207,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             "mode": str(host.facts.get("mode", "")),
         }
         if wrong:
-            return EngineHealth(engine.name, "failed", problem=wrong, next=_mend(engine), **facts)
+            return EngineHealth(engine.name, "failed", problem=wrong, next=f"`{engine.repair}`", **facts)
         return EngineHealth(
             engine.name,
             "well",
@@ -224,9 +217,9 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             **_hint(facts["mode"]),
         )
     except KernelKError as error:
-        return _ill(engine.name, "failed", error, _mend(engine))
+        return _ill(engine.name, "failed", error, f"`{engine.repair}`")
     except Exception as error:
-        return _ill(engine.name, "failed", RuntimeError(f"{type(error).__name__}: {error}"), _mend(engine))
+        return _ill(engine.name, "failed", RuntimeError(f"{type(error).__name__}: {error}"), f"`{engine.repair}`")
     finally:
         host.stop()
         for number in list(session.storage.segments):

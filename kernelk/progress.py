@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from . import config
+
 Report = Callable[[str], None]
 
 # Where no line can be overwritten, what moves is said this often, in seconds.
@@ -16,18 +18,15 @@ class Progress:
     """A report that prints to standard output; in a terminal and in a notebook what moves stays on one line."""
 
     def __init__(self) -> None:
-        ipython = sys.modules.get("IPython")
-        in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-        self._overwrites = in_notebook or sys.stdout.isatty()
+        # Nobody can overwrite a line of a file or a pipe: there, what moves is a line from time to time.
+        self.moving: Report | None = self._move if config.in_notebook() or sys.stdout.isatty() else None
         self._width = 0
-        if not self._overwrites:
-            self.moving = None  # type: ignore[assignment]
 
     def __call__(self, text: str) -> None:
         """Prints a line that stays, at once even through a pipe."""
         print(f"{self._cleared()}{text}", flush=True)
 
-    def moving(self, text: str) -> None:
+    def _move(self, text: str) -> None:
         """Prints the line that moves, in place of the one before."""
         print(f"{self._cleared()}{text}", end="", flush=True)
         self._width = len(text)
