@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import __version__, display, mpi_stub
+from .engines import missing_package
 from .errors import InstallError
 from .interpreters import Interpreter, Maker, clean_environment, created_folder, last_line, probe
 from .progress import Moving, Report
@@ -204,8 +205,14 @@ class Runner:
             )
         if _NO_NETWORK.search(said):
             return InstallError(
-                f"{begin}: the package index can't be reached (log: {self.log}); next: check the network and pip's "
-                f"proxy, then {self.again}; with no network: `kernelk install --from BUNDLE`"
+                f"{begin}: {'the package index' if what == 'pip' else f'the server of {what}'} can't be reached (log: "
+                f"{self.log}); next: check the network and the proxy, then {self.again}; with no network: `kernelk "
+                f"install --from BUNDLE`"
+            )
+        if missing_package(said):
+            return InstallError(
+                f"{begin}: {what} failed: {last_line(said)} (log: {self.log}); next: {missing_package(said)}, then "
+                f"{self.again}"
             )
         return self.failed(f"{what} failed: {last_line(said)}")
 

@@ -11,7 +11,6 @@ import errno
 import functools
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -55,7 +54,7 @@ def user_root() -> Path:
 def roots() -> list[Path]:
     """All folders of environments, in the order of the search: those that `KERNELK_ENVS` names, then the user's."""
     chosen = [part for part in os.environ.get("KERNELK_ENVS", "").split(os.pathsep) if part]
-    return list(dict.fromkeys([*(Path(part).expanduser().absolute() for part in chosen), user_root()]))
+    return list(dict.fromkeys([*(Path(os.path.expanduser(part)).absolute() for part in chosen), user_root()]))
 
 
 def root() -> Path:
@@ -273,11 +272,8 @@ def install_recipe(
     """
     name = recipe.name
     again = again or f"`kernelk install {name}`"
-    if name == "cntk" and (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise InstallError(
-            f"{recipe.title} can't be installed here: kernelk runs it on Linux with an x86-64 processor, and "
-            f"this is {platform.system()} on {platform.machine()}; next: `kernelk install theano`"
-        )
+    if recipe.refusal():
+        raise InstallError(recipe.refusal())
     found = _installed_before(recipe, root())
     if found is not None and not rebuild:
         report(f"{name}: already installed in {found}")

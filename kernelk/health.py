@@ -25,7 +25,7 @@ import platformdirs
 from . import __version__, config, environments, interpreters, registry
 from .display import Rendered, Table, duration, size
 from .engines import Engine
-from .errors import BackendNotInstalledError, KernelKError
+from .errors import BackendNotInstalledError, InstallError, KernelKError
 from .function import Function
 from .gradients import gradients
 from .graph import Variable
@@ -139,17 +139,23 @@ def _absent(engine: Engine) -> EngineHealth | None:
         if engine.recipe is None:
             words = f"{engine.title} isn't installed in {sys.prefix}"
             return EngineHealth(engine.name, "not installed", problem=words, next=f"`{engine.install}`")
-        problem = f"{RECIPES[engine.recipe].title} {environments.missing(engine.recipe)}"
+        recipe = RECIPES[engine.recipe]
+        if recipe.refusal():
+            return _ill(engine.name, "not installed", InstallError(recipe.refusal()))
+        problem = f"{recipe.title} {environments.missing(engine.recipe)}"
         command = f"`kernelk install {engine.recipe}`"
         try:
-            found = environments.find_interpreter(RECIPES[engine.recipe])
-        except BackendNotInstalledError as none_fits:
-            makers = interpreters.makers(RECIPES[engine.recipe])
-            if makers and "names" not in str(none_fits).split(",")[0]:
-                problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
-                return EngineHealth(engine.name, "not installed", problem=problem, next=command)
-            return _ill(engine.name, "not installed", none_fits)
-        problem += f"; Python {found.version} for it is here ({found.source}: {found.path})"
+            found = interpreters.search(recipe, environments.roots())
+        except BackendNotInstalledError as error:  # a setting that names none that fits
+            return _ill(engine.name, "not installed", error)
+        makers = interpreters.makers(recipe)
+        if found.interpreter is not None:
+            python = found.interpreter
+            problem += f"; Python {python.version} for it is here ({python.source}: {python.path})"
+        elif makers:
+            problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
+        else:
+            return _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 
 
@@ -171,7 +177,7 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
         health = futures[engine.name].result()
         if futures[engine.name] in late:
             words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
-            health = EngineHealth(engine.name, "failed", problem=words, next=f"`{engine.repair}`")
+            health = EngineHealth(engine.name, "failed", problem=words, next=engine.repair(""))
         found[engine.name] = health
     return found
 
@@ -207,7 +213,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             "mode": str(host.facts.get("mode", "")),
         }
         if wrong:
-            return EngineHealth(engine.name, "failed", problem=wrong, next=f"`{engine.repair}`", **facts)
+            return EngineHealth(engine.name, "failed", problem=wrong, next=engine.repair(""), **facts)
         return EngineHealth(
             engine.name,
             "well",
@@ -217,9 +223,10 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             **_hint(facts["mode"]),
         )
     except KernelKError as error:
-        return _ill(engine.name, "failed", error, f"`{engine.repair}`")
+        return _ill(engine.name, "failed", error, engine.repair(str(error)))
     except Exception as error:
-        return _ill(engine.name, "failed", RuntimeError(f"{type(error).__name__}: {error}"), f"`{engine.repair}`")
+        words = f"{type(error).__name__}: {error}"
+        return _ill(engine.name, "failed", RuntimeError(words), engine.repair(words))
     finally:
         host.stop()
         for number in list(session.storage.segments):

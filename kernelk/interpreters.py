@@ -190,12 +190,17 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
     return None
 
 
+def _home() -> Path:
+    # Not Path.home, which raises for a user without a home, as containers have them.
+    return Path(os.path.expanduser("~"))
+
+
 def _pyenv_root() -> Path:
-    return Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    return Path(os.environ.get("PYENV_ROOT") or _home() / ".pyenv")
 
 
 def _conda_environments() -> Iterator[Path]:
-    home = Path.home()
+    home = _home()
     roots = [home / name for name in ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "micromamba")]
     roots += [Path("/opt/conda"), Path("/opt/miniconda3"), Path("/opt/anaconda3"), Path("/opt/miniforge3")]
     if os.environ.get("MAMBA_ROOT_PREFIX"):
@@ -231,7 +236,7 @@ def _uv_pythons(series: str) -> Iterator[Path]:
             )
             if done.returncode == 0 and done.stdout.strip():
                 yield Path(done.stdout.strip().splitlines()[-1])
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    data = Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share")
     folder = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
     yield from sorted(folder.glob(f"cpython-{series}.*/bin/python{series}"), reverse=True)
 

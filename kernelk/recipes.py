@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import platform
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import product
@@ -69,7 +71,17 @@ class Recipe:
     requirements: tuple[str, ...]  # complete: pip adds nothing to it
     check: str  # run by the environment's Python; its last line of output is the engine's own version
     bytes: int = 0  # what the environment takes on the disk
+    platform: tuple[str, str] | None = None  # the only system and processor that it runs on, as Python names them
     lock: Path | None = None  # the lock file; by default kernelk's own of this name
+
+    def refusal(self) -> str:
+        """Why it can't be installed on this machine whatever is done, with the next command; "" if it can."""
+        if self.platform in (None, (sys.platform, platform.machine())):
+            return ""
+        return (
+            f"{self.title} can't be installed here: it runs on {' and '.join(self.platform or ())} only, and this is "
+            f"{platform.system()} on {platform.machine()}; next: `kernelk install theano`"
+        )
 
     def hash(self, series: str) -> str:
         """Of the pins and the Python's series: environments of one hash hold the same."""
@@ -169,6 +181,7 @@ RECIPES: dict[str, Recipe] = {
             requirements=("numpy==1.19.5", "scipy==1.5.4", "cntk==2.7"),
             check=_CHECK_CNTK.format(preloads=CNTK_PRELOADS),
             bytes=455_000_000,
+            platform=("linux", "x86_64"),
         ),
     )
 }

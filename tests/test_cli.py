@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import program, wait_until
 
 from kernelk import __version__, cli, environments, registry
 from kernelk.recipes import RECIPES
@@ -185,3 +187,16 @@ def test_the_reader_may_leave(tmp_path: Path) -> None:
     os.close(write)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing_installed(tmp_path: Path) -> None:
+    slow = program(tmp_path / "bin" / "conda", f"echo solving > {tmp_path / 'begun'}; /bin/sleep 100")
+    settings = {"PYTHONPATH": str(PROJECT), "HOME": str(tmp_path), "PATH": str(slow.parent)}
+    command = [sys.executable, "-m", "kernelk", "install", "cntk"]
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    _, problems = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert problems == "kernelk: stopped; what was begun is not installed; next: the same command again\n"
+    assert "cntk: not installed; next: `kernelk install cntk`" in kernelk(tmp_path, "list").stdout

@@ -20,7 +20,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk import environments, health, registry
 from kernelk.engines import Engine
-from kernelk.errors import UnknownBackendError
+from kernelk.errors import InstallError, UnknownBackendError
 from kernelk.recipes import RECIPES
 from kernelk.session import current
 
@@ -112,7 +112,6 @@ def broken(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     [
         ("real = backend_.OPS['matmul']; backend_.OPS['matmul'] = lambda i, *x, **a: real(i, *x, **a) + 1", "wrong"),
         ("os.kill(os.getpid(), 9)", "Ill's worker ended while it started"),
-        ("raise ImportError('libill.so.1: cannot open shared object file')", "libill.so.1: cannot open"),
         ("backend_.OPS['matmul'] = lambda i, *x, **a: os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
         ("backend_.OPS['matmul'] = lambda i, *x, **a: 1 / 0", "ZeroDivisionError"),
     ],
@@ -128,6 +127,30 @@ def test_an_engine_that_fails_is_told_with_the_next_command(
     assert found.next == "`pip install --force-reinstall ill`"
     assert f"ill: {found.problem}; next: {found.next}" in repr(report)
     assert "1 of 2 engines are well" in repr(report)
+
+
+@pytest.mark.parametrize(
+    ("library", "advice"),
+    [
+        ("libstdc++.so.6", "`apt install libstdc++6`, or your system's package with libstdc++.so.6"),
+        ("libill.so.1", "install your system's package with libill.so.1"),
+    ],
+)
+def test_a_library_that_the_system_lacks_is_named(monkeypatch: pytest.MonkeyPatch, library: str, advice: str) -> None:
+    broken(monkeypatch, f"raise ImportError('{library}: cannot open shared object file: No such file or directory')")
+    found = one("ill")
+    assert (found.state, found.next) == ("failed", advice)
+    assert f"{library}: cannot open shared object file" in found.problem
+
+
+def test_a_machine_that_an_engine_does_not_run_on(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = one("cntk")
+    assert found.state == "not installed"
+    assert found.problem.startswith("CNTK 2.7 can't be installed here: it runs on linux and x86_64 only, and this is ")
+    assert found.next == "`kernelk install theano`"
+    with pytest.raises(InstallError, match="can't be installed here"):
+        kernelk.install("cntk")
 
 
 def test_an_engine_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +283,14 @@ def test_a_machine_that_cannot_be_written(tmp_path: Path) -> None:
         assert f"{tmp_path / 'file' / name}, not writable (Not a directory)" in done.stdout
     assert "next: set KERNELK_ENVS to a folder that can" in done.stdout
     assert "next: set XDG_CACHE_HOME to a folder that can" in done.stdout
+
+
+def test_theano_compiles_where_its_cache_cannot_be_written(tmp_path: Path) -> None:
+    need("theano")
+    (tmp_path / "file").write_text("")
+    envs = str(environments.require_python("theano").parents[2])
+    done = doctor(tmp_path / "file" / "home", "theano", KERNELK_ENVS=envs, PATH=os.environ["PATH"])
+    assert "1 of 1 engines are well" in done.stdout
 
 
 def test_settings_that_are_wrong(tmp_path: Path) -> None:

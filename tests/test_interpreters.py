@@ -206,7 +206,7 @@ def test_a_python_that_cannot_be_created_is_one_line_and_leaves_nothing(
     broken = 'mkdir -p "$4/half"; echo "CondaHTTPError: HTTP 000 CONNECTION FAILED for url <x>" >&2; exit 1'
     program(bare / "bin" / "conda", broken)
     with pytest.raises(
-        errors.InstallError, match=r"package index can't be reached .*next: check the network"
+        errors.InstallError, match=r"the server of conda can't be reached .*next: check the network"
     ) as caught:
         environments.install("cntk", lambda text: None)
     one_line(caught.value)
