@@ -23,7 +23,7 @@ from pathlib import Path
 from . import __version__, display, mpi_stub
 from .engines import missing_package
 from .errors import InstallError
-from .interpreters import Interpreter, Maker, clean_environment, created_folder, last_line, probe
+from .interpreters import Interpreter, Maker, below, clean_environment, created_folder, last_line, probe
 from .progress import Moving, Report
 from .recipes import LIBPYTHON36, LockedFile, Recipe, requirements_text
 
@@ -446,7 +446,7 @@ class _Downloads:
         """Says how much of the present file is there."""
         if self._current is None:
             return
-        for path in self._scratch.glob(f"*/{self._current.name}"):
+        for path in below(self._scratch, f"*/{self._current.name}"):
             with contextlib.suppress(OSError):
                 there = path.stat().st_size
                 self._run.move(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -304,9 +305,22 @@ def install_recipe(
             python = Build(recipe, interpreter, target, run, wheels).build()
             for other in (path for path, _ in _places(recipe) if path.parent == place and path != target):
                 shutil.rmtree(other, ignore_errors=True)  # of another Python, or half-built
+            closed = private_part(interpreter.path)
+            if place != user_root() and closed is not None:
+                report(
+                    f"{name}: you alone can use it: its Python is below {closed}, which others may not enter; for a "
+                    f"shared folder name another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
+                    f"{again} with --rebuild"
+                )
             return python
     except OSError as error:
         raise disk_error(recipe.title, place, error, again) from error
+
+
+def private_part(path: Path) -> Path | None:
+    """The first folder on the way to a file that other users may not enter, if there is one."""
+    folders = reversed(path.resolve().parents)
+    return next((folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH), None)
 
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
@@ -420,8 +434,8 @@ def _remove(path: Path, report: Report, name: str) -> None:
 
 def _unused_pythons(place: Path) -> list[Path]:
     """Pythons that were created beside the environments, and that none of them is built on any more."""
-    created = [path for path in place.glob("python-*") if path.is_dir()]
-    used = [os.path.realpath(python_in(path)) for path in place.glob("*-*") if path not in created]
+    created = [path for path in interpreters.below(place, "python-*") if os.path.isdir(path)]
+    used = [os.path.realpath(python_in(path)) for path in interpreters.below(place, "*-*") if path not in created]
     return [path for path in created if not any(Path(python).is_relative_to(path.resolve()) for python in used)]
 
 

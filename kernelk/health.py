@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,10 @@ def _absent(engine: Engine) -> EngineHealth | None:
         elif makers:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
-            return _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
+            nothing = _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
+            # That it is installed, but on a Python that can't be reached, says more.
+            before = "" if problem.endswith(" is not installed") else f"{problem}; "
+            return replace(nothing, problem=before + nothing.problem)
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 
 
@@ -314,7 +317,7 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
     if name not in registry.names():
         problems.append(f"'{name}', chosen by {by}, is no engine; next: choose one of {', '.join(registry.names())}")
     # As it is now, which may not be as it was when this process read it.
-    if config.path().exists():
+    if os.path.exists(config.path()):
         problems += config.Config().read().problems
     facts.append(("keras.json", str(config.path())))
     return facts, problems
@@ -322,6 +325,6 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
 
 def _free(place: Path) -> str:
     existing = place
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     return f"writable, {size(shutil.disk_usage(existing).free)} free"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -67,12 +68,17 @@ class Maker:
     def python(self, folder: Path) -> Path | None:
         """The Python that it has created there, None where there is none."""
         patterns = [f"cpython-{self.series}.*/bin/python{self.series}"] if self.is_uv else [f"bin/python{self.series}"]
-        return next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+        return next((path for pattern in patterns for path in below(folder, pattern)), None)
 
 
 def series_of(version: str) -> str:
     """Such as "3.6" of "3.6.15"."""
     return ".".join(version.split(".")[:2])
+
+
+def below(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder that match, sorted; none where it may not be read, for which `Path.glob` raises."""
+    return [folder / name for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
 def created_folder(root: Path, series: str) -> Path:
@@ -238,7 +244,7 @@ def _uv_pythons(series: str) -> Iterator[Path]:
                 yield Path(done.stdout.strip().splitlines()[-1])
     data = Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share")
     folder = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
-    yield from sorted(folder.glob(f"cpython-{series}.*/bin/python{series}"), reverse=True)
+    yield from reversed(below(folder, f"cpython-{series}.*/bin/python{series}"))
 
 
 def _candidates(series: str, roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
@@ -338,7 +344,7 @@ def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError
     first = recipe.pythons[0]
     by_pyenv = f"`pyenv install {_LAST_RELEASES.get(first, first)}`"
     by_conda = f"`conda create -n py{first.replace('.', '')} -c conda-forge python={first}`"
-    get = by_pyenv if shutil.which("pyenv") or _pyenv_root().is_dir() else f"{by_pyenv} or {by_conda}"
+    get = by_pyenv if shutil.which("pyenv") or os.path.isdir(_pyenv_root()) else f"{by_pyenv} or {by_conda}"
     return BackendNotInstalledError(
         f"{recipe.title} needs Python {' or '.join(recipe.pythons)}, and none was found (looked at "
         f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's Pythons"

@@ -29,7 +29,7 @@ from jupyter_client.manager import start_new_kernel
 from support import alive, fake_python, one_line, this_python, wait_until
 
 import kernelk
-from kernelk import builds, environments, errors, mpi_stub
+from kernelk import builds, environments, errors, health, mpi_stub
 from kernelk.backends import elf_stub
 from kernelk.recipes import RECIPES, LockedFile, Recipe
 
@@ -186,6 +186,55 @@ def test_a_shared_folder_that_cannot_be_written(bare: Path, monkeypatch: pytest.
         with pytest.raises(errors.InstallError, match=f"next: `KERNELK_ENVS={shared} kernelk uninstall theano`"):
             environments.uninstall("theano", said.append)
     assert environments.installed_python("theano") == place / "bin/python"
+
+
+def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "closed" / "inner").mkdir(parents=True)
+        (folder / "closed" / "inner" / "python").touch()
+        assert environments.private_part(folder / "closed" / "inner" / "python") is None
+        (folder / "closed").chmod(0o700)
+        assert environments.private_part(folder / "closed" / "inner" / "python") == folder / "closed"
+    tiny_wheel(tiny)
+    monkeypatch.setattr(environments, "private_part", lambda path: Path("/home/me"))
+    said: list[str] = []
+    environments.install("tiny", said.append)
+    assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
+
+
+@pytest.fixture
+def locked_out(bare: Path) -> Iterator[Path]:
+    """A machine whose home and environments belong to another user, who lets nobody in."""
+    make_complete("theano")
+    fake_python(bare / ".pyenv/versions/3.6.1/bin/python3.6", "3.6.1")
+    bare.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:  # whom no permission stops
+        os.seteuid(65534)
+    try:
+        yield bare
+    finally:
+        if is_root:
+            os.seteuid(0)
+        bare.chmod(0o755)
+
+
+def test_folders_that_may_not_be_entered(locked_out: Path) -> None:
+    assert environments.installed_python("theano") is None
+    assert environments.missing("theano") == "is not installed"
+    assert environments.superseded("theano") == []
+    with pytest.raises(errors.BackendNotInstalledError, match="none was found"):
+        environments.find_interpreter(RECIPES["theano"])
+    said: list[str] = []
+    with pytest.raises(errors.InstallError, match=r"no folder for it can be written: .*Permission denied") as caught:
+        environments.install("theano", said.append)
+    one_line(caught.value)
+    assert environments.uninstall("theano", said.append) == []
+    (theano,) = health.doctor(["theano"]).engines
+    assert theano.state == "not installed"
+    assert "none was found" in theano.problem
 
 
 # ---------------------------------------------------------------------------- builds
