@@ -363,7 +363,7 @@ class Build:
         options = ["--no-deps", "--require-hashes", "--progress-bar", "off", "--no-warn-script-location"]
         if self._wheels is not None:
             options += ["--no-index", "--find-links", str(self._wheels)]
-        progress = _Downloads(files, self._scratch, self.run)
+        progress = Downloads(files, self._scratch, self.run)
         self.run(
             "pip",
             [*pip_of(self.python), "install", *options, "--requirement", str(requirements)],
@@ -406,7 +406,7 @@ def pip_of(python: Path) -> list[str]:
     return [str(python), "-I", "-u", "-m", "pip", *cache]
 
 
-class _Downloads:
+class Downloads:
     """Tells how far pip is, from its lines and from the growth of the file that it downloads into `scratch`."""
 
     def __init__(self, files: list[LockedFile], scratch: Path, run: Runner) -> None:

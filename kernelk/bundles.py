@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, environments
-from .builds import Runner, bootstrap_of, disk_error, megabytes, packages_for, pip_of
+from .builds import Downloads, Runner, bootstrap_of, disk_error, megabytes, packages_for, pip_of
 from .errors import InstallError
 from .interpreters import series_of
 from .progress import Progress, Report
@@ -82,7 +82,14 @@ def _download(recipe: Recipe, python: Path, folder: Path, output: Path, report: 
     requirements = folder / f"{recipe.name}.txt"
     requirements.write_text(requirements_text(files), encoding="utf-8")
     options = ["--no-deps", "--require-hashes", "--progress-bar", "off", "--dest", str(folder)]
-    run("pip", [*pip_of(python), "download", *options, "--requirement", str(requirements)], line=lambda _: None)
+    progress = Downloads(files, folder, run)
+    run(
+        "pip",
+        [*pip_of(python), "download", *options, "--requirement", str(requirements)],
+        line=progress.line,
+        tick=progress.tick,
+        settings={"TMPDIR": str(folder)},
+    )
     return files
 
 

@@ -94,12 +94,13 @@ class HealthReport(Rendered):
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
 
-def doctor(names: Sequence[str] | None = None) -> HealthReport:
-    """Tries the engines of these names, all of them by default. The Python twin of `kernelk doctor NAME...`.
+def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
+    """Tries the engines of these names (or of this one), all of them by default. The Python twin of `kernelk doctor NAME...`.
 
     Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
     """
     begin = time.perf_counter()
+    names = [names] if isinstance(names, str) else names
     chosen = list(dict.fromkeys(names)) if names else registry.names()
     found: dict[str, EngineHealth] = {}
     ready: list[Engine] = []

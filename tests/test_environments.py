@@ -499,7 +499,7 @@ def test_a_download_is_told_as_it_grows(bare: Path) -> None:
 
     run = builds.Runner("Tiny", "tiny", bare / "log", Both(), "`again`")
     files = [LockedFile("a-1-py3-none-any.whl", 30_000_000, ""), LockedFile("b-2.tar.gz", 10_000_000, "")]
-    progress = builds._Downloads(files, bare, run)
+    progress = builds.Downloads(files, bare, run)
     progress.line("Collecting a==1\n")
     progress.line("  Downloading http://x/a-1-py3-none-any.whl (30.0 MB)\n")
     (bare / "pip-unpack-1").mkdir()

@@ -34,7 +34,7 @@ def need(*names: str) -> None:
 
 def one(name: str) -> health.EngineHealth:
     """The examination of one engine."""
-    (found,) = kernelk.doctor([name]).engines
+    (found,) = kernelk.doctor(name).engines
     return found
 
 
