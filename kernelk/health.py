@@ -95,7 +95,7 @@ class HealthReport(Rendered):
 
 
 def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
-    """Tries the engines of these names (or of this one), all of them by default. The Python twin of `kernelk doctor NAME...`.
+    """Tries the engines of these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
     Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
     """

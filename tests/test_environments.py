@@ -277,19 +277,18 @@ def tiny_wheel(folder: Path, version: str = "1.0", padding: int = 0) -> Path:
 
 
 @pytest.fixture
-def tiny(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tiny(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the recipe's lock; pip takes wheels from there and has no other index."""
     tiny_wheel(bare).unlink()
     names: dict[str, Any] = {}
     exec(TINY_SOURCE, names)
-    monkeypatch.delitem(RECIPES, "tiny", raising=False)
+    monkeypatch.setitem(RECIPES, "tiny", None)  # which is undone after the test
     names["register"](bare)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(bare))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_TARGET", str(bare / "astray"))  # a user's own setting, which must not send packages there
-    yield bare
-    RECIPES.pop("tiny", None)
+    return bare
 
 
 def start_install(folder: Path, *check: str) -> subprocess.Popen[str]:
