@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -28,8 +29,10 @@ class Progress:
 
     def _move(self, text: str) -> None:
         """Prints the line that moves, in place of the one before."""
-        print(f"{self._cleared()}{text}", end="", flush=True)
-        self._width = len(text)
+        # A line that wraps could not be overwritten.
+        shown = text[: shutil.get_terminal_size((120, 24)).columns - 1]
+        print(f"{self._cleared()}{shown}", end="", flush=True)
+        self._width = len(shown)
 
     def _cleared(self) -> str:
         width, self._width = self._width, 0

@@ -527,14 +527,19 @@ def test_progress_stays_on_one_line_in_a_terminal_only(capsys: pytest.CaptureFix
     moving._last -= 60
     moving("2 of 9")
     assert capsys.readouterr().out == "2 of 9\n"
-    pty_script = "from kernelk.progress import Progress; p = Progress(); p.moving('half'); p.moving('all'); p('done')"
+    pty_script = (
+        "from kernelk.progress import Progress; p = Progress(); p.moving('half'); p.moving('all' * 99); p('done')"
+    )
     leader, follower = os.openpty()
     command = [sys.executable, "-c", pty_script]
-    subprocess.run(command, stdout=follower, check=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    subprocess.run(
+        command, stdout=follower, check=True, env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "120"}
+    )
     os.close(follower)
     shown = os.read(leader, 1000).decode()
     os.close(leader)
-    assert shown == "half\r    \rall\r   \rdone\r\n"
+    width = 119
+    assert shown == f"half\r    \r{('all' * 99)[:width]}\r{' ' * width}\rdone\r\n"
 
 
 # ---------------------------------------------------------------------------- uninstall
