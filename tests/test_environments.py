@@ -641,7 +641,7 @@ def test_a_platform_without_files_is_one_line() -> None:
 
 
 def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
-    # The folders' names of kernelk 0.1.0.
+    # The folders' names from before there were locks.
     assert environments.folder("theano", "3.6").name == "theano-e66d0cd959"
     assert environments.folder("cntk").name == "cntk-620e79bae1"
 
