@@ -24,20 +24,22 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
     magics.unload(ipython)
 
 
+# What `kernelk.NAME` is, and the module that has it. No module may have such a name itself: imported, it would come in
+# the function's place (and so would the package of engines in that of "backends").
+_LAZY = {
+    "set_backend": "swap",
+    "list_backends": "status",
+    "diff": "divergence",
+    "install": "environments",
+    "uninstall": "environments",
+    "doctor": "health",
+}
+
+
 def __getattr__(name: str) -> Any:
     # Only when first asked for: `import kernelk` has to stay light.
-    if name in ("set_backend", "list_backends", "diff"):
-        if name == "set_backend":
-            from .swap import set_backend
+    if name in _LAZY:
+        import importlib
 
-            return set_backend
-        if name == "diff":
-            # Its module has another name: imported, it would come in the function's place.
-            from .divergence import diff
-
-            return diff
-        # Not "backends": that is the name of the package of engines, which would come in its place once imported.
-        from .status import list_backends
-
-        return list_backends
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'kernelk' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs the old engines' environments and lists them; all work is `environments`'s.
+"""The `kernelk` program: installs, removes, lists, bundles and examines the engines; other modules do all the work.
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from . import __version__, environments
-from .errors import KernelKError
-
-# Engines that run in the notebook's own Python, with the command that gets them and the module they bring.
-_NO_ENVIRONMENT = {
-    "numpy": ("numpy", "pip install kernelk"),
-    "tensorflow": ("tensorflow", 'pip install "kernelk[tensorflow]"'),
-    "tensorflow-cpu": ("tensorflow", 'pip install "kernelk[tensorflow-cpu]"'),
-}
+from . import __version__, builds, bundles, environments, registry
+from .engines import Engine
+from .errors import InstallError, KernelKError, UnknownBackendError
+from .progress import Progress
+from .recipes import RECIPES
 
 
 def _say(text: str) -> None:
@@ -37,67 +33,129 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(1)
 
 
-def _unknown(name: str) -> str:
-    known = [*environments.RECIPES, *_NO_ENVIRONMENT]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    meant = f"did you mean `kernelk install {close[0]}`? " if close else ""
-    return f"unknown engine {name!r}: {meant}It is one of {', '.join(sorted(known))}"
+def _engine(name: str, command: str) -> Engine:
+    """The engine of that name. Raises UnknownBackendError with the command that was meant, if one is near."""
+    known = list(dict.fromkeys([*RECIPES, *registry.names(), *environments.BUILDS]))
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        meant = f"did you mean `kernelk {command} {close[0]}`? " if close else ""
+        raise UnknownBackendError(f"unknown engine {name!r}: {meant}It is one of {', '.join(sorted(known))}")
+    return registry.engine(environments.BUILDS.get(name, name))
 
 
-def _install(names: Sequence[str], rebuild: bool) -> int:
+def _each(names: Sequence[str], command: str, work: Callable[[str], object]) -> int:
+    """Does the work for each engine; one that fails doesn't stop the others."""
     failed = False
     for name in dict.fromkeys(names):
-        if name in environments.RECIPES:
-            try:
-                environments.install(name, report=_say, rebuild=rebuild)
-            except KernelKError as error:
-                failed = True
-                _complain(str(error))
-        elif name in _NO_ENVIRONMENT:
-            module, command = _NO_ENVIRONMENT[name]
-            if importlib.util.find_spec(module) is not None:
-                _say(f"{name}: already installed; it needs no environment of its own")
-            else:
-                failed = True
-                _complain(f"{name} needs no environment of its own and is not installed; next: `{command}`")
-        else:
+        try:
+            _engine(name, command)
+            work(name)
+        except KernelKError as error:
             failed = True
-            _complain(_unknown(name))
+            _complain(str(error))
     return 1 if failed else 0
 
 
+def _install(names: Sequence[str], rebuild: bool, bundle: str | None) -> int:
+    if bundle is not None:
+        bundles.install(Path(bundle), names, rebuild=rebuild)
+        return 0
+    if not names:
+        _complain("install: name an engine, or a bundle with --from; next: `kernelk list`")
+        return 1
+    return _each(names, "install", lambda name: environments.install(name, Progress(), rebuild))
+
+
 def _list() -> int:
-    for name, recipe in environments.RECIPES.items():
-        found = environments.marker(name)
-        if found is not None:
-            versions = found["versions"]
-            assert isinstance(versions, dict)
-            numpy = versions.get("numpy", "unknown")
-            _say(
-                f"{name}: installed, {recipe.title.split()[0]} {found['engine']}, Python {found['python']}, "
-                f"numpy {numpy}, {float(str(found['bytes'])) / 1e6:.0f} MB in {found['folder']}"
-            )
-        else:
-            rest = environments.half_built(name)
-            state = f"not installed to the end ({rest})" if rest else "not installed"
-            _say(f"{name}: {state}; next: `kernelk install {name}` (Python {' or '.join(recipe.pythons)})")
-        for place in environments.superseded(name):
-            _say(f"{name}: {place} was built with other pins, {environments.size(place) / 1e6:.0f} MB")
+    for name in registry.names():
+        try:
+            _say(f"{name}: {_state(registry.engine(name))}")
+        except KernelKError as error:
+            _say(f"{name}: can't be used: {' '.join(str(error).split())}")
+            continue
+        if name in RECIPES:
+            for place in environments.superseded(name):
+                _say(f"{name}: {place} was built with other pins, {builds.size(place) / 1e6:.0f} MB")
     return 0
+
+
+def _state(engine: Engine) -> str:
+    """What is there of an engine, in one line."""
+    if engine.recipe is None:
+        if not registry.installed(engine.name):
+            return f"not installed; next: `{engine.install}`"
+        return (
+            f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
+            f"in the environment of kernelk itself, {sys.prefix}"
+        )
+    found = environments.marker(engine.recipe)
+    if found is not None:
+        versions = found["versions"]
+        assert isinstance(versions, dict)
+        return (
+            f"installed, {engine.title} {found['engine']}, Python {found['python']}, numpy "
+            f"{versions.get('numpy', 'unknown')}, {float(str(found['bytes'])) / 1e6:.0f} MB in {found['folder']}"
+        )
+    rest = environments.half_built(engine.recipe)
+    state = "not installed"
+    if rest:
+        words = environments.missing(engine.recipe)
+        state = f"not installed to the end ({rest})" if "to the end" in words else words
+    return f"{state}; next: `kernelk install {engine.name}` (Python {' or '.join(RECIPES[engine.recipe].pythons)})"
+
+
+def _bundle(names: Sequence[str], output: str) -> int:
+    for name in names:
+        if _engine(name, "bundle").recipe is None:
+            raise InstallError(
+                f"{name} needs no environment of its own: pip itself can collect it; next: "
+                f"`{sys.executable} -m pip download --dest FOLDER ...`"
+            )
+    bundles.bundle(names, Path(output))
+    return 0
+
+
+def _doctor(names: Sequence[str]) -> int:
+    from .health import doctor  # which needs numpy and the whole of K
+
+    report = doctor([_engine(name, "doctor").name for name in names] or None)
+    _say(repr(report))
+    return 0 if report.well else 1
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="kernelk", description="Install, list and examine the engines.")
+    parser.add_argument("--version", action="version", version=f"kernelk {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    own = ", ".join(RECIPES)
+    install = commands.add_parser("install", help="build an engine's environment, unless it is there")
+    install.add_argument("names", nargs="*", metavar="NAME", help=own)
+    install.add_argument("--rebuild", action="store_true", help="build it again, even if it is there")
+    install.add_argument(
+        "--from", dest="bundle", metavar="BUNDLE", help="take all files from a bundle, not the network"
+    )
+    uninstall = commands.add_parser("uninstall", help="remove an engine's environments, older ones too")
+    uninstall.add_argument("names", nargs="+", metavar="NAME", help=own)
+    commands.add_parser("list", help="show what is there of each engine: versions, folder and size")
+    bundle = commands.add_parser("bundle", help="write one file that installs engines where there is no network")
+    bundle.add_argument("names", nargs="+", metavar="NAME", help=own)
+    bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    doctor = commands.add_parser("doctor", help="try each engine, and say what is missing and the next command")
+    doctor.add_argument("names", nargs="*", metavar="NAME", help="all engines unless some are named")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = _Parser(prog="kernelk", description="Install and list the engines that need their own Python.")
-    parser.add_argument("--version", action="version", version=f"kernelk {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    install = commands.add_parser("install", help="build an engine's environment, unless it is there")
-    install.add_argument("names", nargs="+", metavar="NAME", help=", ".join(environments.RECIPES))
-    install.add_argument("--rebuild", action="store_true", help="build it again, even if it is there")
-    commands.add_parser("list", help="show each engine's environment: its versions, folder and size")
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     try:
-        return _install(chosen.names, chosen.rebuild) if chosen.command == "install" else _list()
+        if chosen.command == "install":
+            return _install(chosen.names, chosen.rebuild, chosen.bundle)
+        if chosen.command == "uninstall":
+            return _each(chosen.names, "uninstall", lambda name: environments.uninstall(name, _say))
+        if chosen.command == "bundle":
+            return _bundle(chosen.names, chosen.output)
+        return _doctor(chosen.names) if chosen.command == "doctor" else _list()
     except KernelKError as error:
         _complain(str(error))
         return 1
@@ -105,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader left, as in `kernelk list | head`: nobody is there to complain to
         return 1
     except KeyboardInterrupt:
-        _complain("stopped; what was begun is not installed; next: the same command again")
+        done = "what was begun is not installed" if chosen.command == "install" else "nothing was left half done"
+        _complain(f"stopped; {done}; next: the same command again")
         return 130
 
 

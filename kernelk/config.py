@@ -173,10 +173,14 @@ def chosen_backend() -> tuple[str, str]:
     return str(DEFAULTS["backend"]), "the default"
 
 
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this: its shell, unlike a terminal's, has a kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def say(text: str) -> None:
     """Shows the user one line, unless KERNELK_QUIET is set: among a cell's output, on a script's standard error."""
     if not os.environ.get("KERNELK_QUIET"):
-        # A notebook paints standard error as if something had gone wrong. Its shell, unlike a terminal's, has a kernel.
-        ipython = sys.modules.get("IPython")
-        in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-        print(text, file=sys.stdout if in_notebook else sys.stderr, flush=True)
+        # A notebook paints standard error as if something had gone wrong.
+        print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -29,6 +30,34 @@ class Engine:
     def path(self) -> str:
         """The full name of the module."""
         return self.module if "." in self.module else f"kernelk.backends.{self.module}"
+
+    def repair(self, words: str) -> str:
+        """The command for an engine that is there and fails with these words: `install` would find nothing to do."""
+        package = missing_package(words)
+        if package:
+            return package
+        if self.recipe is not None:
+            return f"`kernelk install {self.recipe} --rebuild`"
+        return f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+
+
+# Debian's packages of the system's libraries that the engines ask for.
+_PACKAGES = {
+    "libstdc++.so.6": "libstdc++6",
+    "libgcc_s.so.1": "libgcc-s1",
+    "libgomp.so.1": "libgomp1",
+    "libz.so.1": "zlib1g",
+}
+
+
+def missing_package(words: str) -> str:
+    """How to get the system's library that an error says is missing; "" if it says nothing of the kind."""
+    match = re.search(r"(lib[\w.+-]+?\.so[\w.]*): cannot open shared object file", words)
+    if match is None:
+        return ""
+    if match[1] in _PACKAGES:
+        return f"`apt install {_PACKAGES[match[1]]}`, or your system's package with {match[1]}"
+    return f"install your system's package with {match[1]}"
 
 
 NUMPY = Engine("numpy", "numpy", "numpy_backend", "NumpyBackend", in_kernel=True)

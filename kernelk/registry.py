@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import sys
 from functools import cache
+from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -83,3 +85,13 @@ def installed(name: str) -> bool:
     except BackendNotInstalledError:
         return False
     return True
+
+
+def version(descriptor: Engine) -> str:
+    """The version of the engine's package in the kernel's own environment, "" where that isn't known."""
+    imports = descriptor.imports or descriptor.name
+    # Builds of one package have names of their own, such as tensorflow-cpu.
+    for distribution in (imports, f"{imports}-cpu", f"{imports}-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return ""

@@ -93,12 +93,12 @@ class WorkerHost(Host):
                 words = self._last_words()
                 self.stop()
                 raise EngineError(
-                    f"{self.engine.title}'s worker ended while it started{words}; try `{self.engine.install}` again"
+                    f"{self.engine.title}'s worker ended while it started{words}; next: {self.engine.repair(words)}"
                 ) from error
             except OSError as error:
                 self.stop()
                 raise EngineError(
-                    f"{self.engine.title}'s worker can't be started: {error}; try `{self.engine.install}` again"
+                    f"{self.engine.title}'s worker can't be started: {error}; next: {self.engine.repair('')}"
                 ) from error
             except BaseException:
                 self.stop()
@@ -165,7 +165,7 @@ class WorkerHost(Host):
         if error["type"] in ("ImportError", "ModuleNotFoundError") and not self.facts:
             return BackendNotInstalledError(
                 f"{self.engine.title} can't be imported in {self.interpreter}: {error['message']}; "
-                f"next: {self.engine.install}"
+                f"next: {self.engine.repair(error['message'])}"
             )
         return engine_error(self.engine, error)
 

@@ -146,6 +146,18 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         host.stop()
 
 
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with nothing: no PATH, an empty home, no settings; environments go to its folder `envs`."""
+    for name in list(os.environ):
+        if name.startswith(("KERNELK_", "CONDA", "MAMBA", "PYENV", "UV_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
+    return tmp_path
+
+
 def pytest_report_header() -> str:
     """Which kernelk is under test."""
     import kernelk

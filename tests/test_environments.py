@@ -1,12 +1,15 @@
-"""Interpreters, environments, stub libraries: fakes to make each case, the real engines where it counts."""
+"""Environments and their builds, stub libraries: fakes to make each case, the real engines where it counts."""
 
 from __future__ import annotations
 
 import _ctypes
+import contextlib
 import ctypes
+import dataclasses
+import errno
+import hashlib
 import json
 import os
-import shlex
 import signal
 import struct
 import subprocess
@@ -15,161 +18,27 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jupyter_client.manager import start_new_kernel
+from support import alive, fake_python, one_line, this_python, wait_until
 
-from kernelk import environments, errors, mpi_stub
+import kernelk
+from kernelk import builds, environments, errors, health, mpi_stub
 from kernelk.backends import elf_stub
+from kernelk.recipes import RECIPES, LockedFile, Recipe
 
 PROJECT = Path(environments.__file__).parent.parent
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
-TINY = environments.Recipe("tiny", "Tiny 1.0", (SERIES,), (), ("tiny==1.0",), "import tiny; print(tiny.VERSION)")
 
 on_elf = pytest.mark.skipif(
     (sys.platform, os.uname().machine) != ("linux", "x86_64"), reason="stubs are ELF64 for x86-64 Linux"
 )
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with nothing: no PATH, an empty home, no settings."""
-    for name in list(os.environ):
-        if name.startswith(("KERNELK_", "CONDA", "MAMBA", "PYENV")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
-    monkeypatch.setitem(environments.RECIPES, "tiny", TINY)
-    return tmp_path
-
-
-def program(path: Path, script: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
-def this_python(path: Path) -> Path:
-    return program(path, f'exec {shlex.quote(sys.executable)} "$@"')
-
-
-def fake_python(path: Path, version: str) -> Path:
-    answer = {
-        "version": version,
-        "executable": str(path),
-        "fit": True,
-        "shared": True,
-        "base": "/",
-        "prefix": "/",
-    }
-    return program(path, f"echo {shlex.quote(json.dumps(answer))}")
-
-
-def one_line(error: BaseException) -> str:
-    assert "\n" not in str(error)
-    return str(error)
-
-
-# ---------------------------------------------------------------------------- interpreters
-
-
-@pytest.mark.parametrize("place", ["PATH", "pyenv", "conda"])
-def test_an_interpreter_is_found_in_each_place(bare: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    folder = bare / {"PATH": "bin", "pyenv": ".pyenv/versions/x/bin", "conda": "somewhere/bin"}[place]
-    this_python(folder / f"python{SERIES}")
-    if place == "PATH":
-        monkeypatch.setenv("PATH", str(folder))
-    if place == "conda":
-        (bare / ".conda").mkdir()
-        (bare / ".conda" / "environments.txt").write_text(f"/gone\n{folder.parent}\n")
-    found = environments.find_interpreter(TINY)
-    assert (found.source, found.series) == (place, SERIES)
-
-
-def test_the_base_of_a_virtual_environment_is_taken(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERNELK_PYTHON_TINY", sys.executable)
-    found = environments.find_interpreter(TINY)
-    assert found.path.exists()
-    assert sys.prefix == sys.base_prefix or not found.path.is_relative_to(sys.prefix)
-
-
-def test_a_broken_interpreter_is_passed_over(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(bare / "bin" / f"python{SERIES}", "echo no such version >&2; exit 127")
-    monkeypatch.setenv("PATH", str(bare / "bin"))
-    this_python(bare / ".pyenv/versions/x/bin" / f"python{SERIES}")
-    assert environments.find_interpreter(TINY).source == "pyenv"
-
-
-def test_the_first_version_of_a_recipe_is_preferred_wherever_it_is(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(bare / "bin"))
-    fake_python(bare / "bin/python3.8", "3.8.18")
-    theano = environments.RECIPES["theano"]
-    assert environments.find_interpreter(theano).version == "3.8.18"
-    for version in ("3.6.9", "3.6.15", "3.7.1"):
-        name = f"python{version.rpartition('.')[0]}"
-        fake_python(bare / ".pyenv/versions" / version / "bin" / name, version)
-    assert environments.find_interpreter(theano).version == "3.6.15"
-
-
-@pytest.mark.parametrize("variable", ["KERNELK_PYTHON_CNTK", "KERNELK_PYTHON36"])
-def test_a_setting_comes_first(bare: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    fake_python(bare / ".pyenv/versions/3.6.15/bin/python3.6", "3.6.15")
-    monkeypatch.setenv(variable, str(fake_python(bare / "mine", "3.6.1")))
-    found = environments.find_interpreter(environments.RECIPES["cntk"])
-    assert (found.version, found.source) == ("3.6.1", variable)
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("echo Python 3.5.2", "doesn't answer as a Python (Python 3.5.2)"),
-        ("exit 3", "it said nothing"),
-        ("exec /bin/sleep 60", "gave no answer"),
-        (None, "no such program"),
-    ],
-)
-def test_a_broken_setting_is_an_error_that_names_it(
-    bare: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
-) -> None:
-    monkeypatch.setattr(environments, "_PROBE_SECONDS", 1)
-    if script:
-        program(bare / "mine", script)
-    fake_python(bare / ".pyenv/versions/3.6.15/bin/python3.6", "3.6.15")
-    monkeypatch.setenv("KERNELK_PYTHON36", str(bare / "mine"))
-    with pytest.raises(errors.BackendNotInstalledError) as caught:
-        environments.find_interpreter(environments.RECIPES["cntk"])
-    message = one_line(caught.value)
-    assert said in message
-    assert "KERNELK_PYTHON36" in message
-    assert "must name a Python 3.6" in message
-
-
-def test_a_setting_of_the_wrong_version_is_an_error(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERNELK_PYTHON_THEANO", str(fake_python(bare / "mine", "3.7.2")))
-    with pytest.raises(errors.BackendNotInstalledError, match=r"is Python 3\.7\.2; .* a Python 3\.6 or 3\.8"):
-        environments.find_interpreter(environments.RECIPES["theano"])
-
-
-def test_a_python_that_cannot_build_environments_is_refused(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = fake_python(bare / "mine", "3.6.1")
-    path.write_text(path.read_text().replace('"fit": true', '"fit": false'))
-    monkeypatch.setenv("KERNELK_PYTHON36", str(path))
-    with pytest.raises(errors.BackendNotInstalledError, match=r"3\.6\.1 without venv and ensurepip"):
-        environments.find_interpreter(environments.RECIPES["cntk"])
-
-
-def test_no_interpreter_says_where_it_looked_and_what_to_do(bare: Path) -> None:
-    broken = program(bare / ".pyenv/versions/3.6.15/bin/python3.6", "exit 1")
-    with pytest.raises(errors.BackendNotInstalledError) as caught:
-        environments.find_interpreter(environments.RECIPES["cntk"])
-    message = one_line(caught.value)
-    for part in ("CNTK 2.7 needs Python 3.6", "PATH", str(bare / ".pyenv"), "conda", f"passed over {broken}"):
-        assert part in message
-    assert message.endswith("next: `pyenv install 3.6.15`, then `kernelk install cntk`")
 
 
 # ---------------------------------------------------------------------------- environments
@@ -178,9 +47,9 @@ def test_no_interpreter_says_where_it_looked_and_what_to_do(bare: Path) -> None:
 def make_complete(name: str) -> Path:
     place = environments.folder(name)
     this_python(place / "bin" / "python")
-    recipe = environments.RECIPES[name]
-    content = {"recipe": environments._recipe_hash(recipe, recipe.pythons[0])}
-    (place / environments.MARKER).write_text(json.dumps(content))
+    recipe = RECIPES[name]
+    content = {"recipe": recipe.hash(recipe.pythons[0])}
+    (place / builds.MARKER).write_text(json.dumps(content))
     return place
 
 
@@ -189,9 +58,9 @@ def test_the_folder_changes_with_the_pins_and_the_python(bare: Path, monkeypatch
     assert before.parent == bare / "envs"
     assert environments.folder("theano", "3.8") != before == environments.folder("theano", "3.6")
     place = make_complete("cntk")
-    old = environments.RECIPES["cntk"]
-    newer = environments.Recipe("cntk", old.title, old.pythons, old.bootstrap, ("cntk==2.8",), old.check)
-    monkeypatch.setitem(environments.RECIPES, "cntk", newer)
+    old = RECIPES["cntk"]
+    newer = Recipe("cntk", old.title, old.pythons, old.bootstrap, ("cntk==2.8",), old.check)
+    monkeypatch.setitem(RECIPES, "cntk", newer)
     assert environments.installed_python("cntk") is None
     assert environments.superseded("cntk") == [place]
 
@@ -199,7 +68,7 @@ def test_the_folder_changes_with_the_pins_and_the_python(bare: Path, monkeypatch
 def test_without_a_marker_it_is_not_installed(bare: Path) -> None:
     place = make_complete("cntk")
     assert environments.installed_python("cntk") == environments.require_python("cntk") == place / "bin/python"
-    (place / environments.MARKER).unlink()
+    (place / builds.MARKER).unlink()
     assert environments.installed_python("cntk") is None
     assert environments.half_built("cntk") == place
     with pytest.raises(errors.BackendNotInstalledError) as caught:
@@ -212,46 +81,219 @@ def test_a_damaged_environment_is_not_installed(bare: Path, damage: str) -> None
     place = make_complete("theano")
     assert environments.installed_python("theano") is not None
     if damage == "marker cut off":
-        (place / environments.MARKER).write_text('{"recipe": ')
+        (place / builds.MARKER).write_text('{"recipe": ')
     elif damage == "other pins":
-        (place / environments.MARKER).write_text('{"recipe": "0123"}')
+        (place / builds.MARKER).write_text('{"recipe": "0123"}')
     else:
         (place / "bin/python").unlink()
         (place / "bin/python").symlink_to(bare / "removed")
     assert environments.installed_python("theano") is None
 
 
-def test_an_unwritable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_is_gone_is_told(bare: Path) -> None:
+    place = make_complete("theano")
+    (place / "bin/python").unlink()
+    (place / "bin/python").symlink_to(bare / "removed")
+    with pytest.raises(errors.BackendNotInstalledError, match="next: `kernelk install theano`") as caught:
+        environments.require_python("theano")
+    assert f"is installed in {place}, but the Python under it ({bare / 'removed'}) is gone" in one_line(caught.value)
+
+
+def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "file").write_text("")
     monkeypatch.setenv("KERNELK_ENVS", str(bare / "file" / "below"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(bare / "file" / "data"))
     monkeypatch.setenv("KERNELK_PYTHON36", str(fake_python(bare / "mine", "3.6.1")))
     with pytest.raises(errors.InstallError, match="choose another folder with KERNELK_ENVS") as caught:
         environments.install("theano")
+    message = one_line(caught.value)
+    assert str(bare / "file" / "below") in message
+    assert str(bare / "file" / "data") in message
+
+
+def test_the_order_of_the_folders(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNELK_ENVS", os.pathsep.join(["~/first", str(bare / "second"), ""]))
+    user = bare / ".local/share/kernelk/envs"
+    assert environments.roots() == [bare / "first", bare / "second", user]
+    assert environments.root() == bare / "first"
+    (bare / "first").write_text("a file, where no folder can be")
+    assert environments.root() == bare / "second"
+    monkeypatch.delenv("KERNELK_ENVS")
+    assert environments.roots() == [user]
+
+
+# ---------------------------------------------------------------------------- shared folders
+
+
+def test_environments_of_a_shared_folder_are_used(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_complete("theano")
+    monkeypatch.setenv("KERNELK_ENVS", os.pathsep.join([str(bare / "mine"), str(place.parent)]))
+    assert environments.require_python("theano") == place / "bin/python"
+    # But one's own folder, if it comes first, isn't filled by it: that is how its owner makes a shared one.
+    monkeypatch.setenv("KERNELK_PYTHON_THEANO", str(bare / "nothing"))
+    with pytest.raises(errors.BackendNotInstalledError, match="KERNELK_PYTHON_THEANO names"):
+        environments.install("theano", lambda text: None)
+
+
+@contextlib.contextmanager
+def read_only(*folders: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Folders that can't be written, for root either: no file can be made in them."""
+    real_file, real_open, real_access = tempfile.TemporaryFile, open, os.access
+    denied = [str(folder) for folder in folders]
+
+    def refuse(path: object) -> None:
+        if any(str(path).startswith(folder) for folder in denied):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def temporary_file(*arguments: Any, **options: Any) -> Any:
+        refuse(options.get("dir"))
+        return real_file(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", temporary_file)
+        patch.setattr(
+            os,
+            "access",
+            lambda path, mode: not any(str(path).startswith(f) for f in denied) and real_access(path, mode),
+        )
+        patch.setattr(
+            "builtins.open",
+            lambda file, mode="r", *rest, **options: (
+                refuse(file) if set("wax") & set(mode) else None,
+                real_open(file, mode, *rest, **options),
+            )[1],
+        )
+        yield
+
+
+def test_a_shared_folder_that_cannot_be_written(bare: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    shared = bare / "envs"
+    place = make_complete("theano")
+    said: list[str] = []
+    with read_only(shared, monkeypatch=monkeypatch):
+        # What it holds is used, and what it lacks comes into the user's own folder.
+        assert environments.install("theano", said.append) == place / "bin/python"
+        assert environments.root() == environments.user_root()
+        tiny_wheel(tiny)
+        python = environments.install("tiny", said.append)
+        assert python.is_relative_to(environments.user_root())
+        assert any(f"since {shared} (Read-only file system) can't be written" in text for text in said)
+        assert environments.installed_python("tiny") == python
+        # What can't be done is said.
+        with pytest.raises(errors.InstallError, match="let its owner run") as caught:
+            environments.install("theano", said.append, rebuild=True)
+        one_line(caught.value)
+        with pytest.raises(errors.InstallError, match=f"next: `KERNELK_ENVS={shared} kernelk uninstall theano`"):
+            environments.uninstall("theano", said.append)
+    assert environments.installed_python("theano") == place / "bin/python"
+
+
+def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "closed" / "inner").mkdir(parents=True)
+        (folder / "closed" / "inner" / "python").touch()
+        assert environments.private_part(folder / "closed" / "inner" / "python") is None
+        (folder / "closed").chmod(0o700)
+        assert environments.private_part(folder / "closed" / "inner" / "python") == folder / "closed"
+    tiny_wheel(tiny)
+    monkeypatch.setattr(environments, "private_part", lambda path: Path("/home/me"))
+    said: list[str] = []
+    environments.install("tiny", said.append)
+    assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
+
+
+@pytest.fixture
+def locked_out(bare: Path) -> Iterator[Path]:
+    """A machine whose home and environments belong to another user, who lets nobody in."""
+    make_complete("theano")
+    fake_python(bare / ".pyenv/versions/3.6.1/bin/python3.6", "3.6.1")
+    bare.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:  # whom no permission stops
+        os.seteuid(65534)
+    try:
+        yield bare
+    finally:
+        if is_root:
+            os.seteuid(0)
+        bare.chmod(0o755)
+
+
+def test_folders_that_may_not_be_entered(locked_out: Path) -> None:
+    assert environments.installed_python("theano") is None
+    assert environments.missing("theano") == "is not installed"
+    assert environments.superseded("theano") == []
+    with pytest.raises(errors.BackendNotInstalledError, match="none was found"):
+        environments.find_interpreter(RECIPES["theano"])
+    said: list[str] = []
+    with pytest.raises(errors.InstallError, match=r"no folder for it can be written: .*Permission denied") as caught:
+        environments.install("theano", said.append)
     one_line(caught.value)
+    assert environments.uninstall("theano", said.append) == []
+    (theano,) = health.doctor(["theano"]).engines
+    assert theano.state == "not installed"
+    assert "none was found" in theano.problem
 
 
-# A build with a recipe of our own, on this Python and from a local wheel: quick, and every failure at hand.
-DRIVER = """
+# ---------------------------------------------------------------------------- builds
+
+# A recipe of our own, on this Python and from a local wheel: quick, and every failure at hand.
+TINY_SOURCE = """
 import sys
-from kernelk import environments as e, errors
-check = sys.argv[2] if len(sys.argv) > 2 else "import tiny; print(tiny.VERSION)"
-e.RECIPES["tiny"] = e.Recipe("tiny", "Tiny 1.0", (sys.argv[1],), (), ("tiny==1.0",), check)
+from pathlib import Path
+from kernelk.recipes import RECIPES, Recipe
+def register(folder, check="import tiny; print(tiny.VERSION)"):
+    series = "%d.%d" % sys.version_info[:2]
+    RECIPES["tiny"] = Recipe("tiny", "Tiny 1.0", (series,), (), ("tiny==1.0",), check, lock=Path(folder) / "tiny.txt")
+"""
+DRIVER = (
+    TINY_SOURCE
+    + """
+from kernelk import environments, errors
+register(*sys.argv[1:])
 try:
-    e.install("tiny", report=lambda text: print(text, flush=True))
+    environments.install("tiny", report=lambda text: print(text, flush=True))
 except errors.InstallError as error:
     sys.exit(str(error))
 """
+)
 
 
-def start_install(bare: Path, *check: str) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "PYTHONPATH": str(PROJECT),
-        "KERNELK_PYTHON_TINY": sys.executable,
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(bare),
-        "PIP_TARGET": str(bare / "astray"),  # a user's own setting, which must not send packages elsewhere
-    }
-    command = [sys.executable, "-c", DRIVER, SERIES, *check]
+def tiny_wheel(folder: Path, version: str = "1.0", padding: int = 0) -> Path:
+    """The wheel that the recipe asks for, and the lock with its hash."""
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("tiny.py", f"VERSION = '{version}'\n{'#' * padding}")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", tags)
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
+    content = path.read_bytes()
+    lock = f"# a lock\n{path.name} {len(content)} {hashlib.sha256(content).hexdigest()}\n"
+    (folder / "tiny.txt").write_text(lock)
+    return path
+
+
+@pytest.fixture
+def tiny(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the recipe's lock; pip takes wheels from there and has no other index."""
+    tiny_wheel(bare).unlink()
+    names: dict[str, Any] = {}
+    exec(TINY_SOURCE, names)
+    monkeypatch.setitem(RECIPES, "tiny", None)  # which is undone after the test
+    names["register"](bare)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(bare))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_TARGET", str(bare / "astray"))  # a user's own setting, which must not send packages there
+    return bare
+
+
+def start_install(folder: Path, *check: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", DRIVER, str(folder), *check]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True)
 
@@ -261,47 +303,55 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, output, problems
 
 
-def test_builds_that_fail_stop_or_meet(bare: Path) -> None:
+def left(folder: Path) -> list[str]:
+    """What an install has left beside its log and its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".log", ".lock"))
+
+
+def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     place = environments.folder("tiny")
 
-    # pip fails: its own last word, the log, no marker.
-    status, _, problems = finish(start_install(bare))
+    # pip fails: its own last word, the log, and nothing else.
+    status, _, problems = finish(start_install(tiny))
     assert status == 1
     assert "pip failed: ERROR: No matching distribution found for tiny==1.0" in problems
     assert problems.count("\n") == 1
     log = Path(problems.partition("(log: ")[2].partition(")")[0])
     assert "No matching distribution" in log.read_text()
-    assert environments.half_built("tiny") == place
+    assert left(place.parent) == []
 
-    # Ctrl-C: a half-built folder, and nothing left running that holds our pipes.
-    stopped = start_install(bare)
+    # Ctrl-C: nothing left running, and not installed.
+    stopped = start_install(tiny)
     assert stopped.stdout is not None
     while "building with" not in stopped.stdout.readline():
         assert stopped.poll() is None
     os.killpg(stopped.pid, signal.SIGINT)
     assert finish(stopped)[0] != 0
-    assert environments.installed_python("tiny") is None
+    assert left(place.parent) == []
+
+    # Killed: a half-built folder, which isn't installed.
+    killed = start_install(tiny)
+    assert wait_until(place.is_dir)
+    killed.kill()
+    finish(killed)
+    assert environments.half_built("tiny") == place
+    assert environments.missing("tiny") == "was not installed to the end"
 
     # The check fails: the last line of what it said.
-    with zipfile.ZipFile(bare / "tiny-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny.py", "VERSION = '1.0'\n")
-        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr("tiny-1.0.dist-info/WHEEL", tags)
-        wheel.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
-    status, _, problems = finish(start_install(bare, "import tiny; raise ValueError('one is two')"))
+    tiny_wheel(tiny)
+    status, output, problems = finish(start_install(tiny, "import tiny; raise ValueError('one is two')"))
     assert status == 1
+    assert "which an earlier install left" in output
     assert "check failed: ValueError: one is two (log: " in problems
-    assert environments.installed_python("tiny") is None
+    assert left(place.parent) == []
 
-    # Two at once: one builds, in the folder that the others left; the second waits and finds it done.
-    both = [start_install(bare), start_install(bare)]
+    # Two at once: one builds; the second waits and finds it done.
+    both = [start_install(tiny), start_install(tiny)]
     results = [finish(process) for process in both]
     assert [status for status, _, _ in results] == [0, 0], results
     built = [output for _, output, _ in results if "ready: tiny 1.0" in output]
     waited = [output for _, output, _ in results if "another process is installing it; waiting" in output]
     assert len(built) == len(waited) == 1
-    assert "which an earlier install left" in built[0]
     assert "already installed" in waited[0]
     assert "pip" not in waited[0]
 
@@ -310,11 +360,310 @@ def test_builds_that_fail_stop_or_meet(bare: Path) -> None:
     assert noted is not None
     assert isinstance(noted["versions"], dict)
     assert (noted["engine"], noted["versions"]["tiny"]) == ("1.0", "1.0")
-    assert not (bare / "astray").exists()
+    assert noted["files"] == {file.name: file.sha256 for file in RECIPES["tiny"].locked()}
+    assert not (tiny / "astray").exists()
+    assert left(place.parent) == [place.name]
 
 
-def test_the_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environments, "fcntl", None)
+def test_a_wrong_hash_is_one_line_and_installs_nothing(tiny: Path) -> None:
+    wheel = tiny_wheel(tiny)
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    lock = (tiny / "tiny.txt").read_text()
+    wrong = hashlib.sha256(tiny_wheel(tiny, version="6.6.6").read_bytes()).hexdigest()
+    (tiny / "tiny.txt").write_text(lock)
+    with pytest.raises(errors.InstallError, match="next: `pip cache purge` and `kernelk install tiny`") as caught:
+        environments.install("tiny", lambda text: None)
+    message = one_line(caught.value)
+    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) has not the content that kernelk's lock names" in message
+    assert f"SHA-256 {wrong[:12]}... instead of {right[:12]}..." in message
+    assert environments.installed_python("tiny") is None
+    assert left(environments.root()) == []
+
+
+def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    said: list[str] = []
+    with pytest.raises(errors.InstallError, match="the package index can't be reached") as caught:
+        environments.install("tiny", said.append)
+    assert "with no network: `kernelk install --from BUNDLE`" in one_line(caught.value)
+    assert any("no answer from the package index; trying again" in text for text in said)
+
+
+def test_a_disk_that_is_too_full_is_told_before_anything_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(RECIPES["tiny"], bytes=1 << 60))
+    with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: make room") as caught:
+        environments.install("tiny", lambda text: None)
+    one_line(caught.value)
+    assert left(environments.root()) == []
+
+
+def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tiny / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk can't be mounted here, which takes root's rights")
+    try:
+        tiny_wheel(tiny, padding=24 << 20)
+        monkeypatch.setenv("KERNELK_ENVS", str(small))
+        with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: make room") as caught:
+            environments.install("tiny", lambda text: None)
+        one_line(caught.value)
+        assert left(small) == []
+    finally:
+        subprocess.run(["/bin/umount", str(small)], check=True)
+
+
+def test_a_rebuild_that_fails_keeps_what_was_there(tiny: Path) -> None:
+    wheel = tiny_wheel(tiny)
+    python = environments.install("tiny", lambda text: None)
+    (python.parent / "witness").touch()
+    wheel.unlink()
+    with pytest.raises(errors.InstallError, match="No matching distribution"):
+        environments.install("tiny", lambda text: None, rebuild=True)
+    assert environments.installed_python("tiny") == python
+    assert (python.parent / "witness").exists()
+    tiny_wheel(tiny)
+    environments.install("tiny", lambda text: None, rebuild=True)
+    assert environments.installed_python("tiny") == python
+    assert not (python.parent / "witness").exists()
+    assert left(python.parents[2]) == [python.parents[1].name]
+
+
+def test_ctrl_c_ends_what_the_command_has_started(tiny: Path) -> None:
+    tiny_wheel(tiny)
+    note = tiny / "pid"
+    check = f"""
+import subprocess
+process = subprocess.Popen(["/bin/sleep", "100"])
+open({str(note)!r}, "w").write(str(process.pid))
+process.wait()
+"""
+    stopped = start_install(tiny, check)
+    assert wait_until(lambda: note.exists() and note.read_text() != "")
+    os.kill(stopped.pid, signal.SIGINT)
+    assert finish(stopped)[0] != 0
+    assert wait_until(lambda: not alive(int(note.read_text())), 5)
+    assert environments.installed_python("tiny") is None
+    assert left(environments.root()) == []
+
+
+def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> None:
+    tiny_wheel(tiny)
+    register = f"{TINY_SOURCE}\nregister({str(tiny)!r}, 'import time; time.sleep(100)')"
+    manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    try:
+        said: list[str] = []
+        stopped: list[bool] = []
+
+        def hear(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                said.append(message["content"]["text"])
+                if "checking that it computes" in message["content"]["text"] and not stopped:
+                    stopped.append(True)
+                    manager.interrupt_kernel()
+
+        def run(code: str) -> dict[str, Any]:
+            reply: dict[str, Any] = client.execute_interactive(code, timeout=60, output_hook=hear)["content"]
+            return reply
+
+        assert run(register)["status"] == "ok"
+        reply = run("import kernelk; kernelk.install('tiny')")
+        assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
+        assert "installing tiny==1.0: " in "".join(said)
+        assert environments.installed_python("tiny") is None
+        assert left(environments.root()) == []
+        # The kernel lives, and the same goes through at the next try.
+        assert run(register.replace("time.sleep(100)", "print(1.0)"))["status"] == "ok"
+        assert run("kernelk.install('tiny')")["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert environments.installed_python("tiny") is not None
+
+
+def test_a_download_is_told_as_it_grows(bare: Path) -> None:
+    said: list[str] = []
+
+    class Both:
+        def __call__(self, text: str) -> None:
+            said.append(text)
+
+        def moving(self, text: str) -> None:
+            said.append(f"~ {text}")
+
+    run = builds.Runner("Tiny", "tiny", bare / "log", Both(), "`again`")
+    files = [LockedFile("a-1-py3-none-any.whl", 30_000_000, ""), LockedFile("b-2.tar.gz", 10_000_000, "")]
+    progress = builds.Downloads(files, bare, run)
+    progress.line("Collecting a==1\n")
+    progress.line("  Downloading http://x/a-1-py3-none-any.whl (30.0 MB)\n")
+    (bare / "pip-unpack-1").mkdir()
+    (bare / "pip-unpack-1" / files[0].name).write_bytes(bytes(12_000_000))
+    progress.tick()
+    progress.line("  Using cached b-2.tar.gz (10.0 MB)\n")
+    progress.line("  Building wheel for b (setup.py): started\n")
+    progress.line("Installing collected packages: a, b\n")
+    assert [text.partition("] ")[2] for text in said] == [
+        "downloading a-1-py3-none-any.whl (30.0 MB; 0.0 of 40.0 MB done)",
+        "downloading a-1-py3-none-any.whl: 12.0 of 30.0 MB, in all 12.0 of 40.0 MB",
+        "using cached b-2.tar.gz (10.0 MB; 30.0 of 40.0 MB done)",
+        "building a wheel of b",
+        "unpacking a, b",
+    ]
+    assert [text.startswith("~") for text in said] == [False, True, False, False, False]
+
+
+def test_progress_stays_on_one_line_in_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    from kernelk.progress import Moving, Progress
+
+    # Nobody sees a carriage return in a file.
+    moving = Moving(Progress())
+    moving("1 of 9")
+    assert capsys.readouterr().out == ""
+    moving._last -= 60
+    moving("2 of 9")
+    assert capsys.readouterr().out == "2 of 9\n"
+    pty_script = (
+        "from kernelk.progress import Progress; p = Progress(); p.moving('half'); p.moving('all' * 99); p('done')"
+    )
+    leader, follower = os.openpty()
+    command = [sys.executable, "-c", pty_script]
+    subprocess.run(
+        command, stdout=follower, check=True, env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "120"}
+    )
+    os.close(follower)
+    shown = os.read(leader, 1000).decode()
+    os.close(leader)
+    width = 119
+    assert shown == f"half\r    \r{('all' * 99)[:width]}\r{' ' * width}\rdone\r\n"
+
+
+# ---------------------------------------------------------------------------- uninstall
+
+
+def test_uninstall_removes_all_builds_and_says_what_it_freed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_complete("theano")
+    (place / "big").write_bytes(bytes(3_000_000))
+    older = place.with_name("theano-0123456789")
+    older.mkdir()
+    other = make_complete("cntk")
+    said: list[str] = []
+    assert sorted(kernelk.uninstall("theano", report=said.append)) == sorted([place, older])
+    assert f"theano: removed {place}, 3 MB" in said
+    assert environments.installed_python("theano") is None
+    assert environments.installed_python("cntk") is not None
+    assert left(place.parent) == [other.name]
+    assert kernelk.uninstall("theano", report=said.append) == []
+    assert said[-1] == "theano: not installed, nothing to remove"
+
+
+def test_uninstall_leaves_the_environments_of_other_folders(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KERNELK_ENVS")
+    users = make_complete("theano")
+    monkeypatch.setenv("KERNELK_ENVS", str(bare / "envs"))
+    said: list[str] = []
+    with pytest.raises(errors.InstallError, match=f"isn't in {bare / 'envs'}, but in {users.parent}") as caught:
+        environments.uninstall("theano", said.append)
+    one_line(caught.value)
+    place = make_complete("theano")
+    assert environments.uninstall("theano", said.append) == [place]
+    assert f"the one in {users.parent} stays" in said[-1]
+    assert environments.installed_python("theano") == users / "bin/python"
+
+
+def test_what_this_notebook_runs_is_not_removed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernelk.session import current
+
+    class Running:
+        started = True
+        stopped = False
+        engine = kernelk.registry.engine("theano")
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    place = make_complete("theano")
+    host = Running()
+    session = current()
+    monkeypatch.setitem(session.hosts, "theano", host)
+    session.active = "theano"
+    with pytest.raises(errors.InstallError, match=r"next: kernelk\.set_backend\('numpy'\), then") as caught:
+        kernelk.uninstall("theano", report=lambda text: None)
+    one_line(caught.value)
+    assert place.exists()
+    session.active = "numpy"
+    kernelk.uninstall("theano", report=lambda text: None)
+    assert host.stopped
+    assert not place.exists()
+
+
+# ---------------------------------------------------------------------------- recipes and locks
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_lock_has_a_file_for_every_pin_and_nothing_else(name: str) -> None:
+    recipe = RECIPES[name]
+    files = recipe.locked()
+    pins = {pin.lower() for pin in (*recipe.bootstrap, *recipe.requirements)}
+    assert {file.pin for file in files} == pins
+    assert len({file.name for file in files}) == len(files)
+    assert all(len(file.sha256) == 64 and file.size > 1000 for file in files)
+
+
+@pytest.mark.parametrize(
+    ("series", "platform", "numpy"),
+    [
+        ("3.6", "manylinux2010_x86_64", "numpy-1.19.5-cp36-cp36m-manylinux2010_x86_64.whl"),
+        ("3.8", "manylinux2014_aarch64", "numpy-1.19.5-cp38-cp38-manylinux2014_aarch64.whl"),
+        ("3.8", "macosx_10_9_x86_64", "numpy-1.19.5-cp38-cp38-macosx_10_9_x86_64.whl"),
+        ("3.6", "win_amd64", "numpy-1.19.5-cp36-cp36m-win_amd64.whl"),
+    ],
+)
+def test_the_files_for_a_python_on_a_platform(series: str, platform: str, numpy: str) -> None:
+    python = "cp" + series.replace(".", "")
+    abi = python + ("m" if series == "3.6" else "")
+    tags = [f"{python}-{abi}-{platform}", f"{python}-{abi}-manylinux1_x86_64", "py3-none-any"]
+    recipe = RECIPES["theano"]
+    chosen = [file.name for file in recipe.choose(recipe.requirements, tags, "here")]
+    assert chosen[0] == numpy
+    assert chosen[2:] == ["six-1.16.0-py2.py3-none-any.whl", "Theano-1.0.5.tar.gz"]
+
+
+def test_a_platform_without_files_is_one_line() -> None:
+    recipe = RECIPES["cntk"]
+    with pytest.raises(errors.InstallError, match=r"numpy==1\.19\.5 has no file for Python 3\.6 on Plan 9") as caught:
+        recipe.choose(recipe.requirements, ["cp36-cp36m-plan9", "py3-none-any"], "Python 3.6 on Plan 9")
+    one_line(caught.value)
+
+
+def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
+    # The folders' names from before there were locks.
+    assert environments.folder("theano", "3.6").name == "theano-e66d0cd959"
+    assert environments.folder("cntk").name == "cntk-620e79bae1"
+
+
+# ---------------------------------------------------------------------------- one at a time
+
+
+def no_flock(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A system, or a file system, without flock."""
+    if how == "system":
+        monkeypatch.setattr(environments, "fcntl", None)
+    else:
+
+        def refuse(*arguments: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(environments.fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("how", ["system", "file system"])
+def test_the_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    no_flock(monkeypatch, how)
     events: list[str] = []
     path = tmp_path / "x.lock"
 
@@ -325,20 +674,38 @@ def test_the_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with environments._lock(path, lambda: events.append("never")):
         thread = threading.Thread(target=second)
         thread.start()
-        deadline = time.monotonic() + 10
-        while not events and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert wait_until(lambda: bool(events), 10)
         events.append("first done")
     thread.join(timeout=10)
     assert events == ["waits", "first done", "second"]
+    assert not (tmp_path / "x.held").exists()
 
-    abandoned = tmp_path / "x.held"
-    abandoned.touch()
-    os.utime(abandoned, (0, 0))
-    with environments._lock(path, lambda: events.append("never")):
-        assert abandoned.stat().st_mtime > 0
-    assert "never" not in events
-    assert not abandoned.exists()
+
+@pytest.mark.parametrize("why", ["untouched", "its process is gone"])
+def test_an_abandoned_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    no_flock(monkeypatch, "file system")
+    held = tmp_path / "x.held"
+    if why == "untouched":
+        held.touch()
+        os.utime(held, (0, 0))
+    else:
+        gone = subprocess.Popen(["/bin/true"])
+        gone.wait()
+        held.write_text(f"{environments.socket.gethostname()} {gone.pid}")
+    waited: list[str] = []
+    with environments._lock(tmp_path / "x.lock", lambda: waited.append("waited")):
+        assert held.read_text().endswith(f" {os.getpid()}")
+    assert waited == []
+    assert not held.exists()
+
+
+def test_a_held_lock_is_touched_while_its_owner_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_flock(monkeypatch, "system")
+    monkeypatch.setattr(environments, "_TOUCH_SECONDS", 0.05)
+    held = tmp_path / "x.held"
+    with environments._lock(tmp_path / "x.lock", lambda: None):
+        os.utime(held, (0, 0))
+        assert wait_until(lambda: held.stat().st_mtime > 1e9, 10)
 
 
 # ---------------------------------------------------------------------------- stub libraries
@@ -415,7 +782,7 @@ def need(name: str) -> Path:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", params=sorted(environments.RECIPES))
+@pytest.fixture(scope="session", params=sorted(RECIPES))
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     need(name)
@@ -423,7 +790,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 def test_the_engine_imports_and_computes(engine: str) -> None:
-    recipe = environments.RECIPES[engine]
+    recipe = RECIPES[engine]
     command = [str(need(engine)), "-I", "-c", recipe.check]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -454,7 +821,7 @@ def test_cntk_beside_a_foreign_mpi(tmp_path: Path) -> None:
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     plain = [str(python), "-I", "-W", "ignore", "-c", "import cntk"]
     assert subprocess.run(plain, env=environment, capture_output=True).returncode != 0
-    loaded = [str(python), "-I", "-c", environments.RECIPES["cntk"].check]
+    loaded = [str(python), "-I", "-c", RECIPES["cntk"].check]
     subprocess.run(loaded, env=environment, capture_output=True, check=True)
 
 

@@ -20,7 +20,7 @@ def probe(tmp_path: Path, **settings: str | None) -> subprocess.CompletedProcess
     return subprocess.run(
         command,
         cwd=tmp_path,
-        env=environment(KERNELK_ENVS=str(tmp_path / "none"), **settings),
+        env=environment(KERNELK_ENVS=str(tmp_path / "none"), XDG_DATA_HOME=str(tmp_path), **settings),
         capture_output=True,
         text=True,
         timeout=120,

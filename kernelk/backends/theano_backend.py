@@ -505,6 +505,19 @@ def find_compiler(wanted):
     return path, "C, %s %s" % (os.path.basename(path), version.stdout.decode().split("\n")[0])
 
 
+def writable(*folders):
+    """The first of these folders that takes a file, made if need be: a home may be read-only; None if none does."""
+    for folder in folders:
+        if folder:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    return folder
+            except OSError:
+                pass
+    return None
+
+
 def keep_cache_keys():
     """Makes the compile cache last: some of Theano's ops would be compiled again by every process."""
     # Theano 1.0.5 counts an op with no properties (softmax, dot22) as one of unknown version.
@@ -585,7 +598,7 @@ class TheanoBackend(Backend):
             # What would be asserted is known, and asking for the shapes fails where one has been rewritten.
             "experimental.local_alloc_elemwise_assert": "False",
         }
-        cache = options.get("cache")
+        cache = writable(options.get("cache"), options.get("scratch"))
         if cache:
             # Compiled modules hold the names of the BLAS that they were linked with.
             flags["base_compiledir"] = os.path.join(os.path.abspath(cache), "numpy-" + np.__version__)
