@@ -97,13 +97,13 @@ wanted = functools.cache(chosen)
 def unrolled(encoded: dict[str, Any]) -> dict[str, Any]:
     """A program of known shapes with its loops written out, step by step, for an engine that leaves them to us."""
     leaves = [leaf for kind in ("inputs", "slots", "draws", "constants") for leaf in encoded[kind]]
-    shapes: list[Any] = [shape for _, shape in leaves]
+    values: list[Any] = list(leaves)  # dtype and shape of each
     instructions: list[Any] = []
 
     def emit(op: str, inputs: Sequence[int], attrs: dict[str, Any], dtype: str, shape: Sequence[int]) -> int:
         instructions.append([op, list(inputs), attrs, dtype, list(shape)])
-        shapes.append(list(shape))
-        return len(shapes) - 1
+        values.append([dtype, list(shape)])
+        return len(values) - 1
 
     def write(body: dict[str, Any], numbers: list[Any]) -> list[Any]:
         """The numbers of a program's outputs, whose leaves have these; a loop's number is the list of its values'."""
@@ -120,25 +120,23 @@ def unrolled(encoded: dict[str, Any]) -> dict[str, Any]:
 
     def loop(operands: list[int], attrs: dict[str, Any]) -> list[int]:
         body, first, count = attrs["body"], attrs["sequences"], attrs["states"]
-        kinds = [dtype for kind in ("inputs", "draws", "constants") for dtype, _ in body[kind]]
         drawn = range(len(body["inputs"]), len(body["inputs"]) + len(body["draws"]))
         states, stacks = operands[first : first + count], {}
-        times = range(shapes[operands[0]][0])
+        times = range(values[operands[0]][1][0])
         for t in reversed(times) if attrs["reverse"] else times:
             given = [*operands[:first], *states, *operands[first + count :]]
             for place in (*range(first), *drawn):
-                shape = shapes[given[place]]
+                dtype, shape = values[given[place]]
                 part = [[t, t + 1, None], *[[None, None, None]] * (len(shape) - 1)]
-                row = emit("slice", [given[place]], {"slices": part}, kinds[place], [1, *shape[1:]])
-                given[place] = emit("reshape", [row], {"dims": shape[1:]}, kinds[place], shape[1:])
+                row = emit("slice", [given[place]], {"slices": part}, dtype, [1, *shape[1:]])
+                given[place] = emit("reshape", [row], {"dims": shape[1:]}, dtype, shape[1:])
             results = write(body, given)
             states, stacks[t] = results[:count], results[count:]
         whole = []
         for rows in zip(*(stacks[t] for t in times)):
-            shape = [1, *shapes[rows[0]]]
-            # Loops of these cases give floats.
-            rows = [emit("reshape", [row], {"dims": shape}, "float64", shape) for row in rows]
-            whole.append(emit("concatenate", rows, {"axis": 0}, "float64", [len(rows), *shape[1:]]))
+            dtype, shape = values[rows[0]]
+            flat = [emit("reshape", [row], {"dims": [1, *shape]}, dtype, [1, *shape]) for row in rows]
+            whole.append(emit("concatenate", flat, {"axis": 0}, dtype, [len(rows), *shape]))
         return states + whole
 
     outputs = write(encoded, list(range(len(leaves))))

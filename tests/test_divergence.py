@@ -515,3 +515,14 @@ def test_a_loop_is_one_row_for_each_of_its_values(every_engine: list[str]) -> No
     assert [row.op for row in report.rows].count("item") == 1
     assert not any(row.op == "scan" for row in report.rows)
     assert report.origins[0].row.op == "log"
+
+
+def test_a_loop_that_prints_is_compared_in_silence(capsys: Any) -> None:
+    activate("theano")
+    x = K.placeholder((2, 3))
+    seen = K.map_fn(lambda row: K.sum(K.print_tensor(row * 2.0, "row")), x)
+    report = kernelk.diff(seen, "numpy", "theano", {x: np.ones((2, 3))})
+    assert report.agrees
+    # Its printed values are a row of their own.
+    assert [row.shape for row in report.rows if row.op == "item"] == [(2,), (2, 3)]
+    assert capsys.readouterr().out == ""
