@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
 
 # In these, large operands may cancel: what counts as rounding is measured against the operands then.
 _CANCELLING = ("add", "subtract", "sum", "mean", "matmul", "batch_matmul", "cumsum", "sum_to", "scatter_add", "conv")
+
+# Of one engine's values so many are held at once, unless those of one op and its operands are more. What comes after is
+# computed by another call, with all that it needs.
+CHUNK_BYTES = 1 << 28
 
 # Rows that a table shows; the report has them all.
 SHOWN_ROWS = 40
@@ -133,6 +138,7 @@ class DiffReport(Rendered):
     `asked`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
     `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
+    `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
     """
 
     engines: tuple[str, str]
@@ -142,6 +148,7 @@ class DiffReport(Rendered):
     asked: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     results: list[Gap] = field(default_factory=list)
+    chunk_bytes: list[int] = field(default_factory=list)
     own_failure: str = ""
 
     @property
@@ -341,11 +348,20 @@ def _feeds(y: Any, roots: list[Tensor], given: Mapping[Any, Any]) -> tuple[int, 
 def _untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
     """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
     counter = SEEDS.counter
-    before = [(host, set(host.compiled)) for host in {*hosts, session.host("numpy")}]
+    try:
+        with _forgetting({*hosts, session.host("numpy")}):
+            yield
+    finally:
+        SEEDS.counter = counter
+
+
+@contextlib.contextmanager
+def _forgetting(hosts: Iterable[Host]) -> Iterator[None]:
+    """Lets the engines forget what they compile meanwhile."""
+    before = [(host, set(host.compiled)) for host in hosts]
     try:
         yield
     finally:
-        SEEDS.counter = counter
         for host, known in before:
             new = [key for key in host.compiled if key not in known]
             if new:
@@ -354,7 +370,10 @@ def _untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
 
 
 class _Comparison:
-    """All nodes of some tensors on two started hosts; `values` has each host's, by the neutral program's numbers."""
+    """All nodes of some tensors on two started hosts, by their numbers in the neutral program.
+
+    Values are computed for some nodes at a time, compared and let go; only sizes and ranges are kept.
+    """
 
     def __init__(
         self, session: Session, hosts: list[Host], roots: list[Tensor], phase: int, feeds: dict[Placeholder, Array]
@@ -368,22 +387,67 @@ class _Comparison:
         self._feeds = list(feeds.values())
         # With every op "native", no composite is written out: one node for each op that the user's lines recorded.
         call = Function(self._placeholders, roots, live=False)
-        self.program: Program = call.program_for(session, frozenset(RULES), phase, self._feeds)
-        if not self.program.instructions and not self.program.draws:
+        self._program: Program = call.program_for(session, frozenset(RULES), phase, self._feeds)
+        program = self._program
+        if not program.instructions and not program.draws:
             raise ArgumentError(
                 f"diff: nothing to compare: {', '.join(repr(root) for root in roots)} holds no op, only values that "
                 f"every engine is given bit for bit"
             )
-        nodes = [*self.program.draws, *(instruction.node for instruction in self.program.instructions)]
-        given = [*self._feeds, *(session.read(variable) for variable in self.program.slots)]
-        constants = [node.array for node in self.program.constants]
-        draws = len(self.program.draws)
-        self.values = []
-        for host in hosts:
-            values = iter(self._run(host, self._placeholders, [x for x in nodes if x.op != "scan"], self._feeds))
-            # A loop has no value but those of its items.
-            computed = [np.zeros(()) if x.op == "scan" else next(values) for x in nodes]
-            self.values.append([*given, *computed[:draws], *constants, *computed[draws:]])
+        leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
+        self._nodes = [*leaves, *(x.node for x in program.instructions)]
+        self._operands = [*([()] * len(leaves)), *(self._operands_of(x) for x in program.instructions)]
+        self._shapes = program.infer([feed.shape for feed in self._feeds])
+        first_draw, first_constant = len(program.inputs) + len(program.slots), program.first - len(program.constants)
+        # The numbers of what engines compute. A loop has no value but those of its items.
+        self._computed = [
+            n
+            for n in (*range(first_draw, first_constant), *range(program.first, len(self._nodes)))
+            if self._nodes[n].op != "scan"
+        ]
+        # A draw of a loop's steps is made for all of them only where the loop runs: with one of its items.
+        self._with: dict[int, int] = {}
+        for number, node in enumerate(self._nodes):
+            if node.op == "item":
+                inputs = [n for n in self._operands[number] if first_draw <= n < first_constant]
+                self._with.update((n, number) for n in inputs if n not in self._with)
+        self._sizes: dict[int, float] = {}
+        self._ranges: dict[int, tuple[Range, Range]] = {}
+
+    def _given(self, number: int) -> Array | None:
+        """The value of a node that isn't computed: fed, a variable's or a constant's."""
+        program = self._program
+        slots = number - len(program.inputs)
+        constants = number - (program.first - len(program.constants))
+        if slots < 0:
+            return self._feeds[number]
+        if slots < len(program.slots):
+            return self._session.read(program.slots[slots])
+        if 0 <= constants < len(program.constants):
+            return program.constants[constants].array
+        return None
+
+    def _bytes(self, numbers: Iterable[int]) -> int:
+        """What the values of computed nodes take."""
+        return sum(math.prod(self._shapes[n]) * np.dtype(self._nodes[n].dtype).itemsize for n in numbers)
+
+    def _chunks(self) -> Iterator[tuple[list[int], list[int]]]:
+        """(nodes, what else they need to be compared): all nodes in order, as many at a time as CHUNK_BYTES allow."""
+        computed = set(self._computed)
+        chunk: list[int] = []
+        held: set[int] = set()
+        size = 0
+        for number in self._computed:
+            needed = computed.intersection((number, *self._operands[number], self._with.get(number, number)))
+            more = self._bytes(needed - held)
+            if chunk and size + more > CHUNK_BYTES:
+                yield chunk, sorted(held.difference(chunk))
+                chunk, held, size = [], set(), 0
+                more = self._bytes(needed)
+            chunk.append(number)
+            held |= needed
+            size += more
+        yield chunk, sorted(held.difference(chunk))
 
     def _run(
         self, host: Host, inputs: Sequence[Placeholder], outputs: Sequence[Tensor], feeds: list[Array]
@@ -392,103 +456,117 @@ class _Comparison:
         SEEDS.counter = self._counter
         program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
         SEEDS.counter = self._counter
-        return self._session.execute(host, program, feeds, commit=False)[: len(outputs)]
+        with _forgetting([host]):
+            return self._session.execute(host, program, feeds, commit=False)[: len(outputs)]
 
-    def _alone(self) -> dict[int, Array]:
-        """What the second engine makes of each op that is fed the first one's operands, by value number."""
-        program, known = self.program, self.values[0]
+    def _values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:
+        """What the host makes of these nodes."""
+        return dict(zip(numbers, self._run(host, self._placeholders, [self._nodes[n] for n in numbers], self._feeds)))
+
+    def _alone(self, numbers: Sequence[int], known: Mapping[int, Array]) -> dict[int, Array]:
+        """What the second engine makes of each of these ops that is fed the first one's operands, `known`."""
+        program = self._program
         leaves: dict[int, Tensor] = {}
         fed: dict[int, Placeholder] = {}
         slots = len(program.inputs)
-        draws = slots + len(program.slots)
-        constants = draws + len(program.draws)
+        constants = program.first - len(program.constants)
         leaves.update((slots + i, variable) for i, variable in enumerate(program.slots))
         leaves.update((constants + i, node) for i, node in enumerate(program.constants))
         alone: dict[int, Tensor] = {}
-        for i, (node, inputs, attrs, _) in enumerate(program.instructions):
+        for number in numbers:
+            if number < program.first:
+                continue
+            node, inputs, attrs, _ = program.instructions[number - program.first]
             if type(node) is not Tensor or node.op == "item":
                 continue
             for n in inputs:
                 if n not in leaves:
-                    leaves[n] = fed[n] = placeholder(known[n].shape, dtype=known[n].dtype)
-            number = program.first + i
+                    leaves[n] = fed[n] = placeholder(self._shapes[n], dtype=self._nodes[n].dtype)
             operands = tuple(leaves[n] for n in inputs)
-            alone[number] = Tensor(node.op, operands, attrs, known[number].shape, node.dtype, node.source, node.name)
+            alone[number] = Tensor(node.op, operands, attrs, self._shapes[number], node.dtype, node.source, node.name)
         if not alone:
             return {}
-        values = self._run(self._hosts[1], list(fed.values()), list(alone.values()), [known[n] for n in fed])
-        return dict(zip(alone, values))
+        feeds = [known[n] if n in known else self._feeds[n] for n in fed]
+        return dict(zip(alone, self._run(self._hosts[1], list(fed.values()), list(alone.values()), feeds)))
 
     def report(self, tolerance: float | None) -> DiffReport:
         """Compares value by value."""
-        program, (a, b) = self.program, self.values
+        program = self._program
         engines = (self._hosts[0].engine.name, self._hosts[1].engine.name)
         result = DiffReport(engines, self._phase, tolerance)
-        alone: dict[int, Array] = {}
-        try:
-            alone = self._alone()
-        except WorkerDiedError:
-            raise
-        except EngineError as error:
-            result.own_failure = str(error)
-        ranges = [(_range(x), _range(y)) for x, y in zip(a, b)]
         rows: dict[int, int] = {}
-        leaves: list[tuple[Tensor, tuple[int, ...]]]
-        leaves = [(x, ()) for x in (*program.inputs, *program.slots, *program.draws, *program.constants)]
-        instructions = [(x.node, self._operands_of(x)) for x in program.instructions]
-        numbers_of_constants = range(program.first - len(program.constants), program.first)
-        for number, (node, inputs) in enumerate([*leaves, *instructions]):
-            if number in numbers_of_constants:
-                # They were written down, infinities too, and are the same everywhere.
+        for number in range(program.first):
+            given = self._given(number)
+            if given is None:
                 continue
-            if node.op == "scan":
-                continue
-            near = _size(a[number])
-            if node.op.startswith(_CANCELLING):
-                near = max(near, *(_size(a[n]) for n in inputs))
-            allowed = TOLERANCES.get(node.dtype, 0.0) if tolerance is None else tolerance
-            own = _gap(a[number], alone[number], allowed, near) if number in alone else None
-            row = NodeDiff(
-                node.op,
-                node.name,
-                a[number].shape,
-                node.dtype,
-                str(node.source),
-                _gap(a[number], b[number], allowed, near),
-                own,
-                ranges[number],
-                tuple(rows[n] for n in inputs if n in rows),
-            )
-            rows[number] = len(result.rows)
-            result.rows.append(row)
-            self._origin(result, row, number, [(n, [*leaves, *instructions][n][0].name) for n in inputs], ranges)
+            if number < len(program.inputs) + len(program.slots):
+                self._compare(result, rows, number, given, given, None)
+            else:
+                # Constants were written down, infinities too, and are the same everywhere.
+                self._sizes[number] = _size(given)
+                self._ranges[number] = (_range(given),) * 2
+        for numbers, more in self._chunks():
+            result.chunk_bytes.append(self._bytes([*numbers, *more]))
+            self._compare_chunk(result, rows, numbers, more)
         result.asked = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
         for n, x, y in self._results():
             result.results.append(_gap(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n))
         return result
 
+    def _compare_chunk(self, result: DiffReport, rows: dict[int, int], numbers: list[int], more: list[int]) -> None:
+        # In their order: a loop's draw is its steps' only if it is asked for before the loop.
+        known, others = (self._values(host, sorted([*more, *numbers])) for host in self._hosts)
+        alone: dict[int, Array] = {}
+        if not result.own_failure:
+            try:
+                alone = self._alone(numbers, known)
+            except WorkerDiedError:
+                raise
+            except EngineError as error:
+                result.own_failure = str(error)
+        for number in numbers:
+            self._compare(result, rows, number, known[number], others[number], alone.get(number))
+
+    def _compare(
+        self, result: DiffReport, rows: dict[int, int], number: int, a: Array, b: Array, alone: Array | None
+    ) -> None:
+        """Adds the row of a node, which has the values `a` and `b`."""
+        node, inputs = self._nodes[number], self._operands[number]
+        self._sizes[number] = near = _size(a)
+        self._ranges[number] = (_range(a), _range(b))
+        if node.op.startswith(_CANCELLING):
+            near = max(near, *(self._sizes[n] for n in inputs))
+        allowed = TOLERANCES.get(node.dtype, 0.0) if result.tolerance is None else result.tolerance
+        row = NodeDiff(
+            node.op,
+            node.name,
+            a.shape,
+            node.dtype,
+            str(node.source),
+            _gap(a, b, allowed, near),
+            None if alone is None else _gap(a, alone, allowed, near),
+            self._ranges[number],
+            tuple(rows[n] for n in inputs if n in rows),
+        )
+        rows[number] = len(result.rows)
+        result.rows.append(row)
+        self._origin(result, row, number)
+
     def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
         """What an instruction is computed from; of a loop's item that is what the loop is."""
         if instruction.node.op != "item":
             return instruction.inputs
-        return self.program.instructions[instruction.inputs[0] - self.program.first].inputs
+        return self._program.instructions[instruction.inputs[0] - self._program.first].inputs
 
-    def _origin(
-        self,
-        result: DiffReport,
-        row: NodeDiff,
-        number: int,
-        operands: list[tuple[int, str]],
-        ranges: list[tuple[Range, Range]],
-    ) -> None:
+    def _origin(self, result: DiffReport, row: NodeDiff, number: int) -> None:
         """Notes the row if a NaN or an infinity begins there, on whichever engine, and none of its kind did before."""
         for kind in ("NaN", "inf"):
             if any(origin.kind == kind for origin in result.origins):
                 continue
             begins = []
             for side in (0, 1):
-                here = ranges[number][side]
-                behind = [ranges[n][side] for n, _ in operands]
+                here = self._ranges[number][side]
+                behind = [self._ranges[n][side] for n in self._operands[number]]
                 if kind == "NaN":
                     begins.append(here.nans and not any(span.nans for span in behind))
                 else:
@@ -496,18 +574,17 @@ class _Comparison:
             if any(begins):
                 side = 0 if begins[0] else 1
                 named = tuple(engine for engine, here in zip(result.engines, begins) if here)
-                inputs = tuple((name, ranges[n][side]) for n, name in operands)
+                inputs = tuple((self._nodes[n].name, self._ranges[n][side]) for n in self._operands[number])
                 result.origins.append(Origin(kind, row, named, inputs))
 
     def _results(self) -> list[tuple[float, Array, Array]]:
         """What was asked for as each engine makes it ordinarily, with the size against which it is measured."""
         made = [self._run(host, self._placeholders, self._roots, self._feeds) for host in self._hosts]
         sizes = []
-        for n, value in zip(self.program.outputs, made[0]):
-            i = n - self.program.first
+        for n, value in zip(self._program.outputs, made[0]):
             near = _size(value)
-            if i >= 0 and self.program.instructions[i].node.op.startswith(_CANCELLING):
-                near = max(near, *(_size(self.values[0][m]) for m in self.program.instructions[i].inputs))
+            if self._nodes[n].op.startswith(_CANCELLING) and self._operands[n]:
+                near = max(near, *(self._sizes[m] for m in self._operands[n]))
             sizes.append(near)
         return list(zip(sizes, *made))
 

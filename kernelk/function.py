@@ -11,14 +11,14 @@ import numpy as np
 from . import config
 from .bounds import drop_oldest
 from .errors import ArgumentError, DTypeError, FeedError, UpdateError
-from .graph import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, walk
+from .graph import LearningPhase, Placeholder, Scan, Tensor, Update, Variable, check_generation, walk
 from .host import Host
 from .interchange import as_numpy
 from .ops.dtypes import FLOATS, as_tensor, densified, is_sparse_matrix
 from .ops.nn import PHASE
 from .ops.rules import apply
 from .ops.updates import update
-from .program import KEY_LENGTH, Program
+from .program import KEY_LENGTH, Print, Program
 from .reader import NeedsValuesError, update_value
 from .session import Session, current
 from .source import Source, caller
@@ -274,7 +274,7 @@ def linearised(
     Raises FeedError where there are such and no feeds.
     """
     values: dict[int, Array] = {}
-    printed: list[tuple[Tensor, Array]] = []
+    printed: list[tuple[Print, Array]] = []
     needs = "nothing"
     while True:
         try:
@@ -296,12 +296,27 @@ def linearised(
             printed += [*program.printed, *zip(program.prints, found[len(needed.tensors) :])]
 
 
-def show_prints(prints: Sequence[tuple[Tensor, Array]]) -> None:
-    """Shows what `K.print_tensor` asked for, once for each, in the order in which the lines were written."""
-    for node, value in sorted(dict(prints).items(), key=lambda entry: entry[0].uid):
-        message = node.attrs["message"]
+def show_prints(prints: Sequence[tuple[Print, Array]]) -> None:
+    """Shows what `K.print_tensor` asked for, once for each, in the order in which the lines were written.
+
+    What stands in a loop's step is shown step by step, in the order of the steps.
+    """
+    _show([(one.node, one.loops, as_numpy(value, one.node.name)) for one, value in dict(prints).items()])
+
+
+def _show(entries: Sequence[tuple[Tensor, tuple[Scan, ...], Array]]) -> None:
+    groups: dict[Tensor, list[tuple[Tensor, tuple[Scan, ...], Array]]] = {}
+    for entry in sorted(entries, key=lambda entry: entry[0].uid):
+        groups.setdefault(entry[1][0] if entry[1] else entry[0], []).append(entry)
+    for whole, group in groups.items():
+        if isinstance(whole, Scan):
+            steps = range(len(group[0][2]))
+            for t in reversed(steps) if whole.body.reverse else steps:
+                _show([(node, loops[1:], values[t, ...]) for node, loops, values in group])
+            continue
+        message = whole.attrs["message"]
         prefix = message if not message or message[-1].isspace() else f"{message} "
-        print(prefix + np.array2string(as_numpy(value, node.name), prefix=prefix.rpartition("\n")[2]))
+        print(prefix + np.array2string(group[0][2], prefix=prefix.rpartition("\n")[2]))
 
 
 def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:

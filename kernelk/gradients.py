@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from .errors import ArgumentError
-from .graph import Body, Draw, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
-from .loops import Closure, close_loop, stacked
+from .graph import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from .loops import Closure, close_loop, done_anew, stacked
 from .ops.dtypes import FLOATS, as_tensor
 from .ops.primitives import matmul, zeros_shaped
 from .ops.rules import RULES, apply, expand
@@ -243,11 +243,7 @@ def _varying(roots: Sequence[Tensor], body: Body, phase: int) -> set[int]:
     leaves = {id(leaf) for leaf in body.leaves}
     varying = {id(leaf) for leaf in (*body.sequences, *body.states)}
     for x in walk(roots, lambda node: _inputs_of(node, phase, leaves)):
-        if id(x) not in leaves and (
-            isinstance(x, Draw)
-            or (isinstance(x, Scan) and x.body.draws)
-            or any(id(y) in varying for y in _inputs_of(x, phase))
-        ):
+        if id(x) not in leaves and (done_anew(x) or any(id(y) in varying for y in _inputs_of(x, phase))):
             varying.add(id(x))
     return varying
 

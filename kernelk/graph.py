@@ -201,7 +201,7 @@ class Body:
     A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
     """
 
-    __slots__ = ("captures", "draws", "new_states", "phased", "results", "reverse", "sequences", "states")
+    __slots__ = ("anew", "captures", "new_states", "phased", "results", "reverse", "sequences", "states")
 
     def __init__(self, sequences: Sequence[Tensor], states: Sequence[Tensor], reverse: bool) -> None:
         self.sequences = list(sequences)
@@ -211,7 +211,7 @@ class Body:
         # Stacked along a first axis; a gradient adds to them what it needs of each step.
         self.results: list[Tensor] = []
         self.reverse = reverse  # whether the last elements come first; results are stacked where their elements were
-        self.draws = False  # whether anything is drawn at each step
+        self.anew = False  # whether anything is drawn or printed at each step
         self.phased = False  # whether anything depends on the learning phase
 
     @property

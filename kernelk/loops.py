@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from .errors import ArgumentError, UpdateError
+from .errors import UpdateError
 from .graph import Body, Constant, Draw, LearningPhase, Scan, Shape, Tensor, Update, walk
 from .source import caller
 
@@ -14,13 +14,18 @@ def merged(a: Shape, b: Shape) -> Shape:
     return tuple(n if m is None else m for m, n in zip(a, b))
 
 
+def done_anew(node: Tensor) -> bool:
+    """Whether each step does the node's work anew, even where all that it takes is the same: it draws or prints."""
+    return isinstance(node, Draw) or node.op == "print" or (isinstance(node, Scan) and node.body.anew)
+
+
 class Closure:
     """Finds what `roots` take from outside a body whose leaves are given.
 
     `captures`: tensors that are the same at each step, as large as can be, so that nothing is computed anew at each
     step that doesn't vary. `residuals`: tensors that the loop over another body has at each step. What was made
     before `start` is outside; `varies` tells which of those tensors belong to the other body's steps.
-    Raises UpdateError for an update made in the step, ArgumentError for a print.
+    Raises UpdateError for an update made in the step.
     """
 
     def __init__(
@@ -28,7 +33,7 @@ class Closure:
     ) -> None:
         self.captures: list[Tensor] = []
         self.residuals: list[Tensor] = []
-        self.draws = False
+        self.anew = False
         self.phased = False
         given = {id(leaf) for leaf in leaves}
 
@@ -44,20 +49,15 @@ class Closure:
                 self.residuals.append(node)
                 varying.add(id(node))
             elif node.uid >= start:
-                drawn = isinstance(node, Draw) or (isinstance(node, Scan) and node.body.draws)
-                if node.op == "print":
-                    raise ArgumentError(
-                        f"K.print_tensor ({node.source}) can't print inside a loop's step: return the value as a "
-                        f"result of the step, and print that"
-                    )
                 if isinstance(node, Update):
                     raise UpdateError(
                         f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a loop's "
                         f"step: return the value as a state, and update the variable with the final state"
                     )
-                if drawn or any(id(x) in varying for x in node.inputs):
+                anew = done_anew(node)
+                if anew or any(id(x) in varying for x in node.inputs):
                     varying.add(id(node))
-                    self.draws |= drawn
+                    self.anew |= anew
                     self.phased |= node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased)
         captured: dict[int, Tensor] = {}
         users = [node for node in order if id(node) in varying]
@@ -88,7 +88,7 @@ def close_loop(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The same for a body whose closure is known and has no residuals but among its sequences."""
     body.captures = closure.captures
-    body.draws, body.phased = closure.draws, closure.phased
+    body.anew, body.phased = closure.anew, closure.phased
     first = [*body.new_states, *body.results][0]
     node = Scan("scan", (*sequences, *initial, *body.captures), {}, (), first.dtype, caller())
     node.body = body

@@ -27,7 +27,7 @@ from .graph import (
     located,
     walk,
 )
-from .loops import merged
+from .loops import merged, stacked
 from .ops.dtypes import INTEGERS
 from .ops.primitives import known_dims
 from .ops.rules import RULES
@@ -51,6 +51,17 @@ class Instruction(NamedTuple):
     loop: Loop | None = None
 
 
+class Print(NamedTuple):
+    """A `print` node that a program passes, the loops in whose steps it stands (the outermost first), and its value.
+
+    `value` is a tensor outside of all of them: the node itself, or the node's values at all steps, stacked.
+    """
+
+    node: Tensor
+    loops: tuple[Scan, ...]
+    value: Tensor
+
+
 class LoopShapes(NamedTuple):
     """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
 
@@ -72,7 +83,8 @@ class Loop:
     """A scan as one program runs it: only those values that are used, and what they need.
 
     `operands` are the outer tensors of the first inputs of `program`, the body's: `sequences` of them sequences, then
-    `states` initial states, then captures. The body's draws and constants follow them as operands.
+    `states` initial states, then captures. The body's draws and constants follow them as operands. What the body prints
+    is stacked behind the results: `prints` are the body's, as the loop's user sees them.
     """
 
     def __init__(self, node: Scan, used: dict[int, Tensor], reader: Reader) -> None:
@@ -103,6 +115,9 @@ class Loop:
         self.reverse = body.reverse
         # Where the node's values stand among those of the program.
         self.places = {i: place for place, i in enumerate([*sorted(carried), *results])}
+        self.prints = [Print(one.node, (node, *one.loops), stacked(node, one.value)) for one in self.program.prints]
+        for place, one in enumerate(self.prints, len(outputs)):
+            self.places.setdefault(one.value.attrs["index"], place)
 
     def attrs(self) -> dict[str, Any]:
         """What tells the loop from others, as attributes of its instruction."""
@@ -149,9 +164,9 @@ class Loop:
 class Program:
     """The linear form of some outputs and updates in one learning phase, for a backend that defines `ops`.
 
-    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The `prints` that it
-    passes, in the order in which they were written, are further outputs after those asked for; `printed` has values of
-    others, which were known before (they decide shapes).
+    Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The values of the
+    `prints` that it passes, in the order in which they were written, are further outputs after those asked for;
+    `printed` has values of others, which were known before (they decide shapes).
     The body of a loop is a program, too: its inputs may be any tensors, and those that nothing needs are left out
     unless they are among `required`.
     Raises FeedError for a placeholder that isn't among `inputs`, NeedsValuesError before values are known that shapes
@@ -173,7 +188,7 @@ class Program:
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
         self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
-        self.printed: list[tuple[Tensor, np.ndarray[Any, Any]]] = []
+        self.printed: list[tuple[Print, np.ndarray[Any, Any]]] = []
         self.slots: list[Variable] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
@@ -190,9 +205,11 @@ class Program:
             self.inputs = [x for x in inputs if id(x) in wanted]
         numbers = self._number_leaves(order, [variable for variable, _ in updates])
         self._number_instructions(order, numbers)
-        passed = [node for node in self._reader.prints.values() if id(self._reader.resolve(node)) in numbers]
-        self.prints = sorted(passed, key=lambda node: node.uid)
-        roots += [self._reader.resolve(node) for node in self.prints]
+        passed: list[Print] = [Print(node, (), node) for node in self._reader.prints.values()]
+        passed = [one for one in passed if id(self._reader.resolve(one.node)) in numbers]
+        passed += [one for loop in self._loops.values() for one in loop.prints]
+        self.prints: list[Print] = sorted(passed, key=lambda one: one.node.uid)
+        roots += [self._reader.resolve(one.value) for one in self.prints]
         self.outputs = [numbers[id(root)] for root in roots]
         self.output_dtypes = [root.dtype for root in roots]
         index = {id(variable): i for i, variable in enumerate(self.slots)}
@@ -329,7 +346,7 @@ class Program:
             inputs += tuple(self._first_draw + i for i in self._loop_draws[id(node)])
             add(node, inputs + tuple(numbers[id(x)] for x in loop.program.constants), loop.attrs(), loop)
             # Right behind it: no engine holds many values in one for longer.
-            for picked in items[id(node)]:
+            for picked in dict.fromkeys([*items[id(node)], *(one.value for one in loop.prints)]):
                 add(picked, (numbers[id(node)],), {"index": loop.places[picked.attrs["index"]]})
 
     def _make_key(self) -> str:

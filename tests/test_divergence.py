@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from support import lacking_engine, run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk import divergence
 from kernelk.backends.base import CannotLower
 from kernelk.errors import (
     ArgumentError,
@@ -25,7 +27,7 @@ from kernelk.errors import (
     WorkerDiedError,
 )
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session import Session, current
 
 PAIRS = [("numpy", "tensorflow"), ("tensorflow", "theano"), ("theano", "cntk"), ("cntk", "jax"), ("jax", "torch")]
 
@@ -515,3 +517,82 @@ def test_a_loop_is_one_row_for_each_of_its_values(every_engine: list[str]) -> No
     assert [row.op for row in report.rows].count("item") == 1
     assert not any(row.op == "scan" for row in report.rows)
     assert report.origins[0].row.op == "log"
+
+
+def test_a_loop_that_prints_is_compared_in_silence(capsys: Any) -> None:
+    activate("theano")
+    x = K.placeholder((2, 3))
+    seen = K.map_fn(lambda row: K.sum(K.print_tensor(row * 2.0, "row")), x)
+    report = kernelk.diff(seen, "numpy", "theano", {x: np.ones((2, 3))})
+    assert report.agrees
+    # Its printed values are a row of their own.
+    assert [row.shape for row in report.rows if row.op == "item"] == [(2,), (2, 3)]
+    assert capsys.readouterr().out == ""
+
+
+def of_many_values() -> Any:
+    """A function of 40 values of 8 kB, some used long after they are made, of a loop that draws, and of gradients."""
+    x, w = K.placeholder((None, 50), name="x"), K.variable(np.random.RandomState(0).rand(50, 50) * 0.1, name="w")
+    hidden = [x]
+    for _ in range(6):
+        hidden.append(K.tanh(K.dot(hidden[-1], w) + 0.1))
+    noisy = K.map_fn(lambda row: row * K.random_uniform((50,)), hidden[-1])
+    loss = K.mean(K.square(K.log(noisy + hidden[1]) + hidden[2]))
+    return K.function([x], [loss, noisy], [K.update_sub(w, K.gradients(loss, w))])
+
+
+def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
+    a, b = "theano", "cntk"
+    activate(b)
+    activate(a)
+    call, fed = of_many_values(), {"x": np.random.RandomState(1).rand(40, 50)}
+    K.set_random_seed(3)
+    whole = kernelk.diff(call, a, b, fed)
+    assert len(whole.chunk_bytes) == 1
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    execute = Session.execute
+
+    def watched(self: Any, host: Any, program: Any, *arguments: Any, **options: Any) -> Any:
+        alive.append(sum(x.nbytes for x in (ref() for ref in made) if x is not None))
+        values = execute(self, host, program, *arguments, **options)
+        made.extend(weakref.ref(value) for value in values)
+        return values
+
+    monkeypatch.setattr(Session, "execute", watched)
+    bound = 40_000
+    monkeypatch.setattr(divergence, "CHUNK_BYTES", bound)
+    compiled = {name: list(host.compiled) for name, host in current().hosts.items()}
+    parts = kernelk.diff(call, a, b, fed)
+    assert {name: list(host.compiled) for name, host in current().hosts.items()} == compiled
+    assert max(parts.chunk_bytes) <= bound < whole.chunk_bytes[0] / 5
+    assert len(parts.chunk_bytes) > whole.chunk_bytes[0] / bound
+    # At most both engines' values of a part, while its ops are computed one by one.
+    assert 8_000 < max(alive) <= 2 * bound
+    assert [(x.op, x.name, x.shape, x.inputs) for x in parts.rows] == [
+        (x.op, x.name, x.shape, x.inputs) for x in whole.rows
+    ]
+    assert (parts.asked, parts.own_failure) == (whole.asked, "")
+    for one, other in zip(parts.rows, whole.rows):
+        assert (one.own is None) == (other.own is None)
+        # What an engine fuses depends on what it is asked for: the last bits may be others.
+        assert one.gap.relative == pytest.approx(other.gap.relative, abs=2e-5)
+        assert bool(one.gap.beyond) == bool(other.gap.beyond)
+
+
+@pytest.mark.parametrize("bound", [1, 40_000])
+def test_parts_make_no_difference(bound: int, monkeypatch: Any) -> None:
+    """On engines that compute an op in one way whatever they are asked for: one op at a time, or some."""
+    other = planted(monkeypatch, log=lambda right, x: right * np.float32(1.01))
+    call, fed = of_many_values(), {"x": np.random.RandomState(1).rand(10, 50)}
+    K.set_random_seed(3)
+    whole = kernelk.diff(call, "numpy", other, fed)
+    monkeypatch.setattr(divergence, "CHUNK_BYTES", bound)
+    parts = kernelk.diff(call, "numpy", other, fed)
+    assert [parts.rows, parts.origins, parts.results] == [whole.rows, whole.origins, whole.results]
+    assert parts.first is parts.culprit
+    assert parts.first is not None
+    assert parts.first.op == "log"
+    assert str(parts) == str(whole)
+    # All but what is fed and the variable, one by one.
+    assert len(parts.chunk_bytes) == len(parts.rows) - 2 if bound == 1 else 1 < len(parts.chunk_bytes) < 20

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ENGINES, activate
-from support import run_cells
+from support import assert_close, run_cells
 
 from kernelk import backend as K
 from kernelk.errors import KernelKError
@@ -115,3 +115,72 @@ def test_a_swap_evaluates_again_without_printing(every_engine: list[str], capsys
     report = kernelk.set_backend("theano")
     assert [entry.difference for entry in report.reevaluated] == [0.0]
     assert capsys.readouterr().out == ""
+
+
+def rnn(unroll: bool) -> Any:
+    """A function of a recurrence that goes backwards and prints a weight, an output and a state at each step."""
+    x, w = K.placeholder((2, 3, 2)), K.variable(np.ones((2, 2)))
+
+    def step(element: Any, states: list[Any]) -> Any:
+        h = K.print_tensor(K.dot(element, K.print_tensor(w, "w")) + states[0], "h")
+        return h, [K.print_tensor(h * 0.5, "state")]
+
+    last, outputs, (state,) = K.rnn(step, x, [K.zeros((2, 2))], go_backwards=True, unroll=unroll)
+    slope = K.gradients(K.sum(K.square(outputs)), w)
+    return K.function([x], [K.print_tensor(K.sum(last) + K.sum(state), "sum"), slope])
+
+
+def test_a_step_prints_once_a_step_in_order(backend: str, capsys: Any) -> None:
+    fed = np.arange(12.0).reshape(2, 3, 2)
+    looped, unrolled = rnn(unroll=False), rnn(unroll=True)
+    total, slope = looped([fed])
+    seen = capsys.readouterr().out
+    assert seen.startswith("w [[1. 1.]\n   [1. 1.]]\nh [[ 9.  9.]\n   [21. 21.]]\nstate [[ 4.5  4.5]\n")
+    assert [line.split()[0] for line in seen.splitlines() if line[0] != " "] == ["w", "h", "state"] * 3 + ["sum"]
+    for got, wanted in zip((total, slope), unrolled([fed])):
+        assert_close(got, wanted)
+    # Without loops each step has its own nodes: what a user sees is the same.
+    assert capsys.readouterr().out == seen
+
+
+def test_loops_in_loops_print_in_order(backend: str, capsys: Any) -> None:
+    rows = K.variable([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+
+    def total(row: Any) -> Any:
+        made = K.foldr(lambda made, x: K.print_tensor(made + x, "so far"), row, 0.0)
+        # Nothing that varies: printed at each step all the same.
+        return K.print_tensor(made, "row") + K.print_tensor(K.foldl(lambda a, b: K.print_tensor(a + b, "ones"), [1, 1]))
+
+    assert K.eval(K.map_fn(total, rows)).tolist() == [5.0, 14.0]
+    first = "so far 2.\nso far 3.\nso far 3.\nrow 3.\nones 2\n2\n"
+    second = "so far 5.\nso far 9.\nso far 12.\nrow 12.\nones 2\n2\n"
+    assert capsys.readouterr().out == first + second
+
+
+def test_a_loop_prints_what_is_needed_of_it(backend: str, capsys: Any) -> None:
+    x = K.placeholder((None, 2))
+    seen = K.map_fn(lambda row: (K.print_tensor(row * 2, "twice"), K.print_tensor(row * 3, "thrice")), x)
+    assert seen[1].eval({x: [[1, 2], [3, 4]]}).tolist() == [[3, 6], [9, 12]]
+    assert capsys.readouterr().out == "thrice [3. 6.]\nthrice [ 9. 12.]\n"
+    assert seen[0].eval({x: np.zeros((0, 2))}).shape == (0, 2)
+    assert capsys.readouterr().out == ""
+    # What is made before the loop, and only used in it, is printed once.
+    before = K.print_tensor(K.sum(x), "sum")
+    assert K.map_fn(lambda row: row * before, x).eval({x: [[1, 2], [3, 4]]}).tolist() == [[10, 20], [30, 40]]
+    assert capsys.readouterr().out == "sum 10.\n"
+
+
+def test_the_gradient_of_a_loop_prints_once(backend: str, capsys: Any) -> None:
+    x, scale = K.placeholder((2,)), K.variable(3.0)
+    cubes = K.map_fn(lambda e: K.print_tensor(K.print_tensor(scale, "scale") * e, "scaled") ** 3, x)
+    slopes = K.gradients(K.sum(cubes), [x, scale])
+    got = K.function([x], slopes)([[1.0, 2.0]])
+    assert [value.tolist() for value in got] == [[81.0, 324.0], 243.0]
+    assert capsys.readouterr().out == "scale 3.\nscaled 3.\nscale 3.\nscaled 6.\n"
+
+
+def test_steps_of_a_length_that_is_printed(backend: str, capsys: Any) -> None:
+    x = K.placeholder((None,), dtype="int32")
+    length = K.foldl(lambda a, b: K.print_tensor(a + b, "length"), x, 0)
+    assert K.arange(length).eval({x: [1, 2]}).tolist() == [0, 1, 2]
+    assert capsys.readouterr().out == "length 1\nlength 3\n"

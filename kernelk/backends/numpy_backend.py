@@ -236,7 +236,8 @@ def _ctc_beam_search(instruction, logs, steps, **options):
 
 @op("matmul")
 def _matmul(instruction, a, b, transpose_a, transpose_b):
-    product = np.dot(_widened(a.T if transpose_a else a), _widened(b.T if transpose_b else b))
+    # Not np.dot: a factor of 0 by one row gives 0 there, whatever the row holds.
+    product = np.matmul(_widened(a.T if transpose_a else a), _widened(b.T if transpose_b else b))
     return product.astype(a.dtype, copy=False)
 
 

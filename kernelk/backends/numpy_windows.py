@@ -88,7 +88,7 @@ def conv(x, kernel, strides, pads, dilation, depthwise):
     windows = patches(wide, size, strides, dilation, made)
     for rows in _rows(wide, made, width):
         part = result[rows]
-        part[...] = np.dot(windows[rows].reshape((-1, width)), matrix).reshape(part.shape)
+        part[...] = np.matmul(windows[rows].reshape((-1, width)), matrix).reshape(part.shape)
     return result
 
 
@@ -107,7 +107,7 @@ def conv_input(g, kernel, lengths, strides, pads, dilation, depthwise):
         matrix = weights.reshape((-1, filters)).T
         for rows in _rows(wide, made, matrix.shape[1]):
             part = wide[rows]
-            columns = np.dot(part.reshape((-1, filters)), matrix)
+            columns = np.matmul(part.reshape((-1, filters)), matrix)
             columns = columns.reshape(part.shape[:-1] + (len(where), channels))
             spread = total[rows]
             for i, index in enumerate(where):
@@ -131,7 +131,7 @@ def conv_kernel(x, g, size, strides, pads, dilation, depthwise):
     total = np.zeros((width, g.shape[-1]), wide.dtype)
     windows = patches(wide, size, strides, dilation, made)
     for rows in _rows(wide, made, width):
-        total += np.dot(windows[rows].reshape((-1, width)).T, given[rows].reshape((-1, g.shape[-1])))
+        total += np.matmul(windows[rows].reshape((-1, width)).T, given[rows].reshape((-1, g.shape[-1])))
     return total.reshape(tuple(size) + (channels, g.shape[-1])).astype(x.dtype, copy=False)
 
 

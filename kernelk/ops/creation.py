@@ -75,6 +75,8 @@ def identity(x: Any, name: str | None = None) -> Tensor:
 def print_tensor(x: Any, message: str = "") -> Tensor:
     """`x`, whose value is printed after `message` in the cell whose call needs it, once a call, when that is done.
 
+    In the step of a loop (`rnn`, `map_fn`, `foldl`, `foldr`) it is printed once a step, in the order of the steps; the
+    values of all steps are kept until the call is done.
     Large values are summarised as numpy prints them. A call that fails prints nothing. Gradients flow through.
     """
     x = as_tensor(x)

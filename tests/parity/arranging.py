@@ -6,7 +6,7 @@ import numpy as np
 
 from kernelk import backend as K
 
-from .case import ALL, INTEGERS, NUMBERS, ONE, Case, always, flags, index, real
+from .case import ALL, INTEGERS, MATRICES, NUMBERS, ONE, Case, Operand, always, flags, index, real
 
 
 def same(x):
@@ -16,6 +16,17 @@ def same(x):
 def _case(function, note, graph, expected, *operands, dtypes=ALL, **more):
     """A case that takes every dtype, as what only moves elements does."""
     return Case(function, note, graph, expected, operands, dtypes, **more)
+
+
+def _sparse_ones(x, y, dense):
+    """What the graph says of sparse tensors and of what is computed from them; with a value that is, to be run."""
+    joined = K.concatenate([x, y])
+    given = [x, joined, K.to_dense(x), dense, K.concatenate([x, dense]), x * 2, K.dot(x, K.transpose(dense))]
+    return K.constant([K.is_sparse(one) for one in given], dtype="bool"), K.equal(joined, K.to_dense(joined))
+
+
+def _which_are_sparse(x, y, dense):
+    return np.arange(7) < 2, np.ones((x.shape[0], x.shape[1] + y.shape[1]), bool)
 
 
 def _moving():
@@ -376,6 +387,13 @@ def _facts():
     )
     yield _case("placeholder", "itself", same, same, real("Ab", "edges"))
     yield _case("placeholder", "a scalar", same, same, real("", "edges"))
+    for form in ("csr", "csc", "coo"):
+        for kind in ("small", "edges"):
+            given = Operand("Ab", kind, sparse=form)
+            yield _case("placeholder", f"{form}, {kind}", same, same, given, dtypes=(*MATRICES, "bool"))
+            yield _case("to_dense", f"{form}, {kind}", lambda x: K.to_dense(x), same, given, dtypes=(*MATRICES, "bool"))
+        fed = [Operand("aB", "small", sparse=form), Operand("aC", "small", sparse=form), real("aB", "small")]
+        yield _case("is_sparse", form, _sparse_ones, _which_are_sparse, *fed, dtypes=MATRICES, gives=always("bool"))
     for dtype in ALL:
         low = 0 if dtype.startswith(("u", "b")) else -2
         made = np.arange(low, low + 6).reshape(2, 3).astype(dtype)

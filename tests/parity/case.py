@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import sparse
+
+from kernelk import backend as K
+from kernelk.graph import Tensor
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 NUMBERS = (*FLOATS, *INTEGERS)
 ALL = (*NUMBERS, "bool")
 ONE = ("float32",)
+# The numbers that matrices of scipy.sparse hold.
+MATRICES = tuple(dtype for dtype in NUMBERS if dtype != "float16")
 
 Array = np.ndarray[Any, Any]
 
@@ -23,15 +29,17 @@ class Operand:
     """One placeholder and what is fed to it.
 
     `axes`: a character for each axis. A digit is that very length; a letter stands for a length that all axes of that
-    letter in a case share: 1 to 4 for a small letter, 0 to 4 for a capital one, 3 to 7 for p, q and r (images).
-    `values`: the name of a kind in `KINDS`, or "index", "label" or "steps". `dtype`: None stands for the case's.
+    letter in a case share: 1 to 4 for a small letter, 0 to 4 for a capital one, 3 to 7 for p, q and r (images), none
+    for o. `values`: the name of a kind in `KINDS`, or "index", "label" or "steps". `dtype`: None stands for the case's.
     `below`: for indices, labels and numbers of steps (3 at least), the first that is out of range.
+    `sparse`: the format of scipy.sparse ("csr", ...) in which a sparse placeholder is fed; none for a dense one.
     """
 
     axes: str
     values: str = "real"
     dtype: str | None = None
     below: int = 0
+    sparse: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,16 @@ class Trial:
         fed = ", ".join(f"{feed.dtype}{list(feed.shape)} as {shape}" for feed, shape in zip(self.feeds, self.shapes))
         return f"{self.case} in {self.dtype}, fed {fed or 'nothing'}"
 
+    def placeholders(self) -> list[Tensor]:
+        """New placeholders for it, one for each operand."""
+        given = zip(self.case.operands, self.shapes, self.feeds)
+        return [K.placeholder(shape, dtype=feed.dtype, sparse=bool(x.sparse)) for x, shape, feed in given]
+
+    def fed(self) -> list[Any]:
+        """The feeds as a call gets them."""
+        given = zip(self.case.operands, self.feeds)
+        return [sparse.coo_array(feed).asformat(x.sparse) if x.sparse else feed for x, feed in given]
+
     def promised(self) -> tuple[str, ...]:
         """The dtype of each tensor."""
         dtypes = self.case.gives(self.dtype)
@@ -186,6 +204,8 @@ class Trial:
 
 def limits(letter: str) -> tuple[int, int]:
     """The least and the largest length that a letter stands for."""
+    if letter == "o":
+        return 0, 0
     return (3, 7) if letter in "pqr" else (0 if letter.isupper() else 1, 4)
 
 

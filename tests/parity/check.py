@@ -67,7 +67,7 @@ def refusal(one: Trial, message: str) -> list[str]:
 
 def swap_refused(one: Trial, engine: str) -> bool:
     """Whether a swap to the engine is refused while a function with the trial's graph is alive."""
-    inputs = [K.placeholder(shape, dtype=feed.dtype) for shape, feed in zip(one.shapes, one.feeds)]
+    inputs = one.placeholders()
     made = one.case.graph(*inputs)
     alive = K.function(inputs, list(made) if isinstance(made, tuple) else [made])
     try:
@@ -100,11 +100,11 @@ def _run(batch: list[Trial], phase: int | None) -> Iterator[tuple[Trial, str]]:
     updates: list[Tensor] = []
     graphs = []
     for one in batch:
-        inputs = [K.placeholder(shape, dtype=feed.dtype) for shape, feed in zip(one.shapes, one.feeds)]
+        inputs = one.placeholders()
         made = one.case.graph(*inputs)
         made = made if isinstance(made, tuple) else (made,)
         placeholders += inputs
-        feeds += one.feeds
+        feeds += one.fed()
         outputs += [tensor for tensor in made if not isinstance(tensor, Update)]
         updates += [tensor for tensor in made if isinstance(tensor, Update)]
         graphs.append(made)

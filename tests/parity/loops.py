@@ -12,7 +12,10 @@ from .case import FLOATS, INTEGERS, ONE, Case, Operand, always, label, real
 
 
 def rnn(step, x, states, backwards=False, mask=None):
-    """(last output, all outputs, states): a masked step repeats the output before it and keeps the states."""
+    """(last output, all outputs, states): a masked step repeats the output before it and keeps the states.
+
+    Of no steps the last output is zeros, and the states are the initial ones.
+    """
     outputs, before = [], None
     order = range(x.shape[1])[::-1] if backwards else range(x.shape[1])
     for t in order:
@@ -23,6 +26,9 @@ def rnn(step, x, states, backwards=False, mask=None):
             new = [_where(held, a, b) for a, b in zip(new, states)]
         outputs.append(output)
         states, before = new, output
+    if not outputs:
+        like = step(np.zeros((x.shape[0], *x.shape[2:]), x.dtype), states)[0]
+        return (np.zeros_like(like), np.zeros_like(like)[:, None][:, :0], *states)
     return (outputs[-1], np.stack(outputs, 1), *states)
 
 
@@ -78,6 +84,50 @@ def _recurrences():
         [real("n1i"), *cells[1:]],
         scale=16,
     )
+    # A time axis of no length, known or not, and one that may have none.
+    for steps, axis, backwards in product(("no steps", "some steps or none"), "0oT", (False, True)):
+        if (steps == "no steps") != (axis in "0o"):
+            continue
+        inputs = [real(f"n{axis}i"), *cells[1:]]
+        note = f"{steps}{', known' if axis == '0' else ''}, go_backwards={backwards}"
+        yield Case(
+            "rnn",
+            note,
+            lambda x, h, w, u, b=backwards: _flat(K.rnn(lambda i, s: k_step(i, s, w, u), x, [h], go_backwards=b)),
+            lambda x, h, w, u, b=backwards: rnn(lambda i, s: step(i, s, w, u), x, [h], b),
+            inputs,
+            scale=16,
+        )
+        for axes in (f"n{axis}", f"n{axis}1"):
+            yield Case(
+                "rnn",
+                f"{note}, a mask of {len(axes)} axes",
+                lambda x, h, w, u, m, b=backwards: _flat(
+                    K.rnn(lambda i, s: k_step(i, s, w, u), x, [h], go_backwards=b, mask=m)
+                ),
+                lambda x, h, w, u, m, b=backwards: rnn(lambda i, s: step(i, s, w, u), x, [h], b, m),
+                [*inputs, real(axes, dtype="bool")],
+                scale=16,
+            )
+    for axis in "0o":
+        yield Case(
+            "rnn",
+            f"no steps{', known' if axis == '0' else ''}, several states, constants, an empty batch",
+            lambda x, a, b, c: _flat(
+                K.rnn(lambda i, s: (i * s[2], [s[0] + i, K.expand_dims(i) - s[1]]), x, [a, b], constants=[c])
+            ),
+            lambda x, a, b, c: rnn(lambda i, s: (i * c, [s[0] + i, i[..., None] - s[1]]), x, [a, b]),
+            [real(f"N{axis}i"), real("Ni"), real("Niz"), real("i")],
+        )
+        yield Case(
+            "rnn",
+            f"no steps{', known' if axis == '0' else ''}, integers and bools",
+            lambda x, s: _flat(K.rnn(lambda i, s: (K.greater(i, s[0]), [s[0] + i]), x, [s])),
+            lambda x, s: rnn(lambda i, s: (i > s[0], [s[0] + i]), x, [s]),
+            [real(f"n{axis}i"), real("ni")],
+            ("int32", "int64", "uint8"),
+            lambda dtype: ("bool", "bool", dtype),
+        )
     yield Case(
         "rnn",
         "constants",

@@ -6,7 +6,7 @@ import numpy as np
 
 from kernelk import backend as K
 
-from .case import FLOATS, INTEGERS, NUMBERS, Case, always, floating, index, label, real
+from .case import FLOATS, INTEGERS, MATRICES, NUMBERS, ONE, Case, Operand, always, floating, index, label, real
 
 
 def _products():
@@ -36,6 +36,20 @@ def _products():
     yield Case(
         "dot", "integer edges", lambda x, y: K.dot(x, y), np.dot, [real("ab", "edges"), real("bc", "edges")], INTEGERS
     )
+    for form in ("csr", "csc", "coo"):
+        left = Operand("Ab", "small", sparse=form)
+        yield Case(
+            "dot",
+            f"{form} with dense",
+            lambda x, y: K.dot(x, y),
+            np.dot,
+            [left, real("bc")],
+            MATRICES,
+            scale=8,
+        )
+        yield Case(
+            "dot", f"{form} with nonfinite", lambda x, y: K.dot(x, y), _dot, [left, real("bc", "nonfinite")], ONE
+        )
     yield Case("dot", "nonfinite", lambda x, y: K.dot(x, y), _dot, [real("ab", "nonfinite"), real("bc")], scale=8)
     for left, right, axes, subscripts in (
         ("nab", "nbc", None, "nab,nbc->nac"),

@@ -100,7 +100,7 @@ def _run(batch: list[Slope]) -> Iterator[str]:
     outputs: list[Tensor] = []
     for slope in batch:
         one = slope.one
-        inputs = [K.placeholder(shape, dtype=feed.dtype) for shape, feed in zip(one.shapes, one.feeds)]
+        inputs = one.placeholders()
         made = one.case.graph(*inputs)
         made = made if isinstance(made, tuple) else (made,)
         loss = K.constant(0.0, dtype="float64")
@@ -109,7 +109,7 @@ def _run(batch: list[Slope]) -> Iterator[str]:
                 loss = loss + K.sum(tensor * K.constant(weight, dtype="float64"))
         outputs += K.gradients(loss, [inputs[i] for i in slope.directions])
         placeholders += inputs
-        feeds += one.feeds
+        feeds += one.fed()
     values = iter(K.function(placeholders, outputs)(feeds))
     for slope in batch:
         for operand, direction in slope.directions.items():

@@ -42,7 +42,6 @@ WITHOUT = {
     "int_shape": _FACT,
     "is_keras_tensor": _FACT,
     "is_placeholder": _FACT,
-    "is_sparse": _FACT,
     "is_symbolic": _FACT,
     "is_tensor": _FACT,
     "is_variable": _FACT,
