@@ -635,9 +635,10 @@ class TheanoBackend(Backend):
             import theano.tensor.nnet  # noqa: F401
 
             from . import theano_ops as native
+            from . import theano_window_ops
 
-        theano_windows.enter(op, _length, native)
         with_c = bool(compiler)
+        theano_windows.enter(op, _length, native, theano_window_ops if with_c else None)
         if compiler:
             shorten_waits()
             keep_cache_keys()
