@@ -9,7 +9,7 @@ from .errors import ArgumentError
 from .graph import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
 from .loops import Closure, close_loop, done_anew, stacked
 from .ops.dtypes import FLOATS, as_tensor
-from .ops.primitives import matmul, zeros_shaped
+from .ops.primitives import matmul, sum_to, zeros_shaped
 from .ops.rules import RULES, apply, expand
 from .source import caller
 
@@ -97,10 +97,7 @@ def _backwards(
         found = pending.pop(id(node), None)
         if found is None or id(node) not in reached:
             continue
-        total = found[0]
-        for more in found[1:]:
-            total = total + more
-        totals[id(node)] = total
+        total = totals[id(node)] = _total(found)
         if id(node) in leaves:
             continue
         if node.op == "item":
@@ -120,6 +117,37 @@ def _backwards(
     inner = [node for node in order if id(node) not in leaves]
     phased = any(node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased) for node in inner)
     return [totals.get(id(target)) for target in targets], phased
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of gradients; pieces that make up a whole along one axis are joined, not each put among zeros."""
+    joined = _joined([part for part in parts if part.op == "unslice"])
+    if joined is not None:
+        parts = [*(part for part in parts if part.op != "unslice"), joined]
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    return total
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """The sum of gradients of slices, if these are one tensor cut along one axis."""
+    if len(parts) < 2 or any(part.inputs[1] is not parts[0].inputs[1] for part in parts):
+        return None
+    like = parts[0].inputs[1]
+    cuts = [[i for i, cut in enumerate(part.attrs["slices"]) if cut != [None, None, None]] for part in parts]
+    if len(cuts[0]) != 1 or any(cut != cuts[0] for cut in cuts):
+        return None
+    (axis,) = cuts[0]
+    length = like.shape[axis]
+    if length is None:
+        return None
+    ranges = [range(*slice(*part.attrs["slices"][axis]).indices(length)) for part in parts]
+    order = sorted(range(len(parts)), key=lambda i: ranges[i].start)
+    if [n for i in order for n in ranges[i]] != list(range(length)):
+        return None
+    whole = apply("concatenate", *(parts[i].inputs[0] for i in order), axis=axis)
+    return whole if whole.shape == like.shape else None
 
 
 def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase: int) -> list[Tensor | None]:
@@ -164,6 +192,15 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
             products[id(leaf)], rest = _outer_products(gradients_of.pop(id(leaf)), start)
             if rest is not None:
                 gradients_of[id(leaf)] = rest
+    # What all steps have of these is needed for the products: it is summed there and then, too.
+    factors = [x for pairs in products.values() for pair in pairs for x in pair]
+    factors += [gradients_of[id(leaf)] for leaf in body.sequences if id(leaf) in gradients_of]
+    reduced: dict[int, Tensor] = {}
+    for leaf in body.captures:
+        wide = _summed_over(gradients_of[id(leaf)], leaf, factors) if id(leaf) in gradients_of else None
+        if wide is not None:
+            reduced[id(leaf)] = wide
+            del gradients_of[id(leaf)]
     summed = [leaf for leaf in body.captures if id(leaf) in gradients_of]
     sums = [_step_input(leaf, leaf.shape) for leaf in summed]
     stepped = [leaf for leaf in body.sequences if id(leaf) in gradients_of]
@@ -173,7 +210,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
     backward.results = [gradients_of[id(leaf)] for leaf in stepped]
     inputs_of_leaves = {id(leaf): x for leaf, x in zip(body.sequences, node.inputs)}
     for x in dict.fromkeys(x for pairs in products.values() for pair in pairs for x in pair):
-        if not of_step(x):
+        if not of_step(x) and not any(x is known for known in backward.results):
             backward.results.append(x)
     if not backward.new_states and not backward.results:
         return [None] * len(node.inputs)
@@ -191,9 +228,15 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
     of_captures = {id(leaf): total for leaf, total in zip(summed, finals[len(carried) :])}
     of_sequences = {id(leaf): gradient for leaf, gradient in zip(stepped, steps)}
     made = {id(x): whole for x, whole in zip(backward.results, steps)}
+
+    def of_all(x: Tensor) -> Tensor:
+        return made[id(x)] if id(x) in made else of_all_steps(x)
+
     for leaf in body.captures:
+        if id(leaf) in reduced:
+            of_captures[id(leaf)] = sum_to(of_all(reduced[id(leaf)]), leaf)
         for pair in products.get(id(leaf), ()):
-            a, b = (made[id(x)] if id(x) in made else of_all_steps(x) for x in pair)
+            a, b = map(of_all, pair)
             product = matmul(_rows(a), _rows(b), True, False)
             before = of_captures.get(id(leaf))
             of_captures[id(leaf)] = product if before is None else before + product
@@ -227,6 +270,30 @@ def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Te
         else:
             rest = x if rest is None else rest + x
     return products, rest
+
+
+def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Tensor | None:
+    """Which of `among` gives `gradient` if it is summed over the axes along which `leaf` was broadcast; None: none does.
+
+    Where unknown lengths were 1, one of `among` may be a sum itself; over one of those axes that changes nothing.
+    """
+    total = gradient.inputs[0] if gradient.op == "reshape" else gradient
+    if total.op != "sum" or not total.attrs["keepdims"]:
+        return None
+    wide, axes = total.inputs[0], set(total.attrs["axes"])
+    extra = wide.ndim - leaf.ndim
+    if total.shape[extra:] != leaf.shape or not set(range(extra)) <= axes:
+        return None
+    if any(n is None for i, n in enumerate(wide.shape) if i not in axes):
+        return next((x for x in among if x is wide), None)
+    return next((x for x in among if _unreduced(x) is _unreduced(wide)), None)
+
+
+def _unreduced(x: Tensor) -> Tensor:
+    """What `x` is but for sums over axes of unknown length."""
+    while x.op == "sum_to" and x.shape == x.inputs[0].shape:
+        x = x.inputs[0]
+    return x
 
 
 def _rows(x: Tensor) -> Tensor:

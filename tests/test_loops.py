@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from support import assert_close, lacking_engine
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, SwapRefusedError, UpdateError
+from kernelk.graph import Tensor
 from kernelk.program import Program
 from kernelk.session import current
 
@@ -358,8 +359,57 @@ def test_what_does_not_vary_is_computed_once_and_what_is_unused_never() -> None:
     ops = [instruction.node.op for instruction in program.instructions]
     (loop,) = [instruction.loop for instruction in program.instructions if instruction.loop is not None]
     assert "exp" in ops
-    assert [instruction.node.op for instruction in loop.program.instructions] == ["matmul", "add"]
+    # One product of all steps' rows.
+    assert "matmul" in ops
+    assert [instruction.node.op for instruction in loop.program.instructions] == ["add"]
     assert (loop.sequences, loop.states, len(loop.program.outputs)) == (1, 1, 1)
+
+
+def loops_of(*outputs: Tensor, inputs: Sequence[Any] = ()) -> list[list[str]]:
+    """The ops in the bodies of the loops that these tensors need."""
+    program = Program(list(inputs), outputs, (), 0, current().host("numpy").ops or frozenset())
+    loops = [instruction.loop for instruction in program.instructions if instruction.loop is not None]
+    return [[instruction.node.op for instruction in loop.program.instructions] for loop in loops]
+
+
+def test_a_product_stays_in_the_step_where_its_matrix_varies_or_it_is_far_wider_than_its_rows() -> None:
+    x, w = K.placeholder((2, None, 3)), K.variable(W)
+
+    def products(matrix: Callable[[Any], Any]) -> int:
+        outputs = K.rnn(lambda xt, s: (K.dot(xt, matrix(s[0])), [s[0] * 0.5]), x, [w])[1]
+        return sum(op == "matmul" for ops in loops_of(outputs, inputs=[x]) for op in ops)
+
+    assert products(lambda state: K.exp(w)) == 0
+    assert products(lambda state: state) == 1
+    assert products(lambda state: K.random_normal((3, 4))) == 1
+    assert products(lambda state: K.tile(w, [1, 20])) == 1
+
+
+def test_the_gradient_of_a_cell_of_gates_sums_and_joins_outside_the_loop(backend: str) -> None:
+    """What its slices' gradients make up is joined; weights and bias are summed over all steps at once."""
+    units = 3
+    x, initial = K.placeholder((None, None, 4)), K.placeholder((None, units))
+    weights = [
+        K.variable(RANDOM.standard_normal(shape)) for shape in ((4, 2 * units), (units, 2 * units), (2 * units,))
+    ]
+
+    def cell(piece: Any, states: list[Any]) -> Any:
+        gates = K.dot(piece, weights[0]) + K.dot(states[0], weights[1]) + weights[2]
+        h = K.sigmoid(gates[:, :units]) * states[0] + K.tanh(gates[:, units:])
+        return h, [h]
+
+    given = [RANDOM.standard_normal((2, 5, 4)), RANDOM.standard_normal((2, units))]
+    found = []
+    for unroll in (False, True):
+        last = K.rnn(cell, x, [initial], unroll=unroll, input_length=5)[0]
+        slopes = K.gradients(K.sum(last * last), [*weights, x, initial])
+        if not unroll:
+            _, backward = loops_of(*slopes, inputs=[x, initial])
+            assert not {"unslice", "sum"} & set(backward)
+            assert [op for op in backward if op in ("concatenate", "matmul")] == ["concatenate", "matmul"]
+        found.append(K.function([x, initial], slopes)(given))
+    for got, wanted in zip(*found):
+        assert_close(got, wanted, label="slope")
 
 
 def test_gradients_add_what_they_need_without_changing_what_is_there() -> None:
