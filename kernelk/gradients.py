@@ -273,7 +273,7 @@ def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Te
 
 
 def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Tensor | None:
-    """Which of `among` gives `gradient` if it is summed over the axes along which `leaf` was broadcast; None: none does.
+    """Which of `among` gives `gradient` if it is summed over the axes that `leaf` was broadcast along; None: none does.
 
     Where unknown lengths were 1, one of `among` may be a sum itself; over one of those axes that changes nothing.
     """

@@ -24,8 +24,14 @@ def _first(b, node, rank):
     return b.engine.to_batch(_moved(b, node, [0, rank - 1] + list(range(1, rank - 1))))
 
 
-def _last(b, node, rank):
-    return _moved(b, b.engine.unpack_batch(node), [0] + list(range(2, rank)) + [1])
+def _unpacked(b, node, count):
+    """A batch as an axis of known length: CNTK convolves with no kernel that is made of one of unknown length."""
+    return b.engine.reshape(b.engine.unpack_batch(node), (count,) + node.shape)
+
+
+def _last(b, node, count):
+    """The reverse of `_first`."""
+    return _moved(b, _unpacked(b, node, count), [0] + list(range(2, len(node.shape) + 1)) + [1])
 
 
 def _reached(size, dilation):
@@ -117,7 +123,7 @@ def _forwards(b, instruction, x, kernel, strides, pads, dilation):
     weights = _weights(b, kernel, dilation, depthwise)
     operand = _first(b, _framed(b, x, pads), len(x.shape))
     y = _conv(b, operand, weights, strides, x.shape[-1] if depthwise else 1)
-    return _result(instruction, _last(b, y, len(x.shape)), x)
+    return _result(instruction, _last(b, y, x.shape[0]), x)
 
 
 @op(*_kinds("conv_input"))
@@ -135,7 +141,7 @@ def _to_input(b, instruction, g, kernel, dims, strides, pads, dilation):
             auto_padding=[False] * (len(strides) + 1),
             output_shape=(instruction.shape[-1],) + tuple(around),
         )
-        return _result(instruction, _unframed(b, _last(b, node, rank), pads, lengths), g)
+        return _result(instruction, _unframed(b, _last(b, node, g.shape[0]), pads, lengths), g)
     # A convolution of g, zeros between and around, with the kernel turned round: no infinity may meet those.
     _flag_unless(b, kernel, finite=True)
     if max(dilation) > 1:
@@ -144,7 +150,7 @@ def _to_input(b, instruction, g, kernel, dims, strides, pads, dilation):
     unit = [n - k + 1 for n, k in zip(around, size)]
     wide = _framed(b, _spread(b, g, unit, strides, 1), [(k - 1, k - 1) for k in size])
     node = _conv(b, _first(b, wide, rank), _weights(b, kernel, dilation, True, True), [1] * len(size), kernel.shape[-2])
-    return _result(instruction, _unframed(b, _last(b, node, rank), pads, lengths), g)
+    return _result(instruction, _unframed(b, _last(b, node, g.shape[0]), pads, lengths), g)
 
 
 @op(*_kinds("conv_kernel"))
@@ -161,9 +167,8 @@ def _to_kernel(b, instruction, x, g, size, strides, pads, dilation):
     around = [n + before + after for n, (before, after) in zip(x.shape[1:-1], pads)]
     if depthwise:
         turned = engine.reshape(turned, (1, channels * count) + tuple(around))
-    node = engine.unpack_batch(
-        _conv(b, engine.to_batch(turned), weights, [1] * len(size), channels if depthwise else 1)
-    )
+    node = _conv(b, engine.to_batch(turned), weights, [1] * len(size), channels if depthwise else 1)
+    node = _unpacked(b, node, turned.shape[0])
     for axis, (n, k, whole) in enumerate(zip(lengths, _reached(size, dilation), around), 2):
         node = _part(b, node, axis, 0, k, whole - n + 1)
         if dilation[axis - 2] > 1 and k > 1:
@@ -184,7 +189,7 @@ def _max_pool(b, instruction, x, window, strides, pads):
     # CNTK's maximum passes over NaN.
     _flag_unless(b, x, finite=False)
     node = _pool(b, _framed(b, x, pads, -np.inf), b.engine.MAX_POOLING, window, strides)
-    return _result(instruction, _last(b, node, 4), x)
+    return _result(instruction, _last(b, node, x.shape[0]), x)
 
 
 @op("max_pool_grad")
@@ -220,7 +225,7 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
             steps,
             auto_padding=[False],
         )
-        node = _last(b, node, 4)
+        node = _last(b, node, x.shape[0])
         if any(places):
             node = engine.pad(node, around + [(0, 0)], mode=engine.CONSTANT_PAD, constant_value=0)
         total = node if total is None else engine.plus(total, node)
@@ -239,7 +244,7 @@ def _counts(lengths, window, strides, pads):
 
 @op("avg_pool")
 def _avg_pool(b, instruction, x, window, strides, pads):
-    node = _last(b, _pool(b, _framed(b, x, pads), b.engine.AVG_POOLING, window, strides), 4)
+    node = _last(b, _pool(b, _framed(b, x, pads), b.engine.AVG_POOLING, window, strides), x.shape[0])
     if any(before or after for before, after in pads):
         factors = np.prod(window) / _counts(x.shape[1:-1], window, strides, pads)
         node = b.engine.element_times(node, b.constant(factors, x.dtype))
