@@ -115,6 +115,12 @@ def cases(seed=0):
         yield "softmax extreme", "softmax", {"axis": 1}, [extreme], dtype
         yield "sigmoid", "sigmoid", {}, [np.array([-1e4, -30, -1, 0, 1, 30, 1e4], dtype=dtype)], dtype
         yield "relu", "relu", {}, [floats(random, (3, 4), dtype)], dtype
+        slopes = [np.array([-1, -0.5, 0, 0.25, 1], dtype=dtype), np.array([3, -2, 1, 0.5, -4], dtype=dtype)]
+        for op in ["sigmoid_grad", "tanh_grad"]:
+            yield op, op, {}, slopes, dtype
+        condition, zero = values(random, (3, 4), "bool"), np.zeros((), dtype)
+        yield "select or 0", "select", {}, [condition, floats(random, (3, 4), dtype), zero], dtype
+        yield "select, spread, or 0", "select", {}, [condition[0], floats(random, (3, 4), dtype), zero], dtype
     for dtype in ["float32", "float64", "int32", "int64"]:
         yield "size", "size", {"axes": [0, 2]}, [values(random, (2, 3, 4), "float32")], dtype
     yield "shape", "shape", {}, [values(random, (2, 0, 4), "float32")], "int32"

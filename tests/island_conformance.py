@@ -83,6 +83,8 @@ ROUNDED = {
     "softmax",
     "log_softmax",
     "sigmoid",
+    "sigmoid_grad",
+    "tanh_grad",
     "matmul",
     "mod",
     "floor_divide",
@@ -117,6 +119,8 @@ def reference(numpy_backend, ops, op, attrs, operands, dtype):
             return np.maximum(operands[0], np.zeros((), dtype))
         elif op == "sigmoid":
             y = 1 / (1 + np.exp(-x))
+        elif op in ("sigmoid_grad", "tanh_grad"):
+            y = operands[1].astype("float64") * (x - x * x if op == "sigmoid_grad" else 1 - x * x)
         else:
             shifted = x - x.max(attrs["axis"], keepdims=True)
             y = shifted - np.log(np.exp(shifted).sum(attrs["axis"], keepdims=True))

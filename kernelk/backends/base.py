@@ -96,6 +96,9 @@ COMPOSITES = {
     "log_softmax": ("axis",),
     "sigmoid": (),
     "relu": (),
+    # (y, gradient of y, the sigmoid or tanh of some x): that with respect to x
+    "sigmoid_grad": (),
+    "tanh_grad": (),
     # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,
     # stride and dilation for each spatial axis; "pads" are [before, after], ints that are known when it is lowered.
     # (x, kernel): the kernel's lengths, then channels, then filters

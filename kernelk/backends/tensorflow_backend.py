@@ -126,7 +126,17 @@ def _where(condition, x, y):
 
 @op("select")
 def _select(instruction, condition, x, y):
+    if instruction.dtype in FLOATS and instruction.input_shapes[2] == ():
+        # TensorFlow takes three times as long to spread a scalar. MulNoNan keeps to 0 whatever meets a 0.
+        if instruction.input_shapes[1] == instruction.shape and _is_zero(y):
+            return tf.raw_ops.MulNoNan(x=x, y=tf.cast(condition, x.dtype))
     return _where(condition, x, y)
+
+
+def _is_zero(x):
+    """Whether a scalar is a constant +0."""
+    value = tf.get_static_value(x)
+    return value is not None and value == 0 and not np.signbit(value)
 
 
 def _signed(x):
@@ -455,6 +465,16 @@ def _sigmoid(instruction, x):
     return tf.raw_ops.Sigmoid(x=x)
 
 
+@op("sigmoid_grad")
+def _sigmoid_grad(instruction, y, g):
+    return tf.raw_ops.SigmoidGrad(y=y, dy=g)
+
+
+@op("tanh_grad")
+def _tanh_grad(instruction, y, g):
+    return tf.raw_ops.TanhGrad(y=y, dy=g)
+
+
 @op("relu")
 def _relu(instruction, x):
     return tf.raw_ops.Relu(features=x)
@@ -486,7 +506,7 @@ def _scan(instruction, *operands, **attrs):
 
     def step(done, states, arrays):
         t = length - 1 - done if attrs["reverse"] else done
-        steps = Steps(instruction, operands, 0, lambda x, t: x[t])
+        steps = Steps(instruction, operands, 0, _element)
         steps.states = list(states)
         # Not scoped: an error inside is the loop's.
         values = lower(body, steps.leaves(t), OPS)
@@ -502,7 +522,19 @@ def _scan(instruction, *operands, **attrs):
         (tf.constant(0), states, arrays),
         shape_invariants=(tf.TensorShape(()), shapes, [open_shape] * len(arrays)),
     )
-    return states + [array.stack() for array in arrays]
+    return states + [_stacked(array) for array in arrays]
+
+
+def _stacked(array):
+    """The elements of a TensorArray as one tensor; a loop that takes its elements never needs it (see _element)."""
+    whole = array.stack()
+    whole.kernelk_elements = array
+    return whole
+
+
+def _element(x, t):
+    array = getattr(x, "kernelk_elements", None)
+    return x[t] if array is None else array.read(t)
 
 
 @op("item")

@@ -158,11 +158,11 @@ def _pools(window, strides):
 
 def _max_pool(instruction, x, window, strides, pads):
     values = _wide(x)
-    # TensorFlow's kernel passes over NaN, and has the least float for a maximum of -inf.
-    finite = tf.raw_ops.All(input=tf.math.is_finite(values), axis=list(range(len(x.shape))))
+    # TensorFlow's kernel passes over NaN, and has the least float for a maximum of -inf. Neither leaves a sum finite.
+    total = tf.raw_ops.Sum(input=values, axis=list(range(len(x.shape))))
     settings = dict(_pools(window, strides), **_placed(pads))
     result = tf.cond(
-        finite,
+        tf.raw_ops.IsFinite(x=total),
         lambda: tf.raw_ops.MaxPool(input=values, **settings),
         lambda: _max_of_slices(_framed(values, pads, -np.inf), window, strides),
     )

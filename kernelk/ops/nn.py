@@ -193,18 +193,25 @@ def _same(x: Any, axis: int | None = None) -> Any:
     return x.shape, x.dtype
 
 
+def _of_two(y: Any, g: Any) -> Any:
+    return y.shape, y.dtype
+
+
 def _relu(x: Tensor) -> Tensor:
     return apply("maximum", x, scalar(0, x.dtype))
 
 
 def _vjp_relu(node: Tensor, g: Tensor) -> list[Tensor]:
     zero = scalar(0, g.dtype)
-    return [apply("select", apply("less", zero, node.inputs[0]), g, zero)]
+    # Of the result, so that an engine may fuse what comes before with it and keep nothing of it.
+    return [apply("select", apply("less", zero, node), g, zero)]
 
 
 RULES["softmax"] = Rule(_same, _vjp_softmax, _softmax)
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _log_softmax)
-RULES["sigmoid"] = Rule(_same, lambda node, g: [g * node * (1.0 - node)], _sigmoid)
+RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], _sigmoid)
+RULES["sigmoid_grad"] = Rule(_of_two, None, lambda y, g: g * y * (1.0 - y))
+RULES["tanh_grad"] = Rule(_of_two, None, lambda y, g: g * (1.0 - y * y))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)

@@ -367,7 +367,7 @@ def _vjp_sqrt(node: Tensor, g: Tensor) -> Gradients:
 
 
 def _vjp_tanh(node: Tensor, g: Tensor) -> Gradients:
-    return [g * (1.0 - node * node)]
+    return [apply("tanh_grad", node, g)]
 
 
 def _vjp_add(node: Tensor, g: Tensor) -> Gradients:
