@@ -21,6 +21,11 @@ MOST_PADDED = 5
 # log(x) is clamped below 1e-37 and 1/x overflows for denormals: what is above these needs no guard.
 SMALLEST_LOG = 1e-36
 SMALLEST_DIVISOR = 1.2e-38
+# Rows of fewer elements than this are short, results of more are large.
+SHORT_ROW = 64
+LARGE = 4096
+# A sum over so many rows at most is a product with ones, up to thirty times as fast as CNTK's own over leading axes.
+MOST_ROWS = 1 << 16
 BOOLEAN = {"equal", "not_equal", "less", "less_equal"}
 TAKES_BOOL = BOOLEAN | {"logical_and", "logical_or", "logical_not", "select", "cast", "concatenate", "unslice"}
 TAKES_BOOL |= {"pad", "gather"} | set(REORDERED)
@@ -121,6 +126,8 @@ class Builder(object):
     def __init__(self, engine):
         self.engine = engine
         self.flags = []
+        # id of a node: (the same with channels first, as a batch; the node itself)
+        self.batches = {}
         self._constants = {}
 
     def constant(self, array, dtype=None):
@@ -175,8 +182,34 @@ def result(instruction, node, values):
     return Val(node, values[0].dtype, broadcast_shape([value.real for value in values]), instruction.shape)
 
 
+def _spread_far(b, value, shape):
+    """An operand that repeats a short row (a bias of few channels) with a longer one: CNTK takes a row at a time."""
+    width = int(np.prod(value.real))
+    if not 1 < width < SHORT_ROW or value.real != shape[len(shape) - len(value.real) :]:
+        return value
+    axis = len(shape) - len(value.real)
+    while axis and width < SHORT_ROW:
+        axis -= 1
+        width *= shape[axis]
+    whole = tuple(shape[axis:])
+    node = b.engine.element_times(value.node, b.constant(np.ones(whole), value.dtype))
+    return Val(node, value.dtype, whole, value.shape, value.known)
+
+
+def _without_ones(b, value):
+    """The same without leading axes of length 1."""
+    real = value.real
+    while real and real[0] == 1:
+        real = real[1:]
+    if real == value.real:
+        return value
+    return Val(b.engine.reshape(value.node, real), value.dtype, real, value.shape, value.known)
+
+
 def _plain(name):
     def call(b, instruction, *values):
+        if len(values) > 1 and np.prod(instruction.shape) > LARGE:
+            values = [_spread_far(b, _without_ones(b, value), instruction.shape) for value in values]
         return result(instruction, getattr(b.engine, name)(*[value.node for value in values]), values)
 
     return call
@@ -386,7 +419,15 @@ def _reduced(b, instruction, node, x, keepdims):
 
 @op("sum")
 def _sum(b, instruction, x, axes, keepdims):
-    node = _reduce(b, instruction, b.whole(x), "reduce_sum", axes)
+    node = b.whole(x)
+    rows = int(np.prod(x.shape[: len(axes)]))
+    width = int(np.prod(x.shape)) // rows
+    leading = list(axes) == list(range(len(axes)))
+    if leading and width > 1 and 1 < rows <= MOST_ROWS and rows * width > LARGE:
+        ones = b.constant(np.ones((1, rows)), x.dtype)
+        node = b.engine.times(ones, _reshaped(b, node, (rows, width)))
+        return _reduced(b, instruction, node, x, False)
+    node = _reduce(b, instruction, node, "reduce_sum", axes)
     return _reduced(b, instruction, node, x, keepdims)
 
 

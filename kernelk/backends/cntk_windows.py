@@ -20,8 +20,13 @@ def _moved(b, node, permutation):
 
 
 def _first(b, node, rank):
-    """Channels second; then the batch is CNTK's own."""
-    return b.engine.to_batch(_moved(b, node, [0, rank - 1] + list(range(1, rank - 1))))
+    """Channels second; then the batch is CNTK's own. Made once of each node, and not of what was made of such."""
+    found = b.batches.get(id(node))
+    if found is None:
+        batch = b.engine.to_batch(_moved(b, node, [0, rank - 1] + list(range(1, rank - 1))))
+        # The node is kept beside the batch so that its id stays its own.
+        found = b.batches[id(node)] = (batch, node)
+    return found[0]
 
 
 def _unpacked(b, node, count):
@@ -31,7 +36,9 @@ def _unpacked(b, node, count):
 
 def _last(b, node, count):
     """The reverse of `_first`."""
-    return _moved(b, _unpacked(b, node, count), [0] + list(range(2, len(node.shape) + 1)) + [1])
+    result = _moved(b, _unpacked(b, node, count), [0] + list(range(2, len(node.shape) + 1)) + [1])
+    b.batches[id(result)] = (node, result)
+    return result
 
 
 def _reached(size, dilation):

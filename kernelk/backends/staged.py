@@ -1,5 +1,7 @@
 """What an engine leaves out: straight parts and bodies are compiled, loops and searches between them are Python's."""
 
+import sys
+
 import numpy as np
 
 from .base import STAGED
@@ -167,6 +169,10 @@ class _Item(object):
         values[self._number] = values[self._source][self._index]
 
 
+# Memory for stacked results up to this size each is used again by the next run: fresh pages cost more than the copies.
+KEPT_BYTES = 1 << 24
+
+
 class _Loop(object):
     """A scan whose body is compiled as a program: elements are its inputs, states and captures its slots."""
 
@@ -196,6 +202,17 @@ class _Loop(object):
         if stages:
             facts["body"] = stages
         staged.facts.append(facts)
+        self._kept = {}
+
+    def _room(self, place, shape, dtype):
+        """An array for one of the stacked results: that of the run before, once nobody holds it any more."""
+        kept = self._kept.pop(place, None)
+        # Whoever shares its memory, by a view or within an engine, holds the array: besides this name and the call.
+        if kept is None or kept.shape != shape or kept.dtype != dtype or sys.getrefcount(kept) > 2:
+            kept = np.empty(shape, dtype)
+        if kept.nbytes <= KEPT_BYTES:
+            self._kept[place] = kept
+        return kept
 
     def run(self, values, draws):
         body, n = self._body, self._sequences
@@ -215,7 +232,7 @@ class _Loop(object):
             steps.states = results[:count]
             arrays = [self._backend.to_numpy(x) for x in results[count:]]
             if stacked is None:
-                stacked = [np.empty((length,) + x.shape, x.dtype) for x in arrays]
+                stacked = [self._room(place, (length,) + x.shape, x.dtype) for place, x in enumerate(arrays)]
             for whole, x in zip(stacked, arrays):
                 whole[t] = x
         if stacked is None:

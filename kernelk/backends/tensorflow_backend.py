@@ -126,10 +126,10 @@ def _where(condition, x, y):
 
 @op("select")
 def _select(instruction, condition, x, y):
-    if instruction.dtype in FLOATS and instruction.input_shapes[2] == ():
+    shapes = instruction.input_shapes
+    if instruction.dtype in FLOATS and shapes[1:] == (instruction.shape, ()) and _is_zero(y):
         # TensorFlow takes three times as long to spread a scalar. MulNoNan keeps to 0 whatever meets a 0.
-        if instruction.input_shapes[1] == instruction.shape and _is_zero(y):
-            return tf.raw_ops.MulNoNan(x=x, y=tf.cast(condition, x.dtype))
+        return tf.raw_ops.MulNoNan(x=x, y=tf.cast(condition, x.dtype))
     return _where(condition, x, y)
 
 
