@@ -101,6 +101,17 @@ def cases(seed=0):
         yield "sum empty", "sum", {"axes": [0], "keepdims": False}, [values(random, (0, 3), dtype)], dtype
         yield "argmax", "argmax", {"axis": 0}, [integers(random, (5, 3), "int8").astype(dtype)], "int64"
         yield "argmax last", "argmax", {"axis": 2}, [integers(random, (2, 3, 4), "int8").astype(dtype)], "int64"
+    for dtype in ["float32", "float64"]:
+        # Of one sign, as sums that cancel would show the rounding; and long rows of few elements.
+        long = abs(floats(random, (40, 30, 6), dtype, special=False))
+        for axes in [[0], [0, 1], [0, 2]]:
+            yield "sum long", "sum", {"axes": axes, "keepdims": True}, [long], dtype
+        odd = np.array(long)
+        odd[3, 4], odd[5, 6, :2] = np.inf, np.nan
+        odd[7, 8, 1] = -np.inf
+        yield "sum long, specials", "sum", {"axes": [0, 1], "keepdims": False}, [odd], dtype
+        for row in [(6,), (1, 1, 6), (30, 6), (40, 30, 1), (1, 6)]:
+            yield "add a short row", "add", {}, [floats(random, (40, 30, 6), dtype), floats(random, row, dtype)], dtype
     yield "sum float16 long", "sum", {"axes": [0], "keepdims": False}, [np.ones(5000, "float16")], "float16"
     yield "sum wraps", "sum", {"axes": [0], "keepdims": False}, [np.full(3, 100, "int8")], "int8"
     for dtype in FLOATS:
@@ -196,6 +207,9 @@ def window_cases(random):
             ((1, 7), (1, 3), (1, 1), ((0, 0), (4, 0)), (1, 2)),
             ((7, 5), (2, 3), (1, 2), ((1, 0), (2, 2)), (3, 1)),
             ((3, 4, 5), (2, 2, 3), (2, 1, 2), ((0, 0), (0, 1), (1, 1)), (1, 1, 1)),
+            # More windows than are laid out at once; and windows of one element.
+            ((40, 31), (3, 2), (1, 1), ((1, 1), (0, 1)), (1, 1)),
+            ((40, 31), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
         ]:
             made = [
                 (n + sum(pad) - d * (k - 1) - 1) // s + 1

@@ -11,6 +11,7 @@ from support import assert_close, lacking_engine
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.staged import _Loop
 from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, SwapRefusedError, UpdateError
 from kernelk.graph import Tensor
 from kernelk.program import Program
@@ -346,6 +347,20 @@ def test_a_backend_without_loops_runs_them_in_stages(monkeypatch: pytest.MonkeyP
         assert_close(got, expected, label="staged")
     assert_close(K.get_value(w), updated, label="the update")
     assert [stage["kind"] for stages in current().host().stages.values() for stage in stages].count("loop") >= 2
+
+
+def test_the_memory_of_stacked_results_is_used_again_once_nobody_holds_it() -> None:
+    loop = object.__new__(_Loop)
+    loop._kept = {}
+    first = loop._room(0, (2, 3), np.dtype("float32"))
+    view = first[1]
+    del first
+    second = loop._room(0, (2, 3), np.dtype("float32"))
+    assert not np.shares_memory(second, view)
+    address = second.ctypes.data
+    del second
+    assert loop._room(0, (2, 3), np.dtype("float32")).ctypes.data == address
+    assert loop._room(0, (4, 3), np.dtype("float32")).shape == (4, 3)
 
 
 def test_what_does_not_vary_is_computed_once_and_what_is_unused_never() -> None:
