@@ -260,6 +260,7 @@ template <class T> void max_pool_grad(const Windows& w, const T* x, const T* g, 
     const int* start = along.start.data();
     std::vector<T> row(along.around), largest(along.elements);
     std::vector<int> rows(along.around), places(along.elements), within(along.elements);
+    std::vector<T*> given(w.size[0] * w.size[1]);
     clear(y, w.elements());
     for (npy_intp line = 0; line < w.lines; line++, g += along.elements) {
         std::fill(row.begin(), row.end(), least);
@@ -269,6 +270,7 @@ template <class T> void max_pool_grad(const Windows& w, const T* x, const T* g, 
         for (npy_intp a = 0; a < w.size[0] * w.size[1]; a++) {
             const T* __restrict__ v = w.row(x, line, a / w.size[1], a % w.size[1]);
             const int number = a;
+            given[a] = w.row(y, line, a / w.size[1], a % w.size[1]);
             for (npy_intp e = 0; v && e < inner; e++) {
                 // Nothing compares with a NaN any more.
                 bool lost = v[e] != v[e], wins = (v[e] > best[e]) | ((v[e] == best[e]) & (of[e] == nowhere));
@@ -292,9 +294,7 @@ template <class T> void max_pool_grad(const Windows& w, const T* x, const T* g, 
             }
         }
         for (npy_intp e = 0; e < along.elements; e++) {
-            if (places[e] == nowhere) continue;
-            T* to = w.row(y, line, places[e] / w.size[1], places[e] % w.size[1]);
-            to[start[e] + (within[e] - w.before[2]) * w.channels] += g[e];
+            if (places[e] != nowhere) given[places[e]][start[e] + (within[e] - w.before[2]) * w.channels] += g[e];
         }
     }
 }
