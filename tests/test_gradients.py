@@ -543,3 +543,10 @@ def test_gradients_are_checked_at_a_swap_like_anything_else(monkeypatch: pytest.
     with pytest.raises(SwapRefusedError, match="no op 'unslice'"):
         kernelk.set_backend("poor")
     assert call([])[0].tolist() == [2.0, 4.0, 2.0]
+
+
+def test_where_relu_gives_zero_no_infinity_comes_through(backend: str) -> None:
+    x, w = K.placeholder((4,)), K.placeholder((4,))
+    slope = K.function([x, w], [K.gradients(K.sum(K.relu(x) * w), x)])
+    got = slope([[-1.0, 0.0, 2.0, np.nan], [np.inf, np.nan, np.inf, 1.0]])[0]
+    assert got.tolist() == [0.0, 0.0, np.inf, 0.0]

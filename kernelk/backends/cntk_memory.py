@@ -1,5 +1,7 @@
 """Whose memory a CNTK value lies in: an array's, a buffer's that CNTK fills, or CNTK's own until the next call."""
 
+import sys
+
 import numpy as np
 
 
@@ -33,7 +35,7 @@ class Held(object):
 
 
 class Storage(object):
-    """Memory that CNTK writes a result into."""
+    """Memory that CNTK writes a result into; whoever holds its array keeps it from being written again."""
 
     __slots__ = ("array", "value", "view")
 
@@ -44,22 +46,14 @@ class Storage(object):
 
     @classmethod
     def of(cls, core, pool, dtype, shape):
-        """One from the pool, where there is one."""
-        return pool.pop() if pool else cls(core, dtype, shape)
-
-
-class Lease(object):
-    """Lends a Storage to arrays; once the last of them is gone the Storage is used again."""
-
-    __slots__ = ("__array_interface__", "pool", "storage")
-
-    def __init__(self, pool, storage):
-        self.pool = pool
-        self.storage = storage
-        self.__array_interface__ = storage.array.__array_interface__
-
-    def __del__(self):
-        self.pool.append(self.storage)
+        """One from the pool whose array nobody holds any more, or a new one, which is entered there."""
+        for storage in pool:
+            # The storage's own reference and the call's.
+            if sys.getrefcount(storage.array) == 2:
+                return storage
+        storage = cls(core, dtype, shape)
+        pool.append(storage)
+        return storage
 
 
 class Lent(object):
@@ -95,7 +89,7 @@ class Lent(object):
         if self._array is None:
             storage = Storage.of(self.core, self.pool, self.dtype, self.shape)
             storage.view.copy_from(self.view)
-            self._array = np.asarray(Lease(self.pool, storage))
+            self._array = storage.array
             self.move(None, None)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from .base import CannotLower, registrar
 from .cntk_known import FLOATS, needed, stand_in
-from .cntk_memory import Lease, Lent, Storage, array_of
+from .cntk_memory import Lent, Storage, array_of
 from .cntk_ops import Builder, Val, index_bound, lower, why_not
 from .lowering import InstructionError
 from .numpy_backend import OPS as DEFINITIONS
@@ -308,7 +308,7 @@ class NativeStage(object):
                 values[leaving.number] = lent
                 continue
             storage = taken[leaving]
-            array = np.asarray(Lease(leaving.pool, storage))
+            array = storage.array
             if leaving.dtype == leaving.native_dtype:
                 written[leaving.number] = storage
             else:
