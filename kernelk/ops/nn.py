@@ -193,6 +193,16 @@ def _same(x: Any, axis: int | None = None) -> Any:
     return x.shape, x.dtype
 
 
+def _vjp_sigmoid_grad(node: Tensor, h: Tensor) -> list[Tensor]:
+    y, g = node.inputs
+    return [h * g * (1.0 - 2.0 * y), apply("sigmoid_grad", y, h)]
+
+
+def _vjp_tanh_grad(node: Tensor, h: Tensor) -> list[Tensor]:
+    y, g = node.inputs
+    return [h * g * (-2.0 * y), apply("tanh_grad", y, h)]
+
+
 def _of_two(y: Any, g: Any) -> Any:
     return y.shape, y.dtype
 
@@ -210,8 +220,8 @@ def _vjp_relu(node: Tensor, g: Tensor) -> list[Tensor]:
 RULES["softmax"] = Rule(_same, _vjp_softmax, _softmax)
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _log_softmax)
 RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], _sigmoid)
-RULES["sigmoid_grad"] = Rule(_of_two, None, lambda y, g: g * y * (1.0 - y))
-RULES["tanh_grad"] = Rule(_of_two, None, lambda y, g: g * (1.0 - y * y))
+RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, lambda y, g: g * y * (1.0 - y))
+RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, lambda y, g: g * (1.0 - y * y))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)
