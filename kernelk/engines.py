@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass
 
 
+# What a device or a number of threads is set to where the engine is to decide again.
+DEFAULT = "default"
+
+
 @dataclass(frozen=True)
 class Engine:
     """One backend: class `backend` of `module`, which is imported in the process that runs it, never to list it.

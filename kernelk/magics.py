@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 import kernelk
 
+from . import completion
 from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
 from .source import CELL
@@ -152,7 +153,9 @@ def load(shell: InteractiveShell) -> None:
     """Registers the magics and the cell counter, and says what is wrong with keras.json, if anything."""
     if _Loaded.shell is not None:
         return
-    shell.register_magics(KernelKMagics)
+    magics = KernelKMagics(shell)
+    shell.register_magics(magics)
+    completion.load(shell, magics)
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -175,6 +178,7 @@ def unload(shell: InteractiveShell) -> None:
     if _Loaded.shell is None:
         return
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
+    completion.unload(shell)
     for kind, name in (("line", "kbackend"), ("line", "kdiff")):
         shell.magics_manager.magics[kind].pop(name, None)
     shell.magics_manager.registry.pop(KernelKMagics.__name__, None)

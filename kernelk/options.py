@@ -7,12 +7,9 @@ import os
 from typing import Any
 
 from .backends.base import listed_device
-from .engines import Engine
+from .engines import DEFAULT, Engine
 from .errors import ArgumentError
 from .host import Host
-
-# Takes an option back: the engine decides again.
-DEFAULT = "default"
 
 
 def most_threads() -> int:
