@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-
 # What a device or a number of threads is set to where the engine is to decide again.
 DEFAULT = "default"
 

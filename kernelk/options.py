@@ -6,7 +6,7 @@ import operator
 import os
 from typing import Any
 
-from .backends.base import listed_device
+from .backends.base import OptionError, chosen_device
 from .engines import DEFAULT, Engine
 from .errors import ArgumentError
 from .host import Host
@@ -63,11 +63,21 @@ def _threads(engine: Engine, threads: Any) -> int:
 
 
 def merged(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
-    """The options after these changes; `host`, if it is started, knows devices by their full names."""
-    device = changes.get("device")
-    if device is not None and host is not None and host.started:
-        changes = {**changes, "device": listed_device(device, host.facts.get("devices", ())) or device}
-    return {name: value for name, value in {**options, **changes}.items() if value is not None}
+    """The options after these changes; a host that runs already knows its devices, and nothing is started to ask.
+
+    Raises ArgumentError for one that it has not.
+    """
+    wanted = {name: value for name, value in {**options, **changes}.items() if value is not None}
+    here = host is not None and host.started and (host.placement == "kernel") == bool(wanted.get("in_kernel"))
+    if host is not None and here and changes.get("device") is not None and host.facts.get("devices"):
+        facts = host.facts
+        try:
+            wanted["device"] = chosen_device(
+                host.engine.title, host.engine.name, wanted, facts["devices"], facts["device"]
+            )
+        except OptionError as error:
+            raise ArgumentError(str(error)) from None
+    return wanted
 
 
 def fulfilled(host: Host | None, options: dict[str, Any]) -> bool:
@@ -76,7 +86,7 @@ def fulfilled(host: Host | None, options: dict[str, Any]) -> bool:
         return False
     differing = {name for name in {*host.options, *options} if host.options.get(name) != options.get(name)}
     # In the notebook's own process a number of threads that isn't asked for follows the user's own setting.
-    if host.options.get("in_kernel") or not differing <= {"device", "threads"}:
+    if host.placement == "kernel" or not differing <= {"device", "threads"}:
         return not differing
     return all(name in options and host.facts.get(name) == options[name] for name in differing)
 
