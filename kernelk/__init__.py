@@ -28,6 +28,8 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
 # the function's place (and so would the package of engines in that of "backends").
 _LAZY = {
     "set_backend": "swap",
+    "stop_backend": "swap",
+    "using": "swap",
     "list_backends": "status",
     "diff": "divergence",
     "install": "environments",

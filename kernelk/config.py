@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import sys
+import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +93,35 @@ class Config:
         except OSError:
             pass  # A read-only home is no reason to stop: the defaults hold.
 
+    def save(self, field: str, value: Any) -> None:
+        """Writes one field into keras.json and leaves everything else in it as it is.
+
+        The file is replaced as a whole, or not at all. Raises OSError or ValueError with the reason.
+        """
+        # The file that a link leads to, and not the link.
+        file = Path(os.path.realpath(path()))
+        fields: dict[str, Any] = dict(DEFAULTS)
+        mode = None
+        with contextlib.suppress(FileNotFoundError):
+            text, mode = file.read_text(encoding="utf-8"), file.stat().st_mode
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise ValueError("it holds no JSON object")
+        fields[field] = value
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
+            try:
+                new.write(json.dumps(fields, indent=4) + "\n")
+                new.flush()
+                os.fsync(new.fileno())
+                os.chmod(new.name, 0o644 if mode is None else mode & 0o777)
+                os.replace(new.name, file)
+            except BaseException:
+                os.unlink(new.name)
+                raise
+        self.values[field] = value
+        self.from_file.add(field)
+
 
 _config: Config | None = None
 
@@ -171,6 +204,44 @@ def chosen_backend() -> tuple[str, str]:
     if "backend" in config.from_file and name != "kernelk.backend":
         return name, f"keras.json ({path()})"
     return str(DEFAULTS["backend"]), "the default"
+
+
+def save_backend(name: str) -> str:
+    """Makes `name` the engine that keras.json chooses from now on; one line says what came of it. Raises nothing."""
+    try:
+        settings().save("backend", name)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"it isn't valid JSON: {error}"
+        return (
+            f"not saved: {path()} can't be written ({reason}); "
+            f"next: mend it or choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}"
+        )
+    saved = f'saved: {path()} has "backend": "{name}"'
+    for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):
+        chosen = os.environ.get(variable, "").strip()
+        if chosen and chosen not in ("kernelk.backend", name):
+            saved += f"; {variable}={chosen} goes before it: unset it for this to count"
+            break
+    return saved + _stops_keras(name)
+
+
+def _stops_keras(name: str) -> str:
+    """What an installed Keras 3 makes of this name, where it can't take it; "" otherwise. Imports nothing of it."""
+    try:
+        version = metadata.version("keras")
+        spec = importlib.util.find_spec("keras")
+    except (metadata.PackageNotFoundError, ValueError):
+        return ""
+    if int(version.partition(".")[0]) < 3 or spec is None or not spec.submodule_search_locations:
+        return ""
+    folder = Path(spec.submodule_search_locations[0]) / "src" / "backend"
+    # Each backend of Keras 3 is a package of this folder.
+    if not folder.is_dir() or (folder / name / "__init__.py").exists():
+        return ""
+    return (
+        f"; the installed Keras {version} doesn't know '{name}' and stops at `import keras`: "
+        f"undo with %kbackend tensorflow --save (KERNELK_BACKEND={name} chooses it for kernelk alone)"
+    )
 
 
 def in_notebook() -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+# What a device or a number of threads is set to where the engine is to decide again.
+DEFAULT = "default"
+
 
 @dataclass(frozen=True)
 class Engine:

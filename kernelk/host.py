@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from . import config, registry
-from .backends.executor import Executor
+from .backends.base import OptionError
+from .backends.executor import Executor, resident_bytes
 from .bounds import drop_oldest
 from .engines import Engine
 from .errors import ArgumentError, BackendNotInstalledError, EngineError
@@ -36,6 +37,8 @@ MOST_DROPPED = 4096
 
 class Host:
     """One engine at work. `versions` and `compiled` say what of the session it holds already."""
+
+    placement = ""  # "kernel" or "worker"
 
     def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
         self.engine = engine
@@ -65,6 +68,11 @@ class Host:
     def pid(self) -> int | None:
         """The process that the engine runs in."""
         raise NotImplementedError
+
+    @property
+    def memory(self) -> int | None:
+        """The resident bytes of that process, what it shares with others included; None where that isn't known."""
+        return (resident_bytes(self.pid) or None) if self.started else None
 
     def start(self) -> None:
         """Starts the engine if it isn't up. Raises BackendNotInstalledError or EngineError."""
@@ -188,6 +196,8 @@ class LocalHost(Host):
     Raises ArgumentError for an engine that can't be there.
     """
 
+    placement = "kernel"
+
     def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
         super().__init__(engine, storage, options)
         if not (engine.in_kernel or engine.in_kernel_too):
@@ -239,6 +249,8 @@ class LocalHost(Host):
                 raise BackendNotInstalledError(
                     f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.install}"
                 ) from error
+            if isinstance(error, OptionError):
+                raise ArgumentError(str(error)) from error
             if not isinstance(error, Exception):
                 raise
             raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error

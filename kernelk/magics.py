@@ -3,44 +3,97 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
+import kernelk
+
+from . import completion
+from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
 from .source import CELL
+
+
+def _install(names: list[str]) -> None:
+    for name in names:
+        kernelk.install(name)
 
 
 @magics_class
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
+    @magic_arguments()
+    @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
+    @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
+    @argument("--threads", metavar="N", help="how many threads it may use; or default")
+    @argument("--in-kernel", action="store_true", help="run it in the notebook's own process")
+    @argument("--worker", action="store_true", help="run it in a process of its own, as is the default")
+    @argument("--save", action="store_true", help="keras.json chooses this engine from now on")
+    @argument("--list", action="store_true", help="the table of engines")
+    @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
+    @argument("--install", nargs="+", metavar="NAME", help="build the environments of engines")
+    @argument("--doctor", nargs="*", metavar="NAME", help="try these engines, or all")
     @line_magic
     def kbackend(self, line: str) -> Any:
-        """Shows or changes the engine under K.
+        """Shows or changes the engine under K, its device and its threads.
 
-        %kbackend            the table of engines, and which setting chose the active one
-        %kbackend theano     makes Theano the active engine: variables move bit for bit, functions go on working
+        Examples::
 
-        Python twins: kernelk.list_backends() and kernelk.set_backend("theano").
+          %kbackend                         the table of engines, and which setting chose the active one
+          %kbackend theano                  makes Theano the active engine: variables move, functions work on
+          %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether it runs already or not
+          %kbackend jax --device cuda:0     on that device
+          %kbackend --threads default       the active engine decides again
+          %kbackend torch --in-kernel       in the notebook's own process: tensors pass without a copy
+          %kbackend tensorflow --save       and in every session from now on
+          %kbackend --stop torch            gives its memory back; it starts again when it is needed
+          %kbackend --install theano cntk   builds their environments
+          %kbackend --doctor                tries every engine, and says what is missing and the next command
+
+        Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
+        save=True), `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"),
+        kernelk.doctor().
         """
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            raise ArgumentError(f"%kbackend {line.strip()}: {error}; e.g. %kbackend tensorflow") from None
-        if not words:
-            from .status import list_backends
-
-            return list_backends()
-        if len(words) > 1 or words[0].startswith("-"):
-            raise ArgumentError(f"%kbackend takes one engine's name, not {line.strip()!r}; e.g. %kbackend tensorflow")
+        given = parse(self.kbackend, line, "one engine's name", "%kbackend tensorflow")
+        # What does something else than choosing an engine; each option's value, where it was given, is its argument.
+        actions: dict[str, Callable[[Any], Any]] = {
+            "list": lambda _: kernelk.list_backends(),
+            "stop": lambda name: kernelk.stop_backend(name),
+            "install": _install,
+            "doctor": lambda names: kernelk.doctor(names),
+        }
+        asked = [name for name, value in vars(given).items() if value not in (None, False)]
+        chosen = [name for name in asked if name in actions]
+        if chosen:
+            if len(asked) > 1:
+                raise ArgumentError(
+                    f"%kbackend --{chosen[0]} goes with no other option or name, and {line.strip()!r} has more; "
+                    "next: one %kbackend for each"
+                )
+            return actions[chosen[0]](getattr(given, chosen[0]))
+        if not asked:
+            return kernelk.list_backends()
+        if given.in_kernel and given.worker:
+            raise ArgumentError(
+                "%kbackend: --in-kernel and --worker exclude one another; e.g. %kbackend torch --worker"
+            )
+        from . import config, registry
+        from .options import asked as options
         from .session import current
         from .swap import swap
 
-        return swap(current(), words[0], "%kbackend")
+        name = current().active if given.name is None else given.name
+        in_kernel = True if given.in_kernel else False if given.worker else None
+        changes = options(registry.engine(name), given.device, given.threads, in_kernel)
+        report = swap(current(), name, "%kbackend", changes)
+        if given.save:
+            report.saved = config.save_backend(name)
+        return report
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
@@ -100,7 +153,9 @@ def load(shell: InteractiveShell) -> None:
     """Registers the magics and the cell counter, and says what is wrong with keras.json, if anything."""
     if _Loaded.shell is not None:
         return
-    shell.register_magics(KernelKMagics)
+    magics = KernelKMagics(shell)
+    shell.register_magics(magics)
+    completion.load(shell, magics)
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -123,6 +178,7 @@ def unload(shell: InteractiveShell) -> None:
     if _Loaded.shell is None:
         return
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
+    completion.unload(shell)
     for kind, name in (("line", "kbackend"), ("line", "kdiff")):
         shell.magics_manager.magics[kind].pop(name, None)
     shell.magics_manager.registry.pop(KernelKMagics.__name__, None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import registry
 from .display import Rendered, Table, size
@@ -17,8 +17,10 @@ from .session import Session, current
 class EngineStatus:
     """One engine: state is "active", "warm" (started earlier, quick to swap to), "installed" or "not installed".
 
-    `compiled` programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` gave way to
-    others (the bound is on bytes), and `recompiled` of these were compiled again.
+    `pid`, `memory` (resident bytes of that process), `device`, `devices` and `threads`, as the engine reports them, are
+    those of one that runs; None or empty where they aren't known. `options` is what its user asked for. `compiled`
+    programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` gave way to others (the
+    bound is on bytes), and `recompiled` of these were compiled again.
     """
 
     name: str
@@ -27,37 +29,44 @@ class EngineStatus:
     version: str
     interpreter: str
     placement: str
-    pid: int | None
-    device: str
-    compiled: int
-    note: str
+    pid: int | None = None
+    memory: int | None = None
+    device: str = ""
+    devices: tuple[str, ...] = ()
+    threads: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    compiled: int = 0
     compiled_bytes: int = 0
     compile_count: int = 0
     dropped: int = 0
     recompiled: int = 0
+    note: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine is up."""
+        return self.pid is not None
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        place = "this kernel" if self.placement == "kernel" else "worker"
-        if self.pid is not None and self.placement == "worker":
-            place += f" (pid {self.pid})"
-        compiled = [f"{self.compiled} ({size(self.compiled_bytes)})"] if self.compile_count else []
+        place = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
+        others = [name for name in self.devices if name != self.device]
+        device = f"{self.device} (or {', '.join(others)})" if others else self.device
+        memory = size(self.memory) if self.memory else "unknown" if self.running else ""
+        threads = str(self.threads or "unknown") if self.running else ""
+        version = " ".join(part for part in (self.version, self.interpreter.replace("Python ", "py")) if part)
+        compiled = f"{self.compiled} ({size(self.compiled_bytes)})" if self.compile_count else ""
+        return [self.name, self.state, version, place, memory, device, threads, compiled]
+
+    def lines(self) -> list[str]:
+        """What is said below the table."""
         counts = (
             (self.compile_count if self.compile_count != self.compiled else 0, "in all"),
             (self.dropped, "dropped"),
             (self.recompiled, "compiled again"),
         )
-        compiled += [f"{count} {what}" for count, what in counts if count]
-        return [
-            self.name,
-            self.state,
-            self.version,
-            self.interpreter,
-            place,
-            self.device,
-            ", ".join(compiled),
-            self.note,
-        ]
+        compiled = ", ".join(f"{count} {what}" for count, what in counts if count)
+        return [*([f"compiled {compiled}"] if compiled else []), *([self.note] if self.note else [])]
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,14 +84,19 @@ class BackendTable(Rendered):
 
     def table(self) -> Table:
         """One row an engine."""
-        header = ["", "engine", "state", "version", "interpreter", "runs in", "device", "compiled", "note"]
+        header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
         rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
+        # What is of no engine here takes no room.
+        filled = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+        header, rows = [header[i] for i in filled], [[row[i] for i in filled] for row in rows]
         strong = next((i for i, row in enumerate(rows) if row[0]), None)
         below = f"active: {self.active}, chosen by {self.chosen_by}"
         if self.functions:
             label, most = self.functions[0]
             counted = "1 compiled function" if len(self.functions) == 1 else f"{len(self.functions)} compiled functions"
             below += f"\n{counted}; most often {label}: {most} form{'s' if most > 1 else ''}"
+        for engine in self.engines:
+            below += "".join(f"\n{engine.name}: {line}" for line in engine.lines())
         return Table(rows, header, below=below, strong=strong)
 
 
@@ -108,28 +122,33 @@ def _status(session: Session, name: str) -> EngineStatus:
         descriptor = registry.engine(name)
     except BackendNotInstalledError as error:
         state = "active, not installed" if active else "not installed"
-        return EngineStatus(name, name, state, "", "", "", None, "", 0, str(error))
+        return EngineStatus(name, name, state, "", "", "", note=str(error))
     host = session.hosts.get(name)
-    placement = "kernel" if descriptor.in_kernel else "worker"
+    options = session.engine_options.get(name, {})
     if host is not None and host.started:
+        facts = host.facts
         return EngineStatus(
             name,
             descriptor.title,
             "active" if active else "warm",
-            str(host.facts.get("version", "")),
-            str(host.facts.get("interpreter", "")),
-            placement,
-            host.pid,
-            str(host.facts.get("device", "")),
-            len(host.compiled),
-            str(host.facts.get("mode", "")),
-            sum(host.compiled.values()),
-            host.compile_count,
-            host.dropped_count,
-            host.recompile_count,
+            str(facts.get("version", "")),
+            str(facts.get("interpreter", "")),
+            host.placement,
+            pid=host.pid,
+            memory=host.memory,
+            device=str(facts.get("device", "")),
+            devices=tuple(facts.get("devices", ())),
+            threads=facts.get("threads"),
+            options=dict(options),
+            compiled=len(host.compiled),
+            compiled_bytes=sum(host.compiled.values()),
+            compile_count=host.compile_count,
+            dropped=host.dropped_count,
+            recompiled=host.recompile_count,
+            note=str(facts.get("mode", "")),
         )
-    note = ""
-    version = interpreter = ""
+    placement = "kernel" if descriptor.in_kernel or options.get("in_kernel") else "worker"
+    note = version = interpreter = ""
     try:
         if not descriptor.in_kernel:
             registry.interpreter(descriptor)
@@ -139,21 +158,17 @@ def _status(session: Session, name: str) -> EngineStatus:
         state = "not installed"
         note = descriptor.install
     if active:
-        state = "active, starts at first use" if state == "installed" else "active, not installed"
-    return EngineStatus(name, descriptor.title, state, version, interpreter, placement, None, "", 0, note)
+        state = "active, not started" if state == "installed" else "active, not installed"
+    return EngineStatus(
+        name, descriptor.title, state, version, interpreter, placement, options=dict(options), note=note
+    )
 
 
 def _installed_version(descriptor: Engine) -> tuple[str, str]:
     """(engine's version, interpreter) of an engine that hasn't been started."""
-    own = "Python " + sys.version.split()[0]
     if descriptor.recipe is not None:
         from . import environments
 
         marker = environments.marker(descriptor.recipe) or {}
         return str(marker.get("engine", "")), f"Python {marker.get('python', '')}"
-    for distribution in (descriptor.imports or descriptor.name, f"{descriptor.imports}-cpu"):
-        try:
-            return importlib.metadata.version(distribution), own
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "", own
+    return registry.version(descriptor), "Python " + sys.version.split()[0]

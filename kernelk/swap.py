@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from . import registry
+from . import config, registry
 from .display import Rendered, Table, duration, size
 from .engines import Engine
 from .errors import KernelKError, SwapRefusedError
 from .graph import Variable
 from .host import Host
+from .interrupts import HeldInterrupt
+from .options import asked, check_honoured, fulfilled, merged
 from .session import Session, current
 
 # Re-evaluation of what the user has seen stops starting further tensors after this many seconds.
@@ -36,7 +38,9 @@ class Reevaluated:
 class SwapReport(Rendered):
     """What a swap did. `variables` were moved bit for bit; `started`: the engine wasn't up before.
 
-    `seconds` has the phases: start, check, load, reevaluate.
+    `restarted`: it was, with other options, and a new process of its own took the session over. `options`: what it was
+    asked for. `saved`: what came of writing keras.json, "" if that wasn't asked for. `seconds` has the phases: start,
+    check, load, reevaluate.
     """
 
     origin: str
@@ -49,6 +53,9 @@ class SwapReport(Rendered):
     reevaluated: list[Reevaluated] = field(default_factory=list)
     not_reevaluated: int = 0
     started: bool = False
+    restarted: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    saved: str = ""
     functions: int = 0
     to_lower: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -65,7 +72,9 @@ class SwapReport(Rendered):
         return sum(self.seconds.values())
 
     def table(self) -> Table:
-        """Pairs of what and how much."""
+        """Pairs of what and how much; nothing but a line where there was nothing to do."""
+        if self.origin == self.target and not (self.started or self.restarted or self.loaded):
+            return Table([], title=f"{self.target} is active already", below=self.saved)
         engine = " ".join(
             str(self.facts[name]) for name in ("version", "interpreter", "device", "mode") if self.facts.get(name)
         )
@@ -74,6 +83,7 @@ class SwapReport(Rendered):
             moved += f"; {self.loaded} of them ({size(self.loaded_bytes)}) had changed and were loaded"
         rows = [
             ["engine", f"{self.target} {engine}"],
+            *([["threads", str(self.facts["threads"])]] if self.facts.get("threads") else []),
             ["variables", moved],
             ["functions", f"{self.functions}, {self.to_lower} to be compiled at their next call"],
         ]
@@ -86,38 +96,71 @@ class SwapReport(Rendered):
         rows.append(["time", f"{duration(self.total_seconds)} ({phases})"])
         title = f"{self.origin} -> {self.target}"
         if self.origin == self.target:
-            title = f"{self.target} started" if self.started else f"{self.target} is active already"
-        return Table(rows, title=title)
+            title = f"{self.target} restarted" if self.restarted else f"{self.target} started"
+            if not self.started:
+                title = f"{self.target} is active already"
+        return Table(rows, title=title, below=self.saved)
 
 
-def set_backend(name: str) -> SwapReport:
+def set_backend(
+    name: str,
+    device: str | None = None,
+    threads: int | str | None = None,
+    in_kernel: bool | None = None,
+    save: bool = False,
+) -> SwapReport:
     """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
 
-    Raises UnknownBackendError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old engine is still
-    active and intact. Naming the active engine again only makes sure that it runs.
+    `device`: as the engine lists it, such as "cpu:0". `threads`: how many it may use. `in_kernel`: whether it runs in
+    the notebook's own process. What isn't given stays as it was asked for before; "default" leaves a device or a number
+    of threads to the engine again. An engine that runs with other options is started anew beside the old one, takes
+    the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
+
+    Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
+    engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
-    return swap(current(), name, "set_backend")
+    changes = asked(registry.engine(name), device, threads, in_kernel)
+    report = swap(current(), name, "set_backend", changes)
+    if save:
+        report.saved = config.save_backend(name)
+    return report
 
 
-def swap(session: Session, name: str, chosen_by: str) -> SwapReport:
-    """The transaction; `chosen_by` is shown as the setting that decided the engine."""
+def swap(session: Session, name: str, chosen_by: str, changes: dict[str, Any] | None = None) -> SwapReport:
+    """The transaction; `chosen_by` is shown as the setting that decided the engine, `changes` are from `asked`."""
+    engine = registry.engine(name)
+    with session.lock:
+        options = merged(session.engine_options.get(name, {}), changes or {}, session.hosts.get(name))
+        return _swap(session, engine, chosen_by, options)
+
+
+def _swap(session: Session, engine: Engine, chosen_by: str, options: dict[str, Any]) -> SwapReport:
     try:
-        return _transaction(session, registry.engine(name), chosen_by)
+        return _transaction(session, engine, chosen_by, options)
     except SwapRefusedError as error:
         # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
         raise error.with_traceback(None) from None
 
 
-def _transaction(session: Session, engine: Engine, chosen_by: str) -> SwapReport:
-    with session.lock:
-        session.safe_point()
-        report = SwapReport(session.active, engine.name, chosen_by)
-        clock = _Clock(report.seconds)
+def _transaction(session: Session, engine: Engine, chosen_by: str, options: dict[str, Any]) -> SwapReport:
+    session.safe_point()
+    report = SwapReport(session.active, engine.name, chosen_by)
+    clock = _Clock(report.seconds)
+    old = session.hosts.get(engine.name)
+    if options == session.engine_options.get(engine.name, {}) or fulfilled(old, options):
         target = session.host(engine.name)
+    else:
+        target = session.make_host(engine.name, options)
+    replaces = target is not old
+    try:
         report.started = not target.started
         with clock("start"):
             target.start()
-        report.facts = dict(target.facts)
+        if replaces:
+            check_honoured(target, options)
+        if "device" in options:
+            options = {**options, "device": target.facts["device"]}
+        report.facts, report.options = dict(target.facts), options
         variables = session.live_variables()
         with clock("check"):
             report.functions, report.to_lower = _check(session, target, variables)
@@ -126,15 +169,136 @@ def _transaction(session: Session, engine: Engine, chosen_by: str) -> SwapReport
             report.bytes = sum(variable.slots.nbytes for variable in variables)
             report.loaded, report.loaded_bytes = _load(target, variables)
         changed = session.active != engine.name
-        session.chosen_by = chosen_by
-        session.active = engine.name
-        if changed or not session.announced:
-            session.announce(target)
-        with clock("reevaluate"):
-            if changed:
-                _reevaluate(session, target, report)
-        if changed:
-            session.swaps.append(report)
+        with HeldInterrupt(_let_it_end, 0.0):
+            report.restarted = replaces and old is not None and old.started
+            session.hosts[engine.name] = target
+            session.engine_options[engine.name] = target.options = options
+            session.chosen_by = chosen_by
+            session.active = engine.name
+    finally:
+        # Whichever of the two the session doesn't have now.
+        if replaces and session.hosts.get(engine.name) is not target:
+            target.stop()
+        elif replaces and old is not None:
+            old.stop()
+    if changed or not session.announced:
+        session.announce(target)
+    with clock("reevaluate"):
+        if changed or report.restarted:
+            _reevaluate(session, target, report)
+    if changed or report.restarted:
+        session.swaps.append(report)
+    return report
+
+
+def _let_it_end() -> None:
+    """The change of a few references takes microseconds: Ctrl-C waits for it."""
+
+
+@contextmanager
+def using(
+    name: str,
+    device: str | None = None,
+    threads: int | str | None = None,
+    in_kernel: bool | None = None,
+) -> Iterator[SwapReport]:
+    """`with kernelk.using("theano"):` has that engine active inside; arguments and errors are those of `set_backend`.
+
+    On any exit, by an exception or Ctrl-C too, the engine from before is active again and every engine has the options
+    from before, whatever the body has done; variables keep the values that the body gave them.
+    """
+    session = current()
+    with session.lock:
+        before = _Choice(session)
+    changes = asked(registry.engine(name), device, threads, in_kernel)
+    try:
+        yield swap(session, name, "using", changes)
+    finally:
+        with session.lock:
+            before.restore(session)
+
+
+class _Choice:
+    """The active engine, who chose it, and every engine's options at one moment."""
+
+    def __init__(self, session: Session) -> None:
+        self.active, self.chosen_by = session.active, session.chosen_by
+        self.options = {name: dict(options) for name, options in session.engine_options.items()}
+        host = session.hosts.get(self.active)
+        self.started = host is not None and host.started
+
+    def restore(self, session: Session) -> None:
+        """Makes it so again. An engine that can't take over now has the session all the same, and starts at its next
+
+        use, which says what stands in the way; a line tells why.
+        """
+        wanted = self.options.get(self.active, {})
+        try:
+            same = session.active == self.active and session.engine_options.get(self.active, {}) == wanted
+            # An engine that wasn't up before isn't started to be left alone again.
+            if self.started and not same:
+                _swap(session, registry.engine(self.active), self.chosen_by, wanted)
+        except KernelKError as error:
+            config.say(f"kernelk: {self.active} is active again, and starts at its next use: {error}")
+        finally:
+            with HeldInterrupt(_let_it_end, 0.0):
+                for name in [name for name in session.engine_options if name not in self.options]:
+                    self.options[name] = {}
+                for name, options in self.options.items():
+                    if session.engine_options.get(name, {}) != options:
+                        session.engine_options[name] = options
+                        # The next use makes another one.
+                        host = session.hosts.pop(name, None)
+                        if host is not None:
+                            host.stop()
+                session.active, session.chosen_by = self.active, self.chosen_by
+
+
+@dataclass(repr=False)
+class StopReport(Rendered):
+    """What stopping an engine did: `pid` is None where it wasn't running, `bytes` where its memory isn't known."""
+
+    name: str
+    title: str
+    pid: int | None = None
+    bytes: int | None = None
+    placement: str = "worker"
+    active: bool = False
+
+    def table(self) -> Table:
+        """One line."""
+        if self.pid is None:
+            return Table([], title=f"{self.name} isn't running")
+        if self.placement == "kernel":
+            words = f"{self.name} stopped: its programs and values are let go"
+            if self.name != "numpy":
+                words += (
+                    f"; {self.title} itself stays imported in the notebook's process, with its threads and what it has "
+                    "reserved, until the kernel is restarted"
+                )
+        else:
+            gone = f" and its {size(self.bytes)}" if self.bytes else ""
+            words = f"{self.name} stopped: process {self.pid}{gone} gone"
+        if self.active:
+            words += "; it is still the active engine: the next call starts it again, with all variables"
+        return Table([], title=words)
+
+
+def stop_backend(name: str) -> StopReport:
+    """Stops an engine and gives its memory back; the Python twin of `%kbackend --stop NAME`.
+
+    Variables, functions and the choice of the engine stay: its next use starts it again, with the same options. One
+    that isn't running is left alone. Raises UnknownBackendError.
+    """
+    engine = registry.engine(name)
+    session = current()
+    with session.lock:
+        report = StopReport(engine.name, engine.title, active=session.active == name)
+        host = session.hosts.get(name)
+        if host is not None and host.started:
+            report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
+            with HeldInterrupt(_let_it_end, 0.0):
+                host.stop()
         return report
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from . import registry
+from .backends.base import OptionError
 from .backends.shared_memory import Segment
 from .backends.wire import Wire, WireClosed
 from .engines import Engine
-from .errors import BackendNotInstalledError, EngineError, WorkerDiedError
+from .errors import ArgumentError, BackendNotInstalledError, EngineError, WorkerDiedError
 from .host import Host, cache_folder, engine_error
 from .interrupts import HeldInterrupt
 from .storage import Storage
@@ -53,6 +54,8 @@ class WorkerHost(Host):
 
     `notify(text)` shows the user a line, e.g. when a worker that has died is started again.
     """
+
+    placement = "worker"
 
     def __init__(
         self, engine: Engine, storage: Storage, notify: Callable[[str], None], options: dict[str, Any] | None = None
@@ -167,6 +170,8 @@ class WorkerHost(Host):
                 f"{self.engine.title} can't be imported in {self.interpreter}: {error['message']}; "
                 f"next: {self.engine.repair(error['message'])}"
             )
+        if error["type"] == OptionError.__name__:
+            return ArgumentError(error["message"])
         return engine_error(self.engine, error)
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -378,7 +378,7 @@ def run_errors(check, backend):
         check("an empty program", True, "")
     except Exception as error:
         check("an empty program", False, repr(error))
-    for options, words in [({"device": "cuda"}, "'cpu'"), ({"compiler": "no-such-compiler"}, "allowed")]:
+    for options, words in [({"device": "cuda"}, "allowed are cpu"), ({"compiler": "no-such-compiler"}, "allowed")]:
         try:
             type(backend)(dict(backend.options, **options))
             check(str(options), False, "no error")

@@ -6,16 +6,14 @@ The cases are in in_kernel_cases.py: each engine's run in a process of their own
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import absent
-from support import PROJECT, TESTS, environment, run_cells
+from support import TESTS, environment
 
 from kernelk import registry
 from kernelk.engines import Engine
@@ -191,20 +189,3 @@ def test_three_engines_in_one_process() -> None:
 def test_the_engines_that_may_run_in_the_kernel_are_a_field_of_their_description() -> None:
     assert [name for name in registry.names() if registry.engine(name).in_kernel_too] == ["tensorflow", "jax", "torch"]
     assert not Engine("other", "Other", "other.backend", "Other").in_kernel_too
-
-
-def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
-    case("torch", "swaps")
-    text = (PROJECT / "docs" / "in_kernel.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(py|output)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    cells = [content for kind, content in blocks if kind == "py"]
-    magic = "%kbackend torch --in-kernel\n"
-    assert magic in cells
-    twin = (
-        "import kernelk\nfrom kernelk.session import current\n"
-        "current().engine_options['torch'] = {'in_kernel': True}\nkernelk.set_backend('torch');\n"
-    )
-    results = run_cells([twin if cell == magic else cell for cell in cells], KERAS_HOME=str(tmp_path))
-    assert [result["error"] for result in results] == [None] * len(cells)
-    printed = [result["out"] for result in results if result["out"]]
-    assert printed == [content for kind, content in blocks if kind == "output"]

@@ -73,7 +73,7 @@ def test_a_swap_by_magic(worker: str) -> None:
     [
         ("teano", "UnknownBackendError", "unknown backend 'teano': did you mean 'theano'"),
         ("numpy theano", "ArgumentError", "takes one engine's name"),
-        ("--save", "ArgumentError", "takes one engine's name"),
+        ("--sav", "ArgumentError", "has no option --sav: did you mean --save?"),
         ("'numpy", "ArgumentError", "'numpy"),
         ("$nothing", "UnknownBackendError", "unknown backend"),
     ],

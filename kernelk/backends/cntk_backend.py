@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from .base import PRIMITIVES, Backend, CannotLower
+from .base import PRIMITIVES, Backend, CannotLower, OptionError, chosen_device, positive_threads
 from .cntk_known import learn, needed
 from .cntk_memory import Held, Lent
 from .cntk_stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
@@ -93,19 +93,14 @@ class CNTKBackend(Backend):
             import cntk
             from cntk import cntk_py
         devices = {_device_name(device): device for device in cntk.device.all_devices()}
-        wanted = options.get("device") or "cpu"
-        if wanted not in devices:
-            raise ValueError("device %r is not one of CNTK's here: %s" % (wanted, ", ".join(sorted(devices))))
         self._devices = sorted(devices)
-        self._device = wanted
-        device = devices[wanted]
+        self._device = chosen_device("CNTK", self.name, options, self._devices, "cpu")
+        device = devices[self._device]
         if not cntk.device.try_set_default_device(device):
-            raise ValueError("CNTK can't take %s as this process's device" % wanted)
-        threads = options.get("threads")
+            raise OptionError("CNTK can't take %s as this process's device" % self._device)
+        threads = positive_threads(options)
         if threads is not None:
-            if int(threads) < 1:
-                raise ValueError("threads must be at least 1, not %r" % threads)
-            cntk_py.set_max_num_cputhreads(int(threads))
+            cntk_py.set_max_num_cputhreads(threads)
         self._core = Core(cntk, cntk_py, device)
 
     def facts(self):

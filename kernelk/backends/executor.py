@@ -5,6 +5,7 @@ nothing: neither a variable's value nor what is compiled.
 """
 
 import gc
+import mmap
 import time
 import traceback
 
@@ -31,11 +32,11 @@ def same_bits(a, b):
     return all(np.array_equal(wide_a[i : i + _CHUNK], wide_b[i : i + _CHUNK]) for i in range(0, wide_a.size, _CHUNK))
 
 
-def resident_bytes():
-    """This process's resident memory in bytes; 0 where the system doesn't tell it this way."""
+def resident_bytes(process="self"):
+    """The resident memory of a process (its id), or of this one, in bytes; 0 where the system doesn't tell it so."""
     try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
+        with open("/proc/%s/statm" % process) as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
     except (OSError, ValueError):
         return 0
 

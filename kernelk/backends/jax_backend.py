@@ -8,7 +8,16 @@ from contextlib import ExitStack, contextmanager, suppress
 import numpy as np
 
 from . import jax_windows
-from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, positive_threads, registrar
+from .base import (
+    FLUSHES,
+    SHARED_THREADS,
+    Backend,
+    CannotLower,
+    chosen_device,
+    positive_threads,
+    registrar,
+    settled_threads,
+)
 from .jax_denormals import keep_denormals
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
@@ -585,14 +594,9 @@ class JaxBackend(Backend):
         self._threads = _pool()
         if threads and started and self._threads not in (None, int(threads)):
             # It has started already, and takes no other number in this process.
-            raise ValueError(
-                "JAX already runs with %d threads in this process: restart it to have %s" % (self._threads, threads)
-            )
-        self._device = options.get("device") or list(self._devices)[0]
-        if self._device not in self._devices:
-            raise ValueError(
-                "JAX has no device %r here: allowed are %s" % (self._device, ", ".join(sorted(self._devices)))
-            )
+            raise settled_threads("JAX", self.name, self._threads, threads)
+        default = list(self._devices)[0]
+        self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._place = self._devices[self._device]
         self._sharding = jax.sharding.SingleDeviceSharding(self._place)
         self._compiled = weakref.WeakValueDictionary()

@@ -1,11 +1,14 @@
 """The numpy backend: runs in the notebook's kernel, and is the living definition of every op's meaning."""
 
+import ctypes
+import glob
+import os
 import sys
 
 import numpy as np
 
 from . import numpy_windows
-from .base import Backend, registrar
+from .base import Backend, OptionError, chosen_device, positive_threads, registrar
 from .ctc_search import beam_search
 from .lowering import InstructionError, Steps, python_slices, resolve_dims
 
@@ -306,18 +309,40 @@ def _item(instruction, values, index):
 numpy_windows.enter(op, resolve_dims)
 
 
+def _blas_threads():
+    """How many threads the OpenBLAS that numpy came with uses; None with another BLAS."""
+    folder = os.path.dirname(np.__file__)
+    for path in glob.glob(os.path.join(folder + ".libs", "*openblas*")) + glob.glob(
+        os.path.join(folder, ".dylibs", "*openblas*")
+    ):
+        library = ctypes.CDLL(path)  # numpy has loaded it: this is the same one
+        for name in ("scipy_openblas_get_num_threads64_", "openblas_get_num_threads64_", "openblas_get_num_threads"):
+            if hasattr(library, name):
+                return int(getattr(library, name)())
+    return None
+
+
 class NumpyBackend(Backend):
     """numpy itself; native values are ndarrays, and a variable's value is its shared-memory slot."""
 
     name = "numpy"
     ops = OPS
 
+    def __init__(self, options):
+        Backend.__init__(self, options)
+        chosen_device("numpy", self.name, options, ["cpu:0"], "cpu:0")
+        if positive_threads(options) is not None:
+            raise OptionError(
+                "numpy's threads are its BLAS's, which are settled when it is loaded: set OPENBLAS_NUM_THREADS before"
+                " the notebook's kernel starts; next: %kbackend numpy --threads default"
+            )
+
     def facts(self):
         return {
             "version": np.__version__,
             "device": "cpu:0",
             "devices": ["cpu:0"],
-            "threads": None,
+            "threads": _blas_threads(),
             "interpreter": "Python " + sys.version.split()[0],
         }
 

@@ -8,7 +8,16 @@ from contextlib import contextmanager
 import numpy as np
 
 from . import tensorflow_windows
-from .base import FLUSHES, SHARED_THREADS, Backend, CannotLower, positive_threads, registrar
+from .base import (
+    FLUSHES,
+    SHARED_THREADS,
+    Backend,
+    CannotLower,
+    chosen_device,
+    positive_threads,
+    registrar,
+    settled_threads,
+)
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 
@@ -616,11 +625,8 @@ class TensorFlowBackend(Backend):
         for device in tf.config.list_logical_devices():
             kind, number = device.name.split(":")[-2:]
             self._devices["%s:%s" % (kind.lower(), number)] = device.name
-        self._device = options.get("device") or ("gpu:0" if "gpu:0" in self._devices else "cpu:0")
-        if self._device not in self._devices:
-            raise ValueError(
-                "TensorFlow has no device %r here: allowed are %s" % (self._device, ", ".join(sorted(self._devices)))
-            )
+        default = "gpu:0" if "gpu:0" in self._devices else "cpu:0"
+        self._device = chosen_device("TensorFlow", self.name, options, sorted(self._devices), default)
         self._device_name = self._devices[self._device]
         self._on_cpu = self._device.startswith("cpu")
         self._take_shortcuts()
@@ -646,10 +652,7 @@ class TensorFlowBackend(Backend):
             except RuntimeError as error:
                 # It has started already, and takes no other number in this process.
                 if self._threads() != int(threads):
-                    raise ValueError(
-                        "TensorFlow already runs with %d threads in this process: restart it to have %s"
-                        % (self._threads(), threads)
-                    ) from error
+                    raise settled_threads("TensorFlow", self.name, self._threads(), threads) from error
 
     def _threads(self):
         configured = tf.config.threading.get_intra_op_parallelism_threads()

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from . import theano_windows
-from .base import Backend, CannotLower, registrar
+from .base import Backend, CannotLower, OptionError, chosen_device, positive_threads, registrar
 from .lowering import InstructionError, lower, python_slices, resolve_dims
 from .segments import compile_in_segments
 
@@ -495,7 +495,7 @@ def find_compiler(wanted):
     path = shutil.which(name)
     if path is None:
         if wanted:
-            raise ValueError("compiler %r isn't found; allowed: a C++ compiler's name or path, \"\" or None" % wanted)
+            raise OptionError("compiler %r isn't found; allowed: a C++ compiler's name or path, \"\" or None" % wanted)
         return "", "no compiler: g++ isn't found"
     if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
         return "", "no compiler: this Python has no Python.h"
@@ -567,9 +567,7 @@ class TheanoBackend(Backend):
 
     def __init__(self, options):
         Backend.__init__(self, options)
-        device = options.get("device")
-        if device not in (None, "cpu"):
-            raise ValueError("Theano has no device %r here; allowed: 'cpu'" % (device,))
+        chosen_device("Theano", self.name, options, ["cpu"], "cpu")
         self.blas_path, self.blas = numpy_blas()
         compiler, self.mode = find_compiler(options.get("compiler"))
         flags = self._flags(compiler)
@@ -579,8 +577,9 @@ class TheanoBackend(Backend):
             settings = flags
         elif settings != flags:
             raise ValueError("Theano takes its settings once per process; other settings need a new worker")
-        if options.get("threads") and self.blas is not None:
-            self.blas.openblas_set_num_threads(int(options["threads"]))
+        threads = positive_threads(options)
+        if threads is not None and self.blas is not None:
+            self.blas.openblas_set_num_threads(threads)
         self.optimizers = {}
 
     def _flags(self, compiler):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from . import torch_ops, torch_windows
-from .base import Backend, positive_threads
+from .base import Backend, chosen_device, positive_threads
 from .lowering import InstructionError
 
 # Set when the first TorchBackend is made.
@@ -56,11 +56,8 @@ class TorchBackend(Backend):
 
         torch_ops.torch = torch_windows.torch = torch
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
-        device = options.get("device") or ("cuda:0" if len(self._devices) > 1 else "cpu:0")
-        # PyTorch's own names leave the number out.
-        self._device = device if ":" in str(device) else "%s:0" % (device,)
-        if self._device not in self._devices:
-            raise ValueError("PyTorch has no device %r here: allowed are %s" % (device, ", ".join(self._devices)))
+        default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
+        self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
         self._on_cpu = self._device == "cpu:0"
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
         self._threads = threads = positive_threads(options)
@@ -102,7 +99,7 @@ class TorchBackend(Backend):
             "version": torch.__version__,
             "device": self._device,
             "devices": list(self._devices),
-            "threads": self._threads or torch.get_num_threads(),
+            "threads": (self._in_kernel and self._threads) or torch.get_num_threads(),
             "interpreter": "Python " + sys.version.split()[0],
         }
 

@@ -1,0 +1,91 @@
+"""What the Tab key offers on the lines of kernelk's magics: engines, options, devices; it starts and imports none."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython.core.interactiveshell import InteractiveShell
+
+from . import registry
+from .arguments import options
+from .engines import DEFAULT
+
+_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%?(kbackend|kdiff)\s(.*)$", re.DOTALL)
+
+
+def matcher(magics: Any) -> Any:
+    """A matcher for IPython's completer: of the lines of these magics alone, where it knows better than all others."""
+
+    @context_matcher(identifier="kernelk.magics", priority=1000)  # type: ignore[untyped-decorator]
+    def kernelk_magics(context: Any) -> dict[str, Any]:
+        found = _LINE.match(context.line_with_cursor[: context.cursor_position])
+        if found is None:
+            return {"completions": [], "suppress": False}
+        word = re.split(r"[\s=]", found[2])[-1]
+        before = found[2][: len(found[2]) - len(word)].replace("=", " ").split()
+        offered = list(_backend(magics, before, word) if found[1] == "kbackend" else _diff(before, word))
+        # Nothing that the other matchers know belongs on %kbackend's line, and Jedi would take its time to say so.
+        alone = found[1] == "kbackend" or any(text.startswith(word) for text in offered)
+        fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
+        # IPython would take "cpu:0" for two words.
+        return {"completions": fitting, "matched_fragment": word, "suppress": alone}
+
+    return kernelk_magics
+
+
+def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    listing = next((name for name in reversed(before) if name.startswith("--")), "")
+    named = next((name for name in before if name in registry.names()), None)
+    if last == "--device":
+        return [*devices(named), DEFAULT]
+    if last == "--threads":
+        count = os.cpu_count() or 1
+        return [*(str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)), DEFAULT]
+    if word.startswith("-"):
+        return [name for name in options(magics.kbackend) if name not in before]
+    if not before or last in ("--stop", "--log") or listing in ("--install", "--doctor"):
+        return [name for name in registry.names() if name not in before]
+    if named is None:
+        return registry.names()
+    return [name for name in options(magics.kbackend) if name not in before]
+
+
+def _diff(before: list[str], word: str) -> Iterable[str]:
+    if word.startswith("-"):
+        return ["--feed", "--tolerance"]
+    # First comes an expression, which is IPython's to complete; a feed's value is one, too.
+    if not before or any(name.startswith("--") for name in before):
+        return []
+    return [name for name in registry.names() if name not in before]
+
+
+def devices(name: str | None) -> list[str]:
+    """The devices of an engine (the active one by default): all where it has been started, else those it surely has."""
+    # Without a session no engine has been started, and to import it would take longer than a Tab may.
+    loaded = sys.modules.get("kernelk.session")
+    session = loaded.current() if loaded is not None else None
+    host = session.hosts.get(name or session.active) if session is not None else None
+    return list(host.facts.get("devices", ())) if host is not None and host.facts else ["cpu:0"]
+
+
+def load(shell: InteractiveShell, magics: Any) -> None:
+    """Adds the matcher to the shell's completer; one without a completer goes without."""
+    completer: Any = shell.Completer
+    if completer is not None:
+        completer.custom_matchers.append(matcher(magics))
+        registry.names()  # looked up among all installed packages once, and not at the first Tab
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Takes it back."""
+    completer: Any = shell.Completer
+    if completer is not None:
+        completer.custom_matchers[:] = [
+            entry for entry in completer.custom_matchers if getattr(entry, "__module__", "") != __name__
+        ]
