@@ -80,6 +80,18 @@ class SwapRefusedError(KernelKError, RuntimeError):
         self.reasons = reasons
 
 
+class FileError(KernelKError, OSError):
+    """A file that can't be written or read, or doesn't hold what it should."""
+
+
+class LoadRefusedError(KernelKError, ValueError):
+    """Saved values don't fit the session's variables; nothing was changed. `reasons` lists each, one line each."""
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
 class EngineError(KernelKError, RuntimeError):
     """The engine itself failed while it compiled or ran a program."""
 

@@ -134,6 +134,14 @@ class Session(HasTraits):
                 for variable, value in values:
                     variable.slots.write(value)
 
+    def restore(self, values: list[tuple[Variable, np.ndarray[Any, Any]]], random: dict[str, int] | None) -> None:
+        """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
+        with self.lock:
+            self.write(values)
+            if random is not None:
+                SEEDS.restore(random)
+                self._drop_plans()  # they hold the seeds
+
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
@@ -256,9 +264,12 @@ class Session(HasTraits):
         before = self.transfer.segment
         self.transfer.begin(size)
         if self.transfer.segment != before:
-            for program in self._planned:
-                program.plans.clear()
-            self._planned.clear()
+            self._drop_plans()
+
+    def _drop_plans(self) -> None:
+        for program in self._planned:
+            program.plans.clear()
+        self._planned.clear()
 
     def _plan(
         self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
@@ -279,7 +290,7 @@ class Session(HasTraits):
             "feeds": [reference for reference, _ in fed],
             "slots": [slot.number for slot in slots],
             "draws": [
-                [node.attrs["kind"], node.dtype, shape, node.seed]
+                [node.attrs["kind"], node.dtype, shape, node.seed()]
                 for node, shape in zip(program.draws, specialisation.draws)
             ],
             "into": [slot.references() for slot in updated],

@@ -77,10 +77,9 @@ def reset() -> None:
 
     K.clear_session()
     config.reload()
-    SEEDS.sequence, SEEDS.fixed = np.random.SeedSequence(), 0
+    SEEDS.restart(None)
     GENERATION.cell = 0
     session = current()
-    SEEDS.counter = 0
     session.swaps.clear()
     session.active, session.chosen_by = "numpy", "the tests"
 
