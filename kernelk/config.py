@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import ArgumentError
 
@@ -179,8 +180,31 @@ def in_notebook() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
+@dataclass
+class Limits:
+    """What the user may set beside keras.json: see `configurable`, which describes and checks them."""
+
+    compiled_bytes: int = 2 << 30
+    reevaluation_seconds: float = 2.0
+    log_bytes: int = 1 << 20
+    quiet: bool = False
+
+
+LIMITS = Limits()
+
+
+def quiet() -> bool:
+    """Whether kernelk's own lines, and what engines print, are to be left out of the cells."""
+    return LIMITS.quiet or bool(os.environ.get("KERNELK_QUIET"))
+
+
+def stream() -> TextIO:
+    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
+    # A notebook paints standard error as if something had gone wrong.
+    return sys.stdout if in_notebook() else sys.stderr
+
+
 def say(text: str) -> None:
-    """Shows the user one line, unless KERNELK_QUIET is set: among a cell's output, on a script's standard error."""
-    if not os.environ.get("KERNELK_QUIET"):
-        # A notebook paints standard error as if something had gone wrong.
-        print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
+    """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
+    if not quiet():
+        print(text, file=stream(), flush=True)

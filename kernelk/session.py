@@ -208,14 +208,18 @@ class Session(HasTraits):
         for variable in program.slots:
             check_generation(variable)
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        host.listen()
         try:
+            try:
+                return self._execute(host, program, specialisation, feeds, commit)
+            except WorkerDiedError as error:
+                if not error.before_call:
+                    raise
+            # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+            host.start()
             return self._execute(host, program, specialisation, feeds, commit)
-        except WorkerDiedError as error:
-            if not error.before_call:
-                raise
-        # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
-        host.start()
-        return self._execute(host, program, specialisation, feeds, commit)
+        finally:
+            host.tell()
 
     def _execute(
         self,

@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from . import registry
+from . import config, registry
 from .display import Rendered, Table, duration, size
 from .engines import Engine
 from .errors import KernelKError, SwapRefusedError
 from .graph import Variable
 from .host import Host
 from .session import Session, current
-
-# Re-evaluation of what the user has seen stops starting further tensors after this many seconds.
-REEVALUATION_SECONDS = 2.0
 
 
 @dataclass
@@ -213,7 +210,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
     begin = time.perf_counter()
     shown = list(session.shown.items())
     for done, (tensor, (feeds, before, versions)) in enumerate(reversed(shown)):
-        if time.perf_counter() - begin > REEVALUATION_SECONDS:
+        if time.perf_counter() - begin > config.LIMITS.reevaluation_seconds:
             report.not_reevaluated = len(shown) - done
             break
         placeholders = [x for x in feeds if not isinstance(x, LearningPhase)]

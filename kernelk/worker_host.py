@@ -25,6 +25,7 @@ from .engines import Engine
 from .errors import BackendNotInstalledError, EngineError, WorkerDiedError
 from .host import Host, cache_folder, engine_error
 from .interrupts import HeldInterrupt
+from .logs import last_words, log_of, show, warn_again
 from .storage import Storage
 
 _ISLAND = Path(__file__).parent / "backends"
@@ -54,6 +55,8 @@ class WorkerHost(Host):
     `notify(text)` shows the user a line, e.g. when a worker that has died is started again.
     """
 
+    keeps_log = True
+
     def __init__(
         self, engine: Engine, storage: Storage, notify: Callable[[str], None], options: dict[str, Any] | None = None
     ) -> None:
@@ -66,7 +69,9 @@ class WorkerHost(Host):
         self._was_started = False
         self._gave_up = False
         self.interpreter: Path | None = None
-        self.log: Path | None = None
+        self.log = log_of(engine.name)
+        self._mark = 0
+        self._warned: list[list[Any]] = []
 
     @property
     def started(self) -> bool:
@@ -109,12 +114,14 @@ class WorkerHost(Host):
                 f"{self.engine.title}'s worker {ended}; it was started again with all variables, nothing is lost"
             )
         self._was_started = True
+        # What is said at a start is for the log alone.
+        self.log.drain()
+        self.listen()
 
     def _launch(self) -> None:
         assert self.interpreter is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
-        self.log = Path(self._scratch) / "worker.log"
         own = self.interpreter == Path(sys.executable)
         environment = dict(os.environ)
         if not own:
@@ -124,19 +131,35 @@ class WorkerHost(Host):
         options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
         setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
-        with theirs, self.log.open("wb") as log:
-            self._wire = Wire(ours)
+        # One pipe for both, so that they stay in order.
+        ear, mouth = os.pipe()
+        os.set_blocking(ear, False)
+        self.log.follow(ear)
+        self._wire = Wire(ours)
+        with theirs, os.fdopen(mouth, "wb"):
             self._process = subprocess.Popen(
-                [str(self.interpreter), "-I", "-W", "ignore", "-c", _BOOT, argument],
+                [str(self.interpreter), "-I", "-c", _BOOT, argument],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=mouth,
+                stderr=mouth,
                 pass_fds=[theirs.fileno()],
                 env={**environment, "TMPDIR": self._scratch},
                 # A group of its own: the notebook's interrupt reaches the kernel alone.
                 start_new_session=True,
             )
+        self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
+        self._mark = self.log.total
         _running.add(self)
+
+    def listen(self) -> None:
+        self._mark = self.log.total
+        self._warned.clear()
+
+    def tell(self) -> None:
+        show(self.engine.name, self.log, self._mark)
+        if self._warned:
+            warned, self._warned = self._warned, []
+            warn_again(self.engine.title, warned, self.log)
 
     def held(self) -> HeldInterrupt:
         """Ctrl-C waits up to 2 seconds for the call to end; then, or at a second one, the worker is ended."""
@@ -181,6 +204,8 @@ class WorkerHost(Host):
             reply = self._wire.receive()
         except WireClosed as error:
             raise self._death(error.unread) from error
+        if "warnings" in reply:
+            self._warned += reply.pop("warnings")
         if "error" in reply:
             raise self._explain(reply["error"])
         return reply  # type: ignore[no-any-return]
@@ -214,11 +239,9 @@ class WorkerHost(Host):
         return f"ended with status {code}"
 
     def _last_words(self) -> str:
-        """The last line of the worker's log, for an error message."""
-        if self.log is None or not self.log.exists():
-            return ""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f" ({lines[-1].strip()[:200]})" if lines else ""
+        """What the worker said last, since its start or since the call began, for an error message."""
+        self.log.drain()
+        return last_words(self.log.since(self._mark)[0])
 
     def _death(self, before_call: bool) -> WorkerDiedError:
         if self._gave_up:
