@@ -101,6 +101,8 @@ class CNTKBackend(Backend):
         device = devices[wanted]
         if not cntk.device.try_set_default_device(device):
             raise ValueError("CNTK can't take %s as this process's device" % wanted)
+        # Said aloud, once: here, where it goes to the log, and not in the user's first call.
+        cntk.device.use_default_device()
         threads = options.get("threads")
         if threads is not None:
             if int(threads) < 1:
