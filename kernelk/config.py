@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -161,12 +162,17 @@ def _set(field: str, value: Any) -> None:
 
 
 def chosen_backend() -> tuple[str, str]:
-    """(name, which setting chose it), before any swap: KERNELK_BACKEND, KERAS_BACKEND, keras.json, the default."""
+    """(name, which setting chose it), before any swap.
+
+    In this order: KERNELK_BACKEND, KERAS_BACKEND, c.KernelK.backend, keras.json, the default.
+    """
     for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):
         name = os.environ.get(variable, "").strip()
         # Keras 2 is told to use kernelk by this very name: it says nothing about the engine.
         if name and name != "kernelk.backend":
             return name, f"environment variable {variable}"
+    if LIMITS.backend:
+        return LIMITS.backend, "c.KernelK.backend (IPython's configuration)"
     config = settings()
     name = str(config.values["backend"])
     if "backend" in config.from_file and name != "kernelk.backend":
@@ -188,9 +194,13 @@ class Limits:
     reevaluation_seconds: float = 2.0
     log_bytes: int = 1 << 20
     quiet: bool = False
+    backend: str = ""
 
 
 LIMITS = Limits()
+
+# Called with the session once it is made; here, so that it need not be made, nor its module imported, for that.
+WHEN_MADE: list[Callable[[Any], None]] = []
 
 
 def quiet() -> bool:

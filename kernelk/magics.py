@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from copy import deepcopy
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from traitlets import TraitError
 
 from .errors import ArgumentError
 from .source import CELL
@@ -24,8 +26,9 @@ class KernelKMagics(Magics):
 
         %kbackend            the table of engines, and which setting chose the active one
         %kbackend theano     makes Theano the active engine: variables move bit for bit, functions go on working
+        %kbackend --log cntk    what CNTK's worker said lately, also after it ended
 
-        Python twins: kernelk.list_backends() and kernelk.set_backend("theano").
+        Python twins: kernelk.list_backends(), kernelk.set_backend("theano") and kernelk.log("cntk").
         """
         try:
             words = shlex.split(line)
@@ -35,6 +38,10 @@ class KernelKMagics(Magics):
             from .status import list_backends
 
             return list_backends()
+        if words[0] == "--log" and len(words) <= 2:
+            from .logs import log
+
+            return log(*words[1:])
         if len(words) > 1 or words[0].startswith("-"):
             raise ArgumentError(f"%kbackend takes one engine's name, not {line.strip()!r}; e.g. %kbackend tensorflow")
         from .session import current
@@ -94,13 +101,31 @@ class _Loaded:
 
     shell: InteractiveShell | None = None
     show_cell: Any = None
+    settings: Any = None
+    configuration: Any = None  # c.KernelK as it was before %config, which enters all that it sets
 
 
 def load(shell: InteractiveShell) -> None:
-    """Registers the magics and the cell counter, and says what is wrong with keras.json, if anything."""
+    """Registers magics, settings and the cell counter, and says what is wrong with the settings' files, if anything."""
     if _Loaded.shell is not None:
         return
+    from . import config
+    from .configurable import KernelK
+
     shell.register_magics(KernelKMagics)
+    problems = list(config.settings().problems)
+    try:
+        settings = KernelK(parent=shell)
+    except TraitError as error:
+        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is mended")
+        config.LIMITS = config.Limits()
+        settings = KernelK()
+    configurables: list[Any] = shell.configurables
+    configurables.append(settings)
+    config.WHEN_MADE.append(settings.attach)
+    made = sys.modules.get("kernelk.session")
+    if made is not None and made._session is not None:
+        settings.attach(made._session)
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -111,22 +136,31 @@ def load(shell: InteractiveShell) -> None:
     show_cell()
     # This very cell has its input in the history already.
     CELL.number = max(CELL.number - 1, 1)
-    _Loaded.shell, _Loaded.show_cell = shell, show_cell
-    from . import config
-
-    for problem in config.settings().problems:
+    _Loaded.shell, _Loaded.show_cell, _Loaded.settings = shell, show_cell, settings
+    _Loaded.configuration = deepcopy(shell.config.get("KernelK"))
+    for problem in problems:
         config.say(f"kernelk: {problem}")
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Takes back what `load` registered and stops all workers."""
+    """Takes back what `load` registered and stops all workers; variables stay, and the next use starts a worker."""
     if _Loaded.shell is None:
         return
+    from . import config
+
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
-    for kind, name in (("line", "kbackend"), ("line", "kdiff")):
-        shell.magics_manager.magics[kind].pop(name, None)
-    shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
-    _Loaded.shell = _Loaded.show_cell = None
+    for kind, names in KernelKMagics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    magics = shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
+    ours: tuple[Any, Any] = (magics, _Loaded.settings)
+    shell.configurables[:] = [one for one in shell.configurables if not any(one is other for other in ours)]
+    config.WHEN_MADE.remove(_Loaded.settings.attach)
+    _Loaded.settings.detach()
+    shell.config.pop("KernelK", None)
+    if _Loaded.configuration is not None:
+        shell.config["KernelK"] = _Loaded.configuration
+    _Loaded.shell = _Loaded.show_cell = _Loaded.settings = _Loaded.configuration = None
     CELL.number = 0
     # Without a session there are no workers; nothing is imported to find that out.
     loaded = sys.modules.get("kernelk.session")

@@ -394,6 +394,8 @@ def current() -> Session:
         with _session_lock:
             if _session is None:
                 _session = Session()
+                for call in list(config.WHEN_MADE):
+                    call(_session)
     return _session
 
 

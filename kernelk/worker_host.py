@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from typing import Any
 
 from . import registry
 from .backends.shared_memory import Segment
-from .backends.wire import Wire, WireClosed
+from .backends.wire import CAN_PASS_FILES, Wire, WireClosed
 from .engines import Engine
 from .errors import BackendNotInstalledError, EngineError, WorkerDiedError
 from .host import Host, cache_folder, engine_error
@@ -47,6 +48,15 @@ sys.modules["kernelk.backends"] = home.backends = package
 spec.loader.exec_module(package)
 importlib.import_module("kernelk.backends.worker").main(fileno, module, backend, options)
 """
+
+
+def kill_group(pid: int) -> None:
+    """Ends a worker and what it has started; without process groups, the worker alone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGTERM)
 
 
 class WorkerHost(Host):
@@ -89,6 +99,11 @@ class WorkerHost(Host):
         ended = self._ending() if died else ""
         self._clean_up()
         self.interpreter = registry.interpreter(self.engine)
+        if not CAN_PASS_FILES:
+            raise EngineError(
+                f"{self.engine.title} needs a worker, which {platform.system()} can't have (no Unix sockets that hand "
+                f"over memory); allowed is what runs in the notebook's own process; next: kernelk.set_backend('numpy')"
+            )
         begin = time.perf_counter()
         with self.held():
             try:
@@ -171,8 +186,7 @@ class WorkerHost(Host):
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid)
 
     def _receive(self) -> dict[str, Any]:
         assert self._wire is not None

@@ -5,6 +5,7 @@ nothing: neither a variable's value nor what is compiled.
 """
 
 import gc
+import mmap
 import time
 import traceback
 
@@ -35,7 +36,7 @@ def resident_bytes():
     """This process's resident memory in bytes; 0 where the system doesn't tell it this way."""
     try:
         with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
     except (OSError, ValueError):
         return 0
 
