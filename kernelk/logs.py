@@ -41,6 +41,7 @@ class WorkerLog:
         self._pieces: deque[bytes] = deque()
         self._lock = threading.Lock()
         self._pipe: int | None = None
+        self._ready: Any = None  # asked whether the pipe holds anything: a read that finds nothing costs 10 us
 
     def follow(self, pipe: int) -> None:
         """Reads from a pipe's end, which is non-blocking and closed at the end, until nobody can write to it any more.
@@ -48,7 +49,8 @@ class WorkerLog:
         By a thread, so that a worker never waits for a reader, whatever the kernel does in the meantime.
         """
         with self._lock:
-            self._pipe = pipe
+            self._pipe, self._ready = pipe, select.poll()
+            self._ready.register(pipe, select.POLLIN)
         threading.Thread(target=self._read_on, args=[pipe], name="kernelk-log", daemon=True).start()
 
     def _read_on(self, pipe: int) -> None:
@@ -59,7 +61,7 @@ class WorkerLog:
             with self._lock:
                 if not self._read(pipe):
                     if self._pipe == pipe:
-                        self._pipe = None
+                        self._pipe = self._ready = None
                     os.close(pipe)
                     return
 
@@ -91,8 +93,9 @@ class WorkerLog:
 
     def drain(self) -> int:
         """Reads what has been written up to now, and returns `total`."""
+        # Under the lock: the thread may have read something that it hasn't entered yet.
         with self._lock:
-            if self._pipe is not None:
+            if self._pipe is not None and self._ready.poll(0):
                 self._read(self._pipe)
             return self.total
 
@@ -127,7 +130,7 @@ def last_words(text: str) -> str:
 
 def show(name: str, log: WorkerLog, mark: int) -> None:
     """Prints what was said after a mark, in the cell that runs now, unless the user wants it quiet."""
-    if log.drain() == mark or config.quiet():
+    if config.quiet():
         return
     text, lost = log.since(mark)
     data = text.encode()

@@ -171,7 +171,8 @@ class WorkerHost(Host):
         self._warned.clear()
 
     def tell(self) -> None:
-        show(self.engine.name, self.log, self._mark)
+        if self.log.drain() != self._mark:
+            show(self.engine.name, self.log, self._mark)
         if self._warned:
             warned, self._warned = self._warned, []
             warn_again(self.engine.title, warned, self.log)

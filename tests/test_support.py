@@ -59,9 +59,9 @@ def slow(instruction, x):
     import time
     time.sleep(120 if float(x.ravel()[0]) else 0)
     return compute(instruction, x)
-module = importlib.import_module("kernelk.backends.numpy_backend")
-compute = module.OPS["exp"]
-module.OPS["exp"] = slow
+said = importlib.import_module("kernelk.backends.numpy_backend")
+compute = said.OPS["exp"]
+said.OPS["exp"] = slow
 """
 
 _KERNEL = """
