@@ -40,17 +40,18 @@ class WorkerLog:
         self._held = 0
         self._pieces: deque[bytes] = deque()
         self._lock = threading.Lock()
-        self._pipe: int | None = None
-        self._ready: Any = None  # asked whether the pipe holds anything: a read that finds nothing costs 10 us
+        # The pipes that are open, and what tells whether one holds anything: a read that finds nothing costs 10 us.
+        self._pipes: dict[int, select.poll] = {}
 
     def follow(self, pipe: int) -> None:
         """Reads from a pipe's end, which is non-blocking and closed at the end, until nobody can write to it any more.
 
         By a thread, so that a worker never waits for a reader, whatever the kernel does in the meantime.
         """
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
         with self._lock:
-            self._pipe, self._ready = pipe, select.poll()
-            self._ready.register(pipe, select.POLLIN)
+            self._pipes[pipe] = ready
         threading.Thread(target=self._read_on, args=[pipe], name="kernelk-log", daemon=True).start()
 
     def _read_on(self, pipe: int) -> None:
@@ -60,8 +61,7 @@ class WorkerLog:
             poll.poll()
             with self._lock:
                 if not self._read(pipe):
-                    if self._pipe == pipe:
-                        self._pipe = self._ready = None
+                    del self._pipes[pipe]
                     os.close(pipe)
                     return
 
@@ -95,8 +95,9 @@ class WorkerLog:
         """Reads what has been written up to now, and returns `total`."""
         # Under the lock: the thread may have read something that it hasn't entered yet.
         with self._lock:
-            if self._pipe is not None and self._ready.poll(0):
-                self._read(self._pipe)
+            for pipe, ready in self._pipes.items():
+                if ready.poll(0):
+                    self._read(pipe)
             return self.total
 
     def since(self, mark: int) -> tuple[str, int]:
@@ -142,6 +143,12 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
     print(text, end="" if text.endswith("\n") else "\n", file=config.stream(), flush=True)
 
 
+def note(told: list[list[Any]], log: WorkerLog) -> None:
+    """Enters warnings of an engine's process into its log."""
+    for names, text, file, line in told:
+        log.add(f"{file}:{line}: {names[0]}: {text}")
+
+
 def warn_again(title: str, told: list[list[Any]], log: WorkerLog) -> None:
     """Warns of what an engine's process was warned of, at the user's own line, so that Python's filters hold for it.
 
@@ -150,8 +157,7 @@ def warn_again(title: str, told: list[list[Any]], log: WorkerLog) -> None:
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
         frame = frame.f_back
-    for names, text, file, line in told:
-        log.add(f"{file}:{line}: {names[0]}: {text}")
+    note(told, log)
     for names, text, file, line in told:
         warnings.warn_explicit(
             f"{text} ({title}, {os.path.basename(file)}, line {line})",

@@ -26,7 +26,7 @@ from .engines import Engine
 from .errors import BackendNotInstalledError, EngineError, WorkerDiedError
 from .host import Host, cache_folder, engine_error
 from .interrupts import HeldInterrupt
-from .logs import last_words, log_of, show, warn_again
+from .logs import last_words, log_of, note, show, warn_again
 from .storage import Storage
 
 _ISLAND = Path(__file__).parent / "backends"
@@ -149,26 +149,33 @@ class WorkerHost(Host):
         # One pipe for both, so that they stay in order.
         ear, mouth = os.pipe()
         os.set_blocking(ear, False)
-        self.log.follow(ear)
         self._wire = Wire(ours)
-        with theirs, os.fdopen(mouth, "wb"):
-            self._process = subprocess.Popen(
-                [str(self.interpreter), "-I", "-c", _BOOT, argument],
-                stdin=subprocess.DEVNULL,
-                stdout=mouth,
-                stderr=mouth,
-                pass_fds=[theirs.fileno()],
-                env={**environment, "TMPDIR": self._scratch},
-                # A group of its own: the notebook's interrupt reaches the kernel alone.
-                start_new_session=True,
-            )
+        try:
+            with theirs, os.fdopen(mouth, "wb"):
+                self._process = subprocess.Popen(
+                    [str(self.interpreter), "-I", "-c", _BOOT, argument],
+                    stdin=subprocess.DEVNULL,
+                    stdout=mouth,
+                    stderr=mouth,
+                    pass_fds=[theirs.fileno()],
+                    env={**environment, "TMPDIR": self._scratch},
+                    # A group of its own: the notebook's interrupt reaches the kernel alone.
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(ear)
+            raise
         self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
         self._mark = self.log.total
+        self.log.follow(ear)
         _running.add(self)
 
     def listen(self) -> None:
+        if self._warned:
+            # Of what no call asked for, such as a swap's loading.
+            note(self._warned, self.log)
+            self._warned.clear()
         self._mark = self.log.total
-        self._warned.clear()
 
     def tell(self) -> None:
         if self.log.drain() != self._mark:

@@ -195,6 +195,18 @@ def test_a_flood_neither_blocks_nor_fills(talk: Talk, capsys: Any) -> None:
     assert len(shown) < 11_000
 
 
+def test_a_second_worker_of_the_engine_leaves_the_first_ones_voice(talk: Talk, capsys: Any) -> None:
+    """As `kernelk doctor` starts one for its self-test."""
+    talk("print('spoken')")
+    other = current().make_host("spare", {})
+    other.start()
+    other.stop()
+    for _ in range(20):
+        capsys.readouterr()
+        K.eval(K.exp(K.variable([0.0])))
+        assert capsys.readouterr().err == "spoken\n"
+
+
 def test_quiet_keeps_it_in_the_log(talk: Talk, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     talk("print('chatter')")
     capsys.readouterr()
