@@ -63,6 +63,9 @@ class KernelK(Configurable):
 
     @validate("backend")
     def _known(self, proposal: Any) -> Any:
+        if self._session is not None and proposal["value"] == self._session.active:
+            # Shown as it is; an unknown name in an environment variable is told of at the first use.
+            return proposal["value"]
         from . import registry
 
         try:

@@ -335,9 +335,10 @@ class Session(HasTraits):
         }
         try:
             reply = host.request(message)
+            # Before `define`, which may make a request of its own, to let the oldest plan go.
+            values = host.take(plan.outputs)
             if not known:
                 host.define(plan.number, specialisation.key)
-            values = host.take(plan.outputs)
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)

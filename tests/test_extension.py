@@ -271,3 +271,20 @@ def test_in_a_real_notebook_prints_come_in_order_and_debug_finds_the_frame() -> 
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_an_unknown_engine_in_the_environment_is_told_of_at_its_first_use_and_config_mends_it() -> None:
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            "from kernelk import backend as K\nv = K.variable([1.0])",
+            "K.eval(v + 1.0)",
+            "%config KernelK.backend",
+            "%config KernelK.backend = 'numpy'",
+            "print(K.eval(v + 1.0).tolist())",
+        ],
+        KERNELK_BACKEND="teano",
+    )
+    assert [cell["error"] for cell in cells] == [None, None, "UnknownBackendError", None, None, None], cells
+    assert cells[3]["value"] == "'teano'"
+    assert cells[5]["out"] == "[2.0]\n"
