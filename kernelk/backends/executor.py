@@ -5,7 +5,6 @@ nothing: neither a variable's value nor what is compiled.
 """
 
 import gc
-import mmap
 import time
 import traceback
 
@@ -36,7 +35,7 @@ def resident_bytes():
     """This process's resident memory in bytes; 0 where the system doesn't tell it this way."""
     try:
         with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * mmap.PAGESIZE
+            return int(statm.read().split()[1]) * 4096
     except (OSError, ValueError):
         return 0
 
