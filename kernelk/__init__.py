@@ -35,6 +35,9 @@ _LAZY = {
     "install": "environments",
     "uninstall": "environments",
     "doctor": "health",
+    "save": "saving",
+    "load": "saving",
+    "log": "logs",
 }
 
 

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import ArgumentError
 
@@ -193,12 +195,17 @@ def _set(field: str, value: Any) -> None:
 
 
 def chosen_backend() -> tuple[str, str]:
-    """(name, which setting chose it), before any swap: KERNELK_BACKEND, KERAS_BACKEND, keras.json, the default."""
+    """(name, which setting chose it), before any swap.
+
+    In this order: KERNELK_BACKEND, KERAS_BACKEND, c.KernelK.backend, keras.json, the default.
+    """
     for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):
         name = os.environ.get(variable, "").strip()
         # Keras 2 is told to use kernelk by this very name: it says nothing about the engine.
         if name and name != "kernelk.backend":
             return name, f"environment variable {variable}"
+    if LIMITS.backend:
+        return LIMITS.backend, "c.KernelK.backend (IPython's configuration)"
     config = settings()
     name = str(config.values["backend"])
     if "backend" in config.from_file and name != "kernelk.backend":
@@ -250,8 +257,35 @@ def in_notebook() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
+@dataclass
+class Limits:
+    """What the user may set beside keras.json: see `configurable`, which describes and checks them."""
+
+    compiled_bytes: int = 2 << 30
+    reevaluation_seconds: float = 2.0
+    log_bytes: int = 1 << 20
+    quiet: bool = False
+    backend: str = ""
+
+
+LIMITS = Limits()
+
+# Called with the session once it is made; here, so that it need not be made, nor its module imported, for that.
+WHEN_MADE: list[Callable[[Any], None]] = []
+
+
+def quiet() -> bool:
+    """Whether kernelk's own lines, and what engines print, are to be left out of the cells."""
+    return LIMITS.quiet or bool(os.environ.get("KERNELK_QUIET"))
+
+
+def stream() -> TextIO:
+    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
+    # A notebook paints standard error as if something had gone wrong.
+    return sys.stdout if in_notebook() else sys.stderr
+
+
 def say(text: str) -> None:
-    """Shows the user one line, unless KERNELK_QUIET is set: among a cell's output, on a script's standard error."""
-    if not os.environ.get("KERNELK_QUIET"):
-        # A notebook paints standard error as if something had gone wrong.
-        print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
+    """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
+    if not quiet():
+        print(text, file=stream(), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 
 from .source import CELL, PACKAGE
 
@@ -13,6 +14,9 @@ class KernelKError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of printing a traceback, of which only the user's own line matters here.
+        whole = _asked_for(self)
+        if whole is not None:
+            return whole
         return [f"{type(self).__name__}: {self}{self._raised_in()}"]
 
     def _raised_in(self) -> str:
@@ -31,6 +35,19 @@ class KernelKError(Exception):
                 place = f" ({name}, line {trace.tb_lineno}{shown})"
             trace = trace.tb_next
         return place
+
+
+def _asked_for(error: KernelKError) -> list[str] | None:
+    """The whole traceback, if it is `%tb` that shows the error: the user has asked for it; else None."""
+    frame = sys._getframe(2)
+    while frame is not None and not (frame.f_code.co_name == "tb" and "IPython" in frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if frame is not None and ipython is not None else None
+    if shell is None:
+        return None
+    found: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+    return found
 
 
 class UnknownBackendError(KernelKError, ValueError):
@@ -74,6 +91,18 @@ class SwapRefusedError(KernelKError, RuntimeError):
 
     `reasons` lists every obstacle, one line each.
     """
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+class FileError(KernelKError, OSError):
+    """A file that can't be written or read, or doesn't hold what it should."""
+
+
+class LoadRefusedError(KernelKError, ValueError):
+    """Saved values don't fit the session's variables; nothing was changed. `reasons` lists each, one line each."""
 
     def __init__(self, message: str, reasons: list[str]) -> None:
         super().__init__(message)

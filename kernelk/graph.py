@@ -237,9 +237,9 @@ class Constant(Tensor):
 
 
 class Draw(Tensor):
-    """Random numbers, fresh at each run: attrs are `kind` and `dims`; `seed` (64 bits) picks the stream."""
+    """Random numbers, fresh at each run: attrs are `kind` and `dims`; `seed()` (64 bits) picks the stream."""
 
-    seed: int
+    seed: Callable[[], int]
 
 
 class Variable(Tensor):

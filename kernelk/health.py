@@ -5,11 +5,9 @@ Nothing of the user's session is touched: each trial has a session, storage and 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -34,6 +32,7 @@ from .ops import creation, dtypes, elementwise, linear, reductions, updates
 from .recipes import RECIPES
 from .session import Session
 from .source import caller
+from .worker_host import kill_group
 
 # A trial that takes longer is ended, and reported.
 TRIAL_SECONDS = 120.0
@@ -191,8 +190,7 @@ def _end(hosts: Iterable[Host]) -> None:
     for host in hosts:
         pid = host.pid
         if pid is not None and host.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            kill_group(pid)
 
 
 def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:

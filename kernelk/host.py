@@ -25,9 +25,6 @@ from .errors import ArgumentError, BackendNotInstalledError, EngineError
 from .interrupts import HeldInterrupt
 from .storage import Slots, Storage
 
-# Compiled programs of one engine may take this many bytes (as its process's memory grew) before the oldest go.
-COMPILED_BYTES = 2 << 30
-
 # A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
 MOST_PLANS = 1024
 
@@ -95,6 +92,12 @@ class Host:
         """Around requests and the commit of what they did: Ctrl-C can't come between the two."""
         raise NotImplementedError
 
+    def listen(self) -> None:
+        """From here on, what the engine prints and warns of is the present call's."""
+
+    def tell(self) -> None:
+        """Shows what the engine has said since `listen`, and warns of what it was warned of."""
+
     def stop(self) -> None:
         """Ends the engine and gives its memory back."""
         raise NotImplementedError
@@ -135,7 +138,7 @@ class Host:
         if reply.get("stages"):
             self.stages[key] = reply["stages"]
         dropped = []
-        while sum(self.compiled.values()) > COMPILED_BYTES and len(self.compiled) > 1:
+        while sum(self.compiled.values()) > config.LIMITS.compiled_bytes and len(self.compiled) > 1:
             dropped.append(next(iter(self.compiled)))
             del self.compiled[dropped[-1]]
         if dropped:

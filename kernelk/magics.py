@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from traitlets import TraitError
 
 import kernelk
 
@@ -38,6 +40,9 @@ class KernelKMagics(Magics):
     @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
     @argument("--install", nargs="+", metavar="NAME", help="build the environments of engines")
     @argument("--doctor", nargs="*", metavar="NAME", help="try these engines, or all")
+    @argument(
+        "--log", nargs="?", const="", metavar="NAME", help="what a worker said lately (the active engine's)"
+    )
     @line_magic
     def kbackend(self, line: str) -> Any:
         """Shows or changes the engine under K, its device and its threads.
@@ -54,10 +59,11 @@ class KernelKMagics(Magics):
           %kbackend --stop torch            gives its memory back; it starts again when it is needed
           %kbackend --install theano cntk   builds their environments
           %kbackend --doctor                tries every engine, and says what is missing and the next command
+          %kbackend --log cntk              what CNTK's worker said lately, also after it ended
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"),
-        kernelk.doctor().
+        kernelk.doctor(), kernelk.log("cntk").
         """
         given = parse(self.kbackend, line, "one engine's name", "%kbackend tensorflow")
         # What does something else than choosing an engine; each option's value, where it was given, is its argument.
@@ -66,6 +72,7 @@ class KernelKMagics(Magics):
             "stop": lambda name: kernelk.stop_backend(name),
             "install": _install,
             "doctor": lambda names: kernelk.doctor(names),
+            "log": lambda name: kernelk.log(name or None),
         }
         asked = [name for name, value in vars(given).items() if value not in (None, False)]
         chosen = [name for name in asked if name in actions]
@@ -147,15 +154,33 @@ class _Loaded:
 
     shell: InteractiveShell | None = None
     show_cell: Any = None
+    settings: Any = None
+    configuration: Any = None  # c.KernelK as it was before %config, which enters all that it sets
 
 
 def load(shell: InteractiveShell) -> None:
-    """Registers the magics and the cell counter, and says what is wrong with keras.json, if anything."""
+    """Registers magics, settings and the cell counter, and says what is wrong with the settings' files, if anything."""
     if _Loaded.shell is not None:
         return
+    from . import config
+    from .configurable import KernelK
+
     magics = KernelKMagics(shell)
     shell.register_magics(magics)
     completion.load(shell, magics)
+    problems = list(config.settings().problems)
+    try:
+        settings = KernelK(parent=shell)
+    except TraitError as error:
+        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is mended")
+        config.LIMITS = config.Limits()
+        settings = KernelK()
+    configurables: list[Any] = shell.configurables
+    configurables.append(settings)
+    config.WHEN_MADE.append(settings.attach)
+    made = sys.modules.get("kernelk.session")
+    if made is not None and made._session is not None:
+        settings.attach(made._session)
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -166,23 +191,32 @@ def load(shell: InteractiveShell) -> None:
     show_cell()
     # This very cell has its input in the history already.
     CELL.number = max(CELL.number - 1, 1)
-    _Loaded.shell, _Loaded.show_cell = shell, show_cell
-    from . import config
-
-    for problem in config.settings().problems:
+    _Loaded.shell, _Loaded.show_cell, _Loaded.settings = shell, show_cell, settings
+    _Loaded.configuration = deepcopy(shell.config.get("KernelK"))
+    for problem in problems:
         config.say(f"kernelk: {problem}")
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Takes back what `load` registered and stops all workers."""
+    """Takes back what `load` registered and stops all workers; variables stay, and the next use starts a worker."""
     if _Loaded.shell is None:
         return
+    from . import config
+
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
-    for kind, name in (("line", "kbackend"), ("line", "kdiff")):
-        shell.magics_manager.magics[kind].pop(name, None)
-    shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
-    _Loaded.shell = _Loaded.show_cell = None
+    for kind, names in KernelKMagics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    magics = shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
+    ours: tuple[Any, Any] = (magics, _Loaded.settings)
+    shell.configurables[:] = [one for one in shell.configurables if not any(one is other for other in ours)]
+    config.WHEN_MADE.remove(_Loaded.settings.attach)
+    _Loaded.settings.detach()
+    shell.config.pop("KernelK", None)
+    if _Loaded.configuration is not None:
+        shell.config["KernelK"] = _Loaded.configuration
+    _Loaded.shell = _Loaded.show_cell = _Loaded.settings = _Loaded.configuration = None
     CELL.number = 0
     # Without a session there are no workers; nothing is imported to find that out.
     loaded = sys.modules.get("kernelk.session")

@@ -134,6 +134,14 @@ class Session(HasTraits):
                 for variable, value in values:
                     variable.slots.write(value)
 
+    def restore(self, values: list[tuple[Variable, np.ndarray[Any, Any]]], random: dict[str, int] | None) -> None:
+        """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
+        with self.lock:
+            self.write(values)
+            if random is not None:
+                SEEDS.restore(random)
+                self._drop_plans()  # they hold the seeds
+
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
@@ -200,14 +208,18 @@ class Session(HasTraits):
         for variable in program.slots:
             check_generation(variable)
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        host.listen()
         try:
+            try:
+                return self._execute(host, program, specialisation, feeds, commit)
+            except WorkerDiedError as error:
+                if not error.before_call:
+                    raise
+            # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+            host.start()
             return self._execute(host, program, specialisation, feeds, commit)
-        except WorkerDiedError as error:
-            if not error.before_call:
-                raise
-        # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
-        host.start()
-        return self._execute(host, program, specialisation, feeds, commit)
+        finally:
+            host.tell()
 
     def _execute(
         self,
@@ -256,9 +268,12 @@ class Session(HasTraits):
         before = self.transfer.segment
         self.transfer.begin(size)
         if self.transfer.segment != before:
-            for program in self._planned:
-                program.plans.clear()
-            self._planned.clear()
+            self._drop_plans()
+
+    def _drop_plans(self) -> None:
+        for program in self._planned:
+            program.plans.clear()
+        self._planned.clear()
 
     def _plan(
         self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
@@ -279,7 +294,7 @@ class Session(HasTraits):
             "feeds": [reference for reference, _ in fed],
             "slots": [slot.number for slot in slots],
             "draws": [
-                [node.attrs["kind"], node.dtype, shape, node.seed]
+                [node.attrs["kind"], node.dtype, shape, node.seed()]
                 for node, shape in zip(program.draws, specialisation.draws)
             ],
             "into": [slot.references() for slot in updated],
@@ -320,9 +335,10 @@ class Session(HasTraits):
         }
         try:
             reply = host.request(message)
+            # Before `define`, which may make a request of its own, to let the oldest plan go.
+            values = host.take(plan.outputs)
             if not known:
                 host.define(plan.number, specialisation.key)
-            values = host.take(plan.outputs)
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)
@@ -379,6 +395,8 @@ def current() -> Session:
         with _session_lock:
             if _session is None:
                 _session = Session()
+                for call in list(config.WHEN_MADE):
+                    call(_session)
     return _session
 
 

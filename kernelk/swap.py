@@ -20,9 +20,6 @@ from .interrupts import HeldInterrupt
 from .options import asked, check_honoured, fulfilled, merged
 from .session import Session, current
 
-# Re-evaluation of what the user has seen stops starting further tensors after this many seconds.
-REEVALUATION_SECONDS = 2.0
-
 
 @dataclass
 class Reevaluated:
@@ -377,7 +374,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
     begin = time.perf_counter()
     shown = list(session.shown.items())
     for done, (tensor, (feeds, before, versions)) in enumerate(reversed(shown)):
-        if time.perf_counter() - begin > REEVALUATION_SECONDS:
+        if time.perf_counter() - begin > config.LIMITS.reevaluation_seconds:
             report.not_reevaluated = len(shown) - done
             break
         placeholders = [x for x in feeds if not isinstance(x, LearningPhase)]

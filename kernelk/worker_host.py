@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -21,11 +22,12 @@ from typing import Any
 from . import registry
 from .backends.base import OptionError
 from .backends.shared_memory import Segment
-from .backends.wire import Wire, WireClosed
+from .backends.wire import CAN_PASS_FILES, Wire, WireClosed
 from .engines import Engine
 from .errors import ArgumentError, BackendNotInstalledError, EngineError, WorkerDiedError
 from .host import Host, cache_folder, engine_error
 from .interrupts import HeldInterrupt
+from .logs import last_words, log_of, note, show, warn_again
 from .storage import Storage
 
 _ISLAND = Path(__file__).parent / "backends"
@@ -49,6 +51,15 @@ importlib.import_module("kernelk.backends.worker").main(fileno, module, backend,
 """
 
 
+def kill_group(pid: int) -> None:
+    """Ends a worker and what it has started; without process groups, the worker alone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGTERM)
+
+
 class WorkerHost(Host):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
@@ -69,7 +80,9 @@ class WorkerHost(Host):
         self._was_started = False
         self._gave_up = False
         self.interpreter: Path | None = None
-        self.log: Path | None = None
+        self.log = log_of(engine.name)
+        self._mark = 0
+        self._warned: list[list[Any]] = []
 
     @property
     def started(self) -> bool:
@@ -87,6 +100,11 @@ class WorkerHost(Host):
         ended = self._ending() if died else ""
         self._clean_up()
         self.interpreter = registry.interpreter(self.engine)
+        if not CAN_PASS_FILES:
+            raise EngineError(
+                f"{self.engine.title} needs a worker, which {platform.system()} can't have (no Unix sockets that hand "
+                f"over memory); allowed is what runs in the notebook's own process; next: kernelk.set_backend('numpy')"
+            )
         begin = time.perf_counter()
         with self.held():
             try:
@@ -112,12 +130,14 @@ class WorkerHost(Host):
                 f"{self.engine.title}'s worker {ended}; it was started again with all variables, nothing is lost"
             )
         self._was_started = True
+        # What is said at a start is for the log alone.
+        self.log.drain()
+        self.listen()
 
     def _launch(self) -> None:
         assert self.interpreter is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
-        self.log = Path(self._scratch) / "worker.log"
         own = self.interpreter == Path(sys.executable)
         environment = dict(os.environ)
         if not own:
@@ -127,19 +147,43 @@ class WorkerHost(Host):
         options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
         setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
-        with theirs, self.log.open("wb") as log:
-            self._wire = Wire(ours)
-            self._process = subprocess.Popen(
-                [str(self.interpreter), "-I", "-W", "ignore", "-c", _BOOT, argument],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                env={**environment, "TMPDIR": self._scratch},
-                # A group of its own: the notebook's interrupt reaches the kernel alone.
-                start_new_session=True,
-            )
+        # One pipe for both, so that they stay in order.
+        ear, mouth = os.pipe()
+        os.set_blocking(ear, False)
+        self._wire = Wire(ours)
+        try:
+            with theirs, os.fdopen(mouth, "wb"):
+                self._process = subprocess.Popen(
+                    [str(self.interpreter), "-I", "-c", _BOOT, argument],
+                    stdin=subprocess.DEVNULL,
+                    stdout=mouth,
+                    stderr=mouth,
+                    pass_fds=[theirs.fileno()],
+                    env={**environment, "TMPDIR": self._scratch},
+                    # A group of its own: the notebook's interrupt reaches the kernel alone.
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(ear)
+            raise
+        self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
+        self._mark = self.log.total
+        self.log.follow(ear)
         _running.add(self)
+
+    def listen(self) -> None:
+        if self._warned:
+            # Of what no call asked for, such as a swap's loading.
+            note(self._warned, self.log)
+            self._warned.clear()
+        self._mark = self.log.total
+
+    def tell(self) -> None:
+        if self.log.drain() != self._mark:
+            show(self.engine.name, self.log, self._mark)
+        if self._warned:
+            warned, self._warned = self._warned, []
+            warn_again(self.engine.title, warned, self.log)
 
     def held(self) -> HeldInterrupt:
         """Ctrl-C waits up to 2 seconds for the call to end; then, or at a second one, the worker is ended."""
@@ -151,8 +195,7 @@ class WorkerHost(Host):
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid)
 
     def _receive(self) -> dict[str, Any]:
         assert self._wire is not None
@@ -186,6 +229,8 @@ class WorkerHost(Host):
             reply = self._wire.receive()
         except WireClosed as error:
             raise self._death(error.unread) from error
+        if "warnings" in reply:
+            self._warned += reply.pop("warnings")
         if "error" in reply:
             raise self._explain(reply["error"])
         return reply  # type: ignore[no-any-return]
@@ -219,11 +264,9 @@ class WorkerHost(Host):
         return f"ended with status {code}"
 
     def _last_words(self) -> str:
-        """The last line of the worker's log, for an error message."""
-        if self.log is None or not self.log.exists():
-            return ""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f" ({lines[-1].strip()[:200]})" if lines else ""
+        """What the worker said last, since its start or since the call began, for an error message."""
+        self.log.drain()
+        return last_words(self.log.since(self._mark)[0])
 
     def _death(self, before_call: bool) -> WorkerDiedError:
         if self._gave_up:

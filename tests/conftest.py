@@ -77,10 +77,9 @@ def reset() -> None:
 
     K.clear_session()
     config.reload()
-    SEEDS.sequence, SEEDS.fixed = np.random.SeedSequence(), 0
+    SEEDS.restart(None)
     GENERATION.cell = 0
     session = current()
-    SEEDS.counter = 0
     session.swaps.clear()
     session.active, session.chosen_by = "numpy", "the tests"
 
@@ -133,6 +132,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An engine "spare": numpy in a worker of its own, quick to start, for what concerns workers and not engines."""
     from support import register
 
+    from kernelk import logs
     from kernelk.engines import Engine
     from kernelk.session import current
 
@@ -144,6 +144,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
+    logs._logs.pop("spare", None)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,15 +32,15 @@ SEED = 1
 CASES = {1: 2, 2: 1}
 # CNTK's Function.grad gives arrays, not a Function: there is nothing to differentiate again.
 PAIRS = [(engine, order) for engine in WORKERS for order in CASES if (engine, order) != ("cntk", 2)]
-# What an engine can't differentiate, by words of its refusal, and why; each must occur.
+# What an engine can't differentiate, by a pattern of its refusal, and why; each must occur.
 APART: dict[tuple[str, int], dict[str, str]] = {
     ("cntk", 1): {
         "cumsum no exact counterpart": "CNTK has no cumulative sum",
         "cumprod no exact counterpart": "CNTK has no cumulative product",
-        "takes int64": "CNTK has no integers: what is not exact in floats is numpy's, and splits the program",
+        "takes u?int": "CNTK has no integers: what is not exact in floats is numpy's, and splits the program",
         "no elements": "CNTK has no empty tensors",
     },
-    ("theano", 2): {"2nd derivatives of `product(a)` is not currently supported": "Theano's own words"},
+    ("theano", 2): {r"2nd derivatives of `product\(a\)` is not currently supported": "Theano's own words"},
 }
 
 
@@ -77,8 +78,9 @@ def chosen(order: int, functions: Sequence[str] = ()) -> list[Wanted]:
         if all(feed.size for feed in slope.one.feeds):
             by_function.setdefault(slope.one.case.function, []).append(slope)
     found = []
-    random = np.random.default_rng(SEED + order)
-    for mine in by_function.values():
+    for function, mine in by_function.items():
+        # Each function's own draw: a case added to another one changes nothing here.
+        random = np.random.default_rng([SEED, order, *function.encode()])
         for number in random.permutation(len(mine))[: CASES[order]]:
             slope = mine[number]
             places = [*slope.directions, *(i for i in range(len(slope.one.feeds)) if i not in slope.directions)]
@@ -191,7 +193,7 @@ def differences(engine: str, order: int, cases: Sequence[Wanted], folder: Path) 
     wrong, compared, reasons = [], 0, set()
     for number, (case, *_) in enumerate(encoded):
         if str(number) in failed:
-            known = [words for words in APART.get((engine, order), ()) if words in failed[str(number)]]
+            known = [words for words in APART.get((engine, order), ()) if re.search(words, failed[str(number)])]
             reasons.update(known)
             if not known:
                 wrong.append(f"{case.slope.one}: {failed[str(number)]}")

@@ -11,8 +11,8 @@ from support import assert_close, run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk import config
 from kernelk import function as functions
-from kernelk import host as hosts
 from kernelk import program as programs
 from kernelk import session as sessions
 from kernelk.bounds import drop_oldest
@@ -108,7 +108,7 @@ def test_recompiles_are_counted_and_shown(backend: str, monkeypatch: pytest.Monk
     assert now.compiled - before.compiled == 3
     assert now.compiled_bytes > before.compiled_bytes
     assert (now.dropped, now.recompiled) == (before.dropped, before.recompiled)
-    monkeypatch.setattr(hosts, "COMPILED_BYTES", 1)
+    monkeypatch.setattr(config.LIMITS, "compiled_bytes", 1)
     fourth = K.function([], [v * 1249.25])
     fourth([])
     assert status(backend).compiled == 1

@@ -360,10 +360,10 @@ def test_random_graphs_have_one_key_and_one_meaning(data: st.DataObject) -> None
 
 
 def test_compiled_programs_are_bounded_by_bytes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk import host as hosts
+    from kernelk import config
 
     host = current().host()
-    monkeypatch.setattr(hosts, "COMPILED_BYTES", 1)
+    monkeypatch.setattr(config.LIMITS, "compiled_bytes", 1)
     v = K.variable([1.0, 2.0])
     calls = [K.function([], [v * float(i)]) for i in range(4)]
     for _ in range(2):

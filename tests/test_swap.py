@@ -20,7 +20,7 @@ from support import DTYPES, FLOATS, INTEGERS, alive, assert_close, lacking_engin
 
 import kernelk
 from kernelk import backend as K
-from kernelk import registry, swap
+from kernelk import config, registry, swap
 from kernelk.engines import Engine
 from kernelk.errors import (
     BackendNotInstalledError,
@@ -397,7 +397,7 @@ def test_reevaluation_has_a_time_box(spare: str, monkeypatch: pytest.MonkeyPatch
     shown = [v * float(i) for i in range(5)]
     for tensor in shown:
         K.eval(tensor)
-    monkeypatch.setattr(swap, "REEVALUATION_SECONDS", -1.0)
+    monkeypatch.setattr(config.LIMITS, "reevaluation_seconds", -1.0)
     report = kernelk.set_backend(spare)
     assert report.reevaluated == []
     assert report.not_reevaluated == 5

@@ -98,6 +98,8 @@ class CNTKBackend(Backend):
         device = devices[self._device]
         if not cntk.device.try_set_default_device(device):
             raise OptionError("CNTK can't take %s as this process's device" % self._device)
+        # Said aloud, once: here, where it goes to the log, and not in the user's first call.
+        cntk.device.use_default_device()
         threads = positive_threads(options)
         if threads is not None:
             cntk_py.set_max_num_cputhreads(threads)

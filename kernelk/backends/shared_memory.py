@@ -19,15 +19,19 @@ class Segment(object):
     """One mapped block; `fileno` can be handed to another process, which maps the same memory."""
 
     def __init__(self, fileno, size):
+        """`fileno` None: memory of this process alone."""
         self.fileno = fileno
         self.size = size
-        self.memory = mmap.mmap(fileno, size)
+        self.memory = mmap.mmap(-1 if fileno is None else fileno, size)
 
     @classmethod
     def create(cls, size):
         """A new zeroed block with no name in any file system, so that nothing is left behind."""
         if hasattr(os, "memfd_create"):
             fileno = os.memfd_create("kernelk")
+        elif os.name == "nt":
+            # An open file can't be unlinked there, and no worker needs one.
+            return cls(None, size)
         else:
             # An unlinked temporary file: the portable stand-in for memfd.
             handle, path = tempfile.mkstemp(prefix="kernelk-")

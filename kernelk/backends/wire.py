@@ -19,7 +19,9 @@ _RUN_BODY = struct.Struct("<QQ")  # plan, counter; then one byte for each side
 _DONE_BODY = struct.Struct("<d")  # seconds
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
 _MOST_FILES = 64
-_ANCILLARY = socket.CMSG_SPACE(_MOST_FILES * array.array("i").itemsize)
+# Windows hands no descriptors over sockets: there is no wire there, and the kernel goes on with what needs none.
+CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
+_ANCILLARY = socket.CMSG_SPACE(_MOST_FILES * array.array("i").itemsize) if CAN_PASS_FILES else 0
 
 
 class WireClosed(Exception):

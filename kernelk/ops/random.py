@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,60 @@ from .primitives import known_dims
 from .shaping import dims_of
 
 
+def _seed_of(entropy: int, *spawn_key: int) -> int:
+    return int(np.random.SeedSequence(entropy, spawn_key=spawn_key).generate_state(1, np.uint64)[0])
+
+
+class Stream:
+    """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
+
+    The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
+    was saved, and the same cells go on with the same draws.
+    """
+
+    def __init__(self, entropy: int | None = None) -> None:
+        self.entropy = secrets.randbits(128) if entropy is None else int(entropy)
+        self.count = 0
+
+    def next(self) -> int:
+        """The number of the next node."""
+        self.count += 1
+        return self.count - 1
+
+    def seed(self, number: int) -> int:
+        """The 64-bit seed of a node."""
+        return _seed_of(self.entropy, number)
+
+
 class _Seeds:
-    """Where nodes without a seed of their own get one: a sequence that `set_random_seed` restarts."""
+    """The state of randomness: what `set_random_seed` restarts, and `kernelk.save` keeps."""
 
     def __init__(self) -> None:
-        self.sequence = np.random.SeedSequence()
-        self.fixed = 0
+        self.restart(None)
+
+    def restart(self, seed: int | None) -> None:
+        """Begins anew, from entropy of the system's where there is no seed."""
+        self.fixed = 0 if seed is None else _seed_of(seed)
+        self.stream = Stream(seed)
         # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
         self.counter = 0
 
-    def next(self) -> int:
-        """A new 64-bit seed."""
-        return int(self.sequence.spawn(1)[0].generate_state(1, np.uint64)[0])
+    def state(self) -> dict[str, int]:
+        """What the next draws follow from."""
+        return {
+            "entropy": self.stream.entropy,
+            "count": self.stream.count,
+            "fixed": self.fixed,
+            "counter": self.counter,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
+
+        Plans that hold a seed already have to be made anew.
+        """
+        self.stream.entropy, self.stream.count = state["entropy"], state["count"]
+        self.fixed, self.counter = state["fixed"], state["counter"]
 
 
 SEEDS = _Seeds()
@@ -33,9 +77,7 @@ SEEDS = _Seeds()
 
 def set_random_seed(seed: int) -> None:
     """Restarts all randomness: the same cells run after it draw the same numbers, on every engine."""
-    SEEDS.sequence = np.random.SeedSequence(seed)
-    SEEDS.fixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    SEEDS.counter = 0
+    SEEDS.restart(seed)
 
 
 def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:
@@ -46,9 +88,10 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
     if seed is None:
-        node.seed = SEEDS.next()
+        stream = SEEDS.stream
+        node.seed = partial(stream.seed, stream.next())
     else:
-        node.seed = (int(seed) ^ SEEDS.fixed) & (2**64 - 1)
+        node.seed = partial(int, (int(seed) ^ SEEDS.fixed) & (2**64 - 1))
     return node
 
 
