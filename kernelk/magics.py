@@ -40,9 +40,7 @@ class KernelKMagics(Magics):
     @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
     @argument("--install", nargs="+", metavar="NAME", help="build the environments of engines")
     @argument("--doctor", nargs="*", metavar="NAME", help="try these engines, or all")
-    @argument(
-        "--log", nargs="?", const="", metavar="NAME", help="what a worker said lately (the active engine's)"
-    )
+    @argument("--log", nargs="?", const="", metavar="NAME", help="what a worker said lately (the active engine's)")
     @line_magic
     def kbackend(self, line: str) -> Any:
         """Shows or changes the engine under K, its device and its threads.

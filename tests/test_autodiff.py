@@ -38,7 +38,6 @@ APART: dict[tuple[str, int], dict[str, str]] = {
         "cumsum no exact counterpart": "CNTK has no cumulative sum",
         "cumprod no exact counterpart": "CNTK has no cumulative product",
         "takes u?int": "CNTK has no integers: what is not exact in floats is numpy's, and splits the program",
-        "no elements": "CNTK has no empty tensors",
     },
     ("theano", 2): {r"2nd derivatives of `product\(a\)` is not currently supported": "Theano's own words"},
 }
