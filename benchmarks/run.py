@@ -18,6 +18,7 @@ import platformdirs
 
 os.environ.setdefault("KERNELK_QUIET", "1")
 
+import choosing
 from measure import HERE, Native, compare, interval, repeated
 from models import empty, model
 
@@ -311,6 +312,11 @@ def main() -> None:
             large_rows.append(large_swap(engine, max(5, options.rounds // 3)))
             K.clear_session()
     bare.append(round_trip(options.rounds))
+    workers = [engine for engine in options.engines if engine != "numpy"]
+    start_rows = [choosing.cold_start(engine, max(5, options.rounds // 2)) for engine in workers]
+    choosing_rows = [choosing.completion(options.rounds), choosing.doctor(3), *choosing.idle(workers)]
+    for row in choosing_rows:
+        print(" | ".join(row), flush=True)
     session_rows = [recording(options.rounds), *large_graph(options.rounds), loading(max(5, options.rounds // 2))]
     for row in session_rows:
         print(" | ".join(row), flush=True)
@@ -333,6 +339,11 @@ def main() -> None:
         "\n## Swap of 1 GiB of variables\n",
         "The baseline is the engine's own load of 16 arrays of 64 MiB, read back and compared.\n",
         table(["to", "native", "kernelk", "ratio", "target", "met"], large_rows),
+        "\n## Cold start of a worker\n",
+        "From nothing to the worker's first answer; the baseline is its interpreter importing the engine and ending.\n",
+        table(["engine", "bare import", "worker", "ratio", "target", "met"], start_rows),
+        "\n## Choosing an engine\n",
+        table(["what", "measured", "target", "met"], choosing_rows),
         "\n## In the notebook's kernel\n",
         table(["what", "time", "target", "met"], session_rows),
     ]
