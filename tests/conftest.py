@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -18,6 +19,9 @@ os.environ["KERAS_HOME"] = _HOME
 os.environ["KERNELK_QUIET"] = "1"
 for _name in ("KERAS_BACKEND", "KERNELK_BACKEND"):
     os.environ.pop(_name, None)
+# A shell starts what runs in the background with Ctrl-C ignored, and this is inherited by all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
