@@ -32,6 +32,8 @@ _LAZY = {
     "using": "swap",
     "list_backends": "status",
     "diff": "divergence",
+    "time": "timing",
+    "compare": "comparison",
     "install": "environments",
     "uninstall": "environments",
     "doctor": "health",

@@ -12,17 +12,16 @@ import numpy as np
 
 from . import registry
 from .display import Rendered, Table
-from .errors import ArgumentError, EngineError, FeedError, WorkerDiedError
-from .function import Function, as_feed, as_phase, last_feed
-from .graph import LearningPhase, Placeholder, Tensor, Update, walk
+from .errors import ArgumentError, EngineError, WorkerDiedError
+from .feeding import known_feeds, roots_of
+from .function import Function
+from .graph import Placeholder, Tensor
 from .host import Host
 from .ops.creation import placeholder
 from .ops.dtypes import FLOATS
-from .ops.nn import PHASE
 from .ops.random import SEEDS
 from .ops.rules import RULES
 from .program import Instruction, Program
-from .reader import update_value
 from .session import Session, current
 
 Array = np.ndarray[Any, Any]
@@ -264,8 +263,8 @@ def diff(
     if reference == other:
         raise ArgumentError(f"diff: {reference} was named twice; name two engines, e.g. tensorflow and numpy")
     allowed = None if tolerance is None else _checked(tolerance)
-    roots = _roots(y)
-    phase, fed = _feeds(y, roots, feeds or {})
+    roots = roots_of(y, "diff")
+    phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")
     for engine in engines:
         if not engine.in_kernel:
             registry.interpreter(engine)
@@ -287,61 +286,6 @@ def _checked(tolerance: Any) -> float:
     if not 0 <= number < float("inf"):
         raise ArgumentError(f"diff: the tolerance is a number like 1e-4, not {tolerance!r}")
     return number
-
-
-def _roots(y: Any) -> list[Tensor]:
-    if isinstance(y, Function):
-        roots = [*y.outputs, *(value for _, value in y.updates)]
-    else:
-        roots = list(y) if isinstance(y, (list, tuple)) else [y]
-    for root in roots:
-        if not isinstance(root, Tensor):
-            raise ArgumentError(f"diff: nothing to compare in {type(root).__name__}; give a tensor or a K.function")
-    return roots
-
-
-def _feeds(y: Any, roots: list[Tensor], given: Mapping[Any, Any]) -> tuple[int, dict[Placeholder, Array]]:
-    """The learning phase, and an array for each placeholder that is needed: given, or what it was fed last."""
-    phase = PHASE.fixed or 0
-    switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
-    if switches:
-        phase = as_phase(given[switches[0]])
-    elif isinstance(y, Function):
-        phase = next((x.fed for x in y.inputs if isinstance(x, LearningPhase) and x.fed is not None), phase)
-
-    def inputs_of(node: Tensor) -> Sequence[Tensor]:
-        if node.op == "phase_select":
-            return (node.inputs[0 if phase else 1],)
-        return (update_value(node),) if isinstance(node, Update) else node.inputs
-
-    order = walk(roots, inputs_of)
-    needed = [x for x in order if isinstance(x, Placeholder) and not isinstance(x, LearningPhase)]
-    known: dict[int, Any] = {}
-    for key, value in given.items():
-        if isinstance(key, LearningPhase):
-            continue
-        if isinstance(y, Function) and any(key is x for x in y.inputs) and not any(key is x for x in needed):
-            # Its call takes a value for it, and does nothing with it.
-            continue
-        found = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
-        if len(found) != 1:
-            names = ", ".join(f"'{x.name}'" for x in needed) or "none"
-            what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
-            why = "several placeholders have the name" if found else "no placeholder that it needs is"
-            raise FeedError(f"diff: {why} {what}; it needs {names}")
-        known[id(found[0])] = value
-    missing = []
-    for x in needed:
-        if id(x) not in known:
-            known[id(x)] = last_feed(x)
-            if known[id(x)] is None:
-                missing.append(f"'{x.name}' {x.shape} ({x.source})")
-    if missing:
-        raise FeedError(
-            f"diff: what to feed isn't known: {'; '.join(missing)}; give feeds={{placeholder: array}} "
-            f"(%kdiff ... --feed NAME=ARRAY)"
-        )
-    return phase, {x: as_feed(x, known[id(x)]) for x in needed}
 
 
 @contextlib.contextmanager
@@ -510,7 +454,9 @@ class _Comparison:
             self._compare_chunk(result, rows, numbers, more)
         result.asked = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
         for n, x, y in self._results():
-            result.results.append(_gap(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n))
+            result.results.append(
+                gap_of(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n)
+            )
         return result
 
     def _compare_chunk(self, result: DiffReport, rows: dict[int, int], numbers: list[int], more: list[int]) -> None:
@@ -543,8 +489,8 @@ class _Comparison:
             a.shape,
             node.dtype,
             str(node.source),
-            _gap(a, b, allowed, near),
-            None if alone is None else _gap(a, alone, allowed, near),
+            gap_of(a, b, allowed, near),
+            None if alone is None else gap_of(a, alone, allowed, near),
             self._ranges[number],
             tuple(rows[n] for n in inputs if n in rows),
         )
@@ -606,7 +552,7 @@ def _range(value: Array) -> Range:
     return Range(low, high, nans, value.size - nans - finite.size)
 
 
-def _gap(a: Array, b: Array, tolerance: float, size: float) -> Gap:
+def gap_of(a: Array, b: Array, tolerance: float, size: float) -> Gap:
     """The gap of two values of one shape and dtype; equal NaNs and infinities are no difference."""
     if not a.size:
         return Gap(0.0, 0.0, 0.0, 0, 0)

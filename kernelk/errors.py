@@ -31,7 +31,7 @@ class KernelKError(Exception):
                 text = linecache.getline(file, trace.tb_lineno).strip()
                 name = f"cell {CELL.number}" if in_cell else os.path.basename(file)
                 # A magic's line reaches here in IPython's own words, which tell the user nothing.
-                shown = "" if "run_line_magic" in text or not text else f": {text}"
+                shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
                 place = f" ({name}, line {trace.tb_lineno}{shown})"
             trace = trace.tb_next
         return place

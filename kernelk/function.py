@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -171,6 +172,7 @@ class Function:
         Outputs show the variables as they were before the call's updates. Raises FeedError, DTypeError, ShapeError,
         EngineError or WorkerDiedError; then no variable has changed.
         """
+        start = time.perf_counter()
         given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.inputs):
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
@@ -188,7 +190,11 @@ class Function:
             host = session.ready_host()
             program = self.program_for(session, host.ops, phase, feeds)
             before = host.compile_count
+            if session.recorder is not None:
+                session.recorder.begin(self, program, phase, feeds)
             values = session.execute(host, program, feeds)
+            if session.recorder is not None:
+                session.recorder.end(time.perf_counter() - start)
             if host.compile_count != before:
                 self._count(host, program, feeds)
             elif self._row:

@@ -177,8 +177,14 @@ class Host:
         if self.started and (known or segments or plans):
             self._release(variables=known, segments=segments, plans=plans)
 
+    def release_timed(self, numbers: list[int]) -> None:
+        """Lets the engine forget what it was given to time."""
+        if self.started:
+            self._release(timed=numbers)
+
     def _release(self, **gone: list[Any]) -> None:
-        self.request({"do": "release", **{name: [] for name in ("variables", "plans", "programs", "segments")}, **gone})
+        kinds = ("variables", "plans", "programs", "segments", "timed")
+        self.request({"do": "release", **{name: [] for name in kinds}, **gone})
 
 
 def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:

@@ -18,6 +18,7 @@ from . import completion
 from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
 from .source import CELL
+from .timing_magics import TimingMagics
 
 
 def _install(names: list[str]) -> None:
@@ -164,7 +165,7 @@ def load(shell: InteractiveShell) -> None:
     from .configurable import KernelK
 
     magics = KernelKMagics(shell)
-    shell.register_magics(magics)
+    shell.register_magics(magics, TimingMagics(shell))
     completion.load(shell, magics)
     problems = list(config.settings().problems)
     try:
@@ -203,11 +204,12 @@ def unload(shell: InteractiveShell) -> None:
 
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
-    for kind, names in KernelKMagics.magics.items():
-        for name in names:
-            shell.magics_manager.magics[kind].pop(name, None)
-    magics = shell.magics_manager.registry.pop(KernelKMagics.__name__, None)
-    ours: tuple[Any, Any] = (magics, _Loaded.settings)
+    ours: list[Any] = [_Loaded.settings]
+    for kind_of_magics in (KernelKMagics, TimingMagics):
+        for kind, names in kind_of_magics.magics.items():
+            for name in names:
+                shell.magics_manager.magics[kind].pop(name, None)
+        ours.append(shell.magics_manager.registry.pop(kind_of_magics.__name__, None))
     shell.configurables[:] = [one for one in shell.configurables if not any(one is other for other in ours)]
     config.WHEN_MADE.remove(_Loaded.settings.attach)
     _Loaded.settings.detach()

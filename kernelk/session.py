@@ -25,6 +25,7 @@ from .storage import Reference, Slots, Storage, Transfer
 from .worker_host import WorkerHost
 
 _plan_numbers = itertools.count()
+_timed_numbers = itertools.count()
 
 # How each kind of call is carried out is kept for so many kinds of one program.
 MOST_PROGRAM_PLANS = 256
@@ -69,6 +70,7 @@ class Session(HasTraits):
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
+        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
         self.announced = False
         name, self.chosen_by = config.chosen_backend()
         self.active = name
@@ -237,12 +239,7 @@ class Session(HasTraits):
             return self._run(host, program, specialisation, feeds, commit)
 
     def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
-        reasons = program.lacking(host.ops, host.dtypes)
-        reasons += [
-            f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes
-        ]
-        if reasons:
-            raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+        _check_able(host, program)
         encoded, _ = program.encode(specialisation)
         constants = [node.array for node in program.constants]
         references = self._place(constants)
@@ -253,6 +250,41 @@ class Session(HasTraits):
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
         host.remember(specialisation.key, reply)
+
+    def make_timed(self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]]) -> tuple[int, float, float]:
+        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
+
+        Returns its number, and the seconds of its compilation and its first run. Called with the lock held; nothing of
+        the session changes. Raises EngineError.
+        """
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        _check_able(host, program)
+        encoded, _ = program.encode(specialisation)
+        shift = len(program.inputs)
+        encoded = {
+            **encoded,
+            "inputs": [],
+            "slots": [*encoded["inputs"], *encoded["slots"]],
+            "updates": [[slot + shift, number] for slot, number in encoded["updates"]],
+        }
+        references = self._place([*(node.array for node in program.constants), *feeds])
+        number = next(_timed_numbers)
+        message = {
+            "do": "time",
+            "timed": number,
+            "program": encoded,
+            "constants": references[: len(program.constants)],
+            "feeds": references[len(program.constants) :],
+            "variables": [variable.slots.reference() for variable in program.slots],
+            "draws": _draws(program, specialisation),
+            "counter": SEEDS.counter,
+        }
+        try:
+            with host.held():
+                reply = host.request(message)
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+        return number, reply["compile"], reply["first"]
 
     def _place(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
         self._begin(sum(aligned(array.nbytes) for array in arrays))
@@ -293,10 +325,7 @@ class Session(HasTraits):
             "key": specialisation.key,
             "feeds": [reference for reference, _ in fed],
             "slots": [slot.number for slot in slots],
-            "draws": [
-                [node.attrs["kind"], node.dtype, shape, node.seed()]
-                for node, shape in zip(program.draws, specialisation.draws)
-            ],
+            "draws": _draws(program, specialisation),
             "into": [slot.references() for slot in updated],
             "outputs": [reference for reference, _ in results],
         }
@@ -365,6 +394,21 @@ class Session(HasTraits):
             for slot in updated:
                 slot.flip()
             host.loaded(updated)
+
+
+def _check_able(host: Host, program: Program) -> None:
+    """Raises EngineError with all that the engine lacks for this program."""
+    reasons = program.lacking(host.ops, host.dtypes)
+    reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
+    if reasons:
+        raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+
+
+def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
+    """The random arrays of a run, as the executor makes them."""
+    return [
+        [node.attrs["kind"], node.dtype, shape, node.seed()] for node, shape in zip(program.draws, specialisation.draws)
+    ]
 
 
 def _let_it_end() -> None:

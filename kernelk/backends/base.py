@@ -299,5 +299,8 @@ class Backend(object):
     def close(self):
         """Gives back what the library holds for the backend, which isn't used any more."""
 
+    def recompute(self, wanted):
+        """Sets whether a run computes everything, though nothing that it reads has changed: it has to while timed."""
+
     def synchronize(self):
         """Returns when all work handed to the device is done."""

@@ -45,6 +45,9 @@ class Core(object):
         self._forward = layer._cntk_py.Function__forward
         self._set_value = layer._cntk_py.Parameter_set_value
         self.contents = layer._cntk_py.Parameter_value
+        self.touch = layer._cntk_py.Parameter_record_value_update
+        # CNTK computes nothing again while no parameter has changed, unless each is said to have.
+        self.recompute = False
 
     def borrow(self, array):
         """CNTK's view of an array's memory; the caller keeps the array alive."""
@@ -120,6 +123,9 @@ class CNTKBackend(Backend):
 
     def to_numpy(self, value):
         return value.array
+
+    def recompute(self, wanted):
+        self._core.recompute = wanted
 
     def commit(self, value, destination):
         value.write(self._core, destination)

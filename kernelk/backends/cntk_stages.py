@@ -163,6 +163,8 @@ class Entry(object):
 
     def set_state(self, held, stage):
         if self.token is held.token:
+            if self.core.recompute:
+                self.core.touch(self.parameter)
             return
         self.token = None
         self.vacate()

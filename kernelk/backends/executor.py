@@ -15,6 +15,7 @@ from .base import STAGED, CannotLower
 from .lowering import InstructionError, Program
 from .random_draws import draw
 from .staged import compile_program
+from .timed import Timed
 
 _CHUNK = 1 << 18
 
@@ -87,6 +88,7 @@ class Executor(object):
         self.state = {}  # variable id -> native value
         self.compiled = {}  # key -> (program, run)
         self.plans = {}  # number -> Plan
+        self.timed = {}  # number -> Timed
 
     def handle(self, request):
         """The reply to a request: a dict, with "error" where it failed."""
@@ -175,15 +177,38 @@ class Executor(object):
         state.update(kept)
         return dict(delivered, seconds=seconds)
 
+    def do_time(self, request):
+        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counter.
+
+        Makes a `Timed`. Replies with the seconds of its compilation and of its first run.
+        """
+        arrays = [
+            [self.array(reference) for reference in request[name]] for name in ("constants", "feeds", "variables")
+        ]
+        made = Timed(self.backend, request["program"], *arrays, draws=request["draws"], counter=request["counter"])
+        self.timed[request["timed"]] = made
+        return {"compile": made.compile_seconds, "first": made.first_seconds}
+
+    def do_sample(self, request):
+        """Fields: timed, loops, times. Replies with samples: see `Timed.samples`."""
+        return {"samples": self.timed[request["timed"]].samples(request["loops"], request["times"])}
+
+    def do_transfers(self, request):
+        """Fields: timed, times. Replies with load, deliver and commit: see `Timed.transfers`."""
+        load, deliver, commit = self.timed[request["timed"]].transfers(request["times"])
+        return {"load": load, "deliver": deliver, "commit": commit}
+
     def do_release(self, request):
-        """Fields: variables (ids), plans, programs (keys), segments (numbers). Forgets them."""
+        """Fields: variables (ids), plans, programs (keys), segments (numbers), timed (numbers). Forgets them."""
         for number in request["variables"]:
             self.state.pop(number, None)
         for number in request["plans"]:
             self.plans.pop(number, None)
         for key in request["programs"]:
             self.compiled.pop(key, None)
-        if request["programs"]:
+        for number in request["timed"]:
+            self.timed.pop(number, None)
+        if request["programs"] or request["timed"]:
             gc.collect()
         for number in request["segments"]:
             self.segments.pop(number, None)
@@ -211,7 +236,7 @@ class Executor(object):
     def close(self):
         """Forgets everything, and lets the library give back what it can."""
         backend, self.backend = self.backend, None
-        self.state, self.compiled, self.plans = {}, {}, {}
+        self.state, self.compiled, self.plans, self.timed = {}, {}, {}, {}
         backend.close()
         # What an engine compiles refers to itself.
         del backend

@@ -1,0 +1,515 @@
+"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import registry
+from .display import Rendered, Table, duration
+from .divergence import TOLERANCES, gap_of
+from .errors import ArgumentError, KernelKError
+from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
+from .host import Host
+from .options import asked, check_honoured, merged
+from .recording import Recording, record, restoring
+from .results import Result, new_axes, unit_of
+from .session import Session, current
+from .timing import WARM_UP, CallTime, Conditions, Timed, checked_budget, ready, shown
+
+Array = np.ndarray[Any, Any]
+
+BUDGET = 10.0
+# So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
+ROUNDS = 60
+MOST_ROUNDS = 300
+# The longest sample, in seconds, where a run is shorter: whoever is compared gets its turn soon.
+LONGEST_SAMPLE = 0.05
+
+
+@dataclass
+class Side:
+    """One engine's, or one body's, part: its times, and how far its results are from the reference's.
+
+    `rounds`: the seconds of all the body's calls in each round. `ratio`: to the reference, in pairs of one round.
+    `absolute`, `relative`: the largest differences of an element; `differing` elements lie beyond the tolerance.
+    `pays_after`: the calls after which its longer build is worth it (None: never, or there is nothing to pay).
+    `failure`: why there are no times, in one line.
+    """
+
+    label: str
+    conditions: Conditions | None = None
+    calls: list[CallTime] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+    ratio: Estimate | None = None
+    absolute: float = 0.0
+    relative: float = 0.0
+    differing: int = 0
+    nans: int = 0
+    pays_after: int | None = None
+    failure: str = ""
+
+    @property
+    def steady(self) -> Estimate:
+        """The median over the rounds, with its interval."""
+        return median(self.rounds)
+
+    @property
+    def built(self) -> float:
+        """Seconds until its first results: to build, and the first runs."""
+        return sum(call.compile_seconds + call.first_seconds for call in self.calls)
+
+
+@dataclass(repr=False)
+class CompareResult(Result, Rendered):
+    """What a comparison found: a side for each engine or body; the first that works is the reference.
+
+    `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
+    bodies.
+    """
+
+    sides: list[Side]
+    python_seconds: float
+    budget: float
+    same_engine: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> Side | None:
+        """What the others are compared with; None if none works."""
+        return next((side for side in self.sides if not side.failure), None)
+
+    def side(self, label: str) -> Side:
+        """The side of this engine or body. Raises KeyError."""
+        return {side.label: side for side in self.sides}[label]
+
+    @property
+    def equal(self) -> bool:
+        """Whether all results agree within the tolerance of their dtypes."""
+        return not any(side.differing for side in self.sides)
+
+    def table(self) -> Table:
+        """A row for each side, and what has to be known beside the figures."""
+        reference = self.reference
+        what = "body" if self.same_engine else "engine"
+        header = [what, "steady run", "ratio", "verdict", "build", "first run", "pays after", "abs", "rel", "threads"]
+        rows = [self._cells(side, reference) for side in self.sides]
+        times = [side.steady.value if not side.failure else math.inf for side in self.sides]
+        strong = times.index(min(times)) if any(time < math.inf for time in times) else None
+        return Table(rows, header, title=self._title(), below="\n".join(self._below()), strong=strong)
+
+    def _cells(self, side: Side, reference: Side | None) -> list[str]:
+        if side.failure:
+            return [side.label, "failed", *[""] * 8]
+        assert side.ratio is not None
+        first, threads = side is reference, side.conditions.threads if side.conditions else None
+        low, high = side.ratio.low, side.ratio.high
+        return [
+            side.label,
+            shown(side.steady),
+            "1" if first else f"{side.ratio.value:.3g} [{low:.3g}, {'?' if math.isinf(high) else f'{high:.3g}'}]",
+            "reference" if first else verdict(side.ratio),
+            duration(sum(call.compile_seconds for call in side.calls)),
+            duration(sum(call.first_seconds for call in side.calls)),
+            "" if side.pays_after is None else f"{side.pays_after} runs",
+            "" if first else f"{side.absolute:.3g}",
+            "" if first else f"{side.relative:.3g}",
+            str(threads or "unknown"),
+        ]
+
+    def _title(self) -> str:
+        working = [side for side in self.sides if not side.failure]
+        if not working:
+            return "nothing could be timed"
+        best = min(working, key=lambda side: side.steady.value)
+        others = [side for side in working if side is not best]
+        if not others:
+            return f"{best.label}: {shown(best.steady)}"
+        second = min(others, key=lambda side: side.steady.value)
+        ratio = paired_ratio(second.rounds, best.rounds)
+        if verdict(ratio) != "slower":
+            return f"{best.label} and {second.label}: {verdict(ratio)}"
+        return f"{best.label} is the fastest, {second.label} takes {ratio.value:.3g}x as long"
+
+    def _below(self) -> list[str]:
+        lines = [f"{side.label}: {side.failure}" for side in self.sides if side.failure]
+        for side in self.sides:
+            if side.differing:
+                reference = self.reference
+                assert reference is not None
+                lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
+                if not self.same_engine:
+                    lines[-1] += f"; next: %kdiff y {reference.label} {side.label}"
+            remark = unsteadiness(side.rounds) if not side.failure else ""
+            if remark:
+                lines.append(f"{side.label}: unsteady ({remark})")
+        if any(side.nans for side in self.sides):
+            lines.append("NaN in the results: " + ", ".join(side.label for side in self.sides if side.nans))
+        lines += self.notes
+        working = [side for side in self.sides if not side.failure]
+        if working:
+            calls = working[0].calls
+            inputs = sorted({text for call in calls for text in call.inputs})
+            count = sum(call.count for call in calls)
+            lines.append(
+                f"one run is the body's {count} call{'s' if count > 1 else ''} of {', '.join(inputs) or 'no inputs'}; "
+                f"{len(working[0].rounds)} rounds of random order, {CONFIDENCE:.0%} intervals, ratios within rounds"
+            )
+        if self.python_seconds > 1e-3:
+            lines.append(f"Python in the cell: {duration(self.python_seconds)}, in no side's time")
+        seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
+        return [*lines, *seen]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a side: the rows of `to_frame`."""
+        rows = []
+        for side in self.sides:
+            row: dict[str, Any] = {"side": side.label, "failure": side.failure}
+            if not side.failure and side.ratio is not None:
+                row.update(
+                    steady=side.steady.value,
+                    low=side.steady.low,
+                    high=side.steady.high,
+                    ratio=side.ratio.value,
+                    ratio_low=side.ratio.low,
+                    ratio_high=side.ratio.high,
+                    compile=sum(call.compile_seconds for call in side.calls),
+                    first=sum(call.first_seconds for call in side.calls),
+                    absolute=side.absolute,
+                    relative=side.relative,
+                    differing=side.differing,
+                )
+            rows.append(row)
+        return rows
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured, samples included."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws."""
+        working = [side for side in self.sides if not side.failure]
+        return [side.label for side in working], [side.steady for side in working]
+
+
+@dataclass(repr=False)
+class SweepResult(Result, Rendered):
+    """A comparison for each value of a name: `points` are (value, its comparison)."""
+
+    name: str
+    points: list[tuple[float, CompareResult]]
+
+    def table(self) -> Table:
+        """A row for each value, a column for each side."""
+        labels = [side.label for side in self.points[0][1].sides]
+        rows = []
+        for value, result in self.points:
+            cells = [shown(side.steady) if not side.failure else "failed" for side in result.sides]
+            rows.append([f"{value:g}", *cells, "" if result.equal else "results differ"])
+        failures = dict.fromkeys(
+            f"{side.label}: {side.failure}" for _, result in self.points for side in result.sides if side.failure
+        )
+        return Table(rows, [self.name, *labels, ""], title=f"time against {self.name}", below="\n".join(failures))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each value and side."""
+        return [{self.name: value, **row} for value, result in self.points for row in result.records()]
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured, samples included."""
+        return {"name": self.name, "points": [[value, result.raw()] for value, result in self.points]}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Time against the value on logarithmic axes, a line for each side with its band; the Matplotlib Axes."""
+        ax = ax if ax is not None else new_axes(6)
+        found: dict[str, list[tuple[float, Estimate]]] = {}
+        for value, result in self.points:
+            for side in result.sides:
+                if not side.failure:
+                    found.setdefault(side.label, []).append((value, side.steady))
+        scale, unit = unit_of([estimate.value for line in found.values() for _, estimate in line])
+        for (label, line), marker in zip(found.items(), itertools.cycle("os^Dv*")):
+            values = [value for value, _ in line]
+            drawn = ax.plot(values, [e.value / scale for _, e in line], marker=marker, label=label, linewidth=2)
+            low, high = [e.low / scale for _, e in line], [min(e.high, 2 * e.value) / scale for _, e in line]
+            ax.fill_between(values, low, high, color=drawn[0].get_color(), alpha=0.2)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xlabel(self.name)
+        ax.set_ylabel(f"time of one run [{unit}]")
+        ax.legend()
+        return ax
+
+
+def compare(
+    *what: Any,
+    feeds: Any = None,
+    budget: float = BUDGET,
+    device: str | None = None,
+    threads: int | str | None = None,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+) -> CompareResult | SweepResult:
+    """The same calls on several engines, or several bodies on one engine. The Python twin of `%%kcompare`.
+
+    `what`: engines' names, and targets as `kernelk.time` takes them. One target is compared on all named engines (all
+    that are installed, if none is named); several on one engine (the active one). A target runs once, on the active
+    engine; its calls are then done again on each side from the state before. `budget`: seconds of running in all.
+    `device`, `threads`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`: {"n": values}
+    runs the body, a function of `n`, for each. The session is afterwards as after the targets' one run.
+    Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
+    """
+    seconds = checked_budget(budget, "compare")
+    names = [one for one in what if isinstance(one, str)]
+    targets = [one for one in what if not isinstance(one, str)]
+    if not targets:
+        raise ArgumentError(
+            "compare: there is nothing to run; e.g. kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
+        )
+    engines = [registry.engine(name).name for name in dict.fromkeys(names)]
+    if len(targets) > 1 and len(engines) > 1:
+        raise ArgumentError(
+            f"compare: {len(targets)} bodies and {len(engines)} engines are too much for one table; "
+            "name one engine, or give one body"
+        )
+    session = current()
+    with session.lock:
+        session.ready_host()
+        if sweep is not None:
+            return _sweep(session, targets, engines, seconds, sweep, device, threads)
+        return _compare(session, targets, engines, feeds, seconds, device, threads)
+
+
+def _sweep(
+    session: Session,
+    targets: list[Any],
+    engines: list[str],
+    budget: float,
+    sweep: Mapping[str, Sequence[float]],
+    device: str | None,
+    threads: int | str | None,
+) -> SweepResult:
+    if len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
+        raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
+    (name, values), body = next(iter(sweep.items())), targets[0]
+    if not len(values):
+        raise ArgumentError(f"compare: the sweep over {name} has no values; e.g. sweep={{'{name}': [128, 256, 512]}}")
+    points = []
+    for value in values:
+        one = _compare(
+            session, [lambda value=value: body(**{name: value})], engines, None, budget / len(values), device, threads
+        )
+        points.append((float(value), one))
+    return SweepResult(name, points)
+
+
+def _compare(
+    session: Session,
+    targets: list[Any],
+    engines: list[str],
+    feeds: Any,
+    budget: float,
+    device: str | None,
+    threads: int | str | None,
+) -> CompareResult:
+    recordings = [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)") for target in targets]
+    several = len(targets) > 1
+    if not engines:
+        engines = [session.active] if several else _installed(session.active)
+    pairs = [(engine, recordings[0]) for engine in engines]
+    labels = list(engines)
+    if several:
+        pairs = [(engines[0], recording) for recording in recordings]
+        labels = _names(targets)
+    python = sum(recording.python_seconds for recording in recordings)
+    result = CompareResult([Side(label) for label in labels], python, budget, several)
+    with _Hosts(session, device, threads) as hosts, restoring(session, recordings) as rewind:
+        work = _Work(session, hosts, rewind, result)
+        for side, (engine, recording) in zip(result.sides, pairs):
+            work.prepare(side, engine, recording)
+        try:
+            work.run(budget)
+        finally:
+            work.close()
+    result.notes += _unequal_conditions(result.sides, threads)
+    return result
+
+
+def _installed(active: str) -> list[str]:
+    """The active engine, then all others that can be had here."""
+    return [active, *(name for name in registry.names() if name != active and registry.installed(name))]
+
+
+def _names(targets: list[Any]) -> list[str]:
+    """What the bodies are called: their functions' names where these tell them apart."""
+    names = [str(getattr(target, "__name__", getattr(target, "name", ""))) for target in targets]
+    if len(set(names)) == len(names) and all(name and name != "<lambda>" for name in names):
+        return names
+    return [f"body {i}" for i in range(1, len(targets) + 1)]
+
+
+def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[str]:
+    """What isn't the same for all sides, in words; `threads` as they were asked for."""
+    notes = []
+    known = [(side.label, side.conditions) for side in sides if side.conditions is not None and not side.failure]
+    if len({conditions.threads for _, conditions in known}) > 1:
+        told = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
+        # What runs in this process has the threads that its library was loaded with.
+        remedy = (
+            "OPENBLAS_NUM_THREADS, set before the notebook's kernel starts, is numpy's" if threads else "--threads N"
+        )
+        notes.append(f"threads aren't the same ({told}): {remedy}")
+    places = {conditions.device.partition(":")[0] for _, conditions in known}
+    if len(places) > 1:
+        told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
+        notes.append(f"devices aren't the same ({told}): --device cpu:0 makes them equal")
+    return notes
+
+
+class _Hosts:
+    """The engines' hosts: the session's own, or others with the options that are asked for, ended at the exit."""
+
+    def __init__(self, session: Session, device: str | None, threads: int | str | None) -> None:
+        self._session = session
+        self._device = device
+        self._threads = threads
+        self._made: dict[str, Host] = {}
+
+    def __enter__(self) -> _Hosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self._made.values():
+            host.stop()
+
+    def started(self, name: str) -> Host:
+        """The host of an engine, started. Raises KernelKError."""
+        session, engine = self._session, registry.engine(name)
+        changes = asked(engine, self._device, self._threads)
+        if not changes or engine.in_kernel:
+            host = session.host(name)
+        elif name in self._made:
+            host = self._made[name]
+        else:
+            options = merged(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+            host = self._made[name] = session.make_host(name, options)
+            host.start()
+            check_honoured(host, options)
+        if not host.started:
+            host.start()
+        return host
+
+
+class _Work:
+    """All sides on their hosts, readied one after the other and then run in turns."""
+
+    def __init__(self, session: Session, hosts: _Hosts, rewind: Any, result: CompareResult) -> None:
+        self._session = session
+        self._hosts = hosts
+        self._rewind = rewind
+        self._result = result
+        self._open = contextlib.ExitStack()
+        self._ready: dict[int, list[Timed]] = {}
+        self._expected: list[list[Array]] | None = None
+
+    def close(self) -> None:
+        """Lets the engines forget what they were given."""
+        self._open.close()
+
+    def prepare(self, side: Side, engine: str, recording: Recording) -> None:
+        """Does the calls once, compares their results with the reference's, and readies them; or notes the failure."""
+        session = self._session
+        try:
+            host = self._hosts.started(engine)
+            side.conditions = Conditions.of(host)
+            self._rewind()
+            self._check(side, self._values(host, recording))
+            self._rewind()
+            timed = [self._open.enter_context(ready(session, host, call)) for call in recording.calls]
+            side.calls = [one.found for one in timed]
+            self._ready[id(side)] = timed
+        except KernelKError as error:
+            side.failure = " ".join(str(error).split())
+
+    def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
+        found = []
+        for call, feeds in recording.sequence:
+            if feeds is not None:
+                program = call.program(self._session, host.ops)
+                values = self._session.execute(host, program, feeds)
+                found.append(values[: len(call.function.outputs)])
+        found.append([self._session.read(variable) for variable in recording.before])
+        return found
+
+    def _check(self, side: Side, values: list[list[Array]]) -> None:
+        flat = [np.asarray(value) for group in values for value in group]
+        side.nans = sum(int(np.isnan(value).sum()) for value in flat if value.dtype.kind == "f")
+        if self._expected is None:
+            self._expected = values
+            return
+        expected = [np.asarray(value) for group in self._expected for value in group]
+        if [value.shape for value in flat] != [value.shape for value in expected]:
+            self._result.notes.append(f"{side.label} has results of other shapes: they aren't compared")
+            return
+        for value, other in zip(flat, expected):
+            with np.errstate(all="ignore"):
+                near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
+            gap = gap_of(other, value, TOLERANCES.get(value.dtype.name, 0.0), near)
+            side.absolute, side.relative = max(side.absolute, gap.absolute), max(side.relative, gap.relative)
+            side.differing += gap.beyond
+
+    def run(self, budget: float) -> None:
+        """Warms the sides up, and runs rounds for the rest of the budget; each round has every side once."""
+        sides = [side for side in self._result.sides if id(side) in self._ready]
+        if not sides:
+            return
+        begin = clock.perf_counter()
+        share = budget / len(sides)
+        longest = min(LONGEST_SAMPLE, share / ROUNDS / max(len(self._ready[id(side)]) for side in sides))
+        for side in sides:
+            timed = self._ready[id(side)]
+            for one in timed:
+                one.warm_up(share * WARM_UP / len(timed), longest)
+        rounds = 0
+        longest_round = 0.0
+        while rounds < MOST_ROUNDS and len(sides) > 0:
+            start = clock.perf_counter()
+            if rounds and start - begin + longest_round > budget:
+                break
+            for side in random.sample(sides, len(sides)):
+                try:
+                    timed = self._ready[id(side)]
+                    side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
+                except KernelKError as error:
+                    side.failure = " ".join(str(error).split())
+            sides = [side for side in sides if not side.failure]
+            longest_round = max(longest_round, clock.perf_counter() - start)
+            rounds += 1
+        reference = self._result.reference
+        for side in sides:
+            assert reference is not None
+            side.ratio = paired_ratio(side.rounds, reference.rounds)
+        self._pay(sides)
+        if rounds < 9 and sides:
+            self._result.notes.append(
+                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few to tell; "
+                f"next: --budget {math.ceil(longest_round * 30 + 1)}"
+            )
+
+    @staticmethod
+    def _pay(sides: list[Side]) -> None:
+        """After how many runs a side that takes longer to build is ahead of the one that is ready first."""
+        if not sides:
+            return
+        first = min(sides, key=lambda side: side.built)
+        for side in sides:
+            gain = first.steady.value - side.steady.value
+            if side is not first and gain > 0:
+                side.pays_after = math.ceil((side.built - first.built) / gain)

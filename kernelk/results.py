@@ -1,0 +1,86 @@
+"""What every result of a measurement can become: a data frame, JSON with all samples, and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import ArgumentError
+from .estimates import Estimate
+
+
+class Result:
+    """A measurement's result; subclasses say what its rows, its raw figures and its bars are."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each row of `to_frame`; seconds are floats."""
+        raise NotImplementedError
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured as plain lists, dicts, strings and numbers."""
+        raise NotImplementedError
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """Labels, and the seconds with their intervals that `plot` draws."""
+        raise NotImplementedError
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of `records`. Raises ArgumentError where pandas isn't installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise ArgumentError("to_frame needs pandas, which isn't installed; next: pip install pandas") from None
+        return pandas.DataFrame(self.records())
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All that was measured, raw samples included, as JSON text; written to `path` as well, if it is given."""
+        text = json.dumps(self.raw(), indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def plot(self, ax: Any = None) -> Any:
+        """A bar for each row with its interval, on a logarithmic axis where they lie far apart; the Matplotlib Axes.
+
+        Raises ArgumentError where Matplotlib isn't installed.
+        """
+        labels, estimates = self.bars()
+        ax = ax if ax is not None else new_axes(len(labels))
+        scale, unit = unit_of([estimate.value for estimate in estimates])
+        values = [estimate.value / scale for estimate in estimates]
+        errors = [
+            [(e.value - e.low) / scale for e in estimates],
+            [min(e.high - e.value, e.value) / scale for e in estimates],
+        ]
+        places = range(len(labels))
+        ax.barh(places, values, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=4)
+        ax.set_yticks(places, labels)
+        ax.invert_yaxis()
+        if min(values) > 0 and max(values) > 30 * min(values):
+            ax.set_xscale("log")
+        for place, value in zip(places, values):
+            ax.annotate(f" {value:.3g} {unit}", (value, place), va="bottom", ha="left", fontsize=12)
+        ax.margins(x=0.25)
+        ax.set_xlabel(f"time of one run [{unit}]")
+        return ax
+
+
+def new_axes(rows: int) -> Any:
+    """Axes that can be read in a lecture hall. Raises ArgumentError where Matplotlib isn't installed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ArgumentError("plot needs Matplotlib, which isn't installed; next: pip install matplotlib") from None
+    with pyplot.rc_context({"font.size": 14}):
+        _, ax = pyplot.subplots(figsize=(10, 1.5 + 0.7 * rows), layout="constrained")
+    return ax
+
+
+def unit_of(seconds: list[float]) -> tuple[float, str]:
+    """The unit that suits the least of these times: its length in seconds, and its name."""
+    least = min(seconds)
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if least >= scale:
+            return scale, unit
+    return 1e-6, "us"
