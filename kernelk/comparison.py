@@ -29,10 +29,10 @@ Array = np.ndarray[Any, Any]
 
 BUDGET = 10.0
 # So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
-ROUNDS = 60
+ROUNDS = 100
 MOST_ROUNDS = 300
 # The longest sample, in seconds, where a run is shorter: whoever is compared gets its turn soon.
-LONGEST_SAMPLE = 0.05
+LONGEST_SAMPLE = 0.03
 
 
 @dataclass

@@ -134,7 +134,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
         if not _evaluable(target):
             raise ArgumentError(
                 f"{asker}: nothing was evaluated, so there is nothing to time; call a K.function or K.eval in the "
-                f"body, or let it end in a tensor"
+                f"body, or let it end in a tensor (to read a variable is no evaluation)"
             )
     roots = roots_of(target, asker)
     phase, fed = known_feeds(target, roots, feeds or {}, asker, magic)

@@ -290,7 +290,7 @@ class Timed:
         return list(reply["samples"])
 
     def in_turn(self, longest: float) -> float:
-        """One sample; where it took far longer than `longest`, the machine has become slower, and the next is shorter."""
+        """One sample; where it took far longer than `longest`, since the machine is busy, the next one is shorter."""
         found = self.found
         sample = self.sample()[0]
         found.samples.append(sample)

@@ -67,7 +67,7 @@ class TimingMagics(Magics):
           %%kcompare tensorflow jax --sweep n=128,256,512
 
         The cell runs once, on the active engine, which stays active. What it returns has .to_frame(), .to_json() and
-        .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"), and kernelk.compare(f, g) for two
+        .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
         bodies on one engine.
         """
         example = "%%kcompare tensorflow theano"
