@@ -226,7 +226,7 @@ def test_the_magic() -> None:
         ],
         KERNELK_BACKEND="numpy",
     )
-    assert "K.dot(a, a)" in cells[2]["out"].splitlines()[-9]
+    assert "line 1: K.dot(a, a): " in cells[2]["out"]
     assert "steady run" in cells[2]["out"]
     assert "2 kinds of calls on numpy" in cells[3]["value"]
     assert "(2, 4) (3, 4)" in cells[4]["out"]
