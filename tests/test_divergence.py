@@ -15,7 +15,7 @@ from support import lacking_engine, run_cells
 
 import kernelk
 from kernelk import backend as K
-from kernelk import divergence
+from kernelk import nodes
 from kernelk.backends.base import CannotLower
 from kernelk.errors import (
     ArgumentError,
@@ -386,8 +386,8 @@ def test_what_is_refused(monkeypatch: Any) -> None:
     refusals: list[tuple[type[KernelKError], str, tuple[Any, ...], dict[str, Any]]] = [
         (UnknownBackendError, "did you mean 'theano'", (y, "teano", "numpy"), {}),
         (ArgumentError, "numpy was named twice", (y, "numpy", "numpy"), {}),
-        (ArgumentError, "nothing to compare in int", (3, "numpy", "theano"), {}),
-        (ArgumentError, "nothing to compare: .*'v'.* holds no op", (v, "numpy", "theano"), {}),
+        (ArgumentError, "int is neither a tensor nor a K.function", (3, "numpy", "theano"), {}),
+        (ArgumentError, "nothing to look at: .*'v'.* holds no op", (v, "numpy", "theano"), {}),
         (ArgumentError, "tolerance is a number like 1e-4, not 'big'", (y, "numpy", "theano"), {"tolerance": "big"}),
         (ArgumentError, "not -1", (y, "numpy", "theano"), {"tolerance": -1}),
         (FeedError, r"has shape \(None, 3\), the fed array \(2, 2\)", (y, "numpy", "theano", {x: np.ones((2, 2))}), {}),
@@ -561,7 +561,7 @@ def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(Session, "execute", watched)
     bound = 40_000
-    monkeypatch.setattr(divergence, "CHUNK_BYTES", bound)
+    monkeypatch.setattr(nodes, "CHUNK_BYTES", bound)
     compiled = {name: list(host.compiled) for name, host in current().hosts.items()}
     parts = kernelk.diff(call, a, b, fed)
     assert {name: list(host.compiled) for name, host in current().hosts.items()} == compiled
@@ -587,7 +587,7 @@ def test_parts_make_no_difference(bound: int, monkeypatch: Any) -> None:
     call, fed = of_many_values(), {"x": np.random.RandomState(1).rand(10, 50)}
     K.set_random_seed(3)
     whole = kernelk.diff(call, "numpy", other, fed)
-    monkeypatch.setattr(divergence, "CHUNK_BYTES", bound)
+    monkeypatch.setattr(nodes, "CHUNK_BYTES", bound)
     parts = kernelk.diff(call, "numpy", other, fed)
     assert [parts.rows, parts.origins, parts.results] == [whole.rows, whole.origins, whole.results]
     assert parts.first is parts.culprit

@@ -1,0 +1,175 @@
+"""The nodes behind some tensors, each by itself: for what looks at every op, such as the divergence finder."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, WorkerDiedError
+from .function import Function
+from .graph import Placeholder, Tensor
+from .host import Host
+from .ops.creation import placeholder
+from .ops.random import SEEDS
+from .ops.rules import RULES
+from .program import Instruction, Program
+from .session import Session
+
+Array = np.ndarray[Any, Any]
+
+# Of one engine's values so many are held at once, unless those of one op and its operands are more. What comes after is
+# computed by another call, with all that it needs.
+CHUNK_BYTES = 1 << 28
+
+
+@contextlib.contextmanager
+def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
+    """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
+    counter = SEEDS.counter
+    try:
+        with forgetting({*hosts, session.host("numpy")}):
+            yield
+    finally:
+        SEEDS.counter = counter
+
+
+@contextlib.contextmanager
+def forgetting(hosts: Iterable[Host]) -> Iterator[None]:
+    """Lets the engines forget what they compile meanwhile."""
+    before = [(host, set(host.compiled)) for host in hosts]
+    try:
+        yield
+    finally:
+        for host, known in before:
+            new = [key for key in host.compiled if key not in known]
+            if new:
+                with contextlib.suppress(WorkerDiedError), host.held():
+                    host.release_programs(new)
+
+
+class Nodes:
+    """All nodes of some tensors, by their numbers in the neutral program: their operands, shapes, and values on a host.
+
+    Every op stands as the user's lines recorded it, however the engines compose it.
+    """
+
+    def __init__(
+        self, session: Session, roots: list[Tensor], phase: int, feeds: dict[Placeholder, Array], asker: str
+    ) -> None:
+        self._session = session
+        self._roots = roots
+        self._phase = phase
+        self._counter = SEEDS.counter
+        self._placeholders = list(feeds)
+        self._feeds = list(feeds.values())
+        # With every op "native", no composite is written out: one node for each op that the user's lines recorded.
+        call = Function(self._placeholders, roots, live=False)
+        self._program: Program = call.program_for(session, frozenset(RULES), phase, self._feeds)
+        program = self._program
+        if not program.instructions and not program.draws:
+            raise ArgumentError(
+                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} holds no op, only values that "
+                f"every engine is given bit for bit"
+            )
+        leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
+        self._nodes = [*leaves, *(x.node for x in program.instructions)]
+        self._operands = [*([()] * len(leaves)), *(self._operands_of(x) for x in program.instructions)]
+        self._shapes = program.infer([feed.shape for feed in self._feeds])
+        first_draw, first_constant = len(program.inputs) + len(program.slots), program.first - len(program.constants)
+        # The numbers of what engines compute. A loop has no value but those of its items.
+        self._computed = [
+            n
+            for n in (*range(first_draw, first_constant), *range(program.first, len(self._nodes)))
+            if self._nodes[n].op != "scan"
+        ]
+        # A draw of a loop's steps is made for all of them only where the loop runs: with one of its items.
+        self._with: dict[int, int] = {}
+        for number, node in enumerate(self._nodes):
+            if node.op == "item":
+                inputs = [n for n in self._operands[number] if first_draw <= n < first_constant]
+                self._with.update((n, number) for n in inputs if n not in self._with)
+
+    def _given(self, number: int) -> Array | None:
+        """The value of a node that isn't computed: fed, a variable's or a constant's."""
+        program = self._program
+        slots = number - len(program.inputs)
+        constants = number - (program.first - len(program.constants))
+        if slots < 0:
+            return self._feeds[number]
+        if slots < len(program.slots):
+            return self._session.read(program.slots[slots])
+        if 0 <= constants < len(program.constants):
+            return program.constants[constants].array
+        return None
+
+    def _bytes(self, numbers: Iterable[int]) -> int:
+        """What the values of computed nodes take."""
+        return sum(math.prod(self._shapes[n]) * np.dtype(self._nodes[n].dtype).itemsize for n in numbers)
+
+    def _chunks(self) -> Iterator[tuple[list[int], list[int]]]:
+        """(nodes, what else they need to be compared): all nodes in order, as many at a time as CHUNK_BYTES allow."""
+        computed = set(self._computed)
+        chunk: list[int] = []
+        held: set[int] = set()
+        size = 0
+        for number in self._computed:
+            needed = computed.intersection((number, *self._operands[number], self._with.get(number, number)))
+            more = self._bytes(needed - held)
+            if chunk and size + more > CHUNK_BYTES:
+                yield chunk, sorted(held.difference(chunk))
+                chunk, held, size = [], set(), 0
+                more = self._bytes(needed)
+            chunk.append(number)
+            held |= needed
+            size += more
+        yield chunk, sorted(held.difference(chunk))
+
+    def _run(
+        self, host: Host, inputs: Sequence[Placeholder], outputs: Sequence[Tensor], feeds: list[Array]
+    ) -> list[Array]:
+        """The outputs' values from one program on this host, with the draws that the session's next call would get."""
+        SEEDS.counter = self._counter
+        program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
+        SEEDS.counter = self._counter
+        with forgetting([host]):
+            return self._session.execute(host, program, feeds, commit=False)[: len(outputs)]
+
+    def _values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:
+        """What the host makes of these nodes."""
+        return dict(zip(numbers, self._run(host, self._placeholders, [self._nodes[n] for n in numbers], self._feeds)))
+
+    def alone(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Placeholder]]:
+        """Each of these nodes as an op by itself, and the placeholders that stand for its computed or fed operands.
+
+        What is no op that can stand alone (a draw, a loop and its items) is left out.
+        """
+        program = self._program
+        leaves: dict[int, Tensor] = {}
+        fed: dict[int, Placeholder] = {}
+        slots = len(program.inputs)
+        constants = program.first - len(program.constants)
+        leaves.update((slots + i, variable) for i, variable in enumerate(program.slots))
+        leaves.update((constants + i, node) for i, node in enumerate(program.constants))
+        found: dict[int, Tensor] = {}
+        for number in numbers:
+            if number < program.first:
+                continue
+            node, inputs, attrs, _ = program.instructions[number - program.first]
+            if type(node) is not Tensor or node.op == "item":
+                continue
+            for n in inputs:
+                if n not in leaves:
+                    leaves[n] = fed[n] = placeholder(self._shapes[n], dtype=self._nodes[n].dtype)
+            operands = tuple(leaves[n] for n in inputs)
+            found[number] = Tensor(node.op, operands, attrs, self._shapes[number], node.dtype, node.source, node.name)
+        return found, fed
+
+    def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
+        """What an instruction is computed from; of a loop's item that is what the loop is."""
+        if instruction.node.op != "item":
+            return instruction.inputs
+        return self._program.instructions[instruction.inputs[0] - self._program.first].inputs
