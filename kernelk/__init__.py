@@ -34,6 +34,7 @@ _LAZY = {
     "diff": "divergence",
     "time": "timing",
     "compare": "comparison",
+    "profile": "profiling",
     "install": "environments",
     "uninstall": "environments",
     "doctor": "health",

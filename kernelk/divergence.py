@@ -297,12 +297,12 @@ class _Comparison(Nodes):
         alone, fed = self.alone(numbers)
         if not alone:
             return {}
-        feeds = [known[n] if n in known else self._feeds[n] for n in fed]
-        return dict(zip(alone, self._run(self._hosts[1], list(fed.values()), list(alone.values()), feeds)))
+        feeds = [known[n] if n in known else self.feeds[n] for n in fed]
+        return dict(zip(alone, self.run(self._hosts[1], list(fed.values()), list(alone.values()), feeds)))
 
     def report(self, tolerance: float | None) -> DiffReport:
         """Compares value by value."""
-        program = self._program
+        program = self.program
         engines = (self._hosts[0].engine.name, self._hosts[1].engine.name)
         result = DiffReport(engines, self._phase, tolerance)
         rows: dict[int, int] = {}
@@ -316,8 +316,8 @@ class _Comparison(Nodes):
                 # Constants were written down, infinities too, and are the same everywhere.
                 self._sizes[number] = _size(given)
                 self._ranges[number] = (_range(given),) * 2
-        for numbers, more in self._chunks():
-            result.chunk_bytes.append(self._bytes([*numbers, *more]))
+        for numbers, more in self.chunks():
+            result.chunk_bytes.append(self.bytes([*numbers, *more]))
             self._compare_chunk(result, rows, numbers, more)
         result.asked = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
         for n, x, y in self._results():
@@ -328,7 +328,7 @@ class _Comparison(Nodes):
 
     def _compare_chunk(self, result: DiffReport, rows: dict[int, int], numbers: list[int], more: list[int]) -> None:
         # In their order: a loop's draw is its steps' only if it is asked for before the loop.
-        known, others = (self._values(host, sorted([*more, *numbers])) for host in self._hosts)
+        known, others = (self.values(host, sorted([*more, *numbers])) for host in self._hosts)
         alone: dict[int, Array] = {}
         if not result.own_failure:
             try:
@@ -344,7 +344,7 @@ class _Comparison(Nodes):
         self, result: DiffReport, rows: dict[int, int], number: int, a: Array, b: Array, alone: Array | None
     ) -> None:
         """Adds the row of a node, which has the values `a` and `b`."""
-        node, inputs = self._nodes[number], self._operands[number]
+        node, inputs = self.nodes[number], self.operands[number]
         self._sizes[number] = near = _size(a)
         self._ranges[number] = (_range(a), _range(b))
         if node.op.startswith(_CANCELLING):
@@ -373,7 +373,7 @@ class _Comparison(Nodes):
             begins = []
             for side in (0, 1):
                 here = self._ranges[number][side]
-                behind = [self._ranges[n][side] for n in self._operands[number]]
+                behind = [self._ranges[n][side] for n in self.operands[number]]
                 if kind == "NaN":
                     begins.append(here.nans and not any(span.nans for span in behind))
                 else:
@@ -381,17 +381,17 @@ class _Comparison(Nodes):
             if any(begins):
                 side = 0 if begins[0] else 1
                 named = tuple(engine for engine, here in zip(result.engines, begins) if here)
-                inputs = tuple((self._nodes[n].name, self._ranges[n][side]) for n in self._operands[number])
+                inputs = tuple((self.nodes[n].name, self._ranges[n][side]) for n in self.operands[number])
                 result.origins.append(Origin(kind, row, named, inputs))
 
     def _results(self) -> list[tuple[float, Array, Array]]:
         """What was asked for as each engine makes it ordinarily, with the size against which it is measured."""
-        made = [self._run(host, self._placeholders, self._roots, self._feeds) for host in self._hosts]
+        made = [self.run(host, self.placeholders, self._roots, self.feeds) for host in self._hosts]
         sizes = []
-        for n, value in zip(self._program.outputs, made[0]):
+        for n, value in zip(self.program.outputs, made[0]):
             near = _size(value)
-            if self._nodes[n].op.startswith(_CANCELLING) and self._operands[n]:
-                near = max(near, *(self._sizes[m] for m in self._operands[n]))
+            if self.nodes[n].op.startswith(_CANCELLING) and self.operands[n]:
+                near = max(near, *(self._sizes[m] for m in self.operands[n]))
             sizes.append(near)
         return list(zip(sizes, *made))
 

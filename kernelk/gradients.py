@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -58,6 +60,7 @@ def gradients(loss: Any, variables: Any) -> Any:
             raise ArgumentError(f"gradients: expected tensors to differentiate by, not {type(target).__name__}")
     for tensor in (loss, *targets):
         check_generation(tensor)
+    begin = mark()
     seeds = [(loss, apply_ones(loss))]
     found, by_phase = _backwards(seeds, targets, 0)
     if by_phase:
@@ -66,7 +69,18 @@ def gradients(loss: Any, variables: Any) -> Any:
         pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
         found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
     results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
+    _SPANS.append((begin, mark()))
     return results[0] if single else results
+
+
+# Between which numbers the nodes lie that `gradients` has made, one pair for each of its calls, in order.
+_SPANS: list[tuple[int, int]] = []
+
+
+def of_a_gradient(node: Tensor) -> bool:
+    """Whether `gradients` has made this node."""
+    place = bisect.bisect_right(_SPANS, (node.uid, sys.maxsize)) - 1
+    return place >= 0 and _SPANS[place][0] < node.uid < _SPANS[place][1]
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The magics that measure: `%ktime` and `%%kcompare`; each has a Python twin that does the work."""
+"""The magics that measure: `%ktime`, `%kprofile` and `%%kcompare`; each has a Python twin that does the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TimingMagics(Magics):
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments()
-    @argument("--budget", metavar="S", default="2", help="seconds of running, beside compiling (2)")
+    @argument("--budget", metavar="S", help="seconds of running, beside compiling (2)")
     @line_cell_magic
     def ktime(self, line: str, cell: str | None = None) -> Any:
         """Times an expression, or a cell, on the active engine: to build, to run first, to run when warm, to hand over.
@@ -35,19 +35,37 @@ class TimingMagics(Magics):
 
         What it returns has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
         """
-        example = "%ktime K.dot(a, b)"
-        budget, text = "2", line
-        if cell is None:
+        return self._measured(kernelk.time, self.ktime, line, cell)
+
+    @no_var_expand
+    @magic_arguments()
+    @argument("--budget", metavar="S", help="seconds of running, beside compiling (5)")
+    @line_cell_magic
+    def kprofile(self, line: str, cell: str | None = None) -> Any:
+        """Times each op of a call by itself, on its real inputs, beside the call as the engine compiles it.
+
+        Examples::
+
+          %kprofile f([x])                 each op of a call of a K.function, with your lines
+          %kprofile K.softmax(y)           a tensor: it is evaluated
+          %%kprofile --budget 20           the call of the cell that takes longest
+
+        What it returns has .ops, .to_frame(), .to_json() and .plot(). Python twin: kernelk.profile(lambda: f([x])).
+        """
+        return self._measured(kernelk.profile, self.kprofile, line, cell)
+
+    def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
+        """What the twin makes of the line's expression or the cell, with the line's budget."""
+        name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
+        budget, text = None, line if cell is None else cell
+        if cell is not None:
+            budget = parse(magic, line, "no arguments but options; the code is the cell", name).budget
+        else:
             found = re.match(r"\s*--budget(?:\s+|=)(\S+)\s*(.*)$", line, re.DOTALL)
             if found is not None:
                 budget, text = found[1], found[2]
-        else:
-            budget, text = (
-                parse(self.ktime, line, "no arguments but options; the code is the cell", "%%ktime").budget,
-                cell,
-            )
-        magic = "%ktime" if cell is None else "%%ktime"
-        return kernelk.time(body(self.shell, text, magic, example), budget=budget)  # type: ignore[arg-type]
+        run = body(self.shell, text, name, f"%{magic.__name__} K.dot(a, b)")  # type: ignore[arg-type]
+        return twin(run) if budget is None else twin(run, budget=budget)
 
     @no_var_expand
     @magic_arguments()
