@@ -64,7 +64,7 @@ _UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Machine:
-    """What the engine reaches here on large arrays: FLOP a second in a float32 matmul, bytes a second in an addition."""
+    """What the engine reaches here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
 
     flops: float
     bandwidth: float
@@ -241,8 +241,8 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET) -> ProfileRe
 
 def _timed(
     session: Session, host: Host, outputs: list[Tensor], fed: list[tuple[Any, Array]], budget: float
-) -> Estimate:
-    """A run of these outputs by themselves. Raises KernelKError."""
+) -> CallTime:
+    """Runs of these outputs by themselves. Raises KernelKError."""
     function = Function([x for x, _ in fed], outputs, live=False)
     alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
     with ready(session, host, alone) as timed:
