@@ -187,7 +187,7 @@ class WorkerHost(Host):
             warn_again(self.engine.title, warned, self.log)
 
     def _hints(self, doing: str) -> list[str]:
-        return ["Ctrl-C cancels"]
+        return ["Ctrl-C cancels", *(self.facts.get("while_compiling", ()) if doing == "compiling" else ())]
 
     def held(self) -> HeldInterrupt:
         """Ctrl-C waits up to 2 seconds for the call to end; then, or at a second one, the worker is ended."""
