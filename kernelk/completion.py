@@ -11,9 +11,10 @@ from typing import Any
 from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
-from . import registry
+from . import config, registry
 from .arguments import options
 from .engines import DEFAULT
+from .errors import KernelKError
 
 _LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%?(kbackend|kdiff)\s(.*)$", re.DOTALL)
 
@@ -32,6 +33,9 @@ def matcher(magics: Any) -> Any:
         # Nothing that the other matchers know belongs on %kbackend's line, and Jedi would take its time to say so.
         alone = found[1] == "kbackend" or any(text.startswith(word) for text in offered)
         fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
+        if alone and not fitting:
+            # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
+            fitting = [SimpleCompletion(word)]
         # IPython would take "cpu:0" for two words.
         return {"completions": fitting, "matched_fragment": word, "suppress": alone}
 
@@ -40,20 +44,32 @@ def matcher(magics: Any) -> Any:
 
 def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     last = before[-1] if before else ""
-    listing = next((name for name in reversed(before) if name.startswith("--")), "")
     named = next((name for name in before if name in registry.names()), None)
+    actions = [f"--{name}" for name in magics.actions]
+    action = next((name for name in before if name in actions), None)
+    if action is not None:
+        # Names go with it and no option: one, or as many as there are.
+        more = action in ("--install", "--doctor") or (last == action and action != "--list")
+        return [name for name in registry.names() if name not in before] if more else []
     if last == "--device":
         return [*devices(named), DEFAULT]
     if last == "--threads":
         count = os.cpu_count() or 1
         return [*(str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)), DEFAULT]
-    if word.startswith("-"):
-        return [name for name in options(magics.kbackend) if name not in before]
-    if not before or last in ("--stop", "--log") or listing in ("--install", "--doctor"):
-        return [name for name in registry.names() if name not in before]
-    if named is None:
+    if named is None and not word.startswith("-"):
         return registry.names()
-    return [name for name in options(magics.kbackend) if name not in before]
+    left_out = {*before, *(actions if before else ())}
+    if not _compiles_c(named):
+        left_out.update(("--compiler", "--no-compiler"))
+    return [name for name in options(magics.kbackend) if name not in left_out]
+
+
+def _compiles_c(name: str | None) -> bool:
+    session = _session()
+    try:
+        return registry.engine(name or (session.active if session else config.chosen_backend()[0])).compiles_c
+    except KernelKError:
+        return False
 
 
 def _diff(before: list[str], word: str) -> Iterable[str]:
@@ -67,11 +83,15 @@ def _diff(before: list[str], word: str) -> Iterable[str]:
 
 def devices(name: str | None) -> list[str]:
     """The devices of an engine (the active one by default): all where it has been started, else those it surely has."""
-    # Without a session no engine has been started, and to import it would take longer than a Tab may.
-    loaded = sys.modules.get("kernelk.session")
-    session = loaded.current() if loaded is not None else None
+    session = _session()
     host = session.hosts.get(name or session.active) if session is not None else None
     return list(host.facts.get("devices", ())) if host is not None and host.facts else ["cpu:0"]
+
+
+def _session() -> Any:
+    # Without a session no engine has been started, and to import it would take longer than a Tab may.
+    loaded = sys.modules.get("kernelk.session")
+    return loaded.current() if loaded is not None else None
 
 
 def load(shell: InteractiveShell, magics: Any) -> None:

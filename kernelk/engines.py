@@ -15,6 +15,7 @@ class Engine:
 
     `module`: one of `kernelk.backends`, or a third party's by its full name ("package.module").
     `in_kernel`: it always runs in the notebook's own process; `in_kernel_too`: it may, where its user asks for it.
+    `compiles_c`: what it makes of a program is C code where there is a compiler, and its user may do without.
     `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
     `kernelk install` builds for it.
     """
@@ -25,6 +26,7 @@ class Engine:
     backend: str
     in_kernel: bool = False
     in_kernel_too: bool = False
+    compiles_c: bool = False
     imports: str | None = None
     recipe: str | None = None
     install: str = ""
@@ -83,7 +85,13 @@ TORCH = Engine(
     install='pip install "kernelk[torch]"',
 )
 THEANO = Engine(
-    "theano", "Theano", "theano_backend", "TheanoBackend", recipe="theano", install="kernelk install theano"
+    "theano",
+    "Theano",
+    "theano_backend",
+    "TheanoBackend",
+    compiles_c=True,
+    recipe="theano",
+    install="kernelk install theano",
 )
 CNTK = Engine("cntk", "CNTK", "cntk_backend", "CNTKBackend", recipe="cntk", install="kernelk install cntk")
 JAX = Engine(

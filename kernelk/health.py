@@ -240,7 +240,7 @@ def _hint(mode: str) -> dict[str, Any]:
     if "g++ isn't found" not in mode:
         return {}
     get = "`apt install g++`" if shutil.which("apt") else "`conda install -c conda-forge cxx-compiler`"
-    return {"problem": "without a C++ compiler it runs, but slowly (convolutions 150 times)", "next": get}
+    return {"problem": "without a C++ compiler it runs, but some 2 times slower", "next": get}
 
 
 def _step(session: Session, host: Host) -> str:

@@ -23,6 +23,7 @@ from .bounds import drop_oldest
 from .engines import Engine
 from .errors import ArgumentError, BackendNotInstalledError, EngineError
 from .interrupts import HeldInterrupt
+from .progress import waiting
 from .storage import Slots, Storage
 
 # A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
@@ -91,6 +92,14 @@ class Host:
     def held(self) -> contextlib.AbstractContextManager[Any]:
         """Around requests and the commit of what they did: Ctrl-C can't come between the two."""
         raise NotImplementedError
+
+    def waiting(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """Around what may take seconds ("starting", "compiling"): the user sees a line that counts them."""
+        return waiting(f"{self.engine.title} is {doing}", self._hints(doing))
+
+    def _hints(self, doing: str) -> list[str]:
+        """What the user can do about it."""
+        return []
 
     def listen(self) -> None:
         """From here on, what the engine prints and warns of is the present call's."""
@@ -232,7 +241,7 @@ class LocalHost(Host):
         if self._executor is None:
             begin = time.perf_counter()
             # Half an imported library can't be imported again: Ctrl-C waits for all of it.
-            with HeldInterrupt(_let_it_end, 0.0), np.errstate(all="ignore"):
+            with HeldInterrupt(_let_it_end, 0.0), np.errstate(all="ignore"), self.waiting("starting"):
                 self._executor = self._started_executor()
             self.start_seconds = time.perf_counter() - begin
             for note in self.facts.get("notes", ()):

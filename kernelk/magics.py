@@ -30,12 +30,25 @@ def _install(names: list[str]) -> None:
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
+    @property
+    def actions(self) -> dict[str, Callable[[Any], Any]]:
+        """What `%kbackend` does beside choosing an engine; an option's value, where it was given, is the argument."""
+        return {
+            "list": lambda _: kernelk.list_backends(),
+            "stop": lambda name: kernelk.stop_backend(name),
+            "install": _install,
+            "doctor": lambda names: kernelk.doctor(names),
+            "log": lambda name: kernelk.log(name or None),
+        }
+
     @magic_arguments()
     @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
     @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
     @argument("--threads", metavar="N", help="how many threads it may use; or default")
     @argument("--in-kernel", action="store_true", help="run it in the notebook's own process")
     @argument("--worker", action="store_true", help="run it in a process of its own, as is the default")
+    @argument("--no-compiler", action="store_true", help="Theano: compile no C; it answers at once, and slower")
+    @argument("--compiler", action="store_true", help="with the C compiler again, as is the default")
     @argument("--save", action="store_true", help="keras.json chooses this engine from now on")
     @argument("--list", action="store_true", help="the table of engines")
     @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
@@ -54,6 +67,8 @@ class KernelKMagics(Magics):
           %kbackend jax --device cuda:0     on that device
           %kbackend --threads default       the active engine decides again
           %kbackend torch --in-kernel       in the notebook's own process: tensors pass without a copy
+          %kbackend theano --no-compiler    compiles no C: the first answer comes at once, all later ones slower
+          %kbackend theano --compiler       takes that back
           %kbackend tensorflow --save       and in every session from now on
           %kbackend --stop torch            gives its memory back; it starts again when it is needed
           %kbackend --install theano cntk   builds their environments
@@ -61,45 +76,43 @@ class KernelKMagics(Magics):
           %kbackend --log cntk              what CNTK's worker said lately, also after it ended
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
-        save=True), `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"),
-        kernelk.doctor(), kernelk.log("cntk").
+        save=True), kernelk.set_backend("theano", compiler=False), `with kernelk.using("torch"):`,
+        kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
         """
         given = parse(self.kbackend, line, "one engine's name", "%kbackend tensorflow")
-        # What does something else than choosing an engine; each option's value, where it was given, is its argument.
-        actions: dict[str, Callable[[Any], Any]] = {
-            "list": lambda _: kernelk.list_backends(),
-            "stop": lambda name: kernelk.stop_backend(name),
-            "install": _install,
-            "doctor": lambda names: kernelk.doctor(names),
-            "log": lambda name: kernelk.log(name or None),
-        }
         asked = [name for name, value in vars(given).items() if value not in (None, False)]
-        chosen = [name for name in asked if name in actions]
+        chosen = [name for name in asked if name in self.actions]
         if chosen:
             if len(asked) > 1:
                 raise ArgumentError(
                     f"%kbackend --{chosen[0]} goes with no other option or name, and {line.strip()!r} has more; "
                     "next: one %kbackend for each"
                 )
-            return actions[chosen[0]](getattr(given, chosen[0]))
+            return self.actions[chosen[0]](getattr(given, chosen[0]))
         if not asked:
             return kernelk.list_backends()
-        if given.in_kernel and given.worker:
-            raise ArgumentError(
-                "%kbackend: --in-kernel and --worker exclude one another; e.g. %kbackend torch --worker"
-            )
+        in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
+        compiler = self._either(
+            given.compiler, given.no_compiler, "--compiler and --no-compiler", "theano --no-compiler"
+        )
         from . import config, registry
         from .options import asked as options
         from .session import current
         from .swap import swap
 
         name = current().active if given.name is None else given.name
-        in_kernel = True if given.in_kernel else False if given.worker else None
-        changes = options(registry.engine(name), given.device, given.threads, in_kernel)
+        changes = options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
         report = swap(current(), name, "%kbackend", changes)
         if given.save:
             report.saved = config.save_backend(name)
         return report
+
+    @staticmethod
+    def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
+        """True, False, or None where neither of two options is given."""
+        if yes and no:
+            raise ArgumentError(f"%kbackend: {both} exclude one another; e.g. %kbackend {example}")
+        return True if yes else False if no else None
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand

@@ -1,14 +1,16 @@
-"""What a user asks of an engine (device, threads, in the kernel or in a worker), checked before any is started."""
+"""What a user asks of an engine (device, threads, placement, compiler), checked before any is started."""
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from typing import Any
 
+from . import registry
 from .backends.base import OptionError, chosen_device
 from .engines import DEFAULT, Engine
-from .errors import ArgumentError
+from .errors import ArgumentError, BackendNotInstalledError
 from .host import Host
 
 
@@ -17,7 +19,13 @@ def most_threads() -> int:
     return max(16, 4 * (os.cpu_count() or 1))
 
 
-def asked(engine: Engine, device: Any = None, threads: Any = None, in_kernel: bool | None = None) -> dict[str, Any]:
+def asked(
+    engine: Engine,
+    device: Any = None,
+    threads: Any = None,
+    in_kernel: bool | None = None,
+    compiler: bool | None = None,
+) -> dict[str, Any]:
     """The options of an engine that a user wants changed; None leaves one as it is, "default" takes it back.
 
     In the result None means taken back. Raises ArgumentError for what no engine, or not this one, can have.
@@ -43,7 +51,27 @@ def asked(engine: Engine, device: Any = None, threads: Any = None, in_kernel: bo
                 )
         else:
             changes["in_kernel"] = True if in_kernel else None
+    if compiler is not None:
+        if not isinstance(compiler, bool):
+            raise ArgumentError(f"compiler={compiler!r} isn't allowed: allowed are True, False and None")
+        if not engine.compiles_c:
+            raise ArgumentError(
+                f"{engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
+                f"{', '.join(that_compile_c())}; next: %kbackend {engine.name}"
+            )
+        changes["compiler"] = None if compiler else ""
     return changes
+
+
+def that_compile_c() -> list[str]:
+    """The names of engines that a user may let go without their C compiler."""
+    found = []
+    for name in registry.names():
+        # A third party's description that can't be loaded is told of where it is asked for.
+        with contextlib.suppress(BackendNotInstalledError):
+            if registry.engine(name).compiles_c:
+                found.append(name)
+    return found
 
 
 def _threads(engine: Engine, threads: Any) -> int:

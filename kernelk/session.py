@@ -244,9 +244,10 @@ class Session(HasTraits):
         constants = [node.array for node in program.constants]
         references = self._place(constants)
         try:
-            reply = host.request(
-                {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
-            )
+            with host.waiting("compiling"):
+                reply = host.request(
+                    {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
+                )
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
         host.remember(specialisation.key, reply)

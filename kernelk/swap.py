@@ -105,18 +105,20 @@ def set_backend(
     threads: int | str | None = None,
     in_kernel: bool | None = None,
     save: bool = False,
+    compiler: bool | None = None,
 ) -> SwapReport:
     """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
 
     `device`: as the engine lists it, such as "cpu:0". `threads`: how many it may use. `in_kernel`: whether it runs in
-    the notebook's own process. What isn't given stays as it was asked for before; "default" leaves a device or a number
-    of threads to the engine again. An engine that runs with other options is started anew beside the old one, takes
-    the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
+    the notebook's own process. `compiler`: False has Theano compile no C, which answers at once and computes slower.
+    What isn't given stays as it was asked for before; "default" leaves a device or a number of threads to the engine
+    again, and compiler=True the search for a compiler. An engine that runs with other options is started anew beside
+    the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
 
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
-    changes = asked(registry.engine(name), device, threads, in_kernel)
+    changes = asked(registry.engine(name), device, threads, in_kernel, compiler)
     report = swap(current(), name, "set_backend", changes)
     if save:
         report.saved = config.save_backend(name)
@@ -198,6 +200,7 @@ def using(
     device: str | None = None,
     threads: int | str | None = None,
     in_kernel: bool | None = None,
+    compiler: bool | None = None,
 ) -> Iterator[SwapReport]:
     """`with kernelk.using("theano"):` has that engine active inside; arguments and errors are those of `set_backend`.
 
@@ -207,7 +210,7 @@ def using(
     session = current()
     with session.lock:
         before = _Choice(session)
-    changes = asked(registry.engine(name), device, threads, in_kernel)
+    changes = asked(registry.engine(name), device, threads, in_kernel, compiler)
     try:
         yield swap(session, name, "using", changes)
     finally:

@@ -108,8 +108,9 @@ class WorkerHost(Host):
         begin = time.perf_counter()
         with self.held():
             try:
-                self._launch()
-                self._welcome(self._receive())
+                with self.waiting("starting"):
+                    self._launch()
+                    self._welcome(self._receive())
             except WorkerDiedError as error:
                 words = self._last_words()
                 self.stop()
@@ -184,6 +185,9 @@ class WorkerHost(Host):
         if self._warned:
             warned, self._warned = self._warned, []
             warn_again(self.engine.title, warned, self.log)
+
+    def _hints(self, doing: str) -> list[str]:
+        return ["Ctrl-C cancels", *(self.facts.get("while_compiling", ()) if doing == "compiling" else ())]
 
     def held(self) -> HeldInterrupt:
         """Ctrl-C waits up to 2 seconds for the call to end; then, or at a second one, the worker is ended."""

@@ -142,6 +142,57 @@ def test_what_numpy_says_of_its_threads_and_refuses() -> None:
     work.goes_on()
 
 
+@pytest.mark.compiled_theano
+def test_theano_with_and_without_its_compiler_at_any_time() -> None:
+    activate("theano")
+    kernelk.set_backend("theano", compiler=True)
+    work = Work()
+    work.goes_on()
+    assert current().host().facts["mode"].startswith("C, ")
+    before = current().host().pid
+    report = kernelk.set_backend("theano", compiler=False)
+    assert (report.restarted, report.facts["mode"], report.options) == (True, "no compiler", {"compiler": ""})
+    assert "no compiler" in repr(report)
+    pid = current().host().pid
+    assert before is not None
+    assert (pid == before, alive(before)) == (False, False)
+    work.goes_on()
+    (row,) = [row for row in kernelk.list_backends().engines if row.name == "theano"]
+    assert (row.note, row.options) == ("no compiler", {"compiler": ""})
+    # It stays with the engine: other options, swaps, a stop.
+    assert repr(kernelk.set_backend("theano", compiler=False)) == "theano is active already"
+    assert current().host().pid == pid
+    kernelk.set_backend("numpy")
+    kernelk.stop_backend("theano")
+    assert kernelk.set_backend("theano", threads=1).facts["mode"] == "no compiler"
+    work.goes_on()
+    with kernelk.using("theano", compiler=True) as report:
+        assert report.facts["mode"].startswith("C, ")
+        work.goes_on()
+    assert current().host().facts["mode"] == "no compiler"
+    assert current().engine_options["theano"] == {"compiler": "", "threads": 1}
+    work.goes_on()
+    kernelk.set_backend("theano", compiler=True)
+    assert current().engine_options["theano"] == {"threads": 1}
+    work.goes_on()
+
+
+def test_other_engines_have_no_compiler_to_do_without(backend: str) -> None:
+    if backend == "theano":
+        pytest.skip("it has one")
+    host = current().host()
+    for compiler in (True, False):
+        with pytest.raises(ArgumentError) as caught:
+            kernelk.set_backend(backend, compiler=compiler)
+        assert str(caught.value) == (
+            f"{host.engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
+            f"theano; next: %kbackend {backend}"
+        )
+        assert current().host() is host
+    with pytest.raises(ArgumentError, match="allowed are True, False and None"):
+        kernelk.set_backend("theano", compiler="g++")  # type: ignore[arg-type]
+
+
 def _second_worker(do: Callable[[int], object]) -> threading.Thread:
     """Does something with the process id of the next worker to be started, as soon as there is one."""
     known = {host.pid for host in worker_host._running}
@@ -344,6 +395,10 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
         "%kbackend torch --worker",
         "print(f([])[0].tolist())",
         "%kbackend --install numpy",
+        "%kbackend theano --no-compiler",
+        "%kbackend",
+        "%kbackend theano --compiler",
+        "print(f([])[0].tolist())",
         "print(get_ipython().object_inspect_text('kbackend'))",
     ]
     found = run_cells(cells, KERNELK_BACKEND="numpy", KERAS_HOME=str(tmp_path))
@@ -367,8 +422,12 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
     assert "PyTorch itself stays imported in the notebook's process" in values[13]
     assert found[15]["out"] == "[4.0]\n"
     assert "already installed" in found[16]["out"]
-    for words in ("%kbackend torch --threads 2", "--in-kernel", "kernelk.stop_backend"):
-        assert words in found[17]["out"]
+    assert "no compiler" in values[17]
+    assert "theano: no compiler" in values[18]
+    assert "theano restarted" in values[19]
+    assert found[20]["out"] == "[5.0]\n"
+    for words in ("%kbackend torch --threads 2", "--in-kernel", "--no-compiler", "kernelk.stop_backend"):
+        assert words in found[21]["out"]
 
 
 REFUSED = [
@@ -382,6 +441,12 @@ REFUSED = [
     ("cntk --in-kernel", "next: %kbackend cntk, which gives it a worker"),
     ("numpy --worker", "numpy has no worker"),
     ("numpy --threads 2", "set OPENBLAS_NUM_THREADS"),
+    (
+        "theano --compiler --no-compiler",
+        "--compiler and --no-compiler exclude one another; e.g. %kbackend theano --no-",
+    ),
+    ("cntk --no-compiler", "are for theano; next: %kbackend cntk"),
+    ("--compiler", "numpy compiles no C code that could be left out"),
     ("--device gpu:0", "numpy has no device 'gpu:0' here: allowed are cpu:0"),
     ("torch --stop numpy", "--stop goes with no other option or name"),
     ("--stop nump", "did you mean 'numpy'?"),
@@ -417,6 +482,19 @@ OFFERED = [
     ("%kbackend torch --threads d", ["default"]),
     ("%kbackend --stop t", ["tensorflow", "theano", "torch"]),
     ("%kbackend --install theano c", ["cntk"]),
+    ("%kbackend torch ", ["--device", "--in-kernel", "--save", "--threads", "--worker"]),
+    (
+        "%kbackend theano --",
+        ["--compiler", "--device", "--in-kernel", "--no-compiler", "--save", "--threads", "--worker"],
+    ),
+    ("%kbackend theano --no-compiler --s", ["--save"]),
+    ("%kbackend --l", ["--list", "--log"]),
+    ("%kbackend --no", []),
+    ("%kbackend --threads 2 --s", ["--save"]),
+    ("%kbackend --stop torch ", []),
+    ("%kbackend --stop torch --", []),
+    ("%kbackend --doctor theano --", []),
+    ("%kbackend --list ", []),
     ("%kbackend nothing-like", []),
     ("%kdiff y ten", ["tensorflow"]),
     ("%kdiff y tensorflow t", ["theano", "torch"]),
@@ -431,7 +509,8 @@ def test_completion_in_a_shell() -> None:
         "def tab(line, jedi):\n"
         "    completer.use_jedi = jedi\n"
         "    with provisionalcompleter():\n"
-        "        return sorted(line[: c.start] + c.text for c in completer.completions(line, len(line)))\n"
+        "        return sorted(line[: c.start] + c.text for c in completer.completions(line, len(line))\n"
+        "                      if line[: c.start] + c.text != line)\n"
     )
     cells = [tab, "%load_ext kernelk"]
     cells += [
@@ -463,7 +542,9 @@ def test_completion_in_a_notebook() -> None:
             code = "x = 1\n" + line
             content = client.complete(code, reply=True, timeout=60)["content"]
             assert content["status"] == "ok"
-            assert sorted(content["matches"]) == offered, line
+            # Where there is nothing, the word itself.
+            matches = [match for match in content["matches"] if code[: content["cursor_start"]] + match != code]
+            assert sorted(matches) == offered, line
             if offered:
                 head = max(code.rfind(" "), code.rfind("=")) + 1
                 assert (content["cursor_start"], content["cursor_end"]) == (head, len(code))

@@ -686,7 +686,14 @@ class TheanoBackend(Backend):
             "interpreter": "Python " + sys.version.split()[0],
             "mode": self.mode,
             "blas": blas,
+            "while_compiling": self._hints() if with_c else [],
         }
+
+    def _hints(self):
+        """What there is to know while the C compiler runs."""
+        cache = self.options.get("cache")
+        lasts = cache and settings.get("base_compiledir", "").startswith(os.path.abspath(cache) + os.sep)
+        return (["kept for the next time"] if lasts else []) + ["%kbackend theano --no-compiler: at once, but slower"]
 
     def load(self, array):
         return array
