@@ -20,6 +20,7 @@ from .errors import ArgumentError, KernelKError
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .host import Host
 from .options import asked, check_honoured, merged
+from .progress import waiting
 from .recording import Recording, record, restoring
 from .results import Result, new_axes, unit_of
 from .session import Session, current
@@ -335,7 +336,8 @@ def _compare(
         for side, (engine, recording) in zip(result.sides, pairs):
             work.prepare(side, engine, recording)
         try:
-            work.run(budget)
+            with waiting(f"comparing, for {budget:g} s in all", ["Ctrl-C cancels"]):
+                work.run(budget)
         finally:
             work.close()
     result.notes += _unequal_conditions(result.sides, threads)

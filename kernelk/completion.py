@@ -15,8 +15,9 @@ from . import config, registry
 from .arguments import options
 from .engines import DEFAULT
 from .errors import KernelKError
+from .timing_magics import TimingMagics
 
-_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%?(kbackend|kdiff)\s(.*)$", re.DOTALL)
+_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare)\s(.*)$", re.DOTALL)
 
 
 def matcher(magics: Any) -> Any:
@@ -29,9 +30,12 @@ def matcher(magics: Any) -> Any:
             return {"completions": [], "suppress": False}
         word = re.split(r"[\s=]", found[2])[-1]
         before = found[2][: len(found[2]) - len(word)].replace("=", " ").split()
-        offered = list(_backend(magics, before, word) if found[1] == "kbackend" else _diff(before, word))
-        # Nothing that the other matchers know belongs on %kbackend's line, and Jedi would take its time to say so.
-        alone = found[1] == "kbackend" or any(text.startswith(word) for text in offered)
+        if found[1] == "kbackend":
+            offered = list(_backend(magics, before, word))
+        else:
+            offered = list(_diff(before, word) if found[1] == "kdiff" else _compare(before, word))
+        # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
+        alone = found[1] != "kdiff" or any(text.startswith(word) for text in offered)
         fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
         if alone and not fitting:
             # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
@@ -54,8 +58,7 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     if last == "--device":
         return [*devices(named), DEFAULT]
     if last == "--threads":
-        count = os.cpu_count() or 1
-        return [*(str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)), DEFAULT]
+        return [*_threads(), DEFAULT]
     if named is None and not word.startswith("-"):
         return registry.names()
     left_out = {*before, *(actions if before else ())}
@@ -72,6 +75,11 @@ def _compiles_c(name: str | None) -> bool:
         return False
 
 
+def _threads() -> list[str]:
+    count = os.cpu_count() or 1
+    return [str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)]
+
+
 def _diff(before: list[str], word: str) -> Iterable[str]:
     if word.startswith("-"):
         return ["--feed", "--tolerance"]
@@ -79,6 +87,18 @@ def _diff(before: list[str], word: str) -> Iterable[str]:
     if not before or any(name.startswith("--") for name in before):
         return []
     return [name for name in registry.names() if name not in before]
+
+
+def _compare(before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    if last == "--device":
+        return devices(None)
+    if last == "--threads":
+        return _threads()
+    if last in ("--budget", "--sweep"):
+        return []
+    left = [name for name in options(TimingMagics.kcompare) if name not in before]
+    return left if word.startswith("-") else [*(name for name in registry.names() if name not in before), *left]
 
 
 def devices(name: str | None) -> list[str]:

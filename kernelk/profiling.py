@@ -18,6 +18,7 @@ from .graph import Tensor, walk
 from .host import Host
 from .nodes import Nodes, untouched
 from .ops.creation import placeholder
+from .progress import waiting
 from .recording import Call, record
 from .results import Result
 from .session import Session, current
@@ -234,7 +235,8 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET) -> ProfileRe
         with untouched(session, [host]):
             whole = measured(session, host, call, seconds / 5)
             machine = _machine(session, host, seconds / 20)
-            ops = _ops(session, host, call, seconds * 0.7)
+            with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+                ops = _ops(session, host, call, seconds * 0.7)
         ops.sort(key=lambda op: -op.total)
         return ProfileResult(Conditions.of(host), whole, ops, machine, len(recording.calls) - 1)
 

@@ -106,16 +106,21 @@ class _Output:
             self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
 
 
+# What a line is counting the seconds of.
+_COUNTING: list[str] = []
+
+
 @contextlib.contextmanager
 def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     """While the block takes longer than DELAY, a line counts the seconds, "Theano is starting: 3 s (Ctrl-C cancels)".
 
     `hints` stand in the brackets, as many as fit. The line goes away with the block. It is the main thread's alone, the
-    one that Ctrl-C reaches, and nothing is said where the user wants it quiet.
+    one that Ctrl-C reaches, and nothing is said where the user wants it quiet. A block inside another has no line.
     """
-    if config.quiet() or threading.current_thread() is not threading.main_thread():
+    if config.quiet() or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return
+    _COUNTING.append(doing)
     over = threading.Event()
     # The context says which cell's output it is.
     run = contextvars.copy_context().run
@@ -125,6 +130,7 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     finally:
+        _COUNTING.clear()
         over.set()
         thread.join()
 

@@ -281,7 +281,7 @@ class Session(HasTraits):
             "counter": SEEDS.counter,
         }
         try:
-            with host.held():
+            with host.held(), host.waiting("compiling"):
                 reply = host.request(message)
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None

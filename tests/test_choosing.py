@@ -499,6 +499,9 @@ OFFERED = [
     ("%kdiff y ten", ["tensorflow"]),
     ("%kdiff y tensorflow t", ["theano", "torch"]),
     ("%kdiff y tensorflow theano --t", ["--tolerance"]),
+    ("%%kcompare tensorflow t", ["theano", "torch"]),
+    ("%%kcompare torch --th", ["--threads"]),
+    ("%%kcompare torch --device c", ["cpu:0"]),
 ]
 
 
