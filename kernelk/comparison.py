@@ -41,7 +41,8 @@ class Side:
     """One engine's, or one body's, part: its times, and how far its results are from the reference's.
 
     `rounds`: the seconds of all the body's calls in each round. `ratio`: to the reference, in pairs of one round.
-    `absolute`, `relative`: the largest differences of an element; `differing` elements lie beyond the tolerance.
+    `absolute`, `relative`: the largest differences of an element, the latter relative to it and its tensor's mean size
+    together; `differing` elements lie beyond the tolerance for the dtype.
     `pays_after`: the calls after which its longer build is worth it (None: never, or there is nothing to pay).
     `failure`: why there are no times, in one line.
     """
@@ -463,8 +464,9 @@ class _Work:
         for value, other in zip(flat, expected):
             with np.errstate(all="ignore"):
                 near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
-            gap = gap_of(other, value, TOLERANCES.get(value.dtype.name, 0.0), near)
-            side.absolute, side.relative = max(side.absolute, gap.absolute), max(side.relative, gap.relative)
+            allowed = max(TOLERANCES.get(one.dtype.name, 0.0) for one in (value, other))
+            gap = gap_of(other, value, allowed, near)
+            side.absolute, side.relative = max(side.absolute, gap.absolute), max(side.relative, gap.scaled)
             side.differing += gap.beyond
 
     def run(self, budget: float) -> None:

@@ -74,7 +74,7 @@ class Conditions:
         parts = [
             f"{self.engine} {self.version} ({self.interpreter}) {place}",
             f"{self.device}{f' ({self.processor})' if self.processor else ''}",
-            f"{self.threads or 'unknown'} threads of {self.cores} cores",
+            f"{self.threads or 'unknown'} thread{'' if self.threads == 1 else 's'} of {self.cores} cores",
             self.mode,
             f"BLAS {self.blas}" if self.blas else "",
         ]

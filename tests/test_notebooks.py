@@ -1,4 +1,4 @@
-"""The first notebook, executed in a real kernel as by `make demo`: what it claims is checked in its outputs."""
+"""The notebooks, executed in a real kernel as by `make demo`: what they claim is checked in their outputs."""
 
 from __future__ import annotations
 
@@ -165,3 +165,53 @@ def test_the_committed_notebook_was_executed_in_order_and_holds_nothing_of_a_mac
     assert list(table(notebook)) == ["numpy", "TensorFlow", "Theano", "CNTK"]
     shown = "\n".join(json.dumps(o.get("text") or o.data.get("text/plain")) for cell in cells for o in cell.outputs)
     assert not re.search(r"/(root|home|work|tmp|Users|usr|opt)/", shown)
+
+
+# --- which is faster ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The second notebook, executed; with a tenth of its budgets, which are for figures and not for tests."""
+    for name, line in run.missing().items():
+        absent(name, line)
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(NOTEBOOKS / "02_which_is_faster.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = re.sub(r"(budget[ =])(\d+)", lambda found: f"{found[1]}{int(found[2]) / 10}", cell.source)
+    path = folder / "second.ipynb"
+    nbformat.write(notebook, path)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("KERNELK_QUIET", "KERAS_"))}
+    return run.execute(path, env={**env, "KERAS_HOME": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("compare-gemm", ["tensorflow", "theano", "cntk", "jax", "torch"]),
+        ("sweep-gemm", ["numpy", "tensorflow", "theano", "torch"]),
+        ("compare-chain", ["numpy", "tensorflow", "theano", "cntk", "jax", "torch"]),
+        ("compare-layout", ["channels_last", "channels_first"]),
+        ("compare-lstm", ["numpy", "tensorflow", "jax", "torch"]),
+        ("compare-threads", ["tensorflow", "theano", "jax", "torch"]),
+        ("compare-dtype", ["single", "double"]),
+        ("profile-jax", ["tanh", "multiply", "add"]),
+    ],
+)
+def test_each_comparison_has_times_of_all_and_equal_results(compared: Any, cell: str, labels: list[str]) -> None:
+    [result] = [o.data for o in outputs(compared, cell) if o.output_type == "execute_result"]
+    assert all(label in result["text/plain"] for label in labels)
+    assert "failed" not in result["text/plain"]
+    assert "differ" not in result["text/plain"]
+    assert "<table>" in result["text/html"]
+
+
+def test_the_pictures_are_there_and_say_what_they_show(compared: Any) -> None:
+    page = run.html(compared)
+    assert page.count("<img") == 2
+    assert "No description" not in page
+    assert {o.output_type for cell in compared.cells for o in cell.get("outputs", [])} <= {
+        "execute_result",
+        "display_data",
+        "stream",
+    }

@@ -299,6 +299,9 @@ class Backend(object):
     def close(self):
         """Gives back what the library holds for the backend, which isn't used any more."""
 
+    def compile_anew(self):
+        """Sees to it that the next compilation takes what a first one takes, though the program is known already."""
+
     def recompute(self, wanted):
         """Sets whether a run computes everything, though nothing that it reads has changed: it has to while timed."""
 

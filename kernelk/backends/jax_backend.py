@@ -741,6 +741,9 @@ class JaxBackend(Backend):
         # Work on one device is done in order, and run() waits for its own.
         self._alone(self._half)(self._probe)[0].block_until_ready()
 
+    def compile_anew(self):
+        self._compiled = weakref.WeakValueDictionary()
+
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
             return compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
