@@ -256,6 +256,8 @@ class WorkerHost(Host):
     def _ending(self) -> str:
         """How the worker ended, in words."""
         assert self._process is not None
+        if self._gave_up:
+            return "was ended by Ctrl-C"
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -275,7 +277,7 @@ class WorkerHost(Host):
     def _death(self, before_call: bool) -> WorkerDiedError:
         if self._gave_up:
             # The user asked for it; KeyboardInterrupt follows.
-            error = WorkerDiedError(f"{self.engine.title}'s worker was ended by Ctrl-C")
+            error = WorkerDiedError(f"{self.engine.title}'s worker {self._ending()}")
         else:
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {self._ending()} in the middle of a call{self._last_words()}: that call "

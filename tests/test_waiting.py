@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import socket
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -12,8 +17,9 @@ import numpy as np
 import pexpect
 import pytest
 from conftest import activate
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
-from support import environment, run_cells
+from support import alive, environment, run_cells, run_script, wait_until
 
 from kernelk import backend as K
 from kernelk import progress
@@ -221,3 +227,127 @@ def test_hints_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     for columns, wanted in ((80, "doing: 3 s (one; two)"), (20, "doing: 3 s (one)"), (12, "doing: 3 s")):
         monkeypatch.setenv("COLUMNS", str(columns))
         assert progress._hinted("doing: 3 s", ["one", "two"]) == wanted
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_stops_the_start_of_an_engine() -> None:
+    """The stop button: the old engine goes on, and the same cell works at the next try."""
+    activate("theano")
+    manager, client = start_new_kernel(env=environment(JUPYTER_PREFER_ENV_PATH="1", **SPOKEN))
+    try:
+        moved: list[str] = []
+
+        def hear(message: dict[str, Any]) -> None:
+            if message["msg_type"] in ("display_data", "update_display_data"):
+                moved.append(message["content"]["data"]["text/plain"])
+                if len(moved) == 2:
+                    manager.interrupt_kernel()
+
+        def run(code: str) -> tuple[dict[str, Any], str]:
+            said: list[str] = []
+
+            def both(message: dict[str, Any]) -> None:
+                said.append(message["content"].get("text", ""))
+                hear(message)
+
+            reply = client.execute_interactive(code, timeout=100, output_hook=both)["content"]
+            return reply, "".join(said)
+
+        assert run("%load_ext kernelk" + slow(60))[0]["status"] == "ok"
+        run("f = K.function([], [v], [K.update_add(v, 1.0)]); kernelk.set_backend('numpy'); f([])")
+        reply, _ = run("%kbackend theano")
+        assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
+        *texts, last = moved
+        assert len(counted(texts, "Theano is starting")) >= 2
+        assert last == ""
+        assert run("print(K.backend(), f([])[0].tolist())")[1] == "numpy [2.0, 3.0]\n"
+        assert run("from kernelk.session import current\nprint(current().host('theano').started)")[1] == "False\n"
+        run("worker_host._BOOT = worker_host._BOOT.replace('time.sleep(60)', 'pass')")
+        assert run("%kbackend theano")[0]["status"] == "ok"
+        # Of its own threads, nothing is left in the kernel.
+        threads = "[thread.name for thread in threading.enumerate() if 'wait' in thread.name]"
+        assert run(f"import threading\nprint(K.backend(), {threads})")[1] == "theano []\n"
+        assert run("print(f([])[0].tolist())")[1].endswith("[3.0, 4.0]\n")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+RECURRENT = """
+import numpy as np
+x, w, u = K.placeholder((2, 5, 3)), K.variable(np.eye(3)), K.variable(np.ones((3, 3)) / 3)
+def step(inputs, states):
+    gate = K.sigmoid(K.dot(inputs, w) + K.dot(states[0], u))
+    cell = gate * states[1] + (1.0 - gate) * K.tanh(K.dot(inputs, u))
+    return gate * K.tanh(cell), [gate * K.tanh(cell), cell]
+last, _, _ = K.rnn(step, x, [K.zeros((2, 3)), K.zeros((2, 3))])
+loss = K.mean(K.square(last))
+f = K.function([x], [loss], [K.update_sub(p, 0.1 * g) for p, g in zip([w, u], K.gradients(loss, [w, u]))])
+data = np.arange(30.0).reshape(2, 5, 3) / 30
+"""
+
+
+@pytest.mark.compiled_theano
+def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> None:
+    """With a cold cache: the C compiler is ended too, the variables are as before, and the same call works at once."""
+    activate("theano")
+    shell = terminal(XDG_CACHE_HOME=str(tmp_path), COLUMNS="200")
+    shell.run("%load_ext kernelk")
+    shell.run("from kernelk import backend as K\n" + RECURRENT)
+    assert "chosen by %kbackend" in shell.run("%kbackend theano")
+    shell.run("from kernelk.session import current")
+    pid = int(shell.run("print(current().host().pid)"))
+    shell.sendline("f([data])")
+    hints = "Ctrl-C cancels; kept for the next time; %kbackend theano --no-compiler: at once, but slower"
+    shell.expect(rf"Theano is compiling: \d+ s \({hints}\)")
+    # In the middle of it: the compiler runs, and holds the cache's lock.
+    lock = "kernelk/theano/*/*/lock_dir/lock"
+    assert wait_until(lambda: bool(list(tmp_path.glob(lock))) and bool(children(pid)))
+    compilers = children(pid)
+    shell.sendintr()
+    shell.expect("KeyboardInterrupt")
+    shell.expect(r"In \[\d+\]: ")
+    assert wait_until(lambda: not any(alive(process) for process in [pid, *compilers]))
+    assert shell.run("print(K.backend(), np.array_equal(K.get_value(w), np.eye(3)))").strip() == "theano True"
+    told = shell.run("f([data])")
+    assert "Theano's worker was ended by Ctrl-C; it was started again with all variables, nothing is lost" in told
+    assert "array(" in told
+    wanted = float(shell.run("print(repr(float(K.eval(K.sum(w)))))").split()[-1])
+    shell.run("K.set_value(w, np.eye(3)); K.set_value(u, np.ones((3, 3)) / 3)")
+    assert "no compiler" in shell.run("%kbackend theano --no-compiler")
+    shell.run("f([data])")
+    np.testing.assert_allclose(float(shell.run("print(float(K.eval(K.sum(w))))").split()[-1]), wanted, rtol=1e-5)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that run."""
+    with contextlib.suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return []
+
+
+@pytest.mark.compiled_theano
+@pytest.mark.parametrize("owner", ["nobody", "another process"])
+def test_a_lock_that_a_dead_worker_left_holds_nobody_up(tmp_path: Path, owner: str) -> None:
+    """One that was hardly begun, and one whose process number has been given to another process."""
+    activate("theano")
+    code = (
+        "import kernelk\nfrom kernelk import backend as K\nkernelk.set_backend('theano')\n"
+        "result = K.eval(K.exp(K.variable([0.0])) + 1.0).tolist()"
+    )
+    settings = {"XDG_CACHE_HOME": str(tmp_path), "KERNELK_BACKEND": "numpy"}
+    assert run_script(code, **settings) == [2.0]
+    (folder,) = tmp_path.glob("kernelk/theano/*/compiledir*")
+    (folder / "lock_dir").mkdir()
+    if owner != "nobody":
+        (folder / "lock_dir" / "lock").write_text(f"{os.getpid()}_1234567890_{socket.gethostname()}\n")
+    # Another op, for which there is something to compile.
+    process = subprocess.run(
+        [sys.executable, "-c", code.replace("K.exp", "K.tanh") + "\nassert result == [1.0]"],
+        env=environment(**settings),
+        timeout=90,  # Theano itself would wait for 120 seconds
+    )
+    assert process.returncode == 0

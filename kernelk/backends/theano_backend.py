@@ -540,6 +540,30 @@ def keep_cache_keys():
     theano.gof.op.COp.c_code_cache_version = version
 
 
+def join(folder):
+    """Removes the locks of workers that were ended while they compiled; what it returns is kept for this one's life.
+
+    Theano overrides a lock whose owner is dead, but waits two minutes for one that was hardly begun, or whose process
+    number is another process's by now. Each worker holds the system's own lock on the folder, shared, all its life: who
+    has it alone knows that Theano's are nobody's.
+    """
+    try:
+        import fcntl
+
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, "workers"), "a+")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in os.listdir(folder):
+                shutil.rmtree(os.path.join(folder, name, "lock_dir"), ignore_errors=True)
+        except OSError:
+            pass  # There are others; or the file system has no such locks, and the next line says so.
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return file
+    except (ImportError, OSError):
+        return None
+
+
 def shorten_waits():
     """Two workers that share a cache take turns by a lock, which the waiting one would look at only once a second."""
     from theano.gof import compilelock
@@ -551,6 +575,8 @@ def shorten_waits():
         return lock(folder, **settings)
 
     compilelock.lock = patient
+    # Its parts are found by underscores.
+    compilelock.hostname = compilelock.hostname.replace("_", "-")
 
 
 class TheanoBackend(Backend):
@@ -620,6 +646,8 @@ class TheanoBackend(Backend):
             os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
         if compiler and self.blas_path:
             self._link(flags.get("base_compiledir"))
+        if compiler and "base_compiledir" in flags:
+            self.joined = join(flags["base_compiledir"])
         ours = ",".join("%s=%s" % (key, quoted(value)) for key, value in sorted(flags.items()))
         theirs = os.environ.get("THEANO_FLAGS")
         # Of two values of one flag the later counts.
