@@ -247,7 +247,7 @@ class SweepResult(Result, Rendered):
         ax.set_yscale("log")
         ax.set_xlabel(self.name)
         ax.set_ylabel(f"time of one run [{unit}]")
-        ax.legend()
+        ax.legend(fontsize=14)
         return ax
 
 

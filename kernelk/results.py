@@ -59,8 +59,8 @@ class Result:
         ax.invert_yaxis()
         if min(values) > 0 and max(values) > 30 * min(values):
             ax.set_xscale("log")
-        for place, value in zip(places, values):
-            ax.annotate(f" {value:.3g} {unit}", (value, place), va="bottom", ha="left", fontsize=12)
+        for place, value, (_, above) in zip(places, values, zip(*errors)):
+            ax.annotate(f"  {value:.3g} {unit}", (value + above, place), va="center", ha="left", fontsize=14)
         ax.margins(x=0.25)
         ax.set_xlabel(f"time of one run [{unit}]")
         return ax
