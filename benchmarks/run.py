@@ -340,7 +340,7 @@ def main() -> None:
         "The baseline is the engine's own load of 16 arrays of 64 MiB, read back and compared.\n",
         table(["to", "native", "kernelk", "ratio", "target", "met"], large_rows),
         "\n## Cold start of a worker\n",
-        "From nothing to the worker's first answer; the baseline is its interpreter until it has imported the engine.\n",
+        "From nothing to the worker's first answer; the baseline is its interpreter, up to the engine's import.\n",
         table(["engine", "bare import", "worker", "ratio", "target", "met"], start_rows),
         "\n## Choosing an engine\n",
         table(["what", "measured", "target", "met"], choosing_rows),
