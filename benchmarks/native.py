@@ -53,6 +53,16 @@ def data(case):
     return weights, x, t
 
 
+# name: shapes of float32 operands of single ops: a product, a convolution (images and kernel, channels last), a chain.
+OPS = {"gemm": [(512, 512), (512, 512)], "conv": [(16, 32, 32, 16), (3, 3, 16, 32)], "chain": [(1000000,)]}
+
+
+def operands(case):
+    """The operands of an op, the same for every engine."""
+    random = np.random.RandomState(1)
+    return [(random.standard_normal(shape) * 0.1).astype("float32") for shape in OPS[case]]
+
+
 def load(holder, megabytes):
     """The engine's own load of 16 arrays of `megabytes` in all, read back and compared, as a call."""
     arrays = [np.random.RandomState(i).standard_normal(megabytes * 65536 // 4).astype("float32") for i in range(16)]
@@ -75,6 +85,8 @@ def main(engine, case):
         call = load(module.holder, int(case[4:]))
     elif case == "empty":
         call = module.empty()
+    elif case in OPS:
+        call = getattr(module, case)(*operands(case))
     else:
         call = getattr(module, MODELS[case][0])(*data(case))
     for line in sys.stdin:

@@ -96,3 +96,27 @@ def holder(array):
         held[0] = jax.block_until_ready(jnp.array(value))
 
     return put, (lambda: np.array(held[0]))
+
+
+def ready(function, *arrays):
+    """A call that is over when its result is there."""
+    compiled, held = jax.jit(function), [jnp.asarray(array) for array in arrays]
+    return lambda: compiled(*held).block_until_ready()
+
+
+def gemm(a, b):
+    return ready(lambda a, b: a @ b, a, b)
+
+
+def conv(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return ready(lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=layout), x, kernel)
+
+
+def chain(x):
+    def body(y):
+        for _ in range(4):
+            y = jnp.tanh(y * 0.5 + 0.1)
+        return y
+
+    return ready(body, x)

@@ -33,3 +33,17 @@ def mlp(weights, x, t):
 def holder(array):
     held = array.copy()
     return (lambda value: np.copyto(held, value)), (lambda: np.copy(held))
+
+
+def gemm(a, b):
+    return lambda: a @ b
+
+
+def chain(x):
+    def call():
+        y = x
+        for _ in range(4):
+            y = np.tanh(y * np.float32(0.5) + np.float32(0.1))
+        return y
+
+    return call

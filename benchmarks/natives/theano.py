@@ -99,3 +99,22 @@ def lstm(weights, x, t):
 def holder(array):
     held = theano.shared(array)
     return held.set_value, held.get_value
+
+
+def held(function, *arrays):
+    """A function of shared variables, so that no input is passed."""
+    result = function(*[theano.shared(array) for array in arrays])
+    return theano.function([], theano.Out(result, borrow=True))
+
+
+def gemm(a, b):
+    return held(T.dot, a, b)
+
+
+def chain(x):
+    def body(y):
+        for _ in range(4):
+            y = T.tanh(y * np.float32(0.5) + np.float32(0.1))
+        return y
+
+    return held(body, x)

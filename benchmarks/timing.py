@@ -1,0 +1,133 @@
+"""Whether the timing tools tell the truth: against each engine's own loop, and against themselves."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from typing import Any
+
+from measure import Native, interval
+from native import OPS, operands
+
+import kernelk
+from kernelk import backend as K
+from kernelk.estimates import paired_ratio, verdict
+from kernelk.recording import record
+from kernelk.session import current
+from kernelk.timing import ready
+
+Row = list[str]
+
+# Nobody writes these by hand to compare with: numpy has no convolution, Theano's and CNTK's have other layouts.
+WITHOUT_CONV = {"numpy", "theano", "cntk"}
+
+
+def tensor(case: str) -> Any:
+    """The op in K, of variables."""
+    held = [K.variable(array) for array in operands(case)]
+    if case == "gemm":
+        return K.dot(*held)
+    if case == "conv":
+        return K.conv2d(*held, data_format="channels_last")
+    y = held[0]
+    for _ in range(4):
+        y = K.tanh(y * 0.5 + 0.1)
+    return y
+
+
+def fidelity(engine: str, native: Any, rounds: int) -> list[Row]:
+    """kernelk's steady run of single ops to the engine's own loop, in pairs of random order.
+
+    `native(engine, case)` starts the baseline's process.
+    """
+    rows = []
+    session = current()
+    for case in OPS:
+        if case == "conv" and engine in WITHOUT_CONV:
+            continue
+        recording = record(session, tensor(case), None, "time", "")
+        baseline: Native = native(engine, case)
+        with session.lock, ready(session, session.ready_host(), recording.calls[0]) as timed:
+            timed.warm_up(1.0)
+            loops = timed.found.loops
+            sides = [lambda: timed.sample()[0], lambda: statistics.fmean(baseline(loops))]  # noqa: B023
+            sides[1]()
+            pairs = []
+            for _ in range(rounds):
+                seconds = {i: sides[i]() for i in random.sample([0, 1], 2)}
+                pairs.append((seconds[0], seconds[1]))
+        baseline.close()
+        median, low, high = interval([a / b for a, b in pairs])
+        ours, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+        met = "yes" if low >= 0.97 and high <= 1.03 else "**no**"
+        shown = [f"{seconds * 1e3:.3f} ms" for seconds in (theirs, ours)]
+        rows.append([engine, case, *shown, f"{median:.3f} [{low:.3f}, {high:.3f}]", "inside 0.97-1.03", met])
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
+
+
+def against_itself(comparisons: int) -> list[Row]:
+    """Real comparisons at the default budget: of equal bodies, and of one that is made 5 % slower; then simulated ones.
+
+    The noise that is simulated is that of the real ones: their rounds in other pairs.
+    """
+    kernelk.set_backend("torch")
+    size = 20
+    a = K.variable(operands("gemm")[0])
+    calls = [K.function([], [K.sum(K.dot(a, a))]) for _ in range(2)]
+
+    def body(call: Any) -> Any:
+        return lambda: [call([]) for _ in range(size)]
+
+    equal, recorded = 0, []
+    for _ in range(comparisons):
+        result: Any = kernelk.compare(*(body(call) for call in calls))
+        one, two = (side.rounds for side in result.sides)
+        recorded.append((one, two))
+        equal += verdict(paired_ratio(two, one)) == "no difference"
+
+    def slower() -> None:
+        for _ in range(size + 1):
+            calls[0]([])
+
+    found = 0
+    for _ in range(comparisons):
+        result = kernelk.compare(body(calls[1]), slower)
+        found += verdict(result.sides[1].ratio) == "slower"
+    simulated = [(random.choice(recorded), random.randrange(1 << 30)) for _ in range(2000)]
+    same = missed = 0
+    for (one, two), seed in simulated:
+        generator = random.Random(seed)
+        pairs = [pair if generator.random() < 0.5 else pair[::-1] for pair in zip(one, two)]
+        first, second = [x for x, _ in pairs], [y for _, y in pairs]
+        same += verdict(paired_ratio(second, first)) == "no difference"
+        missed += verdict(paired_ratio([1.05 * y for y in second], first)) != "slower"
+    rows = [
+        ["equal bodies, real", f"{equal} of {comparisons} no difference", "18 of 20", equal >= 0.9 * comparisons],
+        ["5% slower, real", f"{found} of {comparisons} found", "16 of 20", found >= 0.8 * comparisons],
+        ["equal, 2000 simulated", f"{same / 20:.1f}% no difference", "95%", same >= 1900],
+        ["5% slower, 2000 simulated", f"{100 - missed / 20:.1f}% found", "90%", missed <= 200],
+    ]
+    return [[what, measured, f"at least {target}", "yes" if met else "**no**"] for what, measured, target, met in rows]
+
+
+def spent_in_the_op(engine: str) -> Row:
+    """The share of `%ktime`'s wall time that is spent in an op of about 1 ms."""
+    import time
+
+    a = K.variable(operands("gemm")[0][:256, :256])
+    chain = a
+    for _ in range(4):
+        chain = K.dot(chain, a)
+    kernelk.time(chain, budget=0.2)
+    start = time.perf_counter()
+    (call,) = kernelk.time(chain).calls
+    wall = time.perf_counter() - start
+    share = sum(call.samples) * call.loops / wall
+    return [
+        engine,
+        f"{call.steady.value * 1e3:.2f} ms",
+        f"{share:.0%}",
+        "at least 80%",
+        "yes" if share >= 0.8 else "**no**",
+    ]
