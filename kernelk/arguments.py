@@ -31,7 +31,13 @@ def parse(magic: Any, line: str, words: str, example: str) -> argparse.Namespace
         found, surplus = parser.parse_known_args(shlex.split(line))
     except (UsageError, ValueError) as error:
         reason = str(error).replace("argument ", "", 1)
-        raise ArgumentError(f"{name} {line.strip()} is incomplete or wrong ({reason}); e.g. {example}") from None
+        # An option that lacks its value: with one.
+        for action in parser._actions:
+            if action.metavar and reason.startswith(f"{'/'.join(action.option_strings)}: expected"):
+                example = f"{name} {action.option_strings[0]} {action.metavar}"
+        raise ArgumentError(
+            f"{name} {line.strip()} is incomplete or wrong ({reason}); e.g. {example}; {name}? shows examples"
+        ) from None
     for word in surplus:
         if word.startswith("-"):
             option = word.partition("=")[0]

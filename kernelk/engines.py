@@ -36,6 +36,13 @@ class Engine:
         """The full name of the module."""
         return self.module if "." in self.module else f"kernelk.backends.{self.module}"
 
+    @property
+    def get(self) -> str:
+        """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
+        if self.recipe is not None:
+            return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
+        return in_shell_and_notebook(self.install, f"%{self.install}" if self.install.startswith("pip ") else "")
+
     def repair(self, words: str) -> str:
         """The command for an engine that is there and fails with these words: `install` would find nothing to do."""
         package = missing_package(words)
@@ -44,6 +51,11 @@ class Engine:
         if self.recipe is not None:
             return f"`kernelk install {self.recipe} --rebuild`"
         return f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+
+
+def in_shell_and_notebook(shell: str, notebook: str) -> str:
+    """One command in both its forms, for an error message."""
+    return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
 
 
 # Debian's packages of the system's libraries that the engines ask for.

@@ -26,6 +26,7 @@ import platformdirs
 
 from . import interpreters, registry
 from .builds import MARKER, Build, Runner, create_interpreter, disk_error, enough_space, python_in, size
+from .engines import in_shell_and_notebook
 from .errors import BackendNotInstalledError, InstallError
 from .interpreters import Interpreter
 from .progress import Progress, Report
@@ -131,8 +132,8 @@ def require_python(name: str) -> Path:
     python = installed_python(name)
     if python is None:
         raise BackendNotInstalledError(
-            f"{recipe_for(name).title} {missing(name)}; next: `kernelk install {name}` "
-            f"(in a notebook: `!kernelk install {name}`)"
+            f"{recipe_for(name).title} {missing(name)}; next: "
+            + in_shell_and_notebook(f"kernelk install {name}", f"%kbackend --install {name}")
         )
     return python
 
@@ -249,7 +250,8 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
         if not registry.installed(engine.name):
             command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
             raise BackendNotInstalledError(
-                f"{name} needs no environment of its own and is not installed; next: `{command}`"
+                f"{name} needs no environment of its own and is not installed; next: "
+                + in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else "")
             )
         report(f"{name}: already installed; it needs no environment of its own")
         return Path(sys.executable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -25,7 +26,7 @@ class KernelKError(Exception):
         trace = self.__traceback__
         while trace is not None:
             file = trace.tb_frame.f_code.co_filename
-            if not file.startswith(PACKAGE) and "IPython" not in file:
+            if not file.startswith(PACKAGE) and "IPython" not in file and file != contextlib.__file__:
                 # A cell's code has a file name of its own, in a folder of the kernel's or in angle brackets.
                 in_cell = bool(CELL.number) and (file.startswith("<") or "ipykernel" in file)
                 text = linecache.getline(file, trace.tb_lineno).strip()
@@ -56,6 +57,10 @@ class UnknownBackendError(KernelKError, ValueError):
 
 class BackendNotInstalledError(KernelKError, ImportError):
     """The engine, or an interpreter that fits it, isn't on this machine."""
+
+    def __str__(self) -> str:
+        # ImportError keeps the first text, whatever is added to `args` later.
+        return str(self.args[0])
 
 
 class InstallError(KernelKError, RuntimeError):

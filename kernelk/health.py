@@ -138,12 +138,12 @@ def _absent(engine: Engine) -> EngineHealth | None:
     except BackendNotInstalledError:
         if engine.recipe is None:
             words = f"{engine.title} isn't installed in {sys.prefix}"
-            return EngineHealth(engine.name, "not installed", problem=words, next=f"`{engine.install}`")
+            return EngineHealth(engine.name, "not installed", problem=words, next=engine.get)
         recipe = RECIPES[engine.recipe]
         if recipe.refusal():
             return _ill(engine.name, "not installed", InstallError(recipe.refusal()))
         problem = f"{recipe.title} {environments.missing(engine.recipe)}"
-        command = f"`kernelk install {engine.recipe}`"
+        command = engine.get
         try:
             found = interpreters.search(recipe, environments.roots())
         except BackendNotInstalledError as error:  # a setting that names none that fits
@@ -239,7 +239,13 @@ def _hint(mode: str) -> dict[str, Any]:
     """What would make a well engine better."""
     if "g++ isn't found" not in mode:
         return {}
-    get = "`apt install g++`" if shutil.which("apt") else "`conda install -c conda-forge cxx-compiler`"
+    makers = {
+        "apt": "apt install g++",
+        "dnf": "dnf install gcc-c++",
+        "conda": "conda install -c conda-forge cxx-compiler",
+    }
+    known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
+    get = known or "install g++ by your system's packages"
     return {"problem": "without a C++ compiler it runs, but some 2 times slower", "next": get}
 
 

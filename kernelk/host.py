@@ -265,7 +265,7 @@ class LocalHost(Host):
             self._clean_up()
             if isinstance(error, ImportError):
                 raise BackendNotInstalledError(
-                    f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.install}"
+                    f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.get}"
                 ) from error
             if isinstance(error, OptionError):
                 raise ArgumentError(str(error)) from error

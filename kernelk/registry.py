@@ -72,7 +72,8 @@ def interpreter(descriptor: Engine) -> Path:
 
         return environments.require_python(descriptor.recipe)
     raise BackendNotInstalledError(
-        f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix}): {descriptor.install}"
+        f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix}); next: {descriptor.get}, or "
+        "kernelk.set_backend('numpy'), which is always there"
     )
 
 

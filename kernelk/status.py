@@ -156,7 +156,7 @@ def _status(session: Session, name: str) -> EngineStatus:
         version, interpreter = _installed_version(descriptor)
     except BackendNotInstalledError:
         state = "not installed"
-        note = descriptor.install
+        note = f"next: {descriptor.get}"
     if active:
         state = "active, not started" if state == "installed" else "active, not installed"
     return EngineStatus(

@@ -71,7 +71,9 @@ class SwapReport(Rendered):
     def table(self) -> Table:
         """Pairs of what and how much; nothing but a line where there was nothing to do."""
         if self.origin == self.target and not (self.started or self.restarted or self.loaded):
-            return Table([], title=f"{self.target} is active already", below=self.saved)
+            mode = str(self.facts.get("mode", ""))
+            below = "\n".join(line for line in (mode, self.saved) if line)
+            return Table([], title=f"{self.target} is active already", below=below)
         engine = " ".join(
             str(self.facts[name]) for name in ("version", "interpreter", "device", "mode") if self.facts.get(name)
         )

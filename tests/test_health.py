@@ -223,14 +223,14 @@ def test_a_machine_with_an_old_python_and_no_environment(tmp_path: Path) -> None
     done = doctor(tmp_path, "cntk", PATH=str(tmp_path / "bin"))
     assert done.returncode == 1
     said = f"CNTK 2.7 is not installed; Python 3.6.15 for it is here (PATH: {python}); next: `kernelk install cntk`"
-    assert line(done, "cntk: ") == f"cntk: {said}"
+    assert line(done, "cntk: ") == f"cntk: {said} (in a notebook: `%kbackend --install cntk`)"
 
 
 def test_a_machine_with_conda_only(tmp_path: Path) -> None:
     program(tmp_path / "bin" / "mamba", "exit 1")
     done = doctor(tmp_path, "cntk", PATH=str(tmp_path / "bin"))
     said = "is not installed; mamba can create the Python 3.6 that it needs; next: `kernelk install cntk`"
-    assert line(done, "cntk: ").endswith(said)
+    assert line(done, "cntk: ").endswith(f"{said} (in a notebook: `%kbackend --install cntk`)")
 
 
 def test_a_setting_that_names_a_wrong_python(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_theano_without_a_compiler_is_well_with_a_hint(tmp_path: Path) -> None:
     assert "no compiler: g++ isn't found" in done.stdout
     told = line(done, "theano: ")
     assert "without a C++ compiler it runs, but some 2 times slower" in told
-    assert "; next: `" in told
+    assert "; next: install g++ by your system's packages" in told
 
 
 def test_a_machine_that_cannot_be_written(tmp_path: Path) -> None:
