@@ -29,7 +29,7 @@ def test_without_a_gpu_it_says_so(
     found = check.gpus()
     assert "torch lists cpu:0" in capsys.readouterr().out
     assert not any(device.startswith("cpu") for device in found.values())
-    monkeypatch.setattr(check, "gpus", lambda: {})
+    monkeypatch.setattr(check, "gpus", dict)
     assert check.main() == 0
     assert "no GPU: nothing was checked" in capsys.readouterr().out
 
