@@ -661,7 +661,7 @@ def test_an_engine_that_isnt_installed(monkeypatch: pytest.MonkeyPatch, tmp_path
         witness.intact()
         table = {engine.name: engine for engine in kernelk.list_backends().engines}
         assert table["theano"].state == "not installed"
-        assert table["theano"].note == "kernelk install theano"
+        assert table["theano"].note == "next: `kernelk install theano` (in a notebook: `%kbackend --install theano`)"
     finally:
         current().hosts.pop("theano", None)
         if host is not None:
