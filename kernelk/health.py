@@ -246,7 +246,7 @@ def _hint(mode: str) -> dict[str, Any]:
     }
     known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
     get = known or "install g++ by your system's packages"
-    return {"problem": "without a C++ compiler it runs, but some 2 times slower", "next": get}
+    return {"problem": "without a C++ compiler it runs, but some 2 to 3 times slower", "next": get}
 
 
 def _step(session: Session, host: Host) -> str:
