@@ -202,6 +202,21 @@ def lacking_engine(
     return module
 
 
+def slow_engine(monkeypatch: Any, seconds: dict[str, float]) -> None:
+    """An engine "slow" in the kernel: numpy, whose ops named here take at least so long."""
+    ops = lacking_engine(monkeypatch, "slow").Lacking.ops
+
+    def slowed(function: Any, pause: float) -> Any:
+        def call(*arguments: Any, **attrs: Any) -> Any:
+            time.sleep(pause)
+            return function(*arguments, **attrs)
+
+        return call
+
+    for op, pause in seconds.items():
+        ops[op] = slowed(ops[op], pause)
+
+
 def program(path: Path, script: str) -> Path:
     """A shell script as a program."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import activate
-from support import lacking_engine, one_line, run_cells
+from support import lacking_engine, one_line, run_cells, slow_engine
 
 import kernelk
 from kernelk import backend as K
@@ -88,14 +87,7 @@ def test_the_session_is_as_after_one_run_of_the_body(spare: str) -> None:
 
 
 def test_a_body_that_does_twice_as_much_is_found_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = lacking_engine(monkeypatch, "slow")
-    compute = module.Lacking.ops["exp"]
-
-    def slowed(instruction: Any, x: Any) -> Any:
-        time.sleep(0.002)
-        return compute(instruction, x)
-
-    module.Lacking.ops["exp"] = slowed
+    slow_engine(monkeypatch, {"exp": 0.002})
     kernelk.set_backend("slow")
     v = K.variable([0.5])
 
@@ -231,14 +223,7 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = lacking_engine(monkeypatch, "slow")
-    compute = module.Lacking.ops["exp"]
-
-    def slowed(instruction: Any, x: Any) -> Any:
-        time.sleep(0.05)
-        return compute(instruction, x)
-
-    module.Lacking.ops["exp"] = slowed
+    slow_engine(monkeypatch, {"exp": 0.05})
     result = kernelk.compare(K.exp(K.variable([1.0])), "slow", "numpy", budget=0.01)
     assert len(result.sides[0].rounds) == 1
     assert "only 1 round in 0.01 s, too few to tell; next: --budget" in repr(result)

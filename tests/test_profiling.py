@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import activate
-from support import lacking_engine, one_line, run_cells
+from support import one_line, run_cells, slow_engine
 
 import kernelk
 from kernelk import backend as K
@@ -55,14 +54,7 @@ def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
 
 
 def test_the_slow_op_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = lacking_engine(monkeypatch, "slow")
-    compute = module.Lacking.ops["tanh"]
-
-    def slowed(instruction: Any, x: Any) -> Any:
-        time.sleep(0.004)
-        return compute(instruction, x)
-
-    module.Lacking.ops["tanh"] = slowed
+    slow_engine(monkeypatch, {"tanh": 0.004})
     kernelk.set_backend("slow")
     x = K.variable(np.ones((4, 4)))
     result = kernelk.profile(K.tanh(K.exp(x)) + K.tanh(K.sin(x)), budget=BUDGET)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import activate
-from support import lacking_engine, one_line, run_cells
+from support import one_line, run_cells, slow_engine
 
 import kernelk
 from kernelk import backend as K
@@ -30,21 +30,6 @@ def step(size: int = 8) -> tuple[Any, Any, Any]:
     loss = K.mean(K.square(K.dot(x, w)))
     call = K.function([x], [loss], updates=[K.update_sub(w, 0.1 * K.gradients(loss, [w])[0])], name="step")
     return call, w, np.ones((4, size))
-
-
-def slow_engine(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
-    """An engine "slow" in the kernel whose ops take at least so long."""
-    module = lacking_engine(monkeypatch, "slow")
-
-    def slowed(function: Any, pause: float) -> Any:
-        def call(*arguments: Any, **attrs: Any) -> Any:
-            time.sleep(pause)
-            return function(*arguments, **attrs)
-
-        return call
-
-    for op, pause in seconds.items():
-        module.Lacking.ops[op] = slowed(module.Lacking.ops[op], pause)
 
 
 def test_a_call_is_timed_part_by_part(backend: str) -> None:
