@@ -18,6 +18,7 @@ from .graph import Tensor, walk
 from .host import Host
 from .nodes import Nodes, untouched
 from .ops.creation import placeholder
+from .ops.linear import dot
 from .progress import waiting
 from .recording import Call, record
 from .results import Result
@@ -257,8 +258,6 @@ def _machine(session: Session, host: Host, budget: float) -> Machine:
     n, m = 1024, 1 << 22
     a, b = placeholder((n, n), dtype="float32"), placeholder((m,), dtype="float32")
     square, long = np.full((n, n), 1 / n, np.float32), np.ones(m, np.float32)
-    from .ops.linear import dot
-
     product = _timed(session, host, [dot(a, a)], [(a, square)], budget)
     total = _timed(session, host, [b + b], [(b, long)], budget)
     # What it can do, and not what it does beside other work.
