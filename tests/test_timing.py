@@ -72,8 +72,8 @@ def test_an_op_that_takes_a_known_time_is_told_to_take_it(monkeypatch: pytest.Mo
     found = result.calls[0]
     assert found.steady.low >= 0.004
     assert found.loops * min(found.samples) >= 0.001
-    # Of a call nothing is left out, and nothing of it is in the run.
-    assert found.call >= found.steady.low
+    # Of a call nothing is left out.
+    assert found.call >= 0.004
     assert found.compile_seconds < 0.004
 
 
