@@ -28,6 +28,18 @@ def roots_of(y: Any, asker: str) -> list[Tensor]:
     return roots
 
 
+def needed_placeholders(roots: Sequence[Tensor], phase: int) -> list[Placeholder]:
+    """The placeholders that these tensors' values depend on in a learning phase."""
+
+    def inputs_of(node: Tensor) -> Sequence[Tensor]:
+        if node.op == "phase_select":
+            return (node.inputs[0 if phase else 1],)
+        return (update_value(node),) if isinstance(node, Update) else node.inputs
+
+    order = walk(roots, inputs_of)
+    return [x for x in order if isinstance(x, Placeholder) and not isinstance(x, LearningPhase)]
+
+
 def known_feeds(
     y: Any, roots: list[Tensor], given: Mapping[Any, Any], asker: str, magic: str
 ) -> tuple[int, dict[Placeholder, Array]]:
@@ -41,14 +53,7 @@ def known_feeds(
         phase = as_phase(given[switches[0]])
     elif isinstance(y, Function):
         phase = next((x.fed for x in y.inputs if isinstance(x, LearningPhase) and x.fed is not None), phase)
-
-    def inputs_of(node: Tensor) -> Sequence[Tensor]:
-        if node.op == "phase_select":
-            return (node.inputs[0 if phase else 1],)
-        return (update_value(node),) if isinstance(node, Update) else node.inputs
-
-    order = walk(roots, inputs_of)
-    needed = [x for x in order if isinstance(x, Placeholder) and not isinstance(x, LearningPhase)]
+    needed = needed_placeholders(roots, phase)
     known: dict[int, Any] = {}
     for key, value in given.items():
         if isinstance(key, LearningPhase):

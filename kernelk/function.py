@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ MANY_SHAPES = 8
 
 # So many programs of one function are known, where it needs another for each value of some length.
 MANY_KEYS = 1024
+
+# Functions are numbered downwards from -1: tensors' numbers, which make up their names, are left to them.
+_numbers = itertools.count(-1, -1)
 
 
 def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
@@ -142,6 +146,7 @@ class Function:
         live: bool = True,
     ) -> None:
         self.source: Source = caller()
+        self.uid = next(_numbers)
         self.name = name or "function"
         self.single = isinstance(outputs, Tensor)
         listed = [outputs] if self.single else list(outputs)
@@ -182,6 +187,7 @@ class Function:
         for placeholder, value in zip(self.inputs, given):
             if isinstance(placeholder, LearningPhase):
                 phase = placeholder.fed = as_phase(value)
+                placeholder.fed_shape = ()
             else:
                 feeds.append(as_feed(placeholder, value))
                 sources.append(value)
@@ -259,10 +265,20 @@ class Function:
         """The variables that the programs made so far read or update."""
         return list({id(x): x for program in self._programs.values() for x in program.slots}.values())
 
-    def __repr__(self) -> str:
+    @property
+    def keys(self) -> Iterable[str]:
+        """The keys of the programs made of it so far."""
+        return self._keys.keys()
+
+    @property
+    def signature(self) -> str:
+        """What it takes and gives: "(x(None, 2)) -> (float32()), 0 updates"."""
         takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
         gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
-        return f"<Function ({takes}) -> ({gives}), {len(self.updates)} updates>"
+        return f"({takes}) -> ({gives}), {len(self.updates)} updates"
+
+    def __repr__(self) -> str:
+        return f"<Function {self.signature}>"
 
 
 def linearised(
@@ -327,6 +343,7 @@ def _show(entries: Sequence[tuple[Tensor, tuple[Scan, ...], Array]]) -> None:
 
 def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
     """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was."""
+    placeholder.fed_shape = feed.shape
     if feed.nbytes > FED_BYTES:
         placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
         return

@@ -176,9 +176,10 @@ class Tensor:
 
 
 class Placeholder(Tensor):
-    """A value fed at each call; `fed` is what `function` keeps of the last one."""
+    """A value fed at each call; `fed` is what `function` keeps of the last one, `fed_shape` its shape."""
 
     fed: Any = None
+    fed_shape: tuple[int, ...] | None = None
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:

@@ -44,11 +44,12 @@ class Plan(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An evaluated tensor's feeds and value, and the versions of the variables behind it."""
+    """An evaluated tensor's feeds and value, the versions of the variables behind it, the engine that computed it."""
 
     feeds: dict[Tensor, Any]
     value: np.ndarray[Any, Any]
     versions: dict[int, int]
+    engine: str
 
 
 class Session(HasTraits):
@@ -115,7 +116,7 @@ class Session(HasTraits):
         # Copies: the user may go on to change the arrays in place.
         kept = {placeholder: np.array(feed) for placeholder, feed in feeds.items()}
         versions = {variable.slots.number: variable.slots.version for variable in variables}
-        self.shown[tensor] = Shown(kept, value, versions)
+        self.shown[tensor] = Shown(kept, value, versions, self.active)
 
     def live_variables(self) -> list[Variable]:
         """All variables that somebody holds, oldest first."""

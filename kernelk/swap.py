@@ -23,8 +23,12 @@ from .session import Session, current
 
 @dataclass
 class Reevaluated:
-    """One tensor that the user had been shown, evaluated again: the largest absolute difference from before."""
+    """One tensor that the user had been shown, evaluated again: the largest absolute difference from before.
 
+    `key`: the tensor's uid, by which `inventory` knows it.
+    """
+
+    key: int
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -378,7 +382,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
 
     begin = time.perf_counter()
     shown = list(session.shown.items())
-    for done, (tensor, (feeds, before, versions)) in enumerate(reversed(shown)):
+    for done, (tensor, (feeds, before, versions, _)) in enumerate(reversed(shown)):
         if time.perf_counter() - begin > config.LIMITS.reevaluation_seconds:
             report.not_reevaluated = len(shown) - done
             break
@@ -394,7 +398,8 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
         except KernelKError:
             report.not_reevaluated += 1
             continue
-        report.reevaluated.append(Reevaluated(tensor.name, after.shape, after.dtype.name, difference(before, after)))
+        gap = difference(before, after)
+        report.reevaluated.append(Reevaluated(tensor.uid, tensor.name, after.shape, after.dtype.name, gap))
 
 
 def difference(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
