@@ -31,6 +31,7 @@ _LAZY = {
     "stop_backend": "swap",
     "using": "swap",
     "list_backends": "status",
+    "tensors": "listing",
     "diff": "divergence",
     "time": "timing",
     "compare": "comparison",

@@ -15,9 +15,10 @@ from . import config, registry
 from .arguments import options
 from .engines import DEFAULT
 from .errors import KernelKError
+from .looking_magics import COLUMNS, KINDS, LookingMagics
 from .timing_magics import TimingMagics
 
-_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare)\s(.*)$", re.DOTALL)
+_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare|ktensors)\s(.*)$", re.DOTALL)
 
 
 def matcher(magics: Any) -> Any:
@@ -32,6 +33,8 @@ def matcher(magics: Any) -> Any:
         before = found[2][: len(found[2]) - len(word)].replace("=", " ").split()
         if found[1] == "kbackend":
             offered = list(_backend(magics, before, word))
+        elif found[1] == "ktensors":
+            offered = list(_tensors(magics.shell.user_ns, before, word))
         else:
             offered = list(_diff(before, word) if found[1] == "kdiff" else _compare(before, word))
         # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
@@ -99,6 +102,22 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
         return []
     left = [name for name in options(TimingMagics.kcompare) if name not in before]
     return left if word.startswith("-") else [*(name for name in registry.names() if name not in before), *left]
+
+
+def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    if last == "--kind":
+        return KINDS
+    if last == "--sort":
+        return COLUMNS
+    left = [name for name in options(LookingMagics.ktensors) if name not in before]
+    # Without a session no tensor has been made.
+    names: Iterable[str] = ()
+    if not word.startswith("-") and _session() is not None:
+        from .inventory import names_of
+
+        names = [name for found in names_of(namespace).values() for name in found if " " not in name]
+    return [*names, *left]
 
 
 def devices(name: str | None) -> list[str]:

@@ -33,6 +33,18 @@ class Table:
     strong: int | None = None  # the row to set in bold
 
 
+def filled(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Both without the columns, after the first, that are empty in every row."""
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def plain(content: str, most: int = 60) -> str:
+    """A name or a line of the user's on one line, of so many characters at most: what doesn't print is written out."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in content[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 class Rendered:
     """A result that shows itself: `table()` says what, as text in a terminal and as HTML in a page."""
 

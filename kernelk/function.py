@@ -275,10 +275,21 @@ class Function:
         """What it takes and gives: "(x(None, 2)) -> (float32()), 0 updates"."""
         takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
         gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
-        return f"({takes}) -> ({gives}), {len(self.updates)} updates"
+        return f"({takes}) -> ({gives}), {len(self.updates)} update{'' if len(self.updates) == 1 else 's'}"
 
     def __repr__(self) -> str:
-        return f"<Function {self.signature}>"
+        name = "" if self.name == "function" else f"{self.name!r} "
+        return f"<Function {name}{self.signature}>"
+
+    def _repr_html_(self) -> str:
+        from .looks import page
+
+        return page(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        from .looks import pretty
+
+        pretty(self, printer)
 
 
 def linearised(
@@ -358,7 +369,7 @@ def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
 def last_feed(placeholder: Placeholder) -> Any:
     """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
     kept = placeholder.fed
-    return kept() if isinstance(kept, weakref.ref) else None if kept is None else kept.copy()
+    return kept() if isinstance(kept, weakref.ref) else kept.copy() if isinstance(kept, np.ndarray) else kept
 
 
 def as_phase(value: Any) -> int:

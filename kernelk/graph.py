@@ -172,7 +172,19 @@ class Tensor:
         return self is other
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} '{self.name}' shape={self.shape} dtype={self.dtype}>"
+        # A name that was given doesn't tell the op.
+        op = f" op={self.op}" if self._name and type(self) is Tensor else ""
+        return f"<{type(self).__name__} {self.name!r}{op} shape={self.shape} dtype={self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        from .looks import page
+
+        return page(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        from .looks import pretty
+
+        pretty(self, printer)
 
 
 class Placeholder(Tensor):

@@ -38,8 +38,6 @@ from .program import KEY_LENGTH
 from .session import Session
 from .source import Lines
 
-KINDS = ("variable", "placeholder", "tensor", "function")
-
 # Names that IPython keeps for itself: results, inputs and their lists.
 _IPYTHONS = re.compile(r"_{1,3}|_\d+|_i{1,3}|_i\d+|_ih|_oh|_dh|__\w+__")
 # A list whose first so many entries hold no tensor holds none; and no more than so many are looked at in any.
@@ -154,7 +152,7 @@ def is_stale(value: Tensor | Function) -> bool:
 
 
 def kind_of(value: Tensor | Function) -> str:
-    """One of KINDS."""
+    """Which of the four kinds it is."""
     if isinstance(value, Variable):
         return "variable"
     if isinstance(value, Placeholder):

@@ -17,6 +17,7 @@ import kernelk
 from . import completion
 from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
+from .looking_magics import LookingMagics
 from .source import CELL
 from .timing_magics import TimingMagics
 
@@ -178,7 +179,7 @@ def load(shell: InteractiveShell) -> None:
     from .configurable import KernelK
 
     magics = KernelKMagics(shell)
-    shell.register_magics(magics, TimingMagics(shell))
+    shell.register_magics(magics, TimingMagics(shell), LookingMagics(shell))
     completion.load(shell, magics)
     problems = list(config.settings().problems)
     try:
@@ -218,7 +219,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]
-    for kind_of_magics in (KernelKMagics, TimingMagics):
+    for kind_of_magics in (KernelKMagics, TimingMagics, LookingMagics):
         for kind, names in kind_of_magics.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)

@@ -1,4 +1,4 @@
-"""What every result of a measurement can become: a data frame, JSON with all samples, and a picture."""
+"""What results can become: a data frame, JSON with all figures, and of a measurement a picture."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from .errors import ArgumentError
 from .estimates import Estimate
 
 
-class Result:
-    """A measurement's result; subclasses say what its rows, its raw figures and its bars are."""
+class Exported:
+    """A result that leaves as a data frame or JSON; subclasses say what its rows and its raw figures are."""
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict for each row of `to_frame`; seconds are floats."""
+        """One dict for each row of `to_frame`; seconds are floats, sizes are bytes."""
         raise NotImplementedError
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured as plain lists, dicts, strings and numbers."""
-        raise NotImplementedError
-
-    def bars(self) -> tuple[list[str], list[Estimate]]:
-        """Labels, and the seconds with their intervals that `plot` draws."""
+        """All of it as plain lists, dicts, strings and numbers."""
         raise NotImplementedError
 
     def to_frame(self) -> Any:
@@ -34,11 +30,19 @@ class Result:
         return pandas.DataFrame(self.records())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All that was measured, raw samples included, as JSON text; written to `path` as well, if it is given."""
+        """All of it, raw samples included, as JSON text; written to `path` as well, if it is given."""
         text = json.dumps(self.raw(), indent=1)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
+
+
+class Result(Exported):
+    """A measurement's result, which can be drawn as well."""
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """Labels, and the seconds with their intervals that `plot` draws."""
+        raise NotImplementedError
 
     def plot(self, ax: Any = None) -> Any:
         """A bar for each row with its interval, on a logarithmic axis where they lie far apart; the Matplotlib Axes.

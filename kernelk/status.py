@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import registry
-from .display import Rendered, Table, size
+from .display import Rendered, Table, filled, size
 from .engines import Engine
 from .errors import BackendNotInstalledError
 from .session import Session, current
@@ -87,8 +87,7 @@ class BackendTable(Rendered):
         header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
         rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
         # What is of no engine here takes no room.
-        filled = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
-        header, rows = [header[i] for i in filled], [[row[i] for i in filled] for row in rows]
+        header, rows = filled(header, rows)
         strong = next((i for i, row in enumerate(rows) if row[0]), None)
         below = f"active: {self.active}, chosen by {self.chosen_by}"
         if self.functions:

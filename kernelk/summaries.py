@@ -65,9 +65,9 @@ class Histogram:
 
     @property
     def bars(self) -> str:
-        """It as one line of block characters; what isn't empty shows."""
+        """It as one line of block characters; an empty bin is an underscore, since a page would swallow spaces."""
         most = max(self.counts, default=0)
-        return "".join(" " if not n else BARS[min(7, 8 * n // (most + 1))] for n in self.counts)
+        return "".join("_" if not n else BARS[min(7, 8 * n // (most + 1))] for n in self.counts)
 
 
 @dataclass(frozen=True)
@@ -214,26 +214,34 @@ def _summary(session: Session, tensor: Any, names: _Names, most: int) -> Summary
         return Summary(tensor.uid, note="it belongs to a session that K.clear_session() ended; run its cells again")
     if isinstance(tensor, Function):
         return Summary(tensor.uid, note=f"a K.function has no value; next: {names(tensor)}([array, ...])")
+    known = _known(session, tensor, most)
+    if known is not None:
+        return known
+    if isinstance(tensor, Placeholder):
+        command = f"y.eval({{{names(tensor)}: array}}), where y depends on it"
+        return Summary(tensor.uid, note=f"{_unfed(tensor, names)}; next: {command}")
+    return _evaluated(session, tensor, session.shown.get(tensor), names, most)
+
+
+def known(session: Session, tensor: Tensor, most: int = MOST_ELEMENTS) -> Summary | None:
+    """The summary of a value that is there already: committed, fed, or shown and not changed since. Asks no engine."""
+    with session.lock:
+        return None if is_stale(tensor) else _known(session, tensor, most)
+
+
+def _known(session: Session, tensor: Tensor, most: int) -> Summary | None:
     if isinstance(tensor, Variable):
         # Looked at in place: no copy of what may be large. The lock keeps it from being committed to.
         return summarised(tensor.uid, tensor.slots.view(), "committed", most=most)
     if isinstance(tensor, Placeholder):
-        return _fed(tensor, names, most)
+        value = last_feed(tensor)
+        if isinstance(value, int):
+            value = np.asarray(value, dtype=tensor.dtype)
+        return None if value is None else summarised(tensor.uid, value, "fed", most=most)
     shown = session.shown.get(tensor)
-    if shown is not None and _up_to_date(session, shown):
-        return summarised(tensor.uid, shown.value, "shown", shown.engine, most=most)
-    return _evaluated(session, tensor, shown, names, most)
-
-
-def _fed(placeholder: Placeholder, names: _Names, most: int) -> Summary:
-    if isinstance(placeholder, LearningPhase):
-        value = None if placeholder.fed is None else np.asarray(placeholder.fed, dtype=bool)
-    else:
-        value = last_feed(placeholder)
-    if value is None:
-        command = f"y.eval({{{names(placeholder)}: array}}), where y depends on it"
-        return Summary(placeholder.uid, note=f"{_unfed(placeholder, names)}; next: {command}")
-    return summarised(placeholder.uid, value, "fed", most=most)
+    if shown is None or not _up_to_date(session, shown):
+        return None
+    return summarised(tensor.uid, shown.value, "shown", shown.engine, most=most)
 
 
 def _unfed(placeholder: Placeholder, names: _Names) -> str:

@@ -1,0 +1,48 @@
+"""The magics that show what is in the session: `%ktensors`; each has a Python twin that does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+
+import kernelk
+
+from .arguments import argument, magic_arguments, parse
+
+# Here, and not with what does the work, since the Tab key offers them before anything else is imported.
+KINDS = ("variable", "placeholder", "tensor", "function")
+VALUE_COLUMNS = ("min", "max", "mean", "std", "nan", "inf")
+COLUMNS = ("made", "name", "kind", "op", "dtype", "device", "bytes", "difference", *VALUE_COLUMNS)
+
+
+@magics_class
+class LookingMagics(Magics):
+    """To look changes nothing, and starts no engine."""
+
+    @no_var_expand
+    @magic_arguments()
+    @argument("filter", nargs="?", default="", metavar="FILTER", help="a name, a part of one or of an op, or w*")
+    @argument("--values", action="store_true", help="with extremes, mean, deviation, NaN, infinity and a histogram")
+    @argument("--kind", metavar="K", help="one kind alone: " + ", ".join(KINDS))
+    @argument("--sort", metavar="COLUMN", help="by " + ", ".join(COLUMNS))
+    @line_magic
+    def ktensors(self, line: str) -> Any:
+        """Lists what lives in the session: variables, placeholders, tensors and functions, by your names for them.
+
+        Examples::
+
+          %ktensors                        all of them, in the order in which they were made
+          %ktensors --values               with what their values are like
+          %ktensors --values loss          of one
+          %ktensors layers*                whose name fits; the name of an op does, too
+          %ktensors --kind variable --sort bytes
+          %ktensors --sort nan             those with most NaNs first
+
+        A value is a variable's own, what a placeholder was fed last, or else evaluated with that on the active engine,
+        if it runs; what has no value says why below. What it returns has .rows, .summaries, .to_frame() and .to_json().
+        Python twin: kernelk.tensors("loss", values=True, kind="tensor", sort="bytes").
+        """
+        given = parse(self.ktensors, line, "one filter", "%ktensors --values w*")
+        namespace = self.shell.user_ns  # type: ignore[union-attr]
+        return kernelk.tensors(given.filter, values=given.values, kind=given.kind, sort=given.sort, namespace=namespace)
