@@ -353,7 +353,7 @@ def _figures(values: Array) -> dict[str, Any]:
 
 
 def _histogram(values: Array, low: float, high: float, unit: float, exact: bool) -> Histogram:
-    if exact and high - low < BINS:
+    if exact and high - low < BINS and max(abs(low), abs(high)) < 2**52:
         # A bin for each integer.
         first, bins = low - 0.5, int(high - low) + 1
         last = first + bins
