@@ -1,9 +1,11 @@
 """The baselines' process: the same work written by hand, in the interpreter that kernelk's worker uses.
 
-`python native.py ENGINE CASE` reads lines "N" from standard input and answers each with the seconds of N calls, as a
-JSON list (Python 3.6 syntax: it also runs beside Theano and CNTK). The models are in `natives/`.
+`python native.py ENGINE CASE` reads lines from standard input and answers each with a JSON list: "N" with the seconds
+of N calls, "N together" twice with the mean of N calls behind one another, by the engine's own harness where it has
+one (Python 3.6 syntax: it also runs beside Theano and CNTK). The models are in `natives/`.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -77,6 +79,15 @@ def load(holder, megabytes):
     return call
 
 
+def loop(call, calls):
+    """The mean of calls behind one another, in seconds."""
+    repeat = range(calls)
+    start = time.perf_counter()
+    for _ in repeat:
+        call()
+    return (time.perf_counter() - start) / calls
+
+
 def main(engine, case):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -89,12 +100,19 @@ def main(engine, case):
         call = getattr(module, case)(*operands(case))
     else:
         call = getattr(module, MODELS[case][0])(*data(case))
+    harness = getattr(module, "harness", loop)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+        calls, _, together = line.partition(" ")
+        if together:
+            gc.disable()
+            seconds = [harness(call, int(calls)) for _ in range(2)]
+            gc.enable()
+        else:
+            seconds = []
+            for _ in range(int(calls)):
+                start = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - start)
         answers.write(json.dumps(seconds) + "\n")
         answers.flush()
 

@@ -33,12 +33,13 @@ Row = list[str]
 
 
 def native_environment(engine: str) -> dict[str, str]:
-    """The environment of the baseline; Theano's needs to know where kernelk's worker gets its flags from."""
-    environment = dict(os.environ)
-    if engine == "theano":
-        cache = platformdirs.user_cache_path("kernelk") / engine
-        environment.update(KERNELK_ISLAND=str(Path(kernelk.__file__).parent / "backends"), KERNELK_CACHE=str(cache))
-    return environment
+    """The environment of the baseline, which can set its engine up as kernelk's worker does: see `natives.island`."""
+    cache = platformdirs.user_cache_path("kernelk") / engine
+    return {
+        **os.environ,
+        "KERNELK_ISLAND": str(Path(kernelk.__file__).parent / "backends"),
+        "KERNELK_CACHE": str(cache),
+    }
 
 
 def baseline(engine: str, case: str) -> Native:

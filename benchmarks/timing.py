@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time as clock
 from typing import Any
 
 from measure import Native, interval
@@ -14,9 +15,12 @@ from kernelk import backend as K
 from kernelk.estimates import paired_ratio, verdict
 from kernelk.recording import record
 from kernelk.session import current
-from kernelk.timing import ready
+from kernelk.timing import STILL, ready
 
 Row = list[str]
+
+# A sample's length, in seconds, where a run is shorter.
+SAMPLE = 0.05
 
 # Nobody writes these by hand to compare with: numpy has no convolution, Theano's and CNTK's have other layouts.
 WITHOUT_CONV = {"numpy", "theano", "cntk"}
@@ -36,9 +40,10 @@ def tensor(case: str) -> Any:
 
 
 def fidelity(engine: str, native: Any, rounds: int) -> list[Row]:
-    """kernelk's steady run of single ops to the engine's own loop, in pairs of random order.
+    """kernelk's steady run of single ops to the engine's own harness, in pairs of random order.
 
-    `native(engine, case)` starts the baseline's process.
+    `native(engine, case)` starts the baseline's process. Both make runs before each sample that aren't counted, after
+    a rest in which the other's threads fall asleep, as `kernelk.compare` has it.
     """
     rows = []
     session = current()
@@ -48,13 +53,19 @@ def fidelity(engine: str, native: Any, rounds: int) -> list[Row]:
         recording = record(session, tensor(case), None, "time", "")
         baseline: Native = native(engine, case)
         with session.lock, ready(session, session.ready_host(), recording.calls[0]) as timed:
-            timed.warm_up(1.0)
+            timed.warm_up(1.0, SAMPLE)
             loops = timed.found.loops
-            sides = [lambda: timed.sample()[0], lambda: statistics.fmean(baseline(loops))]  # noqa: B023
+            sides = [
+                lambda: timed.sample(before=loops)[0],  # noqa: B023
+                lambda: baseline.together(loops)[1],  # noqa: B023
+            ]
             sides[1]()
             pairs = []
             for _ in range(rounds):
-                seconds = {i: sides[i]() for i in random.sample([0, 1], 2)}
+                seconds = {}
+                for i in random.sample([0, 1], 2):
+                    clock.sleep(STILL)
+                    seconds[i] = sides[i]()
                 pairs.append((seconds[0], seconds[1]))
         baseline.close()
         median, low, high = interval([a / b for a, b in pairs])
@@ -113,16 +124,14 @@ def against_itself(comparisons: int) -> list[Row]:
 
 def spent_in_the_op(engine: str) -> Row:
     """The share of `%ktime`'s wall time that is spent in an op of about 1 ms."""
-    import time
-
     a = K.variable(operands("gemm")[0][:256, :256])
     chain = a
     for _ in range(4):
         chain = K.dot(chain, a)
     kernelk.time(chain, budget=0.2)
-    start = time.perf_counter()
+    start = clock.perf_counter()
     (call,) = kernelk.time(chain).calls
-    wall = time.perf_counter() - start
+    wall = clock.perf_counter() - start
     share = sum(call.samples) * call.loops / wall
     return [
         engine,

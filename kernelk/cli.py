@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs, removes, lists, bundles and examines the engines; other modules do all the work.
+"""The `kernelk` program: installs, lists and examines the engines, and measures scripts; other modules do all the work.
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from . import __version__, builds, bundles, environments, registry
 from .engines import Engine
-from .errors import InstallError, KernelKError, UnknownBackendError
+from .errors import ArgumentError, InstallError, KernelKError, UnknownBackendError
 from .progress import Progress
 from .recipes import RECIPES
 
@@ -123,8 +123,32 @@ def _doctor(names: Sequence[str]) -> int:
     return 0 if report.well else 1
 
 
+def _measure(chosen: argparse.Namespace) -> int:
+    from . import scripts  # which needs numpy and the whole of K
+
+    paths, engines = scripts.split(chosen.words)
+    usage = f"e.g. `kernelk {chosen.command} script.py{' tensorflow torch' if chosen.command == 'compare' else ''}`"
+    if not paths:
+        raise ArgumentError(f"{chosen.command}: name a script that evaluates something with K; {usage}")
+    if chosen.command != "compare" and len(chosen.words) > 1:
+        raise ArgumentError(
+            f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses; {usage}"
+        )
+    options = {name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op")}
+    result = scripts.measure(chosen.command, paths, options, engines)
+    _say(repr(result))
+    try:
+        if chosen.json:
+            result.to_json(chosen.json)
+        if chosen.plot:
+            result.plot().figure.savefig(chosen.plot)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{chosen.command}: the result can't be written: {error}") from None
+    return 1 if any(side.failure for side in getattr(result, "sides", ())) else 0
+
+
 def _parser() -> _Parser:
-    parser = _Parser(prog="kernelk", description="Install, list and examine the engines.")
+    parser = _Parser(prog="kernelk", description="Install, list and examine the engines, and measure scripts on them.")
     parser.add_argument("--version", action="version", version=f"kernelk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     own = ", ".join(RECIPES)
@@ -142,6 +166,20 @@ def _parser() -> _Parser:
     bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     doctor = commands.add_parser("doctor", help="try each engine, and say what is missing and the next command")
     doctor.add_argument("names", nargs="*", metavar="NAME", help="all engines unless some are named")
+    compare = commands.add_parser("compare", help="time what a script evaluates, on several engines side by side")
+    words = "the script, and engines' names (none: all that are installed); or several scripts and one engine"
+    compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
+    compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
+    compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
+    compare.add_argument("--per-op", action="store_true", help="then each op by itself on every engine")
+    measured = {"compare": compare}
+    for name, what in (("time", "part by part"), ("profile", "op by op")):
+        measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")
+        measured[name].add_argument("words", nargs="+", metavar="SCRIPT.py", help="the script")
+    for command in measured.values():
+        command.add_argument("--budget", metavar="S", help="seconds of running, beside compiling")
+        command.add_argument("--json", metavar="FILE", help="write all samples there")
+        command.add_argument("--plot", metavar="FILE", help="draw a picture there: x.png, x.svg ... (needs Matplotlib)")
     return parser
 
 
@@ -155,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _each(chosen.names, "uninstall", lambda name: environments.uninstall(name, _say))
         if chosen.command == "bundle":
             return _bundle(chosen.names, chosen.output)
+        if chosen.command in ("compare", "time", "profile"):
+            return _measure(chosen)
         return _doctor(chosen.names) if chosen.command == "doctor" else _list()
     except KernelKError as error:
         _complain(str(error))

@@ -19,12 +19,14 @@ from .divergence import TOLERANCES, gap_of
 from .errors import ArgumentError, KernelKError
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .host import Host
+from .nodes import untouched
 from .options import asked, check_honoured, merged
+from .profiling import SHOWN_ROWS, OpTime, op_times
 from .progress import waiting
 from .recording import Recording, record, restoring
 from .results import Result, new_axes, unit_of
 from .session import Session, current
-from .timing import WARM_UP, CallTime, Conditions, Timed, checked_budget, ready, shown
+from .timing import STILL, WARM_UP, CallTime, Conditions, Timed, checked_budget, ready, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -71,11 +73,68 @@ class Side:
 
 
 @dataclass(repr=False)
+class OpsResult(Result, Rendered):
+    """Each op of a call by itself on each engine: `labels` are the engines', `ops` a row of their times for each op."""
+
+    labels: list[str]
+    label: str
+    ops: list[list[OpTime]]
+
+    def table(self) -> Table:
+        """A row for each kind of op, a column for each engine; first the ops that take some engine longest."""
+        header = ["op", "written in", "part", "shape", "times", *self.labels]
+        rows = []
+        for ops in self.ops[:SHOWN_ROWS]:
+            first, least = ops[0], min((op.steady.value for op in ops if not op.failure), default=math.nan)
+            cells = [
+                "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
+                for op in ops
+            ]
+            place = first.source.split(": ", 1)[0]
+            rows.append([first.op, place, first.part, str(first.shape), str(first.count), *cells])
+        below = ["each op by itself and unfused, on the same operands: no part of the times above (* the fastest)"]
+        if len(self.ops) > SHOWN_ROWS:
+            below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
+        failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
+        below += [f"{name}: {op.op} has no time: {op.failure}" for name, op in failures[:3]]
+        return Table(rows, header, title=f"{self.label}, op by op", below="\n".join(below))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each op and engine."""
+        return [
+            {
+                "side": name,
+                **{key: getattr(op, key) for key in ("op", "name", "source", "part", "shape", "dtype", "count")},
+                "steady": op.steady.value,
+                "low": op.steady.low,
+                "high": op.steady.high,
+                "failure": op.failure,
+            }
+            for ops in self.ops
+            for name, op in zip(self.labels, ops)
+        ]
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws: the first five ops, each on every engine."""
+        found = [
+            (f"{op.op} {name}", op.steady)
+            for ops in self.ops[:5]
+            for name, op in zip(self.labels, ops)
+            if not op.failure
+        ]
+        return [label for label, _ in found], [estimate for _, estimate in found]
+
+
+@dataclass(repr=False)
 class CompareResult(Result, Rendered):
     """What a comparison found: a side for each engine or body; the first that works is the reference.
 
     `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
-    bodies.
+    bodies. `per_op`: each op by itself, where that was asked for.
     """
 
     sides: list[Side]
@@ -83,6 +142,13 @@ class CompareResult(Result, Rendered):
     budget: float
     same_engine: bool = False
     notes: list[str] = field(default_factory=list)
+    per_op: OpsResult | None = None
+
+    def __repr__(self) -> str:
+        return super().__repr__() + (f"\n\n{self.per_op!r}" if self.per_op else "")
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + (self.per_op._repr_html_() if self.per_op else "")
 
     @property
     def reference(self) -> Side | None:
@@ -258,6 +324,7 @@ def compare(
     device: str | None = None,
     threads: int | str | None = None,
     sweep: Mapping[str, Sequence[float]] | None = None,
+    per_op: bool = False,
 ) -> CompareResult | SweepResult:
     """The same calls on several engines, or several bodies on one engine. The Python twin of `%%kcompare`.
 
@@ -265,7 +332,8 @@ def compare(
     that are installed, if none is named); several on one engine (the active one). A target runs once, on the active
     engine; its calls are then done again on each side from the state before. `budget`: seconds of running in all.
     `device`, `threads`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`: {"n": values}
-    runs the body, a function of `n`, for each. The session is afterwards as after the targets' one run.
+    runs the body, a function of `n`, for each. `per_op`: then each op of the call that took longest is timed by itself
+    on every engine, for as many seconds again. The session is afterwards as after the targets' one run.
     Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     seconds = checked_budget(budget, "compare")
@@ -281,12 +349,14 @@ def compare(
             f"compare: {len(targets)} bodies and {len(engines)} engines are too much for one table; "
             "name one engine, or give one body"
         )
+    if per_op and (len(targets) > 1 or sweep is not None):
+        raise ArgumentError("compare: op by op goes with one body on several engines, without a sweep")
     session = current()
     with session.lock:
         session.ready_host()
         if sweep is not None:
             return _sweep(session, targets, engines, seconds, sweep, device, threads)
-        return _compare(session, targets, engines, feeds, seconds, device, threads)
+        return _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
 
 
 def _sweep(
@@ -320,6 +390,7 @@ def _compare(
     budget: float,
     device: str | None,
     threads: int | str | None,
+    per_op: bool = False,
 ) -> CompareResult:
     recordings = [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)") for target in targets]
     several = len(targets) > 1
@@ -339,6 +410,9 @@ def _compare(
         try:
             with waiting(f"comparing, for {budget:g} s in all", ["Ctrl-C cancels"]):
                 work.run(budget)
+            if per_op:
+                with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+                    result.per_op = work.op_by_op(recordings[0], budget)
         finally:
             work.close()
     result.notes += _unequal_conditions(result.sides, threads)
@@ -488,6 +562,8 @@ class _Work:
             if rounds and start - begin + longest_round > budget:
                 break
             for side in random.sample(sides, len(sides)):
+                if len(sides) > 1 and not self._result.same_engine:
+                    clock.sleep(STILL)
                 try:
                     timed = self._ready[id(side)]
                     side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
@@ -506,6 +582,17 @@ class _Work:
                 f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few to tell; "
                 f"next: --budget {math.ceil(longest_round * 30 + 1)}"
             )
+
+    def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
+        """Each op of the call that took longest, by itself on every engine that works; None if none does."""
+        hosts = {side.label: self._hosts.started(side.label) for side in self._result.sides if id(side) in self._ready}
+        if not hosts:
+            return None
+        call = max(recording.calls, key=lambda one: sum(one.seconds))
+        with untouched(self._session, list(hosts.values())):
+            ops = op_times(self._session, list(hosts.values()), call, budget)
+        ops.sort(key=lambda row: -max(op.total for op in row))
+        return OpsResult(list(hosts), call.label, ops)
 
     @staticmethod
     def _pay(sides: list[Side]) -> None:

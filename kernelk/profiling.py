@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import random
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ from .progress import waiting
 from .recording import Call, record
 from .results import Result
 from .session import Session, current
-from .timing import CallTime, Conditions, checked_budget, measured, ready, shown
+from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -237,7 +239,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET) -> ProfileRe
             whole = measured(session, host, call, seconds / 5)
             machine = _machine(session, host, seconds / 20)
             with waiting("timing each op by itself", ["Ctrl-C cancels"]):
-                ops = _ops(session, host, call, seconds * 0.7)
+                ops = [op for (op,) in op_times(session, [host], call, seconds * 0.7)]
         ops.sort(key=lambda op: -op.total)
         return ProfileResult(Conditions.of(host), whole, ops, machine, len(recording.calls) - 1)
 
@@ -264,31 +266,37 @@ def _machine(session: Session, host: Host, budget: float) -> Machine:
     return Machine(2.0 * n**3 / min(product.samples), 2.0 * long.nbytes / min(total.samples))
 
 
-def _ops(session: Session, host: Host, call: Call, budget: float) -> list[OpTime]:
+def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float) -> list[list[OpTime]]:
+    """Each kind of op of a call by itself on each of these started hosts, in turns of random order.
+
+    Every host computes from the same operands, those of the first. `budget`: seconds of running in all.
+    """
     function = call.function
     roots = [*function.outputs, *(value for _, value in function.updates)]
     nodes = Nodes(session, roots, call.phase, dict(zip(function.placeholders, call.feeds)), "profile")
     forward = {id(node) for node in walk(function.outputs, lambda node: node.inputs)}
-    kinds: dict[Any, OpTime] = {}
-    work: list[tuple[OpTime, Callable[[float], Estimate]]] = []
+    kinds: dict[Any, list[OpTime]] = {}
+    share = budget / max(1, len(nodes.computed) * len(hosts))
     for numbers, more in nodes.chunks():
-        known: dict[int, Array] = nodes.values(host, sorted([*more, *numbers]))
+        known: dict[int, Array] = nodes.values(hosts[0], sorted([*more, *numbers]))
+        work: list[tuple[int, list[OpTime]]] = []
         # A loop stands before the first of its items, which alone have values.
         for number in _with_loops(nodes, numbers):
-            op = _described(nodes, number, forward)
             key = nodes.likeness(number)
             if key in kinds:
-                kinds[key].count += 1
+                for op in kinds[key]:
+                    op.count += 1
                 continue
-            kinds[key] = op
-            work.append((op, _measurer(session, host, nodes, number, known)))
-        share = budget / max(1, len(nodes.computed))
-        for op, measure in work:
-            try:
-                op.steady = measure(share)
-            except KernelKError as error:
-                op.failure = " ".join(str(error).split())
-        work.clear()
+            kinds[key] = [_described(nodes, number, forward) for _ in hosts]
+            work.append((number, kinds[key]))
+        for number, ops in work:
+            for host, op in random.sample(list(zip(hosts, ops)), len(hosts)):
+                if len(hosts) > 1:
+                    time.sleep(STILL)
+                try:
+                    op.steady = _by_itself(session, host, nodes, number, known, share)
+                except KernelKError as error:
+                    op.failure = " ".join(str(error).split())
     return list(kinds.values())
 
 
@@ -304,21 +312,21 @@ def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
     return list(found)
 
 
-def _measurer(
-    session: Session, host: Host, nodes: Nodes, number: int, known: dict[int, Array]
-) -> Callable[[float], Estimate]:
-    """What measures this node by itself within a budget; `known`: the values of what it takes."""
+def _by_itself(
+    session: Session, host: Host, nodes: Nodes, number: int, known: dict[int, Array], budget: float
+) -> Estimate:
+    """The time of this node by itself; `known`: the values of what it takes. Raises KernelKError."""
     node = nodes.nodes[number]
     if number < nodes.program.first:
         # A draw: what it needs are lengths, of whatever is fed.
-        return lambda budget: _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget).steady
+        return _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget).steady
     if node.op == "scan":
         outputs, leaves = nodes.loop_alone(number)
     else:
         tensors, leaves = nodes.alone([number])
         outputs = [tensors[number]]
     fed = [(x, known[n] if n in known else nodes.feeds[n]) for n, x in leaves.items()]
-    return lambda budget: _timed(session, host, outputs, fed, budget).steady
+    return _timed(session, host, outputs, fed, budget).steady
 
 
 def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:

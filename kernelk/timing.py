@@ -28,6 +28,11 @@ REQUEST = 0.1
 # The share of the budget, at most, that goes by until the times are steady.
 WARM_UP = 0.25
 MOST_SAMPLES = 400
+# Before a sample that is taken in turns with others', so many runs more are made: the caches hold the others' data.
+REFILLED = 0.25
+# After an engine's turn, others wait this long in seconds: OpenBLAS's threads spin for up to 2**26 cycles before they
+# sleep, and take a core from whoever runs in another process meanwhile.
+STILL = 0.03
 # Updates begin anew at each sample, which costs its first run something: so many runs share it, where they are short.
 RUNS_WITH_UPDATES = 4
 BUDGET = 2.0
@@ -281,18 +286,30 @@ class Timed:
         self._runs = runs
         self.found = found
 
-    def sample(self, times: int = 1) -> list[float]:
-        """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right."""
+    def sample(self, times: int = 1, before: int = 0) -> list[float]:
+        """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right.
+
+        `before`: so many runs are made first, and counted nowhere.
+        """
         with self._host.held():
             reply = self._host.request(
-                {"do": "sample", "timed": self._number, "loops": self.found.loops, "times": times}
+                {
+                    "do": "sample",
+                    "timed": self._number,
+                    "loops": self.found.loops,
+                    "times": times,
+                    "before": before,
+                }
             )
         return list(reply["samples"])
 
     def in_turn(self, longest: float) -> float:
-        """One sample; where it took far longer than `longest`, since the machine is busy, the next one is shorter."""
+        """One sample, after runs that have the caches filled again with what this call needs.
+
+        Where it took far longer than `longest`, since the machine is busy, the next one is shorter.
+        """
         found = self.found
-        sample = self.sample()[0]
+        sample = self.sample(before=math.ceil(found.loops * REFILLED))[0]
         found.samples.append(sample)
         if sample * found.loops > 3 * longest:
             found.loops = max(1, math.ceil(longest / sample))

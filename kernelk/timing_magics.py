@@ -73,6 +73,7 @@ class TimingMagics(Magics):
     @argument("--budget", metavar="S", default="10", help="seconds of running in all, beside compiling (10)")
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     @argument("--threads", metavar="N", help="the same number of threads for all")
+    @argument("--per-op", action="store_true", help="then each op by itself on every engine, for as long again")
     @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
     @cell_magic
     def kcompare(self, line: str, cell: str) -> Any:
@@ -83,6 +84,7 @@ class TimingMagics(Magics):
           %%kcompare tensorflow theano cntk jax torch
           %%kcompare numpy torch --threads 1 --budget 30
           %%kcompare tensorflow jax --sweep n=128,256,512
+          %%kcompare theano torch --per-op
 
         The cell runs once, on the active engine, which stays active. What it returns has .to_frame(), .to_json() and
         .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
@@ -93,7 +95,13 @@ class TimingMagics(Magics):
         run = body(self.shell, cell, "%%kcompare", f"{example} and a cell with K.eval(...)")  # type: ignore[arg-type]
         sweep = None if given.sweep is None else _swept(given.sweep)
         return kernelk.compare(
-            run, *given.engines, budget=given.budget, device=given.device, threads=given.threads, sweep=sweep
+            run,
+            *given.engines,
+            budget=given.budget,
+            device=given.device,
+            threads=given.threads,
+            sweep=sweep,
+            per_op=given.per_op,
         )
 
 

@@ -121,7 +121,7 @@ def test_engines_forget_what_was_timed(spare: str) -> None:
         host = current().hosts[name]
         kernelk.time(K.exp(K.variable([1.0])), budget=BUDGET)
         with pytest.raises(EngineError, match="KeyError"):
-            host.request({"do": "sample", "timed": 0, "loops": 1, "times": 1})
+            host.request({"do": "sample", "timed": 0, "loops": 1, "times": 1, "before": 0})
         assert K.eval(K.variable([1.0]) + 1).tolist() == [2.0]
     executor: Any = current().hosts["numpy"]
     assert executor._executor.timed == {}

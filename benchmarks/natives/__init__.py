@@ -1,6 +1,22 @@
 """The baselines, an engine a file: each case of `native.MODELS` written by hand, as that engine's users write it.
 
 Each module has `empty()`, and `mlp`, `lenet` and `lstm` of (weights, x, t), which return a call that ends with its
-result in numpy, and `holder(array)`, which returns (put, get) of a variable. Python 3.6 syntax: they run beside
-Theano and CNTK.
+result in numpy, and `holder(array)`, which returns (put, get) of a variable; `gemm`, `conv` and `chain` of their
+operands return calls of single ops. Python 3.6 syntax: they run beside Theano and CNTK.
 """
+
+import importlib
+import importlib.util
+import os
+import sys
+
+
+def island(name):
+    """A module of kernelk's island, for a baseline that is to have its engine set up as kernelk's worker has it."""
+    folder = os.environ["KERNELK_ISLAND"]
+    spec = importlib.util.spec_from_file_location(
+        "island", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+    )
+    sys.modules["island"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["island"])
+    return importlib.import_module("island." + name)

@@ -6,6 +6,8 @@ import numpy as np
 from jax import lax
 from native import MOMENTUM, RATE
 
+from natives import island
+
 
 def empty():
     constant = jax.jit(lambda: jnp.float32(1))
@@ -99,8 +101,9 @@ def holder(array):
 
 
 def ready(function, *arrays):
-    """A call that is over when its result is there."""
-    compiled, held = jax.jit(function), [jnp.asarray(array) for array in arrays]
+    """A call that is over when its result is there; of a program that XLA makes with kernelk's options."""
+    held = [jnp.asarray(array) for array in arrays]
+    compiled = jax.jit(function).lower(*held).compile(compiler_options=island("jax_backend").STRICT)
     return lambda: compiled(*held).block_until_ready()
 
 

@@ -1,28 +1,15 @@
 """The baselines in Theano: one `theano.function` with updates; the LSTM by `theano.scan`."""
 
-import importlib
-import importlib.util
 import os
-import sys
 import tempfile
 
 import numpy as np
 from native import MOMENTUM, RATE
 
+from natives import island
 
-def with_workers_flags():
-    """Sets Theano up as kernelk's worker does, so that both have the same compiler, BLAS and threads."""
-    folder = os.environ["KERNELK_ISLAND"]
-    spec = importlib.util.spec_from_file_location(
-        "island", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
-    )
-    sys.modules["island"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["island"])
-    backend = importlib.import_module("island.theano_backend").TheanoBackend
-    backend({"cache": os.environ["KERNELK_CACHE"], "scratch": tempfile.mkdtemp()})
-
-
-with_workers_flags()
+# Both have the same compiler, BLAS and threads.
+island("theano_backend").TheanoBackend({"cache": os.environ["KERNELK_CACHE"], "scratch": tempfile.mkdtemp()})
 import theano
 import theano.tensor as T
 

@@ -190,8 +190,9 @@ class Executor(object):
         return {"compile": made.compile_seconds, "first": made.first_seconds}
 
     def do_sample(self, request):
-        """Fields: timed, loops, times. Replies with samples: see `Timed.samples`."""
-        return {"samples": self.timed[request["timed"]].samples(request["loops"], request["times"])}
+        """Fields: timed, loops, times, before. Replies with samples: see `Timed.samples`."""
+        timed = self.timed[request["timed"]]
+        return {"samples": timed.samples(request["loops"], request["times"], request["before"])}
 
     def do_transfers(self, request):
         """Fields: timed, times. Replies with load, deliver and commit: see `Timed.transfers`."""

@@ -69,14 +69,20 @@ class Timed(object):
                 state[slot] = value
         return outputs
 
-    def samples(self, loops, times):
-        """The seconds of one run, as the mean of `loops` runs with a barrier behind them; `times` such means."""
+    def samples(self, loops, times, before):
+        """The seconds of one run, as the mean of `loops` runs with a barrier behind them; `times` such means.
+
+        `before`: so many runs are made first, and counted nowhere.
+        """
         found = []
         clock, barrier = time.perf_counter, self.backend.synchronize
         collecting = gc.isenabled()
         gc.disable()
         self.backend.recompute(True)
         try:
+            if before:
+                self._several(before)
+                barrier()
             for _ in range(times):
                 start = clock()
                 self.outputs = self._several(loops)
