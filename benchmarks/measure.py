@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
+from kernelk.timing import STILL
+
 HERE = Path(__file__).parent
 
 
 class Native:
     """A baseline of native.py in a process of its own, asked for samples in turns with kernelk."""
 
-    def __init__(self, python: Path | str, engine: str, case: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, python: Path | str, engine: str, case: str, environment: dict[str, str], folder: str = ""
+    ) -> None:
         self._process = subprocess.Popen(
-            [str(python), "-W", "ignore", str(HERE / "native.py"), engine, case],
+            [str(python), "-W", "ignore", str(HERE / "native.py"), engine, case, *([folder] if folder else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -33,9 +37,9 @@ class Native:
         """The seconds of this many calls."""
         return self._ask(f"{calls}")
 
-    def together(self, calls: int) -> list[float]:
-        """Twice the mean of this many calls behind one another, in seconds, by the engine's own harness."""
-        return self._ask(f"{calls} together")
+    def mean(self, calls: int, harness: str) -> float:
+        """The mean of this many calls behind one another, in seconds, by "native" or "kernelk"."""
+        return self._ask(f"{calls} {harness}")[0]
 
     def _ask(self, question: str) -> list[float]:
         assert self._process.stdin is not None
@@ -90,14 +94,18 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 def compare(
     ours: Callable[[int], list[float]], baseline: Callable[[int], list[float]], rounds: int = 15, calls: int = 30
 ) -> Comparison:
-    """Both sides in turns; within a round each is timed once, in random order."""
+    """Both sides in turns; within a round each is timed once, in random order.
+
+    Before each turn the other's threads get time to fall asleep, and one call is made that isn't counted.
+    """
     sides = {"ours": ours, "baseline": baseline}
     for side in sides.values():
         side(calls)
     medians: dict[str, list[float]] = {"ours": [], "baseline": []}
     for _ in range(rounds):
         for name in random.sample(list(sides), 2):
-            medians[name].append(statistics.median(sides[name](calls)))
+            time.sleep(STILL)
+            medians[name].append(statistics.median(sides[name](calls + 1)[1:]))
     pairs = list(zip(medians["ours"], medians["baseline"]))
     return Comparison(
         statistics.median(medians["ours"]),

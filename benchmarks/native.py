@@ -1,8 +1,9 @@
 """The baselines' process: the same work written by hand, in the interpreter that kernelk's worker uses.
 
 `python native.py ENGINE CASE` reads lines from standard input and answers each with a JSON list: "N" with the seconds
-of N calls, "N together" twice with the mean of N calls behind one another, by the engine's own harness where it has
-one (Python 3.6 syntax: it also runs beside Theano and CNTK). The models are in `natives/`.
+of N calls. Of single ops it also answers "N native" and "N kernelk": the mean of N calls behind one another, by the
+engine's own harness where it has one, and by kernelk's for the program that is described in the folder which is the
+third argument. (Python 3.6 syntax: it also runs beside Theano and CNTK.) The models are in `natives/`.
 """
 
 import gc
@@ -56,13 +57,20 @@ def data(case):
 
 
 # name: shapes of float32 operands of single ops: a product, a convolution (images and kernel, channels last), a chain.
-OPS = {"gemm": [(512, 512), (512, 512)], "conv": [(16, 32, 32, 16), (3, 3, 16, 32)], "chain": [(1000000,)]}
+OPS = {"gemm": [(1024, 1024), (1024, 1024)], "conv": [(256, 32, 32, 16), (3, 3, 16, 32)], "chain": [(4000000,)]}
 
 
 def operands(case):
-    """The operands of an op, the same for every engine."""
+    """The operands of an op, the same for every engine, each from the beginning of a cache line on."""
     random = np.random.RandomState(1)
-    return [(random.standard_normal(shape) * 0.1).astype("float32") for shape in OPS[case]]
+    found = []
+    for shape in OPS[case]:
+        size = int(np.prod(shape))
+        memory = np.empty(size + 16, "float32")
+        start = -memory.ctypes.data % 64 // 4
+        found.append(memory[start : start + size].reshape(shape))
+        found[-1][...] = random.standard_normal(shape) * 0.1
+    return found
 
 
 def load(holder, megabytes):
@@ -80,41 +88,67 @@ def load(holder, megabytes):
 
 
 def loop(call, calls):
-    """The mean of calls behind one another, in seconds."""
+    """The mean of calls behind one another, in seconds; each result lives until the next is there."""
     repeat = range(calls)
     start = time.perf_counter()
     for _ in repeat:
-        call()
+        kept = call()  # noqa: F841
     return (time.perf_counter() - start) / calls
 
 
-def main(engine, case):
+def both(engine, case, folder):
+    """Harnesses by name, of an op written by hand and as kernelk's program, in this one process.
+
+    In two processes the same program takes up to a tenth more or less time in one of them, by where memory happens to
+    lie. Each makes as many calls before it looks at the clock: the caches hold the other's data.
+    """
+    import natives
+
+    backend = natives.backend(engine)
+    module = importlib.import_module("natives." + engine)
+    with open(os.path.join(folder, "program.json")) as file:
+        timed = natives.kernelks(backend, json.load(file), folder)
+    call, harness = getattr(module, case)(*operands(case)), getattr(module, "harness", loop)
+
+    def native(calls):
+        gc.disable()
+        harness(call, calls)
+        mean = harness(call, calls)
+        gc.enable()
+        return mean
+
+    return {"native": native, "kernelk": lambda calls: timed.samples(calls, 1, calls)[0]}
+
+
+def answer(answers, seconds):
+    """Writes a line."""
+    answers.write(json.dumps(seconds) + "\n")
+    answers.flush()
+
+
+def main(engine, case, folder=None):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if folder:
+        harnesses = both(engine, case, folder)
+        for line in sys.stdin:
+            calls, name = line.split()
+            answer(answers, [harnesses[name](int(calls))])
+        return
     module = importlib.import_module("natives." + engine)
     if case.startswith("load"):
         call = load(module.holder, int(case[4:]))
     elif case == "empty":
         call = module.empty()
-    elif case in OPS:
-        call = getattr(module, case)(*operands(case))
     else:
         call = getattr(module, MODELS[case][0])(*data(case))
-    harness = getattr(module, "harness", loop)
     for line in sys.stdin:
-        calls, _, together = line.partition(" ")
-        if together:
-            gc.disable()
-            seconds = [harness(call, int(calls)) for _ in range(2)]
-            gc.enable()
-        else:
-            seconds = []
-            for _ in range(int(calls)):
-                start = time.perf_counter()
-                call()
-                seconds.append(time.perf_counter() - start)
-        answers.write(json.dumps(seconds) + "\n")
-        answers.flush()
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        answer(answers, seconds)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,15 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
+
+import numpy as np
 
 
 def island(name):
     """A module of kernelk's island, for a baseline that is to have its engine set up as kernelk's worker has it."""
+    if "island" in sys.modules:
+        return importlib.import_module("island." + name)
     folder = os.environ["KERNELK_ISLAND"]
     spec = importlib.util.spec_from_file_location(
         "island", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
@@ -20,3 +25,19 @@ def island(name):
     sys.modules["island"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["island"])
     return importlib.import_module("island." + name)
+
+
+def backend(engine):
+    """kernelk's backend in this process, made before the engine is imported, as kernelk's worker makes it."""
+    name = {"tensorflow": "TensorFlow", "cntk": "CNTK"}.get(engine, engine.capitalize())
+    options = {"cache": os.environ["KERNELK_CACHE"], "scratch": tempfile.mkdtemp()}
+    return getattr(island(engine + "_backend"), name + "Backend")(options)
+
+
+def kernelks(backend, program, folder):
+    """What kernelk times for `program`, as its worker would; the constants and variables lie in `folder`."""
+    arrays = [
+        [np.load(os.path.join(folder, file)) for file in sorted(os.listdir(folder)) if file.startswith(kind)]
+        for kind in ("constant", "variable")
+    ]
+    return island("timed").Timed(backend, program, arrays[0], [], arrays[1], [], 0)

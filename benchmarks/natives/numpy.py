@@ -43,7 +43,10 @@ def chain(x):
     def call():
         y = x
         for _ in range(4):
-            y = np.tanh(y * np.float32(0.5) + np.float32(0.1))
+            # Not by operators: these compute in the memory of a nameless value, which no program of kernelk's does.
+            y = np.multiply(y, np.float32(0.5))
+            y = np.add(y, np.float32(0.1))
+            y = np.tanh(y)
         return y
 
     return call

@@ -85,26 +85,27 @@ def holder(array):
     return held.assign, held.numpy
 
 
+def ready(function, *arrays):
+    """A call of a concrete function, made without the rewriting that kernelk does without: it changes values."""
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False, "constant_folding": False})
+    held = [tf.constant(array) for array in arrays]
+    concrete = tf.function(function).get_concrete_function(*held)
+    return lambda: concrete(*held)
+
+
 def gemm(a, b):
-    a, b = tf.constant(a), tf.constant(b)
-    product = tf.function(tf.matmul).get_concrete_function(a, b)
-    return lambda: product(a, b)
+    # Not of tf.matmul itself: TensorFlow calls such a function more slowly than one of a lambda.
+    return ready(lambda a, b: tf.matmul(a, b), a, b)
 
 
 def conv(x, kernel):
-    x, kernel = tf.constant(x), tf.constant(kernel)
-    convolved = tf.function(lambda x, k: tf.nn.conv2d(x, k, 1, "VALID")).get_concrete_function(x, kernel)
-    return lambda: convolved(x, kernel)
+    return ready(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "VALID"), x, kernel)
 
 
 def chain(x):
-    x = tf.constant(x)
-
-    @tf.function
     def body(y):
         for _ in range(4):
             y = tf.tanh(y * 0.5 + 0.1)
         return y
 
-    concrete = body.get_concrete_function(x)
-    return lambda: concrete(x)
+    return ready(body, x)

@@ -1,15 +1,14 @@
-"""The baselines in Theano: one `theano.function` with updates; the LSTM by `theano.scan`."""
+"""The baselines in Theano: one `theano.function` with updates; the LSTM by `theano.scan`.
 
-import os
-import tempfile
+Theano is set up as kernelk's worker does it, so that both have the same compiler, BLAS and threads.
+"""
 
 import numpy as np
 from native import MOMENTUM, RATE
 
-from natives import island
+from natives import backend
 
-# Both have the same compiler, BLAS and threads.
-island("theano_backend").TheanoBackend({"cache": os.environ["KERNELK_CACHE"], "scratch": tempfile.mkdtemp()})
+backend("theano")
 import theano
 import theano.tensor as T
 
