@@ -231,6 +231,8 @@ class CompareResult(Result, Rendered):
                 f"one run is the body's {count} call{'s' if count > 1 else ''} of {', '.join(inputs) or 'no inputs'}; "
                 f"{len(working[0].rounds)} rounds of random order, {CONFIDENCE:.0%} intervals, ratios within rounds"
             )
+            if not self.same_engine:
+                lines.append("every side has the same graph, with its dtypes and layout, and the same values and draws")
         if self.python_seconds > 1e-3:
             lines.append(f"Python in the cell: {duration(self.python_seconds)}, in no side's time")
         seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
@@ -535,6 +537,8 @@ class _Work:
         if [value.shape for value in flat] != [value.shape for value in expected]:
             self._result.notes.append(f"{side.label} has results of other shapes: they aren't compared")
             return
+        if [value.dtype for value in flat] != [value.dtype for value in expected]:
+            self._result.notes.append(f"{side.label} has results of other dtypes: the times are of other work")
         for value, other in zip(flat, expected):
             with np.errstate(all="ignore"):
                 near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0

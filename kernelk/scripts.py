@@ -15,7 +15,7 @@ from .errors import ArgumentError, KernelKError
 def script(path: str) -> Callable[[], None]:
     """A body that runs the script as Python itself would, each time anew. Raises ArgumentError if there is none.
 
-    What goes wrong in it is raised as ArgumentError with the script's own line; kernelk's errors have that already.
+    What goes wrong in it is raised with the script's own line, as ArgumentError if it isn't kernelk's error.
     """
     if not Path(path).is_file():
         raise ArgumentError(
@@ -29,7 +29,11 @@ def script(path: str) -> Callable[[], None]:
         sys.argv, sys.path[:0] = [path], [str(Path(path).resolve().parent)]
         try:
             kept.append(runpy.run_path(path, run_name="__main__"))
-        except KernelKError:
+        except KernelKError as error:
+            # An op that is refused as it is written says no line, as a notebook's traceback shows it.
+            place = _place(path, error)
+            if place not in str(error):
+                error.args = (f"{place}: {error.args[0]}", *error.args[1:])
             raise
         except SystemExit as end:
             if end.code not in (None, 0):

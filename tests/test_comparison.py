@@ -184,6 +184,43 @@ def test_a_sweep() -> None:
     assert len(json.loads(result.to_json())["points"]) == 3
 
 
+def test_op_by_op_on_every_engine(every_engine: list[str]) -> None:
+    activate(every_engine[0])
+    call, w, batch = step()
+    result = kernelk.compare(lambda: call([batch]), *every_engine, budget=BUDGET, per_op=True)
+    assert result.per_op is not None
+    assert result.per_op.labels == every_engine
+    _, v, _ = step()
+    assert K.get_value(w).tolist() != K.get_value(v).tolist()
+    products = [ops for ops in result.per_op.ops if ops[0].op == "matmul"]
+    assert products
+    for ops in result.per_op.ops:
+        assert len({(op.op, op.source, op.shape, op.count) for op in ops}) == 1
+        assert all(op.steady.value > 0 and not op.failure for op in ops)
+    text = repr(result)
+    assert "each op by itself and unfused, on the same operands: no part of the times above" in text
+    assert "matmul" in text
+    assert "matmul" in result._repr_html_()
+    frame = result.per_op.to_frame()
+    assert set(frame["side"]) == set(every_engine)
+    assert len(frame) == len(every_engine) * len(result.per_op.ops)
+    assert "per_op" in json.loads(result.to_json())
+
+
+def test_an_op_that_is_slow_on_one_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_engine(monkeypatch, {"exp": 0.003})
+    y = K.tanh(K.exp(K.variable([1.0])))
+    result = kernelk.compare(y, "numpy", "slow", budget=0.5, per_op=True)
+    assert result.per_op is not None
+    (exp, tanh) = result.per_op.ops
+    assert (exp[0].op, tanh[0].op) == ("exp", "tanh")
+    assert exp[1].steady.value > 0.003 > exp[0].steady.value
+    lacking_engine(monkeypatch, "poor", ops={"tanh"})
+    result = kernelk.compare(y, "poor", "numpy", budget=0.3, per_op=True)
+    assert result.per_op is not None
+    assert result.per_op.labels == ["numpy"]
+
+
 @pytest.mark.parametrize("name", ["numpy", "spare"])
 def test_ctrl_c_leaves_the_session_as_after_one_run(spare: str, name: str) -> None:
     activate(name)
@@ -211,6 +248,7 @@ def test_bad_input_is_one_line() -> None:
         ((y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "one function of it as the body"),
         ((lambda n: y, "numpy"), {"sweep": {"n": []}}, ArgumentError, "has no values"),
         ((lambda: 1, "numpy"), {}, ArgumentError, "nothing was evaluated"),
+        ((y, y, "numpy"), {"per_op": True}, ArgumentError, "one body on several engines"),
     ]
     for what, options, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
@@ -234,7 +272,7 @@ def test_the_magic() -> None:
         [
             "%load_ext kernelk",
             "import numpy as np\nfrom kernelk import backend as K\na = K.variable(np.ones((4, 4)))",
-            "%%kcompare numpy torch --budget 1\nz = K.eval(K.dot(a, a))",
+            "%%kcompare numpy torch --budget 1 --per-op\nz = K.eval(K.dot(a, a))",
             "print(z.sum(), _.side('torch').label)",
             "%%kcompare numpy --budget 0.3 --sweep n=2,4\nq = K.eval(K.ones((n, n)) * 2)",
             "print(q.shape)",
@@ -248,6 +286,7 @@ def test_the_magic() -> None:
         KERNELK_BACKEND="numpy",
     )
     assert "reference" in cells[2]["value"]
+    assert "op by op" in cells[2]["value"]
     assert "64.0 torch" in cells[3]["out"]
     assert "time against n" in cells[4]["value"]
     assert "(4, 4)" in cells[5]["out"]

@@ -40,15 +40,25 @@ def kernelk(folder: Path, *arguments: str, status: int = 0) -> subprocess.Comple
     return done
 
 
-def test_a_script_on_engines_side_by_side(folder: Path, spare: str) -> None:
+def test_a_script_on_engines_side_by_side(folder: Path) -> None:
     written = folder / "result.json"
     done = kernelk(
-        folder, "compare", "step.py", "numpy", spare, "--budget", "0.5", "--json", str(written), "--plot", "picture.png"
+        folder,
+        "compare",
+        "step.py",
+        "numpy",
+        "torch",
+        "--budget",
+        "0.5",
+        "--json",
+        str(written),
+        "--plot",
+        "picture.png",
     )
     assert done.stdout.count("the script ran") == 1
     assert "step.py, line 11" in done.stdout or "3 calls of float32[4, 8]" in done.stdout
     result = json.loads(written.read_text())
-    assert [side["label"] for side in result["sides"]] == ["numpy", spare]
+    assert [side["label"] for side in result["sides"]] == ["numpy", "torch"]
     assert all(side["calls"][0]["count"] == 3 and side["rounds"] for side in result["sides"])
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
