@@ -610,6 +610,6 @@ def constant_digest(node: Constant) -> str:
         content = array.tobytes()
         if len(content) > 32:
             content = hashlib.sha256(content).digest()
-        digest = f"{array.dtype.name}{array.shape}{content.hex()}"
+        digest = f"{node.dtype}{array.shape}{content.hex()}"
         node.__dict__["_digest"] = digest
     return digest

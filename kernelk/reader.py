@@ -87,6 +87,8 @@ class Reader:
         Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
         """
         attrs = node.attrs
+        if not attrs:
+            return node.inputs, attrs
         valued: set[int] = set()
         for name in _VALUED:
             if name in attrs:
