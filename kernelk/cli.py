@@ -134,7 +134,9 @@ def _measure(chosen: argparse.Namespace) -> int:
         raise ArgumentError(
             f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses; {usage}"
         )
-    options = {name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op")}
+    options = {
+        name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op", "engine")
+    }
     result = scripts.measure(chosen.command, paths, options, engines)
     _say(repr(result))
     try:
@@ -176,6 +178,8 @@ def _parser() -> _Parser:
     for name, what in (("time", "part by part"), ("profile", "op by op")):
         measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")
         measured[name].add_argument("words", nargs="+", metavar="SCRIPT.py", help="the script")
+    words = "then what the engine's own profiler says of the call as it runs"
+    measured["profile"].add_argument("--engine", action="store_true", help=words)
     for command in measured.values():
         command.add_argument("--budget", metavar="S", help="seconds of running, beside compiling")
         command.add_argument("--json", metavar="FILE", help="write all samples there")

@@ -46,6 +46,7 @@ class Host:
         self.ops: frozenset[str] = frozenset()
         self.dtypes: frozenset[str] = frozenset()
         self.specialises = "ones"
+        self.profiler: dict[str, Any] | None = None  # what the engine's own says of itself
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
@@ -116,6 +117,7 @@ class Host:
         self.ops = frozenset(hello["ops"])
         self.dtypes = frozenset(hello["dtypes"])
         self.specialises = hello["specialises"]
+        self.profiler = hello["profiler"]
 
     def _forget(self) -> None:
         self.versions.clear()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .display import Rendered, Table, duration, size
+from .engine_profile import EngineProfile, check_profiler, engine_profile
 from .errors import KernelKError
 from .estimates import Estimate, unsteadiness
 from .function import Function
@@ -102,7 +103,10 @@ class OpTime:
 
 @dataclass(repr=False)
 class ProfileResult(Result, Rendered):
-    """What `%kprofile` found: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled."""
+    """What `%kprofile` found: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
+
+    `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
+    """
 
     conditions: Conditions
     whole: CallTime
@@ -110,6 +114,13 @@ class ProfileResult(Result, Rendered):
     machine: Machine
     others: int = 0
     notes: list[str] = field(default_factory=list)
+    engine_profile: EngineProfile | None = None
+
+    def __repr__(self) -> str:
+        return super().__repr__() + (f"\n\n{self.engine_profile!r}" if self.engine_profile else "")
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + (self.engine_profile._repr_html_() if self.engine_profile else "")
 
     @property
     def alone(self) -> float:
@@ -221,17 +232,20 @@ class ProfileResult(Result, Rendered):
         return [f"{op.op} {op.shape}" for op in most], [op.steady for op in most]
 
 
-def profile(target: Any, feeds: Any = None, budget: float = BUDGET) -> ProfileResult:
+def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
     """How long each op of a call takes by itself on the active engine. The Python twin of `%kprofile`.
 
     `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
-    seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself.
+    seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:
+    the engine's own profiler is asked as well, about the call as it really runs: the result's `engine_profile`.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
     seconds = checked_budget(budget, "profile")
     session = current()
     with session.lock:
-        session.ready_host()
+        host = session.ready_host()
+        if engine:
+            check_profiler(host)
         recording = record(session, target, feeds, "profile", "kernelk.profile(y, feeds={x: array})")
         host = session.ready_host()
         call = max(recording.calls, key=lambda one: sum(one.seconds))
@@ -239,9 +253,10 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET) -> ProfileRe
             whole = measured(session, host, call, seconds / 5)
             machine = _machine(session, host, seconds / 20)
             with waiting("timing each op by itself", ["Ctrl-C cancels"]):
-                ops = [op for (op,) in op_times(session, [host], call, seconds * 0.7)]
+                ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
+            own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
-        return ProfileResult(Conditions.of(host), whole, ops, machine, len(recording.calls) - 1)
+        return ProfileResult(Conditions.of(host), whole, ops, machine, len(recording.calls) - 1, engine_profile=own)
 
 
 def _timed(

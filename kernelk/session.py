@@ -253,11 +253,13 @@ class Session(HasTraits):
             raise _blamed(error, program, specialisation) from None
         host.remember(specialisation.key, reply)
 
-    def make_timed(self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]]) -> tuple[int, float, float]:
+    def make_timed(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], profiled: bool = False
+    ) -> tuple[int, float, float]:
         """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
 
-        Returns its number, and the seconds of its compilation and its first run. Called with the lock held; nothing of
-        the session changes. Raises EngineError.
+        `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
+        compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
@@ -280,6 +282,7 @@ class Session(HasTraits):
             "variables": [variable.slots.reference() for variable in program.slots],
             "draws": _draws(program, specialisation),
             "counter": SEEDS.counter,
+            "profiled": profiled,
         }
         try:
             with host.held(), host.waiting("compiling"):

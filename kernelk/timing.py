@@ -345,6 +345,12 @@ class Timed:
                 break
             times = max(1, int(min(REQUEST, left) / each))
 
+    def watch(self, runs: int) -> tuple[list[dict[str, Any]], float]:
+        """(what the engine's own profiler sees in so many runs, the seconds of one): see `backends.watching`."""
+        with self._host.held():
+            reply = self._host.request({"do": "watch", "timed": self._number, "loops": runs})
+        return reply["rows"], reply["seconds"]
+
     def transfers(self) -> None:
         """Measures what lies between the runs and the notebook."""
         with self._host.held():
@@ -354,13 +360,16 @@ class Timed:
 
 
 @contextlib.contextmanager
-def ready(session: Session, host: Host, call: Call) -> Iterator[Timed]:
-    """The call compiled for being timed on a started host, which forgets it afterwards. Raises EngineError."""
+def ready(session: Session, host: Host, call: Call, profiled: bool = False) -> Iterator[Timed]:
+    """The call compiled for being timed on a started host, which forgets it afterwards.
+
+    `profiled`: and for `watch`. Raises EngineError.
+    """
     program = call.program(session, host.ops)
     shapes = tuple(feed.shape for feed in call.feeds)
     host.listen()
     try:
-        number, compile_seconds, first_seconds = session.make_timed(host, program, call.feeds)
+        number, compile_seconds, first_seconds = session.make_timed(host, program, call.feeds, profiled)
     finally:
         host.tell()
     outputs = program.specialise(shapes, host.specialises).outputs

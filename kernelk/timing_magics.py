@@ -40,6 +40,7 @@ class TimingMagics(Magics):
     @no_var_expand
     @magic_arguments()
     @argument("--budget", metavar="S", help="seconds of running, beside compiling (5)")
+    @argument("--engine", action="store_true", help="then what the engine's own profiler says of the call as it runs")
     @line_cell_magic
     def kprofile(self, line: str, cell: str | None = None) -> Any:
         """Times each op of a call by itself, on its real inputs, beside the call as the engine compiles it.
@@ -49,23 +50,25 @@ class TimingMagics(Magics):
           %kprofile f([x])                 each op of a call of a K.function, with your lines
           %kprofile K.softmax(y)           a tensor: it is evaluated
           %%kprofile --budget 20           the call of the cell that takes longest
+          %kprofile --engine f([x])        and what the engine's own profiler sees, with all that it has fused
 
-        What it returns has .ops, .to_frame(), .to_json() and .plot(). Python twin: kernelk.profile(lambda: f([x])).
+        What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
+        kernelk.profile(lambda: f([x]), engine=True).
         """
         return self._measured(kernelk.profile, self.kprofile, line, cell)
 
     def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
-        """What the twin makes of the line's expression or the cell, with the line's budget."""
+        """What the twin makes of the line's expression or the cell, with the line's options."""
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
-        budget, text = None, line if cell is None else cell
-        if cell is not None:
-            budget = parse(magic, line, "no arguments but options; the code is the cell", name).budget
-        else:
-            found = re.match(r"\s*--budget(?:\s+|=)(\S+)\s*(.*)$", line, re.DOTALL)
-            if found is not None:
-                budget, text = found[1], found[2]
-        run = body(self.shell, text, name, f"%{magic.__name__} K.dot(a, b)")  # type: ignore[arg-type]
-        return twin(run) if budget is None else twin(run, budget=budget)
+        given, text = line, cell
+        if cell is None:
+            # What the options are followed by isn't words of a shell.
+            found = re.match(r"\s*((?:--budget(?:\s+|=)\S+\s*|--engine(?:\s+|$))*)(.*)$", line, re.DOTALL)
+            assert found is not None
+            given, text = found[1], found[2]
+        options = vars(parse(magic, given, "no arguments but options; the code is the cell", name))
+        run = body(self.shell, text or "", name, f"%{magic.__name__} K.dot(a, b)")  # type: ignore[arg-type]
+        return twin(run, **{option: value for option, value in options.items() if value})
 
     @no_var_expand
     @magic_arguments()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import activate
 
 STEP = """
 import sys
@@ -75,6 +76,18 @@ def test_time_and_profile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("KERNELK_BACKEND", "numpy")
     assert "on numpy" in kernelk(folder, "time", "step.py", "--budget", "0.2").stdout
     assert "softmax" in kernelk(folder, "profile", "step.py", "--budget", "0.2").stdout
+    done = kernelk(folder, "profile", "step.py", "--engine", status=1)
+    assert "numpy has no profiler of its own" in done.stderr
+    assert "the script ran" not in done.stdout
+
+
+def test_the_engines_own_profiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    activate("torch")
+    monkeypatch.setenv("KERNELK_BACKEND", "torch")
+    done = kernelk(folder, "profile", "step.py", "--engine", "--budget", "0.3", "--json", "own.json")
+    assert "torch.profiler, of the call as torch runs it" in done.stdout
+    names = [row["name"] for row in json.loads((folder / "own.json").read_text())["engine_profile"]["rows"]]
+    assert "aten::mm" in names
 
 
 def test_what_goes_wrong_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,3 +307,7 @@ class Backend(object):
 
     def synchronize(self):
         """Returns when all work handed to the device is done."""
+
+    def profiler(self):
+        """A `watching.Profiler` of the engine's own for one call; None where it has none that tells of single ops."""
+        return None

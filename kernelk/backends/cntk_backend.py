@@ -15,6 +15,7 @@ import numpy as np
 from .base import PRIMITIVES, Backend, CannotLower, OptionError, chosen_device, positive_threads
 from .cntk_known import learn, needed
 from .cntk_memory import Held, Lent
+from .cntk_profiler import CNTKProfiler
 from .cntk_stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
 from .cntk_windows import OPS
 from .lowering import InstructionError
@@ -107,6 +108,9 @@ class CNTKBackend(Backend):
         if threads is not None:
             cntk_py.set_max_num_cputhreads(threads)
         self._core = Core(cntk, cntk_py, device)
+        self.layer = cntk_py
+        # Where a CNTKProfiler is to find the functions that are made.
+        self.watched = None
 
     def facts(self):
         return {
@@ -157,6 +161,9 @@ class CNTKBackend(Backend):
             except Refused as refusal:
                 refused[refusal.instruction.index] = refusal.reason
 
+    def profiler(self):
+        return CNTKProfiler(self)
+
     def compile(self, program, constants):
         for instruction in program.instructions:
             if instruction.op not in self.ops:
@@ -169,6 +176,8 @@ class CNTKBackend(Backend):
         first_instruction = len(program.leaves)
         fixed = [(n, fact.array) for n, fact in enumerate(known) if fact.array is not None]
         native = [stage for stage in stages if isinstance(stage, NativeStage)]
+        if self.watched is not None:
+            self.watched.extend(stage.function for stage in native)
         # Arrays that nobody else has: what CNTK wrote, or a copy.
         private = set(leaving.number for stage in native for leaving in stage.exits)
 

@@ -109,11 +109,13 @@ class Executor(object):
     def do_facts(self, request):
         """Replies with what the engine says of itself, and with what it takes."""
         backend = self.backend
+        profiler = backend.profiler()
         return {
             "facts": backend.facts(),
             "ops": sorted(set(backend.ops).union(STAGED)),
             "dtypes": list(backend.dtypes),
             "specialises": backend.specialises,
+            "profiler": profiler.facts() if profiler else None,
             "resident": resident_bytes(),
         }
 
@@ -178,14 +180,17 @@ class Executor(object):
         return dict(delivered, seconds=seconds)
 
     def do_time(self, request):
-        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counter.
+        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counter,
 
+        profiled (whether the engine's own profiler is to be asked).
         Makes a `Timed`. Replies with the seconds of its compilation and of its first run.
         """
         arrays = [
             [self.array(reference) for reference in request[name]] for name in ("constants", "feeds", "variables")
         ]
-        made = Timed(self.backend, request["program"], *arrays, draws=request["draws"], counter=request["counter"])
+        profiler = self.backend.profiler() if request["profiled"] else None
+        rest = {"draws": request["draws"], "counter": request["counter"], "profiler": profiler}
+        made = Timed(self.backend, request["program"], *arrays, **rest)
         self.timed[request["timed"]] = made
         return {"compile": made.compile_seconds, "first": made.first_seconds}
 
@@ -193,6 +198,11 @@ class Executor(object):
         """Fields: timed, loops, times, before. Replies with samples: see `Timed.samples`."""
         timed = self.timed[request["timed"]]
         return {"samples": timed.samples(request["loops"], request["times"], request["before"])}
+
+    def do_watch(self, request):
+        """Fields: timed (made with `profiled`), loops. Replies with rows and seconds: see `Timed.watched`."""
+        rows, seconds = self.timed[request["timed"]].watched(request["loops"])
+        return {"rows": rows, "seconds": seconds}
 
     def do_transfers(self, request):
         """Fields: timed, times. Replies with load, deliver and commit: see `Timed.transfers`."""

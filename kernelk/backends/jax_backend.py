@@ -19,6 +19,7 @@ from .base import (
     settled_threads,
 )
 from .jax_denormals import keep_denormals
+from .jax_profiler import JaxProfiler
 from .lowering import lower, python_slices, static_dims
 from .segments import compile_in_segments
 
@@ -740,6 +741,9 @@ class JaxBackend(Backend):
     def synchronize(self):
         # Work on one device is done in order, and run() waits for its own.
         self._alone(self._half)(self._probe)[0].block_until_ready()
+
+    def profiler(self):
+        return JaxProfiler(self)
 
     def compile_anew(self):
         self._compiled = weakref.WeakValueDictionary()

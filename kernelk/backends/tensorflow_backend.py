@@ -20,6 +20,7 @@ from .base import (
 )
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
+from .tensorflow_profiler import TensorFlowProfiler
 
 # The engine's module, set when the first TensorFlowBackend is made: op functions are only called after that.
 tf = None
@@ -775,6 +776,9 @@ class TensorFlowBackend(Backend):
         from tensorflow.python.eager import context
 
         context.async_wait()
+
+    def profiler(self):
+        return TensorFlowProfiler(self)
 
     def compile(self, program, constants):
         leaves = program.inputs + program.slots + program.draws

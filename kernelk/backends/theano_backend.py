@@ -18,6 +18,7 @@ from . import theano_windows
 from .base import Backend, CannotLower, OptionError, chosen_device, positive_threads, registrar
 from .lowering import InstructionError, lower, python_slices, resolve_dims
 from .segments import compile_in_segments
+from .theano_profiler import TheanoProfiler
 
 # Set by the first TheanoBackend, since importing Theano freezes its settings.
 T = None
@@ -607,6 +608,8 @@ class TheanoBackend(Backend):
         if threads is not None and self.blas is not None:
             self.blas.openblas_set_num_threads(threads)
         self.optimizers = {}
+        # Where a TheanoProfiler is to find the functions that are compiled.
+        self.watched = None
 
     def _flags(self, compiler):
         options = self.options
@@ -734,6 +737,9 @@ class TheanoBackend(Backend):
             destination[...] = value
         return destination
 
+    def profiler(self):
+        return TheanoProfiler(self)
+
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
             run = compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
@@ -774,9 +780,16 @@ class TheanoBackend(Backend):
                 [theano.Out(value, borrow=True) for value in results],
                 mode=theano.compile.Mode(linker, self._optimizers(program)),
                 on_unused_input="ignore",
-                profile=False,
+                profile=self._stats(),
             )
+        if self.watched is not None:
+            self.watched.append((marked, compiled))
         return self._runner(program, compiled, fixed)
+
+    def _stats(self):
+        if self.watched is None:
+            return False
+        return theano.compile.profiling.ProfileStats(atexit_print=False, flag_time_thunks=True)
 
     def _runner(self, program, compiled, fixed):
         vm = compiled.fn

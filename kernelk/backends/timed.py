@@ -2,6 +2,7 @@
 
 import gc
 import time
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from .lowering import Program
 from .random_draws import draw
 from .shared_memory import Segment, aligned
 from .staged import compile_program
+from .watching import Profiler
 
 
 class Timed(object):
@@ -17,11 +19,13 @@ class Timed(object):
     `encoded` has no inputs: feeds come as the first of its slots, so that handing them over isn't part of a run.
     `constants`, `feeds` and `variables` are ndarrays, and are copied; `draws` are [kind, dtype, shape, seed]...
     Each sample begins with these values; within it, updates take their effect from run to run.
+    `profiler`: the engine's own, where `watched` is to be asked for.
     `compile_seconds` is what the engine took to build the program, `first_seconds` its first run.
     """
 
-    def __init__(self, backend, encoded, constants, feeds, variables, draws, counter):
+    def __init__(self, backend, encoded, constants, feeds, variables, draws, counter, profiler=None):
         self.backend = backend
+        self.profiler = profiler
         self.feeds = [_own(array) for array in feeds]
         self.draws = draws
         self.counter = counter
@@ -29,7 +33,8 @@ class Timed(object):
         constants = [np.array(array) for array in constants]
         backend.compile_anew()
         start = time.perf_counter()
-        self.run = compile_program(backend, program, constants)
+        with (profiler or Profiler(backend)).compiling():
+            self.run = compile_program(backend, program, constants)
         self.compile_seconds = time.perf_counter() - start
         self.state = [backend.load(array) for array in self.feeds + [_own(array) for array in variables]]
         self.updated = [slot for slot, _ in program.updates]
@@ -76,10 +81,7 @@ class Timed(object):
         """
         found = []
         clock, barrier = time.perf_counter, self.backend.synchronize
-        collecting = gc.isenabled()
-        gc.disable()
-        self.backend.recompute(True)
-        try:
+        with self._undisturbed():
             if before:
                 self._several(before)
                 barrier()
@@ -88,11 +90,30 @@ class Timed(object):
                 self.outputs = self._several(loops)
                 barrier()
                 found.append((clock() - start) / loops)
+        return found
+
+    def watched(self, loops):
+        """(rows, the seconds of one run) of `loops` runs under the engine's own profiler: see `Profiler.watching`."""
+        clock, profiler = time.perf_counter, self.profiler
+        with self._undisturbed(), profiler.watching() as rows:
+            start = clock()
+            self.outputs = self._several(loops)
+            profiler.settle()
+            seconds = (clock() - start) / loops
+        return rows, seconds
+
+    @contextmanager
+    def _undisturbed(self):
+        """Each run computes everything, and no garbage is collected."""
+        collecting = gc.isenabled()
+        gc.disable()
+        self.backend.recompute(True)
+        try:
+            yield
         finally:
             self.backend.recompute(False)
             if collecting:
                 gc.enable()
-        return found
 
     def transfers(self, times):
         """Lists of seconds: to hand all feeds over, to get all outputs back, to write all new values down."""

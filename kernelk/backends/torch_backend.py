@@ -8,6 +8,7 @@ import numpy as np
 from . import torch_ops, torch_windows
 from .base import Backend, chosen_device, positive_threads
 from .lowering import InstructionError
+from .torch_profiler import TorchProfiler
 
 # Set when the first TorchBackend is made.
 torch = None
@@ -136,6 +137,9 @@ class TorchBackend(Backend):
     def synchronize(self):
         if not self._on_cpu:
             torch.cuda.synchronize(self._native_device)
+
+    def profiler(self):
+        return TorchProfiler(self)
 
     def compile(self, program, constants):
         leaves = [self._place(np.array(array)) for array in constants]

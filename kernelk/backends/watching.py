@@ -1,0 +1,60 @@
+"""What a backend gives that has its engine's own profiler asked: which functions it sees, and what it has seen."""
+
+from contextlib import contextmanager
+
+
+class Profiler(object):
+    """The engine's own profiler for one call that is run again and again. `label` is what the engine calls it.
+
+    `sees`: in how many runs after the compilation it sees everything; 0 where it always does. `remark`: what a reader
+    of its rows has to know.
+    Subclasses define `watching`, and `compiling` where functions have to be compiled for it.
+    """
+
+    label = ""
+    sees = 0
+    remark = ""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    @contextmanager
+    def compiling(self):
+        """What is compiled within is what will be watched."""
+        yield
+
+    @contextmanager
+    def watching(self):
+        """Profiles what runs within; gives a list that has the rows once it is left.
+
+        A row is a dict: "name" (the engine's own word for what ran), "calls" and "seconds" (of all calls together,
+        without what ran inside), "instruction" (its index in the program where the profile tells it, or None),
+        "key" (None, or a number that tells apart what has the same name).
+        """
+        raise NotImplementedError
+
+    def facts(self):
+        """A JSON-able dict of what it says of itself."""
+        return {"label": self.label, "sees": self.sees, "remark": self.remark}
+
+    def settle(self):
+        """Returns when all that was run is done; itself it isn't among the rows."""
+        self.backend.synchronize()
+
+
+class Rows(object):
+    """Sums what profilers tell event by event into rows."""
+
+    def __init__(self):
+        self._found = {}
+
+    def add(self, name, seconds, calls=1, instruction=None, key=None):
+        row = self._found.setdefault(
+            (name, instruction, key),
+            {"name": name, "calls": 0, "seconds": 0.0, "instruction": instruction, "key": key},
+        )
+        row["calls"] += calls
+        row["seconds"] += seconds
+
+    def all(self):
+        return list(self._found.values())
