@@ -36,6 +36,7 @@ _LAZY = {
     "time": "timing",
     "compare": "comparison",
     "profile": "profiling",
+    "draw": "drawing",
     "install": "environments",
     "uninstall": "environments",
     "doctor": "health",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from .errors import ArgumentError
-from .graph import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from .graph import SCOPE, Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
 from .loops import Closure, close_loop, done_anew, stacked
 from .ops.dtypes import FLOATS, as_tensor
 from .ops.primitives import matmul, sum_to, zeros_shaped
@@ -111,7 +112,8 @@ def _backwards(
         found = pending.pop(id(node), None)
         if found is None or id(node) not in reached:
             continue
-        total = totals[id(node)] = _total(found)
+        with _scope_of(node):
+            total = totals[id(node)] = _total(found)
         if id(node) in leaves:
             continue
         if node.op == "item":
@@ -125,12 +127,24 @@ def _backwards(
             continue
         if not any(id(x) in reached for x in node.inputs):
             continue
-        for x, part in zip(node.inputs, rule.vjp(node, total)):
+        with _scope_of(node):
+            parts = rule.vjp(node, total)
+        for x, part in zip(node.inputs, parts):
             if part is not None and id(x) in reached:
                 pending.setdefault(id(x), []).append(part)
     inner = [node for node in order if id(node) not in leaves]
     phased = any(node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased) for node in inner)
     return [totals.get(id(target)) for target in targets], phased
+
+
+@contextlib.contextmanager
+def _scope_of(node: Tensor) -> Iterator[None]:
+    """A gradient's nodes stand in the scope of the node that it goes through."""
+    before, SCOPE.path = SCOPE.path, node.scope
+    try:
+        yield
+    finally:
+        SCOPE.path = before
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

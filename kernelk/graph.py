@@ -24,7 +24,14 @@ class _Generation:
     session = 0
 
 
+class _Scope:
+    """The name scopes that are open, joined by slashes; a node remembers those that it was made in."""
+
+    path = ""
+
+
 GENERATION = _Generation()
+SCOPE = _Scope()
 _counter = itertools.count()
 
 
@@ -62,6 +69,7 @@ class Tensor:
         "generation",
         "inputs",
         "op",
+        "scope",
         "shape",
         "source",
         "uid",
@@ -92,6 +100,7 @@ class Tensor:
         self.source = source
         self.uid = next(_counter)
         self.generation = GENERATION.session
+        self.scope = SCOPE.path
         self.expansion: Tensor | None = None
         self._name = name
 

@@ -80,7 +80,7 @@ class OpTime:
     """One op by itself. `part`: "forward", "gradient" or "update". `count` nodes are alike, and `steady` is of one.
 
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
-    why it has no time, in one line.
+    why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
     """
 
     op: str
@@ -94,6 +94,7 @@ class OpTime:
     count: int = 1
     steady: Estimate = _UNKNOWN
     failure: str = ""
+    uids: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> float:
@@ -301,6 +302,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
             if key in kinds:
                 for op in kinds[key]:
                     op.count += 1
+                    op.uids.append(nodes.nodes[number].uid)
                 continue
             kinds[key] = [_described(nodes, number, forward) for _ in hosts]
             work.append((number, kinds[key]))
@@ -356,7 +358,7 @@ def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:
     moved = nodes.bytes(n for n in {*operands, *values} if nodes.nodes[n].op != "scan")
     attrs = nodes.program.instructions[number - nodes.program.first].attrs if number >= nodes.program.first else {}
     flops = _flops(node.op, attrs, [tuple(nodes.shapes[n]) for n in operands], shape)
-    return OpTime(node.op, node.name, str(node.source), part, shape, node.dtype, moved, flops)
+    return OpTime(node.op, node.name, str(node.source), part, shape, node.dtype, moved, flops, uids=[node.uid])
 
 
 def _flops(op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError
-from ..graph import Tensor
+from ..graph import SCOPE, Tensor
 from .dtypes import as_tensor
 from .rules import apply
 
@@ -34,17 +34,19 @@ def reset_uids() -> None:
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
-    """Puts `name/` before the names given to tensors inside."""
+    """Puts `name/` before the names given to tensors inside; all that is made there is drawn as one group."""
     _scopes.append(name)
+    SCOPE.path = "/".join(_scopes)
     try:
-        yield "/".join(_scopes) + "/"
+        yield SCOPE.path + "/"
     finally:
         _scopes.pop()
+        SCOPE.path = "/".join(_scopes)
 
 
 def scoped(name: str | None) -> str | None:
     """A given name within the scopes that are open."""
-    return "/".join([*_scopes, name]) if name and _scopes else name
+    return f"{SCOPE.path}/{name}" if name and _scopes else name
 
 
 def cast_to_floatx(x: Any) -> Any:
