@@ -37,6 +37,7 @@ _LAZY = {
     "compare": "comparison",
     "profile": "profiling",
     "draw": "drawing",
+    "show": "showing",
     "install": "environments",
     "uninstall": "environments",
     "doctor": "health",

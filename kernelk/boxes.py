@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +123,13 @@ def counted(count: int, what: str) -> str:
 def clean(text: object) -> str:
     """A name or a source line on one line, without what a terminal would take for a command."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip()
+
+
+def notebook_namespace() -> Mapping[str, Any]:
+    """The notebook's names; outside one, none."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell.user_ns if shell is not None else {}
 
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:

@@ -18,7 +18,7 @@ from .errors import KernelKError
 from .looking_magics import COLUMNS, KINDS, LookingMagics
 from .timing_magics import TimingMagics
 
-_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare|ktensors)\s(.*)$", re.DOTALL)
+_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare|ktensors|kshow)\s(.*)$", re.DOTALL)
 
 
 def matcher(magics: Any) -> Any:
@@ -36,9 +36,9 @@ def matcher(magics: Any) -> Any:
         elif found[1] == "ktensors":
             offered = list(_tensors(magics.shell.user_ns, before, word))
         else:
-            offered = list(_diff(before, word) if found[1] == "kdiff" else _compare(before, word))
+            offered = list(_compare(before, word) if found[1] == "kcompare" else _diff(before, word, found[1]))
         # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
-        alone = found[1] != "kdiff" or any(text.startswith(word) for text in offered)
+        alone = found[1] not in ("kdiff", "kshow") or any(text.startswith(word) for text in offered)
         fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
         if alone and not fitting:
             # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
@@ -83,9 +83,9 @@ def _threads() -> list[str]:
     return [str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)]
 
 
-def _diff(before: list[str], word: str) -> Iterable[str]:
+def _diff(before: list[str], word: str, magic: str) -> Iterable[str]:
     if word.startswith("-"):
-        return ["--feed", "--tolerance"]
+        return ["--feed", "--tolerance"] if magic == "kdiff" else ["--feed"]
     # First comes an expression, which is IPython's to complete; a feed's value is one, too.
     if not before or any(name.startswith("--") for name in before):
         return []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, with_times
+from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, notebook_namespace, with_times
 from .collapsing import collapsed
 from .errors import ArgumentError
 from .feeding import roots_of
@@ -209,9 +208,7 @@ def draw(
     `times=True` what `kernelk.profile` raises.
     """
     if names is None:
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython is not None else None
-        names = shell.user_ns if shell is not None else {}
+        names = notebook_namespace()
     if times is True:
         times = _profiled(target, feeds)
     return graph_of(target, names, depth, opened, times or None)

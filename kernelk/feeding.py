@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,17 @@ def needed_placeholders(roots: Sequence[Tensor], phase: int) -> list[Placeholder
 
 
 def known_feeds(
-    y: Any, roots: list[Tensor], given: Mapping[Any, Any], asker: str, magic: str
+    y: Any,
+    roots: list[Tensor],
+    given: Mapping[Any, Any],
+    asker: str,
+    magic: str,
+    otherwise: Callable[[Placeholder], Array] | None = None,
 ) -> tuple[int, dict[Placeholder, Array]]:
     """The learning phase, and an array for each placeholder that is needed: given, or what it was fed last.
 
-    `asker` and `magic` say in errors who asks, and how feeds are given to it. Raises FeedError.
+    `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
+    Raises FeedError.
     """
     phase = PHASE.fixed or 0
     switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
@@ -72,6 +78,8 @@ def known_feeds(
     for x in needed:
         if id(x) not in known:
             known[id(x)] = last_feed(x)
+            if known[id(x)] is None and otherwise is not None:
+                known[id(x)] = otherwise(x)
             if known[id(x)] is None:
                 missing.append(f"'{x.name}' {x.shape} ({x.source})")
     if missing:

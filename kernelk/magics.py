@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,6 +16,8 @@ import kernelk
 from . import completion
 from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
+from .expressions import feed_of, split_options, value_of
+from .graph_magics import GraphMagics
 from .looking_magics import LookingMagics
 from .source import CELL
 from .timing_magics import TimingMagics
@@ -127,39 +128,25 @@ class KernelKMagics(Magics):
         A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
         Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
         """
-        head, *options = re.split(r"(?:^|\s)--(\w+)(?:\s+|$)", line.strip())
+        head, options = split_options(line)
         words = head.rsplit(None, 2)
         usage = "e.g. %kdiff y tensorflow cntk --feed x=array --tolerance 1e-3"
         if len(words) != 3:
             raise ArgumentError(f"%kdiff takes an expression and two engines' names, not {line.strip()!r}; {usage}")
         feeds: dict[Any, Any] = {}
         tolerance: str | None = None
-        for option, text in zip(options[::2], options[1::2]):
-            name, equals, value = (part.strip() for part in text.partition("="))
-            if option == "tolerance" and text.strip():
-                tolerance = text.strip()
-            elif option == "feed" and name and equals and value:
-                feeds[self._placeholder(name)] = self._value(value)
+        shell: Any = self.shell
+        for option, text in options:
+            given = feed_of(shell, text, "%kdiff") if option == "feed" else None
+            if option == "tolerance" and text:
+                tolerance = text
+            elif given is not None:
+                feeds[given[0]] = given[1]
             else:
-                raise ArgumentError(f"%kdiff: --{option} {text.strip()} isn't known or says nothing; {usage}")
+                raise ArgumentError(f"%kdiff: --{option} {text} isn't known or says nothing; {usage}")
         from .divergence import diff
 
-        return diff(self._value(words[0]), words[1], words[2], feeds, tolerance)
-
-    def _value(self, expression: str) -> Any:
-        """The value of a notebook expression. Raises ArgumentError with what went wrong, in one line."""
-        try:
-            return self.shell.ev(expression)  # type: ignore[union-attr]
-        except Exception as error:
-            words = " ".join(str(error).split())
-            raise ArgumentError(f"%kdiff: {expression} can't be evaluated: {type(error).__name__}: {words}") from None
-
-    def _placeholder(self, name: str) -> Any:
-        """The placeholder that a notebook name or expression stands for, else its own name."""
-        try:
-            return self._value(name)
-        except ArgumentError:
-            return name
+        return diff(value_of(shell, words[0], "%kdiff"), words[1], words[2], feeds, tolerance)
 
 
 class _Loaded:
@@ -179,7 +166,7 @@ def load(shell: InteractiveShell) -> None:
     from .configurable import KernelK
 
     magics = KernelKMagics(shell)
-    shell.register_magics(magics, TimingMagics(shell), LookingMagics(shell))
+    shell.register_magics(magics, TimingMagics(shell), LookingMagics(shell), GraphMagics(shell))
     completion.load(shell, magics)
     problems = list(config.settings().problems)
     try:
@@ -219,7 +206,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]
-    for kind_of_magics in (KernelKMagics, TimingMagics, LookingMagics):
+    for kind_of_magics in (KernelKMagics, TimingMagics, LookingMagics, GraphMagics):
         for kind, names in kind_of_magics.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)

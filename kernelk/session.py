@@ -291,6 +291,25 @@ class Session(HasTraits):
             raise _blamed(error, program, specialisation) from None
         return number, reply["compile"], reply["first"]
 
+    def describe(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], names: list[str]
+    ) -> dict[str, Any]:
+        """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
+
+        `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
+        EngineError.
+        """
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        _check_able(host, program)
+        encoded, _ = program.encode(specialisation)
+        references = self._place([node.array for node in program.constants])
+        message = {"do": "describe", "program": encoded, "constants": references, "names": names}
+        try:
+            with host.held(), host.waiting("compiling"):
+                return host.request(message)
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+
     def _place(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
         self._begin(sum(aligned(array.nbytes) for array in arrays))
         references = []

@@ -299,6 +299,19 @@ class Backend(object):
     def close(self):
         """Gives back what the library holds for the backend, which isn't used any more."""
 
+    def describe(self, program, run, names):
+        """What the engine made of a program, for people: {"kind": what it is, "ops": how many, "text": a listing}.
+
+        `run` is what `compile` returned, `names` are those of the program's leaves. As it stands here: the program.
+        """
+        from .describing import listing, ops_in
+
+        return {
+            "kind": "the program's ops, called one by one",
+            "ops": ops_in(program),
+            "text": "\n".join(listing(program, names)),
+        }
+
     def compile_anew(self):
         """Sees to it that the next compilation takes what a first one takes, though the program is known already."""
 

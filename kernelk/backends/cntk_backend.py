@@ -164,6 +164,28 @@ class CNTKBackend(Backend):
     def profiler(self):
         return CNTKProfiler(self)
 
+    def describe(self, program, run, names):
+        lines, ops, kinds = [], 0, []
+        labels = list(names) + ["%%%d" % i.index for i in program.instructions]
+        for stage in run.built:
+            if isinstance(stage, NativeStage):
+                found, results = stage.describe(labels)
+                kinds.append("a CNTK Function")
+                lines.append("a CNTK Function of %s:" % ", ".join(labels[entry.number] for entry in stage.entries))
+            else:
+                found = [
+                    "%s = numpy's %s (CNTK: %s)" % (labels[len(program.leaves) + i.index], i.op, why[1])
+                    for i, why in zip(stage.instructions, stage.facts["host"])
+                ]
+                results = []
+                kinds.append("numpy")
+                lines.append("numpy computes what CNTK can't do exactly:")
+            lines.extend("    " + line for line in found + results)
+            ops += len(found)
+        if run.folded:
+            lines.append("known before it runs: " + ", ".join(run.folded))
+        return {"kind": ", then ".join(kinds) or "nothing to compute", "ops": ops, "text": "\n".join(lines)}
+
     def compile(self, program, constants):
         for instruction in program.instructions:
             if instruction.op not in self.ops:
@@ -209,6 +231,7 @@ class CNTKBackend(Backend):
                         stage.follow(slot, held.token, written[number])
             return outputs, new_state
 
+        run.built = stages
         run.stages = [stage.facts for stage in stages]
         run.folded = [i.op for i in program.instructions if known[first_instruction + i.index].array is not None]
         return run

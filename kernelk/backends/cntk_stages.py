@@ -318,6 +318,44 @@ class NativeStage(object):
             values[leaving.number] = array
         return written
 
+    def describe(self, labels):
+        """A line for each op of the Function, and one for each result; `labels` are the program's values' names."""
+        names = {entry.parameter.uid: labels[entry.number] for entry in self.entries}
+        leaving = {leaving.variable.uid: labels[leaving.number] for leaving in self.exits}
+        constants = {constant.uid: constant for constant in self.function.constants}
+        lines, results, numbers, pending = [], [], {}, [(self.function, False)]
+
+        def name(variable):
+            if variable.uid in names:
+                return names[variable.uid]
+            if variable.uid in constants:
+                value = np.asarray(constants[variable.uid].value)
+                return "%.6g" % value.reshape(-1)[0] if value.size == 1 else "constant%s" % (value.shape,)
+            return numbers.get(variable.uid, variable.uid)
+
+        # Without recursion: graphs may be deep.
+        while pending:
+            function, ready = pending.pop()
+            outputs = [variable.uid for variable in function.outputs]
+            if ready:
+                operation = function.root_function.op_name
+                if operation == "Combine" or all(uid in numbers for uid in outputs):
+                    continue
+                operands = ", ".join(name(variable) for variable in function.root_function.inputs)
+                if outputs[0] in leaving:
+                    # An alias, so that each result has a name of its own.
+                    numbers.update((uid, operands) for uid in outputs)
+                    results.append("result: %s = %s" % (leaving[outputs[0]], operands))
+                    continue
+                made = "n%d" % len(lines)
+                numbers.update((uid, made) for uid in outputs)
+                lines.append("%s = %s(%s) : %s" % (made, operation, operands, tuple(function.outputs[0].shape)))
+            elif not (outputs and all(uid in numbers for uid in outputs)):
+                pending.append((function, True))
+                inputs = [variable.owner for variable in function.root_function.inputs if variable.is_output]
+                pending.extend((owner, False) for owner in reversed(inputs))
+        return lines, results
+
     def follow(self, slot, token, storage):
         """Takes over the new value of a variable, where the stage has it."""
         for entry in self.entries:

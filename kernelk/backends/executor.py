@@ -12,6 +12,7 @@ import traceback
 import numpy as np
 
 from .base import STAGED, CannotLower
+from .describing import described
 from .lowering import InstructionError, Program
 from .random_draws import draw
 from .staged import compile_program
@@ -193,6 +194,16 @@ class Executor(object):
         made = Timed(self.backend, request["program"], *arrays, **rest)
         self.timed[request["timed"]] = made
         return {"compile": made.compile_seconds, "first": made.first_seconds}
+
+    def do_describe(self, request):
+        """Fields: program (encoded), constants (references), names (of its leaves). Replies as `described` says.
+
+        It is compiled for this, and forgotten.
+        """
+        program = Program(request["program"])
+        constants = [np.array(self.array(reference)) for reference in request["constants"]]
+        run = compile_program(self.backend, program, constants)
+        return described(self.backend, program, run, request["names"])
 
     def do_sample(self, request):
         """Fields: timed, loops, times, before. Replies with samples: see `Timed.samples`."""

@@ -745,6 +745,22 @@ class JaxBackend(Backend):
     def profiler(self):
         return JaxProfiler(self)
 
+    def describe(self, program, run, names):
+        if not hasattr(run, "traced"):
+            return Backend.describe(self, program, run, names)
+        body, specs, arguments, compiled = run.traced
+        with jax.enable_x64(True), self._own_settings():
+            jaxpr = jax.make_jaxpr(body)(*[jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in specs])
+        given = [names[number] for number in arguments] + ["a zero that XLA can't see"] * (len(specs) - len(arguments))
+        lines = ["its arguments a, b, c, ... are: " + ", ".join(given), str(jaxpr)]
+        optimised = compiled.as_text()
+        entry = optimised[optimised.rfind("\nENTRY ") :].split("\n}")[0].strip().splitlines()
+        steps = [line.strip() for line in entry[1:] if " parameter(" not in line and " tuple(" not in line]
+        lines += ["", "XLA makes of it (its optimised module's entry, %d steps):" % len(steps)]
+        lines += [line.split(", metadata=")[0] for line in steps]
+        kind = "the jaxpr, and the %d steps that XLA makes of it" % len(steps)
+        return {"kind": kind, "ops": _equations(jaxpr.jaxpr), "text": "\n".join(lines)}
+
     def compile_anew(self):
         self._compiled = weakref.WeakValueDictionary()
 
@@ -813,7 +829,17 @@ class JaxBackend(Backend):
 
         run = self._alone(run)
         run.fresh = program.computed()
+        run.traced = body, specs, arguments, compiled
         return run
+
+
+def _equations(jaxpr):
+    """How many ops a jaxpr has, those of its loops' bodies included."""
+    count = 0
+    for equation in jaxpr.eqns:
+        inner = [x for x in equation.params.values() if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
+        count += sum(_equations(getattr(x, "jaxpr", x)) for x in inner) if inner else 1
+    return count
 
 
 def _lowered(program, values, embedded, zero):

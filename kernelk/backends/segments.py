@@ -33,7 +33,8 @@ class Segment(object):
         order = inputs + slots + draws + fixed + list(made)
         numbers = {number: place for place, number in enumerate(order)}
         moved = [(i.op, [numbers[n] for n in i.inputs], i.attrs, i.dtype, i.shape) for i in instructions]
-        piece = Program(
+        self.leaves = inputs + slots + draws + fixed
+        self.piece = piece = Program(
             {
                 "inputs": [program.values[number] for number in inputs],
                 "slots": [program.values[number] for number in slots],
@@ -45,7 +46,7 @@ class Segment(object):
             }
         )
         with self.located(program):
-            self._run = compile(piece, [constants[number - ends[3]] for number in fixed])
+            self.compiled = self._run = compile(piece, [constants[number - ends[3]] for number in fixed])
         self.stages = getattr(self._run, "stages", None) or []
 
     def located(self, program):
@@ -113,4 +114,9 @@ def compile_in_segments(compile, program, constants, most):
                 values.pop(number, None)
         return [values[n] for n in program.outputs], [values[n] for _, n in program.updates]
 
+    # For `describing`: each part's title, its program, what was compiled from it, its leaves among the whole's values.
+    run.parts = [
+        ("part %d of %d" % (i, len(segments)), segment.piece, segment.compiled, segment.leaves)
+        for i, segment in enumerate(segments, 1)
+    ]
     return run

@@ -27,6 +27,7 @@ def compile_program(backend, program, constants):
         return staged.run(feeds, state, draws)
 
     run.stages = staged.facts
+    run.parts = [part.described for part, _ in staged.parts if part.described is not None]
     return run
 
 
@@ -98,6 +99,7 @@ class _Straight(object):
     def __init__(self, staged, segment):
         self._program = staged.program
         self._segment = segment
+        self.described = ("ops without a loop", segment.piece, segment.compiled, segment.leaves)
         staged.facts.extend(segment.stages)
 
     def run(self, values, draws):
@@ -147,6 +149,7 @@ class _Host(object):
         self._backend = staged.backend
         self._instruction = instruction
         self._operands = _Operands(staged, instruction)
+        self.described = ("numpy computes %s" % instruction.op, None, None, None)
         staged.facts.append({"kind": "host", "ops": 1, "host": [[instruction.op, "numpy's on every engine"]]})
 
     def run(self, values, draws):
@@ -164,6 +167,7 @@ class _Item(object):
         self._source = instruction.inputs[0]
         self._index = instruction.attrs["index"]
         self._number = len(staged.program.leaves) + instruction.index
+        self.described = None
 
     def run(self, values, draws):
         values[self._number] = values[self._source][self._index]
@@ -197,6 +201,8 @@ class _Loop(object):
             self._run = compile_program(staged.backend, program, constants)
         except InstructionError as error:
             raise InstructionError(instruction, error) from error
+        # Its leaves are a step's own.
+        self.described = ("a loop in Python; at each step:", program, self._run, [None] * len(program.leaves))
         facts = {"kind": "loop", "ops": len(body.instructions)}
         stages = getattr(self._run, "stages", None)
         if stages:

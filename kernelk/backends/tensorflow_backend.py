@@ -18,6 +18,7 @@ from .base import (
     registrar,
     settled_threads,
 )
+from .describing import type_of
 from .lowering import InstructionError, Steps, lower, resolve_dims
 from .tensorflow_denormals import keep_denormals
 from .tensorflow_profiler import TensorFlowProfiler
@@ -33,6 +34,9 @@ UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 # Constants up to this many bytes are part of the traced function; larger ones are arguments, held once.
 EMBEDDED_BYTES = 1024
+
+# Nodes of a graph that compute nothing.
+PASSIVE = ("Placeholder", "Const", "Identity", "NoOp")
 
 # Ops whose kernels write into memory of their own, or into an intermediate's: never a view of an argument.
 # Of all others (reshape, slice, cast, a sum over axes of length 1 ...) TensorFlow may return a view.
@@ -825,12 +829,42 @@ class TensorFlowBackend(Backend):
         run.fresh = [
             i for i in program.computed() if self._computes_afresh(program.instructions[program.outputs[i] - first])
         ]
+        run.concrete = concrete
         if not program.results():
 
             def run(feeds, state, draws):
                 return [], []
 
         return run
+
+    def describe(self, program, run, names):
+        concrete = getattr(run, "concrete", None)
+        if concrete is None:
+            return Backend.describe(self, program, run, names)
+        definition = concrete.graph.as_graph_def()
+        shapes = {tensor.op.name: tensor for op in concrete.graph.get_operations() for tensor in op.outputs[:1]}
+        # Its arguments are the program's leaves, but for the constants that are part of it.
+        given = {tensor.op.name: name for tensor, name in zip(concrete.inputs, names)}
+
+        def lines(nodes, known):
+            for node in nodes:
+                if node.op in ("Placeholder", "NoOp"):
+                    continue
+                operands = [known.get(name.split(":")[0], name) for name in node.input]
+                line = "%s = %s(%s)" % (node.name, node.op, ", ".join(operands))
+                tensor = shapes.get(node.name) if known else None
+                if tensor is not None:
+                    dims = tensor.shape.as_list() if tensor.shape.rank is not None else ["?"]
+                    line += " : " + type_of(tensor.dtype.name, dims)
+                yield line
+
+        found = list(lines(definition.node, given))
+        ops = sum(node.op not in PASSIVE for node in definition.node)
+        for function in definition.library.function:
+            found.append("function %s:" % function.signature.name)
+            found.extend("    " + line for line in lines(function.node_def, {}))
+            ops += sum(node.op not in PASSIVE for node in function.node_def)
+        return {"kind": "the graph of a tf.function (its concrete function)", "ops": ops, "text": "\n".join(found)}
 
     def _copied(self, program):
         """Positions of results that are kept and may be views of an argument's memory, soon overwritten."""

@@ -852,6 +852,22 @@ class TheanoBackend(Backend):
         chosen.compiled, chosen.constants = compiled, kept
         return chosen
 
+    def describe(self, program, run, names):
+        graph = run.compiled.maker.fgraph
+        for variable, name in zip(graph.inputs, self._given(program, run, names)):
+            variable.name = name
+        return {
+            "kind": "the optimised graph of a theano.function",
+            "ops": len(graph.apply_nodes),
+            "text": theano.printing.debugprint(graph.outputs, file="str").rstrip(),
+        }
+
+    def _given(self, program, run, names):
+        """The names of the function's inputs: all leaves but the constants that are part of it."""
+        first = len(program.leaves) - len(program.constants)
+        kept = len(run.constants)
+        return names[:first] + ["constant"] * kept
+
     def synchronize(self):
         pass
 

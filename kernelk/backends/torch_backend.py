@@ -1,6 +1,7 @@
 """The PyTorch backend: in the island, beside the numpy one; a program is one Python function of PyTorch's kernels."""
 
 import itertools
+import re
 import sys
 
 import numpy as np
@@ -141,6 +142,11 @@ class TorchBackend(Backend):
     def profiler(self):
         return TorchProfiler(self)
 
+    def describe(self, program, run, names):
+        text, ops = run.code.described(names)
+        kind = "eager: no graph, this function calls PyTorch's kernels one after the other"
+        return {"kind": kind, "ops": ops, "text": text}
+
     def compile(self, program, constants):
         leaves = [self._place(np.array(array)) for array in constants]
         code = self._inside(_Code)(program, leaves, self._native_device)
@@ -171,7 +177,22 @@ class TorchBackend(Backend):
                 raise InstructionError(instruction, error) from error
 
         run.fresh = code.fresh()
+        run.code = code
         return run
+
+
+def _used(call, depth=4):
+    """The names of PyTorch's functions that a Python function calls, as far as its code tells."""
+    code = getattr(call, "__code__", None)
+    if code is None:
+        name = getattr(call, "__name__", None)
+        return [] if name is None else ["%s.%s" % ("Tensor" if hasattr(call, "__objclass__") else "torch", name)]
+    known = [(name, getattr(torch, name, None)) for name in code.co_names]
+    found = ["torch." + name for name, value in known if callable(value) and not isinstance(value, type)]
+    for cell in call.__closure__ or ():
+        if depth and callable(cell.cell_contents):
+            found += _used(cell.cell_contents, depth - 1)
+    return found
 
 
 class _Code(object):
@@ -311,8 +332,27 @@ class _Code(object):
         # Serves to tell this function's frame from all others in a traceback.
         file = "<kernelk program %d>" % next(_serial)
         self.located[file] = located
-        exec(compile("\n".join(lines), file, "exec"), names)
+        self.text = "\n".join(lines)
+        exec(compile(self.text, file, "exec"), names)
         return names["program"]
+
+    def described(self, names):
+        """The function's text in the words of PyTorch and of its reader, and how many kernels it calls."""
+        calls, counted = {}, []
+        for instruction, call in zip(self.program.instructions, self.calls):
+            used = list(dict.fromkeys(_used(call)))
+            calls["k%d" % instruction.index] = "+".join(used) if 1 <= len(used) <= 2 else instruction.op
+            if self.first + instruction.index not in self.known:
+                counted.append(instruction)
+
+        def word(found):
+            text = found.group()
+            if text in calls:
+                return calls[text]
+            number = int(text[1:])
+            return names[number] if text[0] == "v" and number < len(names) else text
+
+        return re.sub(r"\b[kv]\d+\b", word, self.text), len(counted)
 
     def _name(self, number, names):
         if number in self.known:
