@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 from support import run_script
 
-HEAVY = ["tensorflow", "theano", "cntk", "keras", "jax", "torch", "IPython", "matplotlib", "pandas", "scipy", "sklearn"]
+HEAVY = [
+    "tensorflow",
+    "theano",
+    "cntk",
+    "keras",
+    "jax",
+    "torch",
+    "IPython",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "igraph",
+]
 _LOADED = f"""
 import sys
 def loaded():

@@ -41,7 +41,11 @@ def listing(program, names):
     labels = list(names) + ["%%%d" % i.index for i in program.instructions]
     lines = []
     for instruction in program.instructions:
-        attrs = ["%s=%s" % (key, value) for key, value in sorted(instruction.attrs.items()) if key != "body"]
+        attrs = [
+            "%s=%s" % (key, value)
+            for key, value in sorted(instruction.attrs.items())
+            if key != "body" and value is not False
+        ]
         operands = ", ".join([labels[n] for n in instruction.inputs] + attrs)
         line = "%%%d = %s(%s)" % (instruction.index, instruction.op, operands)
         body = instruction.attrs.get("body")

@@ -856,10 +856,12 @@ class TheanoBackend(Backend):
         graph = run.compiled.maker.fgraph
         for variable, name in zip(graph.inputs, self._given(program, run, names)):
             variable.name = name
+        lines = theano.printing.debugprint(graph.outputs, file="str").rstrip().splitlines()
         return {
             "kind": "the optimised graph of a theano.function",
             "ops": len(graph.apply_nodes),
-            "text": theano.printing.debugprint(graph.outputs, file="str").rstrip(),
+            # At a line's end stand the names of what is computed, which has none.
+            "text": "\n".join(line[:-3] if line.endswith(" ''") else line.rstrip() for line in lines),
         }
 
     def _given(self, program, run, names):

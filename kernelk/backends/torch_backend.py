@@ -8,6 +8,7 @@ import numpy as np
 
 from . import torch_ops, torch_windows
 from .base import Backend, chosen_device, positive_threads
+from .describing import ops_in
 from .lowering import InstructionError
 from .torch_profiler import TorchProfiler
 
@@ -195,6 +196,26 @@ def _used(call, depth=4):
     return found
 
 
+def _called(instruction, call):
+    """An instruction's function in PyTorch's words; one that uses more than two of PyTorch's has its op's name."""
+    used = list(dict.fromkeys(_used(call)))
+    return "+".join(used) if 1 <= len(used) <= 2 else instruction.op
+
+
+def _steps(body, leaves, indent="  "):
+    """The calls of a loop's body, a line for each; `leaves` are the names of its leaves."""
+    first, lines = len(body.leaves), []
+    names = list(leaves) + ["s%d" % (first + i.index) for i in body.instructions]
+    for instruction in body.instructions:
+        operands = ", ".join(names[n] for n in instruction.inputs)
+        call = _called(instruction, torch_ops.make(instruction))
+        lines.append("%s%s = %s(%s)" % (indent, names[first + instruction.index], call, operands))
+        if instruction.op == "scan":
+            inner = ["%s[t]" % names[n] for n in instruction.inputs]
+            lines += _steps(instruction.attrs["body"], inner, indent + "  ")
+    return lines
+
+
 class _Code(object):
     """A program as the text of a Python function, a line for each instruction: looping over a list takes longer."""
 
@@ -338,12 +359,18 @@ class _Code(object):
 
     def described(self, names):
         """The function's text in the words of PyTorch and of its reader, and how many kernels it calls."""
-        calls, counted = {}, []
+        calls, count, loops = {}, 0, []
         for instruction, call in zip(self.program.instructions, self.calls):
-            used = list(dict.fromkeys(_used(call)))
-            calls["k%d" % instruction.index] = "+".join(used) if 1 <= len(used) <= 2 else instruction.op
-            if self.first + instruction.index not in self.known:
-                counted.append(instruction)
+            number = self.first + instruction.index
+            calls["k%d" % instruction.index] = _called(instruction, call)
+            if number not in self.known:
+                count += 1
+            if instruction.op == "scan":
+                body = instruction.attrs["body"]
+                operands = [names[n] if n < len(names) else "v%d" % n for n in instruction.inputs]
+                loops += ["", "# at each step of the loop v%d:" % number]
+                loops += _steps(body, ["%s[t]" % text for text in operands])
+                count += ops_in(body)
 
         def word(found):
             text = found.group()
@@ -352,7 +379,7 @@ class _Code(object):
             number = int(text[1:])
             return names[number] if text[0] == "v" and number < len(names) else text
 
-        return re.sub(r"\b[kv]\d+\b", word, self.text), len(counted)
+        return re.sub(r"\b[kv]\d+\b", word, self.text) + "\n".join([""] * bool(loops) + loops), count
 
     def _name(self, number, names):
         if number in self.known:
