@@ -170,7 +170,9 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
         for place, x in operands:
             arrow = (str(x.uid), box.key)
             label = _label(node, place)
-            arrows[arrow] = f"{arrows[arrow]}, {label}" if arrows.get(arrow) and label else label
+            if arrow in arrows:
+                label = f"{arrows[arrow]}, {label}" if label else "twice"
+            arrows[arrow] = label
     outputs = [str(root.uid) for root in roots]
     if isinstance(target, Function):
         outputs = [str(x.uid) for x in target.outputs]

@@ -50,7 +50,8 @@ def _note(graph: Graph, small: Graph) -> str:
     groups = sum(box.kind == "group" for box in small.boxes.values())
     if not groups:
         return ""
-    return f"{len(graph.boxes):,} nodes as {len(small.boxes):,} boxes, {groups} of them groups"
+    what = "a group" if groups == 1 else "groups"
+    return f"{len(graph.boxes):,} nodes as {len(small.boxes):,} boxes, {groups} of them {what}"
 
 
 def _by_scope(graph: Graph, opened: Collection[str]) -> Graph:

@@ -17,7 +17,7 @@ from .layering import Point, place
 from .graph_text import listing
 from .ops.random import SEEDS
 from .session import current
-from .svg import WORDS, make_room, picture, tooltip
+from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
 
 # So many of a group's nodes are named in `as_dict`; `holds` counts all.
 MOST_MEMBERS = 200
@@ -90,10 +90,13 @@ class Drawing:
             ],
         }
 
-    def svg(self) -> str:
-        """The picture as SVG text. Raises ArgumentError without igraph."""
+    def _picture(self) -> Picture:
         points, width, height = self._place()
         return picture(self.graph, points, width, height, self.title, self.note)
+
+    def svg(self) -> str:
+        """The picture as SVG text. Raises ArgumentError without igraph."""
+        return self._picture().text
 
     def save(self, path: str | Path) -> None:
         """Writes the picture to a file NAME.svg. Raises ArgumentError for another ending, or without igraph."""
@@ -110,10 +113,9 @@ class Drawing:
 
     def _repr_html_(self) -> str:
         try:
-            found = self.svg()
+            return embedded(self._picture(), self.graph)
         except ArgumentError as error:
             return f"<pre>{escape(repr(self))}</pre><div>{escape(str(error))}</div>"
-        return f'<div style="overflow:auto">{found}</div>'
 
 
 def _node(box: Box) -> dict[str, Any]:

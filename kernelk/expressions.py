@@ -19,7 +19,7 @@ def split_options(line: str) -> tuple[str, list[tuple[str, str]]]:
 def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "") -> Any:
     """The value of a notebook expression. Raises ArgumentError with what went wrong, in one line, and the hint."""
     try:
-        return shell.ev(expression)
+        return shell.ev(expression)  # type: ignore[no-untyped-call]
     except Exception as error:
         words = " ".join(str(error).split())
         more = f"; {hint}" if hint else ""

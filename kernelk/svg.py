@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from .boxes import Box, Graph, clean
 
@@ -124,7 +127,7 @@ def picture(
     height: float,
     title: str,
     note: str,
-) -> str:
+) -> Picture:
     """The whole SVG, readable in light and dark pages, with a tooltip for each box and a legend."""
     kinds = [kind for kind in WORDS if any(box.kind == kind for box in graph.boxes.values())]
     dashed = any(box.part == "gradient" for box in graph.boxes.values())
@@ -142,7 +145,35 @@ def picture(
     for (start, end), path in points.items():
         parts.append(_arrow(path, graph.arrows[start, end]))
     parts += [_drawn(box, box.key in graph.outputs) for box in graph.boxes.values()]
-    return "".join([*parts, "</g>", legend, "</svg>"])
+    return Picture("".join([*parts, "</g>", legend, "</svg>"]), label, shift)
+
+
+class Picture(NamedTuple):
+    """SVG text, what it shows in words, and by how much its boxes stand further to the right."""
+
+    text: str
+    label: str
+    shift: float
+
+
+def embedded(found: Picture, graph: Graph) -> str:
+    """The picture as an HTML image, with a tooltip for each box.
+
+    Pages that show notebooks of others (JupyterLab before they are trusted, GitHub) take `<svg>` out of HTML, and leave
+    an image in whose address the picture stands itself; so tooltips are areas over it.
+    """
+    data = base64.b64encode(found.text.encode()).decode("ascii")
+    name = f"kernelk-{hashlib.sha256(data.encode()).hexdigest()[:12]}"
+    areas = []
+    for box in graph.boxes.values():
+        x, y = box.x + found.shift, box.y
+        corners = f"{x:.0f},{y:.0f},{x + box.width:.0f},{y + box.height:.0f}"
+        words = escape(tooltip(box)).replace("\n", "&#10;")
+        areas.append(f'<area shape="rect" coords="{corners}" title="{words}" alt="{words}">')
+    return (
+        f'<div style="overflow:auto"><img src="data:image/svg+xml;base64,{data}" alt="{escape(found.label)}" '
+        f'usemap="#{name}" style="max-width:none"><map name="{name}">{"".join(areas)}</map></div>'
+    )
 
 
 def _arrow(path: Sequence[tuple[float, float]], label: str) -> str:

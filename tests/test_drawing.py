@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -187,6 +189,10 @@ def test_names_with_markup_are_text() -> None:
         y = K.exp(x)
     drawing = graph_of([y, K.tanh(x)], {"<i>": y}, depth=0)
     html = drawing._repr_html_()
+    assert html.count("<area ") == len(drawing.graph.boxes)
+    (address,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    assert base64.b64decode(address).decode() == drawing.svg()
+    html += drawing.svg()
     assert "<script" not in html
     assert "<b>" not in html
     assert "<i>" not in html
