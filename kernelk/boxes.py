@@ -13,10 +13,8 @@ from .display import duration
 from .function import Function
 from .gradients import of_a_gradient
 from .graph import Constant, Draw, LearningPhase, Placeholder, Scan, Shape, Tensor, Update, Variable, walk
+from .inventory import names_of
 from .source import Source
-
-# Of a list or a dict in the notebook so many entries are looked through for tensors.
-MOST_ENTRIES = 1000
 
 # What stands before an arrow's other end where an op's operands aren't alike.
 _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("condition", "if true", "if false")}
@@ -133,22 +131,9 @@ def notebook_namespace() -> Mapping[str, Any]:
 
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """What a notebook calls tensors, by their ids: a name, or an entry of a list, tuple or dict as `w[0]`."""
-    found: dict[int, str] = {}
-    entries: list[tuple[str, Any]] = []
-    for name, value in list(namespace.items()):
-        if not isinstance(name, str) or name.startswith("_") or name in ("In", "Out"):
-            continue
-        if isinstance(value, Tensor):
-            found.setdefault(id(value), name)
-        elif type(value) in (list, tuple):
-            entries += [(f"{name}[{i}]", x) for i, x in enumerate(value[:MOST_ENTRIES])]
-        elif type(value) is dict and len(value) <= MOST_ENTRIES:
-            entries += [(f"{name}[{key!r}]", x) for key, x in list(value.items()) if isinstance(key, (str, int))]
-    for name, value in entries:
-        if isinstance(value, Tensor):
-            found.setdefault(id(value), clean(name))
-    return found
+    """What a notebook calls tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
+    found = names_of(namespace)
+    return {key: clean(next((x for x in names if x.isidentifier()), names[0])) for key, names in found.items()}
 
 
 def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, str]) -> Graph:
@@ -160,7 +145,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
     boxes: dict[str, Box] = {}
     arrows: dict[tuple[str, str], str] = {}
     for node in order:
-        box = _box(node, names.get(id(node), ""))
+        box = _box(node, names.get(node.uid, ""))
         if not box.is_leaf:
             given = forward is None or id(node) in forward
             box.part = "gradient" if of_a_gradient(node) else "forward" if given else "update"
@@ -177,7 +162,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
     if isinstance(target, Function):
         outputs = [str(x.uid) for x in target.outputs]
         for variable, value in target.updates:
-            box = _update_box(variable, names.get(id(variable), ""), value)
+            box = _update_box(variable, names.get(variable.uid, ""), value)
             boxes[box.key] = box
             arrows[str(value.uid), box.key] = ""
             outputs.append(box.key)

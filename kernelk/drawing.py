@@ -13,8 +13,8 @@ from .errors import ArgumentError
 from .feeding import roots_of
 from .function import Function
 from .graph import Update, check_generation
-from .layering import Point, place
 from .graph_text import listing
+from .layering import Point, place
 from .ops.random import SEEDS
 from .session import current
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
@@ -189,7 +189,7 @@ def graph_of(
 def _title(target: Any, called: Mapping[int, str], roots: list[Any]) -> str:
     if isinstance(target, Function):
         return f"graph of K.function '{clean(target.name)}'"
-    shown = [called.get(id(root)) or clean(root.name) for root in roots[:3]]
+    shown = [called.get(root.uid) or clean(root.name) for root in roots[:3]]
     return f"graph of {', '.join(shown)}" + (f" and {len(roots) - 3} more" if len(roots) > 3 else "")
 
 

@@ -139,7 +139,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
         def zeros(x: Placeholder) -> Array:
             shape = tuple(BATCH if n is None else n for n in x.shape)
             if shape != x.shape:
-                made.append(f"'{called.get(id(x)) or clean(x.name)}' as {shown_shape(shape)}")
+                made.append(f"'{called.get(x.uid) or clean(x.name)}' as {shown_shape(shape)}")
             return np.zeros(shape, x.dtype)
 
         phase, fed = known_feeds(target, roots, feeds or {}, "show", "%kshow y --feed x=array", zeros)
@@ -172,7 +172,7 @@ def _running(session: Session) -> list[str]:
 def _name(target: Any, roots: Sequence[Tensor], called: Mapping[int, str]) -> str:
     if isinstance(target, Function):
         return f"K.function '{clean(target.name)}'"
-    shown = [called.get(id(root)) or clean(root.name) for root in roots[:3]]
+    shown = [called.get(root.uid) or clean(root.name) for root in roots[:3]]
     return ", ".join(shown) + (f" and {len(roots) - 3} more" if len(roots) > 3 else "")
 
 
@@ -205,5 +205,5 @@ def _leaves(program: Program, called: Mapping[int, str]) -> list[str]:
         elif isinstance(x, Draw):
             names.append(f"random_{x.attrs['kind']}")
         else:
-            names.append(called.get(id(x)) or clean(x.name))
+            names.append(called.get(x.uid) or clean(x.name))
     return names

@@ -43,7 +43,7 @@ def test_a_node_has_its_names_shape_dtype_kind_and_line() -> None:
     x = K.placeholder((None, 4), name="fed")
     w = K.variable(np.ones((4, 3)), name="weights")
     y = K.softmax(K.dot(x, w) * 2.0)
-    drawing = graph_of(y, {"y": y, "w": w, "other": 3, "_hidden": x, "parts": [x]})
+    drawing = graph_of(y, {"y": y, "w": w, "other": 3, "parts": [x]})
     found = drawing.as_dict()
     assert json.loads(json.dumps(found)) == found
     nodes = nodes_of(drawing)
