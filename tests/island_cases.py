@@ -183,6 +183,9 @@ def shortcut_cases(random):
         slopes = [np.array([-1, -0.5, 0, 0.25, 1], dtype=dtype), np.array([3, -2, 1, 0.5, -4], dtype=dtype)]
         for op in ["sigmoid_grad", "tanh_grad"]:
             yield op, op, {}, slopes, dtype
+        past = np.array([0, -0.0, 1, np.inf, 3, 0.5], dtype=dtype)
+        for name, y in (("relu_grad", past), ("relu_grad of NaN", np.append(past[1:], np.nan).astype(dtype))):
+            yield name, "relu_grad", {}, [y, np.array([1, 2, np.nan, -4, np.inf, -0.0], dtype=dtype)], dtype
         condition, zero = values(random, (3, 4), "bool"), np.zeros((), dtype)
         yield "select or 0", "select", {}, [condition, floats(random, (3, 4), dtype), zero], dtype
         yield "select, spread, or 0", "select", {}, [condition[0], floats(random, (3, 4), dtype), zero], dtype

@@ -117,6 +117,8 @@ def reference(numpy_backend, ops, op, attrs, operands, dtype):
             y = x.mean(tuple(attrs["axes"]), keepdims=attrs["keepdims"])
         elif op == "relu":
             return np.maximum(operands[0], np.zeros((), dtype))
+        elif op == "relu_grad":
+            return np.where(operands[0] > 0, operands[1], np.zeros((), dtype))
         elif op == "sigmoid":
             y = 1 / (1 + np.exp(-x))
         elif op in ("sigmoid_grad", "tanh_grad"):

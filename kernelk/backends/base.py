@@ -96,9 +96,10 @@ COMPOSITES = {
     "log_softmax": ("axis",),
     "sigmoid": (),
     "relu": (),
-    # (y, gradient of y, the sigmoid or tanh of some x): that with respect to x
+    # (y, gradient of y, the sigmoid, tanh or relu of some x): that with respect to x; of NaN, relu's is 0
     "sigmoid_grad": (),
     "tanh_grad": (),
+    "relu_grad": (),
     # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,
     # stride and dilation for each spatial axis; "pads" are [before, after], ints that are known when it is lowered.
     # (x, kernel): the kernel's lengths, then channels, then filters

@@ -234,6 +234,7 @@ class _Code(object):
             except Exception as error:
                 raise InstructionError(instruction, error) from error
             self._fold(instruction)
+        torch_windows.share_maxima(program.instructions, self.calls)
         self.kept = set(program.results())
         self.consumers = [[] for _ in program.values]
         for instruction in program.instructions:

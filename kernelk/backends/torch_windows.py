@@ -101,6 +101,47 @@ def _like(g, shape):
     return g.new_empty(1).expand(shape)
 
 
+def share_maxima(instructions, calls):
+    """Has a pooling's gradient take the places of the maxima from the pooling itself, where that runs before it.
+
+    `calls`: the functions of these instructions, changed in place.
+    """
+    poolings = {}
+    for instruction in instructions:
+        if instruction.op not in ("max_pool", "max_pool_grad"):
+            continue
+        attrs = instruction.attrs
+        if any(before or after for before, after in attrs["pads"]):
+            continue
+        key = instruction.inputs[0], tuple(attrs["window"]), tuple(attrs["strides"])
+        if instruction.op == "max_pool":
+            poolings[key] = instruction
+        elif key in poolings:
+            index = poolings.pop(key).index
+            calls[index], calls[instruction.index] = _sharing(*key[1:])
+
+
+def _sharing(window, strides):
+    places = []
+    settings = window, strides, (0, 0), (1, 1), False
+
+    def pool(x):
+        # What a call that failed has left
+        places.clear()
+        found, where = torch.ops.aten.max_pool2d_with_indices(_first(_wide(x)), *settings)
+        places.append(where)
+        return _last(found).to(x.dtype)
+
+    def gradient(x, g):
+        if not places:
+            # The pooling's value was known when the program was made.
+            pool(x)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return _last(backward(_first(_wide(g)), _first(_wide(x)), *settings, places.pop())).to(x.dtype)
+
+    return pool, gradient
+
+
 def _length(value, axis):
     return value.shape[axis]
 

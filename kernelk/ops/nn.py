@@ -212,9 +212,16 @@ def _relu(x: Tensor) -> Tensor:
 
 
 def _vjp_relu(node: Tensor, g: Tensor) -> list[Tensor]:
-    zero = scalar(0, g.dtype)
     # Of the result, so that an engine may fuse what comes before with it and keep nothing of it.
-    return [apply("select", apply("less", zero, node), g, zero)]
+    return [apply("relu_grad", node, g)]
+
+
+def _relu_grad(y: Tensor, g: Tensor) -> Tensor:
+    return apply("select", apply("less", scalar(0, y.dtype), y), g, scalar(0, g.dtype))
+
+
+def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
+    return [None, apply("relu_grad", node.inputs[0], h)]
 
 
 RULES["softmax"] = Rule(_same, _vjp_softmax, _softmax)
@@ -223,5 +230,6 @@ RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)],
 RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, lambda y, g: g * y * (1.0 - y))
 RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, lambda y, g: g * (1.0 - y * y))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
+RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)
