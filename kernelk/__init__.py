@@ -32,6 +32,7 @@ _LAZY = {
     "using": "swap",
     "list_backends": "status",
     "tensors": "listing",
+    "panel": "widgets",
     "diff": "divergence",
     "time": "timing",
     "compare": "comparison",

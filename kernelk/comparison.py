@@ -24,7 +24,7 @@ from .options import asked, check_honoured, merged
 from .profiling import SHOWN_ROWS, OpTime, op_times
 from .progress import waiting
 from .recording import Recording, record, restoring
-from .results import Result, new_axes, unit_of
+from .results import Result, new_axes, noted, unit_of
 from .session import Session, current
 from .timing import STILL, WARM_UP, CallTime, Conditions, Timed, checked_budget, ready, shown
 
@@ -357,8 +357,10 @@ def compare(
     with session.lock:
         session.ready_host()
         if sweep is not None:
-            return _sweep(session, targets, engines, seconds, sweep, device, threads)
-        return _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+            found: Any = _sweep(session, targets, engines, seconds, sweep, device, threads)
+        else:
+            found = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+        return noted("compare", found)
 
 
 def _sweep(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib.util
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -285,7 +286,30 @@ def stream() -> TextIO:
     return sys.stdout if in_notebook() else sys.stderr
 
 
+# Where lines go instead of into a cell, if somebody else shows them.
+_HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_heard", default=None)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
+    lines: list[str] = []
+    token = _HEARD.set(lines)
+    try:
+        yield lines
+    finally:
+        _HEARD.reset(token)
+
+
+def somebody_hears() -> bool:
+    """Whether this is inside `heard`: no line is to appear in a cell."""
+    return _HEARD.get() is not None
+
+
 def say(text: str) -> None:
     """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
-    if not quiet():
+    lines = _HEARD.get()
+    if lines is not None:
+        lines.append(text)
+    elif not quiet():
         print(text, file=stream(), flush=True)

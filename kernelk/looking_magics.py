@@ -1,4 +1,4 @@
-"""The magics that show what is in the session: `%ktensors`; each has a Python twin that does the work."""
+"""The magics that show what is in the session: `%ktensors`, `%kpanel`; each has a Python twin that does the work."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ class LookingMagics(Magics):
         given = parse(self.ktensors, line, "one filter", "%ktensors --values w*")
         namespace = self.shell.user_ns  # type: ignore[union-attr]
         return kernelk.tensors(given.filter, values=given.values, kind=given.kind, sort=given.sort, namespace=namespace)
+
+    @magic_arguments()
+    @line_magic
+    def kpanel(self, line: str) -> Any:
+        """Opens a panel under the cell: every engine, tensors with their values, timings, graphs, native forms.
+
+        Examples::
+
+          %kpanel             one click or key swaps the engine; all that changes is shown at once
+
+        Any number may be open, in other notebooks' views of this kernel, too. It needs kernelk[panel]. Python twin:
+        kernelk.panel().
+        """
+        parse(self.kpanel, line, "no arguments", "%kpanel")
+        return kernelk.panel(self.shell.user_ns)  # type: ignore[union-attr]

@@ -203,6 +203,9 @@ def unload(shell: InteractiveShell) -> None:
         return
     from . import config
 
+    widgets = sys.modules.get("kernelk.widgets")
+    if widgets is not None:
+        widgets.close_panels()
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]

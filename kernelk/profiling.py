@@ -24,7 +24,7 @@ from .ops.creation import placeholder
 from .ops.linear import dot
 from .progress import waiting
 from .recording import Call, record
-from .results import Result
+from .results import Result, noted
 from .session import Session, current
 from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
 
@@ -257,7 +257,9 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
                 ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
             own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
-        return ProfileResult(Conditions.of(host), whole, ops, machine, len(recording.calls) - 1, engine_profile=own)
+        others = len(recording.calls) - 1
+        found = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
+        return noted("profile", found)
 
 
 def _timed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ class Result(Exported):
         ax.margins(x=0.25)
         ax.set_xlabel(f"time of one run [{unit}]")
         return ax
+
+
+# The last measurement of each kind, and who wants to know of a new one: what the panel shows.
+LATEST: dict[str, Result] = {}
+LISTENERS: list[Callable[[], object]] = []
+
+
+def noted(kind: str, result: Any) -> Any:
+    """The same result, which is now the last of its kind ("time", "profile", "compare")."""
+    LATEST[kind] = result
+    for call in list(LISTENERS):
+        call()
+    return result
 
 
 def new_axes(rows: int) -> Any:

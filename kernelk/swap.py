@@ -131,36 +131,55 @@ def set_backend(
     return report
 
 
-def swap(session: Session, name: str, chosen_by: str, changes: dict[str, Any] | None = None) -> SwapReport:
-    """The transaction; `chosen_by` is shown as the setting that decided the engine, `changes` are from `asked`."""
+def swap(
+    session: Session, name: str, chosen_by: str, changes: dict[str, Any] | None = None, prepared: Host | None = None
+) -> SwapReport:
+    """The transaction; `chosen_by` is shown as the setting that decided the engine, `changes` are from `asked`.
+
+    `prepared`: a host that was started beforehand with these very options; it takes over where a new one is needed,
+    and is stopped where none is.
+    """
     engine = registry.engine(name)
     with session.lock:
-        options = merged(session.engine_options.get(name, {}), changes or {}, session.hosts.get(name))
-        return _swap(session, engine, chosen_by, options)
+        try:
+            options = merged(session.engine_options.get(name, {}), changes or {}, session.hosts.get(name))
+            return _swap(session, engine, chosen_by, options, prepared)
+        finally:
+            if prepared is not None and session.hosts.get(name) is not prepared:
+                prepared.stop()
 
 
-def _swap(session: Session, engine: Engine, chosen_by: str, options: dict[str, Any]) -> SwapReport:
+def _swap(
+    session: Session, engine: Engine, chosen_by: str, options: dict[str, Any], prepared: Host | None = None
+) -> SwapReport:
     try:
-        return _transaction(session, engine, chosen_by, options)
+        return _transaction(session, engine, chosen_by, options, prepared)
     except SwapRefusedError as error:
         # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
         raise error.with_traceback(None) from None
 
 
-def _transaction(session: Session, engine: Engine, chosen_by: str, options: dict[str, Any]) -> SwapReport:
+def _transaction(
+    session: Session, engine: Engine, chosen_by: str, options: dict[str, Any], prepared: Host | None
+) -> SwapReport:
     session.safe_point()
     report = SwapReport(session.active, engine.name, chosen_by)
     clock = _Clock(report.seconds)
     old = session.hosts.get(engine.name)
     if options == session.engine_options.get(engine.name, {}) or fulfilled(old, options):
         target = session.host(engine.name)
+        if prepared is not None and not target.started:
+            # As if it had just been started: it stays warm where the session can't move to it.
+            session.hosts[engine.name] = target = old = prepared
     else:
-        target = session.make_host(engine.name, options)
+        target = prepared or session.make_host(engine.name, options)
     replaces = target is not old
     try:
-        report.started = not target.started
+        report.started = target is prepared or not target.started
         with clock("start"):
             target.start()
+        if target is prepared:
+            report.seconds["start"] = target.start_seconds
         if replaces:
             check_honoured(target, options)
         if "device" in options:

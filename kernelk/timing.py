@@ -18,7 +18,7 @@ from .errors import ArgumentError, WorkerDiedError
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
 from .host import Host
 from .recording import Call, Recording, record, restoring
-from .results import Result
+from .results import Result, noted
 from .session import Session, current
 
 # A sample lasts at least this long, in seconds, so that reading the clock is less than a thousandth of it.
@@ -264,7 +264,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
         # The body may have changed the engine.
         host = session.ready_host()
         calls = [measured(session, host, call, seconds / len(recording.calls)) for call in recording.calls]
-        return TimeResult(Conditions.of(host), calls, recording.python_seconds, seconds)
+        return noted("time", TimeResult(Conditions.of(host), calls, recording.python_seconds, seconds))
 
 
 def measured(session: Session, host: Host, call: Call, budget: float) -> CallTime:

@@ -1,0 +1,43 @@
+"""The panel that `%kpanel` opens under a cell; imported only when it is asked for, and so is anywidget.
+
+`model` is the widget in the kernel, `hub` hears what happens in the session and tells every open panel, `facts` makes
+the plain data that the front end shows, `static` the table that stands in a saved notebook. `front/` is the front end:
+one small ES module for each part of the page, and one style sheet, as they are: there is no build step.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..engines import in_shell_and_notebook
+from ..errors import ArgumentError
+
+if TYPE_CHECKING:
+    from .model import Panel
+
+
+def panel(namespace: dict[str, Any] | None = None) -> Panel:
+    """Opens a panel under the cell: engines, tensors, timings, graphs. The Python twin of `%kpanel`.
+
+    `namespace`: where tensors get their names, the notebook's unless given. Any number may be open; they show the same.
+    Raises ArgumentError where anywidget isn't installed.
+    """
+    try:
+        import anywidget  # noqa: F401
+    except ImportError:
+        command = 'pip install "kernelk[panel]"'
+        raise ArgumentError(
+            "the panel needs anywidget, which isn't installed in this notebook's environment "
+            f"({sys.prefix}); next: {in_shell_and_notebook(command, f'%{command}')}, and reload the page"
+        ) from None
+    from .hub import hub
+
+    return hub().open(namespace)
+
+
+def close_panels() -> None:
+    """Closes every panel, and leaves no callback behind. Imports nothing."""
+    loaded = sys.modules.get(f"{__name__}.hub")
+    if loaded is not None:
+        loaded.close()

@@ -1,0 +1,192 @@
+"""What the panel's front end is told, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import registry
+from ..display import duration, size
+from ..errors import BackendNotInstalledError, KernelKError
+from ..estimates import verdict
+from ..inventory import number
+from ..options import most_threads
+from ..results import LATEST
+from ..session import Session
+from ..status import EngineStatus, list_backends
+from ..swap import SwapReport
+from ..timing import shown
+
+# Bars of one profile, and swaps of the history, that a page has room for.
+MOST_BARS = 25
+MOST_SWAPS = 20
+
+
+def engines(session: Session, broken: dict[str, str]) -> dict[str, Any]:
+    """All engines, as the bar shows them. `broken`: why an engine could not be started lately, by its name."""
+    table = list_backends()
+    return {
+        "active": table.active,
+        "chosen_by": table.chosen_by,
+        "most_threads": most_threads(),
+        "engines": [_engine(status, table.active, broken.get(status.name, "")) for status in table.engines],
+        "swaps": len(session.swaps),
+    }
+
+
+def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
+    state, note = status.state, status.note
+    if broken and not status.running:
+        state, note = "broken", broken
+    elif state.startswith("active"):
+        state = "active" if status.running else state.partition(", ")[2]
+    return {
+        "name": status.name,
+        "title": status.title,
+        "active": status.name == active,
+        "state": state,
+        "version": status.version,
+        "interpreter": status.interpreter,
+        "process": _process(status),
+        "memory": size(status.memory) if status.memory else "",
+        "running": status.running,
+        "device": status.device,
+        "devices": list(status.devices),
+        "threads": status.threads,
+        "asked": {name: status.options.get(name) for name in ("device", "threads")},
+        "note": note,
+        "install": _install(status),
+    }
+
+
+def _process(status: EngineStatus) -> str:
+    if status.placement == "kernel":
+        return "this kernel"
+    return f"worker {status.pid}" if status.running else "a worker"
+
+
+def _install(status: EngineStatus) -> str:
+    """ "button" for what kernelk can install by itself, "note" for what pip has to, "" for what is there."""
+    if "not installed" not in status.state:
+        return ""
+    try:
+        return "button" if registry.engine(status.name).recipe is not None else "note"
+    except BackendNotInstalledError:
+        return "note"
+
+
+def swapped(report: SwapReport) -> dict[str, Any]:
+    """One swap: what the history shows."""
+    gap = report.largest_difference
+    return {
+        "from": report.origin,
+        "to": report.target,
+        "restarted": report.restarted,
+        "seconds": {name: number(value) for name, value in report.seconds.items()},
+        "total": number(report.total_seconds),
+        "shown": {name: duration(value) for name, value in report.seconds.items()},
+        "words": in_words(report),
+        "difference": None if gap is None else number(gap),
+    }
+
+
+def in_words(report: SwapReport) -> str:
+    """A swap in one line."""
+    if report.origin == report.target and not report.restarted:
+        return f"{report.target} is active already"
+    title = f"{report.target} restarted" if report.restarted else f"{report.origin} → {report.target}"
+    parts = [f"{title} in {duration(report.total_seconds)}"]
+    if report.variables:
+        several = "s" if report.variables > 1 else ""
+        parts.append(f"{report.variables} variable{several} ({size(report.bytes)}) moved bit for bit")
+    if report.reevaluated:
+        count, gap = len(report.reevaluated), report.largest_difference
+        parts.append(f"{count} shown value{'s' if count > 1 else ''} evaluated again, largest difference {gap:.2g}")
+    if report.not_reevaluated:
+        parts.append(f"{report.not_reevaluated} not evaluated again")
+    return "; ".join(parts)
+
+
+def timings(session: Session) -> dict[str, Any]:
+    """The last measurement of each kind, and the swaps, newest first."""
+    return {
+        "time": _timed(LATEST.get("time")),
+        "profile": _profiled(LATEST.get("profile")),
+        "compare": _compared(LATEST.get("compare")),
+        "swaps": [swapped(report) for report in reversed(session.swaps[-MOST_SWAPS:])],
+        "swap_count": len(session.swaps),
+    }
+
+
+def _bar(label: str, seconds: float, low: float, high: float, text: str, **more: Any) -> dict[str, Any]:
+    known = not math.isnan(seconds)
+    return {
+        "label": label,
+        "seconds": seconds if known else None,
+        "low": low if known and math.isfinite(low) else None,
+        "high": high if known and math.isfinite(high) else None,
+        "text": text,
+        **more,
+    }
+
+
+def _timed(result: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    bars = []
+    for call in result.calls:
+        parts = [("build", call.compile_seconds), ("first run", call.first_seconds), ("whole call", call.call)]
+        label, steady = call.label, call.steady
+        bars.append(_bar(f"{label}: steady run", steady.value, steady.low, steady.high, shown(steady), strong=True))
+        bars += [_bar(f"{label}: {name}", value, value, value, duration(value)) for name, value in parts]
+    notes = [*result.notes(), result.conditions.words()]
+    return {"title": f"on {result.conditions.engine}", "bars": bars, "notes": notes}
+
+
+def _profiled(result: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    bars = []
+    for op in result.ops[:MOST_BARS]:
+        label = f"{op.op} '{op.name}'" if op.name and not op.name.startswith(f"{op.op}_") else op.op
+        text = "failed" if op.failure else f"{duration(op.total)}, {result.share(op):.0%}"
+        times = f"{op.count}x " if op.count > 1 else ""
+        detail = f"{times}{op.dtype}{list(op.shape)}, {op.part}, {op.source}"
+        low, high = op.count * op.steady.low, op.count * op.steady.high
+        bars.append(_bar(label, math.nan if op.failure else op.total, low, high, text, detail=op.failure or detail))
+    notes = [f"{len(result.ops) - MOST_BARS} more kinds of ops"] if len(result.ops) > MOST_BARS else []
+    return {"title": result.table().title, "bars": bars, "notes": [*notes, *result._below()]}
+
+
+def _compared(result: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    if hasattr(result, "points"):
+        parts = [(f"{result.name} = {value:g}: ", one) for value, one in result.points]
+    else:
+        parts = [("", result)]
+    bars, notes = [], []
+    for prefix, one in parts:
+        for side in one.sides:
+            if side.failure:
+                bars.append(_bar(f"{prefix}{side.label}", math.nan, 0, 0, "failed", detail=side.failure))
+                continue
+            steady, ratio = side.steady, side.ratio
+            first = side is one.reference
+            words = "reference" if first else f"{ratio.value:.3g}x, {verdict(ratio)}" if ratio else ""
+            detail = "results differ beyond rounding" if side.differing else ""
+            text = ", ".join(part for part in (shown(steady), words) if part)
+            bars.append(_bar(f"{prefix}{side.label}", steady.value, steady.low, steady.high, text, detail=detail))
+        notes += one._below()
+    return {"title": result.table().title, "bars": bars, "notes": list(dict.fromkeys(notes))}
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """An error as the panel's own message: its reasons one by one, where it has several."""
+    reasons = list(getattr(error, "reasons", []))
+    text = str(error)
+    if reasons:
+        text = text.partition(": ")[0]
+    if not isinstance(error, KernelKError):
+        text = f"{type(error).__name__}: {' '.join(text.split())[:500]}"
+    return {"kind": "told", "level": "error", "text": text, "reasons": reasons}

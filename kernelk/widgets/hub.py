@@ -1,0 +1,500 @@
+"""Between the session and the open panels: hears of swaps, cells and timings, does what a panel asks, tells them all.
+
+What a front end sends is a dict with "do" and "id"; `_DO` lists what can be done. What it gets is a dict with "kind":
+
+    ack        {"id"}                     the kernel has the request
+    queued     {"id"}                     a cell runs: it waits for its end
+    engines    facts.engines
+    job        {"job": null | {"engine", "title", "text", "seconds", "cancel"}}    what takes seconds just now
+    told       {"level": "done" | "error" | "info", "text", "reasons": [str]}
+    rows       {"rows": [inventory's, with "version"]}     all of them
+    changes    {"changed": [...], "gone": [key], "order": [key] | null}    since the last; then values may be new, too
+    summaries  {"found": [summaries'], "later": [key]}
+    timings    facts.timings
+    graph      {"for": key, "graph": drawing's | null, "error"}
+    native     {"for": key, "columns": [...], "error"}
+    closed     {}                          the extension was unloaded
+
+A panel's requests are done on the kernel's main thread, between cells. Some front ends send them past a running cell,
+to a thread of their own; they wait for its end all the same, and so does one that comes while a cell awaits something.
+An engine starts beside that, in a thread, and only then takes over: cells can be run meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .. import config, environments, registry
+from ..engines import Engine
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError
+from ..host import Host
+from ..inventory import Row, names_of, rows
+from ..options import asked, fulfilled, merged
+from ..results import LISTENERS
+from ..session import Session, current
+from ..summaries import summary
+from ..swap import stop_backend, swap
+from ..worker_host import WorkerHost, kill_group
+from . import facts, static
+from .model import Panel
+
+# So many seconds of looking at values are one turn; what is left comes in the next, and cells can be run in between.
+TURN = 0.1
+# A job's line is sent no more often than this, in seconds.
+EVERY = 0.25
+
+
+class Job:
+    """What takes seconds: an engine that starts, or is installed, in a thread of its own."""
+
+    def __init__(self, engine: Engine, text: str, host: Host | None = None) -> None:
+        self.engine = engine
+        self.text = text
+        self.host = host
+        self.begin = time.monotonic()
+        self.cancelled = False
+        self.error: Exception | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the front end shows."""
+        return {
+            "engine": self.engine.name,
+            "title": self.engine.title,
+            "text": self.text,
+            "seconds": time.monotonic() - self.begin,
+            "cancel": self.host is not None,
+        }
+
+
+class Hub:
+    """One for the process; it listens only while a panel is in view."""
+
+    def __init__(self) -> None:
+        self.panels: list[Panel] = []
+        self.broken: dict[str, str] = {}
+        self.job: Job | None = None
+        self._running = False
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shell: Any = None
+        self._listening: Session | None = None
+        self._known: dict[Panel, dict[int, tuple[Row, int]]] = {}
+        self._pending: set[str] = set()
+
+    # --- panels ---
+
+    def open(self, namespace: dict[str, Any] | None) -> Panel:
+        """A new panel, in step with the others."""
+        from IPython.core.getipython import get_ipython
+
+        self._shell = get_ipython()  # type: ignore[no-untyped-call]
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
+        if namespace is None:
+            namespace = {} if self._shell is None else self._shell.user_ns
+        panel = Panel(self, namespace)
+        self.panels.append(panel)
+        self._listen()
+        # The beginning of the cell that opens the first one was heard by nobody.
+        self._running = self._running or _in_cell(self._shell)
+        self._remember(panel, facts.engines(current(), self.broken), self._rows(panel))
+        return panel
+
+    def forget(self, panel: Panel) -> None:
+        """A panel that is closed; without any other nothing is listened to."""
+        if panel in self.panels:
+            self.panels.remove(panel)
+        self._known.pop(panel, None)
+        if not self.panels:
+            self._deafen()
+
+    def close(self) -> None:
+        """Closes all, and ends what was started for them."""
+        self.cancel()
+        for panel in list(self.panels):
+            panel.send({"kind": "closed"})
+            panel.close()
+        self._deafen()
+        self.broken.clear()
+        self._waiting.clear()
+
+    # --- what happens in the session ---
+
+    def _listen(self) -> None:
+        if self._listening is not None:
+            return
+        self._listening = current()
+        self._listening.observe(self._swapped, "active")
+        LISTENERS.append(self._measured)
+        if self._shell is not None:
+            # Not those of cells alone: what a front end runs by itself may change tensors, too.
+            self._shell.events.register("pre_execute", self._cell_begins)
+            self._shell.events.register("post_execute", self._cell_ended)
+
+    def _deafen(self) -> None:
+        if self._listening is None:
+            return
+        self._listening.unobserve(self._swapped, "active")
+        self._listening = None
+        with contextlib.suppress(ValueError):
+            LISTENERS.remove(self._measured)
+        if self._shell is not None:
+            for event, call in (("pre_execute", self._cell_begins), ("post_execute", self._cell_ended)):
+                with contextlib.suppress(ValueError):
+                    self._shell.events.unregister(event, call)
+        self._running = False
+
+    def _cell_begins(self) -> None:
+        self._running = True
+
+    def _cell_ended(self) -> None:
+        self._running = False
+        self._soon("cell", self._refresh)
+        self._soon("waiting", self._do_waiting)
+
+    def _swapped(self, change: Any) -> None:
+        self._soon("cell", self._refresh)
+
+    def _measured(self) -> None:
+        self._soon("timings", self._tell_timings)
+
+    def _soon(self, what: str, call: Callable[[], None]) -> None:
+        """Does it on the main thread once the cell has ended, once however often it was asked for."""
+        if self._loop is None or not self._loop.is_running():
+            if not self._running:
+                call()
+            return
+        if what not in self._pending:
+            self._pending.add(what)
+
+            def run() -> None:
+                self._pending.discard(what)
+                if self._listening is not None:
+                    call()
+
+            self._loop.call_soon_threadsafe(run)
+
+    def _do_waiting(self) -> None:
+        while self._waiting and not self._running:
+            self._waiting.popleft()()
+
+    # --- what a panel asks ---
+
+    def receive(self, panel: Panel, message: dict[str, Any]) -> None:
+        """A front end's request, on whatever thread it comes."""
+
+        def turn() -> None:
+            if self._running:
+                panel.send({"kind": "queued", "id": message.get("id")})
+                self._waiting.append(turn)
+                return
+            panel.send({"kind": "ack", "id": message.get("id")})
+            self._do(panel, message)
+
+        if threading.current_thread() is threading.main_thread():
+            turn()
+        else:
+            if self._running:
+                panel.send({"kind": "queued", "id": message.get("id")})
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(turn)
+
+    def _do(self, panel: Panel, message: dict[str, Any]) -> None:
+        do = _DO.get(str(message.get("do")))
+        if do is None:
+            return
+        # What is said in a cell otherwise would appear in whichever ran last.
+        with self._hearing():
+            try:
+                do(self, panel, message)
+            except Exception as error:  # shown in the panel: there is no cell to show it in
+                panel.send(facts.refusal(error))
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Inside, what is worth a line in a cell is one in the panels."""
+        with config.heard() as lines:
+            yield
+        for line in lines:
+            if line.startswith("kernelk: "):
+                self.tell({"kind": "told", "level": "info", "text": line, "reasons": []})
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Sends it to every panel."""
+        for panel in list(self.panels):
+            panel.send(message)
+
+    def _hello(self, panel: Panel, message: dict[str, Any]) -> None:
+        panel.views.add(str(message.get("view")))
+        self._listen()
+        session = current()
+        panel.send({"kind": "engines", **facts.engines(session, self.broken)})
+        panel.send({"kind": "job", "job": self.job and self.job.as_dict()})
+        found = self._rows(panel)
+        panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in found.values()]})
+        panel.send({"kind": "timings", **facts.timings(session)})
+
+    def _bye(self, panel: Panel, message: dict[str, Any]) -> None:
+        panel.views.discard(str(message.get("view")))
+        if not any(one.views for one in self.panels):
+            self._deafen()
+
+    # --- engines ---
+
+    def _swap(self, panel: Panel, message: dict[str, Any]) -> None:
+        session = current()
+        engine = registry.engine(str(message.get("engine")))
+        if self.job is not None:
+            raise ArgumentError(f"{self.job.text}; one thing at a time: wait for it, or cancel it")
+        changes = asked(engine, message.get("device"), message.get("threads"))
+        with session.lock:
+            before = session.hosts.get(engine.name)
+            options = merged(session.engine_options.get(engine.name, {}), changes, before)
+            if fulfilled(before, options) or self._loop is None:
+                self._take_over(engine, changes)
+                return
+            host = session.make_host(engine.name, options)
+        if not isinstance(host, WorkerHost):
+            self._take_over(engine, changes)
+            return
+        with contextlib.suppress(BackendNotInstalledError):
+            registry.interpreter(engine)
+            self._work(
+                Job(engine, f"{engine.title} is starting", host), host.start, lambda: self._started(engine, changes)
+            )
+            return
+        self._take_over(engine, changes)  # and it says what is missing
+
+    def _started(self, engine: Engine, changes: dict[str, Any]) -> None:
+        """Its thread is done: the engine takes the session over, now or when the running cell ends."""
+        job = self.job
+        assert job is not None
+        if self._running:
+            job.text = f"{engine.title} takes over when the running cell ends"
+            self._tell_job()
+            self._waiting.append(lambda: self._started(engine, changes))
+            return
+        self.job = None
+        self._tell_job()
+        if job.cancelled:
+            assert job.host is not None
+            job.host.stop()
+            self.tell({"kind": "told", "level": "info", "text": f"{engine.title}'s start was cancelled", "reasons": []})
+        elif job.error is not None:
+            self._failed(engine, job.error)
+        else:
+            self._take_over(engine, changes, job.host)
+
+    def _take_over(self, engine: Engine, changes: dict[str, Any], host: Host | None = None) -> None:
+        session = current()
+        try:
+            with self._hearing():
+                report = swap(session, engine.name, "the panel", changes, host)
+        except Exception as error:
+            self._failed(engine, error)
+            return
+        self.broken.pop(engine.name, None)
+        self.tell({"kind": "told", "level": "done", "text": facts.in_words(report), "reasons": []})
+        self._refresh()
+        self._tell_timings()
+
+    def _failed(self, engine: Engine, error: Exception) -> None:
+        if isinstance(error, (EngineError, BackendNotInstalledError)):
+            host = current().hosts.get(engine.name)
+            if host is None or not host.started:
+                self.broken[engine.name] = str(error)
+        told = facts.refusal(error)
+        active = current().active
+        if active != engine.name and "stays active" not in told["text"]:
+            told["text"] += f" ('{active}' stays active)"
+        self.tell(told)
+        self._tell_engines()
+
+    def _work(self, job: Job, work: Callable[[], object], then: Callable[[], None]) -> None:
+        """Does `work` in a thread, and `then` on the main thread."""
+        assert self._loop is not None
+        loop = self._loop
+        self.job = job
+        self._tell_job()
+
+        def run() -> None:
+            try:
+                with config.heard():
+                    work()
+            except Exception as error:
+                job.error = error
+            loop.call_soon_threadsafe(then)
+
+        threading.Thread(target=run, name="kernelk-panel", daemon=True).start()
+
+    def cancel(self, *_: Any) -> None:
+        """Ends an engine that is starting."""
+        job = self.job
+        if job is not None and job.host is not None and not job.cancelled:
+            job.cancelled = True
+            pid = job.host.pid
+            if pid is not None:
+                kill_group(pid)
+
+    def _stop(self, panel: Panel, message: dict[str, Any]) -> None:
+        report = stop_backend(str(message.get("engine")))
+        self.tell({"kind": "told", "level": "done", "text": report.table().title, "reasons": []})
+        self._refresh()
+
+    def _install(self, panel: Panel, message: dict[str, Any]) -> None:
+        engine = registry.engine(str(message.get("engine")))
+        if self.job is not None:
+            raise ArgumentError(f"{self.job.text}; one thing at a time: wait for it")
+        if self._loop is None:
+            raise ArgumentError(f"this needs a notebook's kernel; next: {engine.get}")
+        job = Job(engine, f"{engine.title} is being installed")
+        loop, last = self._loop, 0.0
+
+        def report(text: str) -> None:
+            nonlocal last
+            job.text = text
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                loop.call_soon_threadsafe(self._tell_job)
+
+        report.moving = report  # type: ignore[attr-defined]
+        self._work(job, lambda: environments.install(engine.name, report), lambda: self._installed(engine))
+
+    def _installed(self, engine: Engine) -> None:
+        job, self.job = self.job, None
+        self._tell_job()
+        if job is not None and job.error is not None:
+            self._failed(engine, job.error)
+            return
+        self.broken.pop(engine.name, None)
+        self.tell({"kind": "told", "level": "done", "text": f"{engine.title} is installed", "reasons": []})
+        self._tell_engines()
+
+    def _tell_job(self) -> None:
+        self.tell({"kind": "job", "job": self.job and self.job.as_dict()})
+
+    def _tell_engines(self) -> dict[str, Any]:
+        found = facts.engines(current(), self.broken)
+        self.tell({"kind": "engines", **found})
+        return found
+
+    # --- tensors ---
+
+    def _rows(self, panel: Panel) -> dict[int, tuple[Row, int]]:
+        found = {row.key: (row, _version(row)) for row in rows(current(), panel.namespace)}
+        self._known[panel] = found
+        return found
+
+    def _refresh(self) -> None:
+        """Tells each panel what has changed since it was last told."""
+        if not self.panels:
+            return
+        engines = self._tell_engines()
+        for panel in list(self.panels):
+            before = self._known.get(panel, {})
+            now = self._rows(panel)
+            changed = [
+                _row(row, version) for key, (row, version) in now.items() if _differs(before.get(key), row, version)
+            ]
+            gone = [key for key in before if key not in now]
+            panel.send({"kind": "changes", "changed": changed, "gone": gone})
+            self._remember(panel, engines, now)
+
+    def _remember(self, panel: Panel, engines: dict[str, Any], found: dict[int, tuple[Row, int]]) -> None:
+        listed = [row for row, _ in found.values()]
+        words = f"active: {engines['active']}, chosen by {engines['chosen_by']}"
+        html = static.as_html(engines, listed, words, panel.mark)
+        panel.remember(html, static.as_text(engines, listed, words))
+
+    def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
+        """Of these keys, as many as one turn has time for."""
+        session, begin = current(), time.perf_counter()
+        keys = [key for key in message.get("keys", ()) if isinstance(key, int)]
+        names = names_of(panel.namespace)
+        known = self._known.get(panel, {})
+        found = []
+        while keys and (not found or time.perf_counter() - begin < TURN):
+            key = keys.pop(0)
+            row = known.get(key)
+            target = row and row[0].ref()
+            if target is None or row is None or row[0].kind == "function":
+                continue
+            found.append(summary(session, target, names).as_dict())
+        panel.send({"kind": "summaries", "found": found, "later": keys})
+
+    # --- timings, graph, native ---
+
+    def _tell_timings(self) -> None:
+        self.tell({"kind": "timings", **facts.timings(current())})
+
+    def _target(self, panel: Panel, message: dict[str, Any]) -> Any:
+        row = self._known.get(panel, {}).get(message.get("key", -1))
+        target = row and row[0].ref()
+        if target is None:
+            raise ArgumentError("this tensor isn't there any more; next: choose another")
+        return target
+
+    def _graph(self, panel: Panel, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _native(self, panel: Panel, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def _in_cell(shell: Any) -> bool:
+    """Whether a notebook's cell runs now."""
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and kernel.get_parent().get("header", {}).get("msg_type") == "execute_request"
+
+
+def _row(row: Row, version: int) -> dict[str, Any]:
+    return {**row.as_dict(), "version": version}
+
+
+def _version(row: Row) -> int:
+    """A number that changes with a variable's value; 0 for what isn't one."""
+    if row.kind != "variable":
+        return 0
+    variable = row.ref()
+    return 0 if variable is None else variable.slots.version
+
+
+def _differs(before: tuple[Row, int] | None, row: Row, version: int) -> bool:
+    return before is None or before[1] != version or before[0] != row
+
+
+_DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
+    "hello": Hub._hello,
+    "bye": Hub._bye,
+    "swap": Hub._swap,
+    "cancel": Hub.cancel,
+    "stop": Hub._stop,
+    "install": Hub._install,
+    "summaries": Hub._summaries,
+    "graph": Hub._graph,
+    "native": Hub._native,
+}
+
+_hub: Hub | None = None
+
+
+def hub() -> Hub:
+    """The process's hub; made at the first call."""
+    global _hub
+    if _hub is None:
+        _hub = Hub()
+    return _hub
+
+
+def close() -> None:
+    """Closes all panels; the next one begins anew."""
+    global _hub
+    found, _hub = _hub, None
+    if found is not None:
+        found.close()
