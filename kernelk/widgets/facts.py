@@ -20,6 +20,8 @@ from ..timing import shown
 # Bars of one profile, and swaps of the history, that a page has room for.
 MOST_BARS = 25
 MOST_SWAPS = 20
+# Characters of one engine's listing.
+MOST_TEXT = 20_000
 
 
 def engines(session: Session, broken: dict[str, str]) -> dict[str, Any]:
@@ -179,6 +181,19 @@ def _compared(result: Any) -> dict[str, Any] | None:
             bars.append(_bar(f"{prefix}{side.label}", steady.value, steady.low, steady.high, text, detail=detail))
         notes += one._below()
     return {"title": result.table().title, "bars": bars, "notes": list(dict.fromkeys(notes))}
+
+
+def native(views: Any) -> dict[str, Any]:
+    """What each engine made of a graph: `kernelk.show`'s result."""
+    columns = []
+    for view in views.views:
+        ops = "" if view.failure else f"{view.ops} op{'' if view.ops == 1 else 's'}"
+        what = ", ".join(part for part in (view.version, view.kind, ops) if part)
+        text = view.text
+        if len(text) > MOST_TEXT:
+            text = f'{text[:MOST_TEXT]}\n... all of it: print(kernelk.show(...).text("{view.engine}"))'
+        columns.append({"engine": view.engine, "title": view.title, "what": what, "text": text, "error": view.failure})
+    return {"columns": columns, "note": "; ".join([views.summary, *views.notes]), "error": ""}
 
 
 def refusal(error: Exception) -> dict[str, Any]:

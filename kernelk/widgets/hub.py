@@ -1,14 +1,15 @@
 """Between the session and the open panels: hears of swaps, cells and timings, does what a panel asks, tells them all.
 
-What a front end sends is a dict with "do" and "id"; `_DO` lists what can be done. What it gets is a dict with "kind":
+What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it. What
+it gets is a dict with "kind":
 
-    ack        {"id"}                     the kernel has the request
-    queued     {"id"}                     a cell runs: it waits for its end
+    ack        {"request"}                the kernel has the request
+    queued     {"request"}                a cell runs: it waits for its end
     engines    facts.engines
     job        {"job": null | {"engine", "title", "text", "seconds", "cancel"}}    what takes seconds just now
     told       {"level": "done" | "error" | "info", "text", "reasons": [str]}
     rows       {"rows": [inventory's, with "version"]}     all of them
-    changes    {"changed": [...], "gone": [key], "order": [key] | null}    since the last; then values may be new, too
+    changes    {"changed": [...], "gone": [key]}     since the last; then values may be new, too
     summaries  {"found": [summaries'], "later": [key]}
     timings    facts.timings
     graph      {"for": key, "graph": drawing's | null, "error"}
@@ -32,7 +33,7 @@ from typing import Any
 
 from .. import config, environments, registry
 from ..engines import Engine
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError
 from ..host import Host
 from ..inventory import Row, names_of, rows
 from ..options import asked, fulfilled, merged
@@ -191,17 +192,17 @@ class Hub:
 
         def turn() -> None:
             if self._running:
-                panel.send({"kind": "queued", "id": message.get("id")})
+                panel.send({"kind": "queued", "request": message.get("request")})
                 self._waiting.append(turn)
                 return
-            panel.send({"kind": "ack", "id": message.get("id")})
+            panel.send({"kind": "ack", "request": message.get("request")})
             self._do(panel, message)
 
         if threading.current_thread() is threading.main_thread():
             turn()
         else:
             if self._running:
-                panel.send({"kind": "queued", "id": message.get("id")})
+                panel.send({"kind": "queued", "request": message.get("request")})
             assert self._loop is not None
             self._loop.call_soon_threadsafe(turn)
 
@@ -441,10 +442,28 @@ class Hub:
         return target
 
     def _graph(self, panel: Panel, message: dict[str, Any]) -> None:
-        raise NotImplementedError
+        from ..drawing import draw
+
+        key = message.get("key")
+        found: dict[str, Any] = {"kind": "graph", "for": key, "graph": None, "error": ""}
+        try:
+            target = self._target(panel, message)
+            opened = [name for name in message.get("opened", ()) if isinstance(name, str)]
+            drawing = draw(target, opened=opened, times=bool(message.get("times")) or None, names=panel.namespace)
+            found["graph"] = drawing.as_dict()
+        except KernelKError as error:
+            found["error"] = str(error)
+        panel.send(found)
 
     def _native(self, panel: Panel, message: dict[str, Any]) -> None:
-        raise NotImplementedError
+        from ..showing import show
+
+        key = message.get("key")
+        try:
+            found = facts.native(show(self._target(panel, message), names=panel.namespace))
+        except KernelKError as error:
+            found = {"columns": [], "note": "", "error": str(error)}
+        panel.send({"kind": "native", "for": key, **found})
 
 
 def _in_cell(shell: Any) -> bool:

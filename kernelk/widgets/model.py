@@ -105,4 +105,7 @@ class Panel(anywidget.AnyWidget):  # type: ignore[misc]
     def close(self) -> None:
         """Takes the view away, and lets the static form stand."""
         self.hub.forget(self)
+        layout = self.layout
         super().close()
+        # A widget of its own, which nobody else has.
+        layout.close()

@@ -88,7 +88,7 @@ class Panel {
     const id = `${this.id}-${++this.count}`;
     const timer = setTimeout(() => this.waits(id), PATIENCE);
     this.unheard.set(id, { timer, words });
-    this.model.send({ ...message, id, view: this.id });
+    this.model.send({ ...message, request: id, view: this.id });
   }
 
   waits(id) {
@@ -110,8 +110,8 @@ class Panel {
 
   receive(message) {
     const { kind } = message ?? {};
-    if (kind === "ack") this.answered(message.id);
-    else if (kind === "queued") this.waits(message.id);
+    if (kind === "ack") this.answered(message.request);
+    else if (kind === "queued") this.waits(message.request);
     else if (kind === "engines") this.engines.show(message);
     else if (kind === "job") this.engines.showJob(message.job);
     else if (kind === "told") this.engines.showTold(message);
@@ -164,7 +164,7 @@ export default {
     const saved = keepSaved(model);
     look();
     return () => {
-      if (panel.gone.hidden) panel.model.send({ do: "bye", id: "", view: panel.id });
+      if (panel.gone.hidden) panel.model.send({ do: "bye", request: "", view: panel.id });
       model.off("msg:custom", receive);
       model.off("comm_live_update", look);
       saved();
