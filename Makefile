@@ -15,7 +15,7 @@ STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test lint gate smoke lab bench parity soak keras-suite clean
+.PHONY: help setup packages demo test lint gate smoke lab screenshots bench parity soak keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,8 +54,10 @@ smoke: setup  ## one minute: numpy and one worker, from a swap to a killed worke
 	$(PYTEST) --quiet tests/test_smoke.py
 
 lab: setup  ## JupyterLab, opened on the first notebook
-	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet jupyterlab
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)
+
+screenshots: setup  ## the pictures of the panel in docs/images, from its tests in a browser
+	KERNELK_REQUIRE=browser KERNELK_SCREENSHOTS=$(CURDIR)/docs/images $(PYTEST) --quiet tests/test_panel_browser.py
 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py

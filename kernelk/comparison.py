@@ -357,7 +357,7 @@ def compare(
     with session.lock:
         session.ready_host()
         if sweep is not None:
-            found: Any = _sweep(session, targets, engines, seconds, sweep, device, threads)
+            found: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
         else:
             found = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
         return noted("compare", found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import ArgumentError
 from .estimates import Estimate
@@ -71,12 +71,14 @@ class Result(Exported):
         return ax
 
 
+Measured = TypeVar("Measured", bound=Result)
+
 # The last measurement of each kind, and who wants to know of a new one: what the panel shows.
 LATEST: dict[str, Result] = {}
 LISTENERS: list[Callable[[], object]] = []
 
 
-def noted(kind: str, result: Any) -> Any:
+def noted(kind: str, result: Measured) -> Measured:
     """The same result, which is now the last of its kind ("time", "profile", "compare")."""
     LATEST[kind] = result
     for call in list(LISTENERS):

@@ -27,8 +27,8 @@ _FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-# Notebook 7 has two page errors of its own on load.
-_NOTEBOOKS_OWN = ("reading 'schema'", "filebrowser:open-path")
+# Notebook 7 has two page errors of its own on load; and a page complains of comms that another page of its kernel made.
+_OTHERS = ("reading 'schema'", "filebrowser:open-path", "Comm not found for comm id")
 
 
 def absent() -> str:
@@ -92,7 +92,8 @@ class Server:
         (folder / "notebooks").mkdir()
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={self.port}", "--allow-root"]
         command += ["--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.port_retries=0"]
-        command += ["--expose-app-in-browser", "--ServerApp.disable_check_xsrf=True"]
+        command += ["--expose-app-in-browser", "--JupyterNotebookApp.expose_app_in_browser=True"]
+        command += ["--ServerApp.disable_check_xsrf=True"]
         self._process = subprocess.Popen(
             command,
             cwd=folder / "notebooks",
@@ -162,7 +163,10 @@ class Page:
         """Runs these cells, each when the one before has ended."""
         for place in places:
             self.start(place)
-            self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'", timeout=120_000)
+            self.page.wait_for_function(_ENDED, arg=place, timeout=120_000)
+            cell = self.page.locator(".jp-Notebook .jp-Cell").nth(place)
+            error = cell.locator('[data-mime-type="application/vnd.jupyter.error"]')
+            assert error.count() == 0, error.all_inner_texts()
 
     def start(self, place: int) -> None:
         """Starts a cell, by the keyboard as a user does."""
@@ -170,6 +174,11 @@ class Page:
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
         self.page.wait_for_function(_RUN_SINCE, arg=place, timeout=30_000)
+
+    def output(self, place: int, text: str) -> None:
+        """Waits until a cell has printed a text: a cell's end may be told before what it has printed."""
+        cell = self.page.locator(".jp-Notebook .jp-Cell").nth(place)
+        cell.locator(".jp-OutputArea", has_text=text).wait_for()
 
     def execute(self, code: str) -> None:
         """Runs code that is in no cell, as another front end would."""
@@ -190,7 +199,7 @@ class Page:
     def new_errors(self) -> list[str]:
         """What the console and the page have complained of since the notebook was open."""
         found = self.errors[len(self.own_errors) :]
-        return [text for text in found if not any(own in text for own in _NOTEBOOKS_OWN)]
+        return [text for text in found if not any(own in text for own in _OTHERS)]
 
     def shot(self, locator: Any, name: str) -> None:
         """A picture for the docs, taken where KERNELK_SCREENSHOTS names a folder."""
@@ -199,9 +208,15 @@ class Page:
             locator.screenshot(path=str(Path(folder) / f"{name}.png"), animations="disabled", caret="hide")
 
 
-_NOTEBOOK = "[...jupyterapp.shell.widgets('main')].find((one) => one.context && one.content?.model?.cells)"
+_NOTEBOOK = (
+    "[...(globalThis.jupyterapp?.shell.widgets('main') ?? [])].find((one) => one.context && one.content?.model?.cells)"
+)
 _KERNEL = f"{_NOTEBOOK}?.context.sessionContext.session?.kernel"
 # A cell that has been run has a number, or a star while it runs.
+_ENDED = """(place) => {
+  const cell = document.querySelectorAll('.jp-Notebook .jp-Cell')[place];
+  return /\\[\\d/.test(cell.querySelector('.jp-InputPrompt').textContent);
+}"""
 _RUN_SINCE = """(place) => {
   const cell = document.querySelectorAll('.jp-Notebook .jp-Cell')[place];
   return /\\[[\\d*]/.test(cell.querySelector('.jp-InputPrompt').textContent);

@@ -18,7 +18,7 @@ from ..swap import SwapReport
 from ..timing import shown
 
 # Bars of one profile, and swaps of the history, that a page has room for.
-MOST_BARS = 25
+MOST_BARS = 12
 MOST_SWAPS = 20
 # Characters of one engine's listing.
 MOST_TEXT = 20_000

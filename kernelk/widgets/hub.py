@@ -1,7 +1,7 @@
 """Between the session and the open panels: hears of swaps, cells and timings, does what a panel asks, tells them all.
 
-What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it. What
-it gets is a dict with "kind":
+What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it.
+What it gets is a dict with "kind":
 
     ack        {"request"}                the kernel has the request
     queued     {"request"}                a cell runs: it waits for its end
@@ -94,7 +94,7 @@ class Hub:
         """A new panel, in step with the others."""
         from IPython.core.getipython import get_ipython
 
-        self._shell = get_ipython()  # type: ignore[no-untyped-call]
+        self._shell = get_ipython()
         with contextlib.suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
         if namespace is None:
@@ -134,9 +134,9 @@ class Hub:
         self._listening.observe(self._swapped, "active")
         LISTENERS.append(self._measured)
         if self._shell is not None:
-            # Not those of cells alone: what a front end runs by itself may change tensors, too.
-            self._shell.events.register("pre_execute", self._cell_begins)
-            self._shell.events.register("post_execute", self._cell_ended)
+            # Not "pre_execute" and "post_execute", which stand around a panel's own messages as well.
+            self._shell.events.register("pre_run_cell", self._cell_begins)
+            self._shell.events.register("post_run_cell", self._cell_ended)
 
     def _deafen(self) -> None:
         if self._listening is None:
@@ -146,15 +146,15 @@ class Hub:
         with contextlib.suppress(ValueError):
             LISTENERS.remove(self._measured)
         if self._shell is not None:
-            for event, call in (("pre_execute", self._cell_begins), ("post_execute", self._cell_ended)):
+            for event, call in (("pre_run_cell", self._cell_begins), ("post_run_cell", self._cell_ended)):
                 with contextlib.suppress(ValueError):
                     self._shell.events.unregister(event, call)
         self._running = False
 
-    def _cell_begins(self) -> None:
+    def _cell_begins(self, info: Any = None) -> None:
         self._running = True
 
-    def _cell_ended(self) -> None:
+    def _cell_ended(self, result: Any = None) -> None:
         self._running = False
         self._soon("cell", self._refresh)
         self._soon("waiting", self._do_waiting)
@@ -419,7 +419,7 @@ class Hub:
         keys = [key for key in message.get("keys", ()) if isinstance(key, int)]
         names = names_of(panel.namespace)
         known = self._known.get(panel, {})
-        found = []
+        found: list[dict[str, Any]] = []
         while keys and (not found or time.perf_counter() - begin < TURN):
             key = keys.pop(0)
             row = known.get(key)
@@ -467,9 +467,10 @@ class Hub:
 
 
 def _in_cell(shell: Any) -> bool:
-    """Whether a notebook's cell runs now."""
+    """Whether a notebook's cell runs now, whose end will be heard."""
     kernel = getattr(shell, "kernel", None)
-    return kernel is not None and kernel.get_parent().get("header", {}).get("msg_type") == "execute_request"
+    parent = {} if kernel is None else kernel.get_parent()
+    return parent.get("header", {}).get("msg_type") == "execute_request" and not parent["content"].get("silent")
 
 
 def _row(row: Row, version: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def style() -> str:
     return (_FRONT / "panel.css").read_text(encoding="utf-8")
 
 
-class Panel(anywidget.AnyWidget):  # type: ignore[misc]
+class Panel(anywidget.AnyWidget):
     """One panel. All that it shows comes as messages of the hub's; `last` is its static form, for a saved notebook."""
 
     _esm = joined()
@@ -87,7 +87,7 @@ class Panel(anywidget.AnyWidget):  # type: ignore[misc]
         from IPython.display import display
 
         line = {"text/plain": "kernelk panel"}
-        shell = get_ipython()  # type: ignore[no-untyped-call]
+        shell = get_ipython()
         if not hasattr(shell, "kernel"):
             print(self.text)
             return

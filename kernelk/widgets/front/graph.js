@@ -84,7 +84,7 @@ export class Graph {
     const held = document.activeElement?.getAttribute?.("data-box");
     const drawing = s("svg", { role: "group", "aria-label": graph.title, class: "kk-drawing" });
     drawing.append(
-      s("defs", {}, s("marker", { id: `${this.panel.id}-arrow`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" }, s("path", { d: "M0,0.5L8,4L0,7.5z", class: "kk-arrow" }))),
+      s("defs", {}, s("marker", { id: `${this.panel.id}-arrow`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse" }, s("path", { d: "M0,0.5L8,4L0,7.5z", class: "kk-arrow" }))),
     );
     for (const edge of graph.edges) drawing.append(this.edge(edge));
     this.boxes = new Map();
@@ -100,7 +100,16 @@ export class Graph {
   }
 
   edge(edge) {
-    const path = edge.points.map(([x, y], i) => `${i ? "L" : "M"}${x},${y}`).join("");
+    let path = "";
+    edge.points.forEach(([x, y], i) => {
+      if (!i) path = `M${x},${y}`;
+      else {
+        const [fromX, fromY] = edge.points[i - 1];
+        const middle = (fromY + y) / 2;
+        // Straight where it goes beside boxes or upwards.
+        path += x === fromX || y <= fromY ? `L${x},${y}` : `C${fromX},${middle} ${x},${middle} ${x},${y}`;
+      }
+    });
     return s("path", { d: path, class: "kk-edge", "marker-end": `url(#${this.panel.id}-arrow)`, "data-from": edge.from, "data-to": edge.to }, edge.label ? s("title", {}, edge.label) : null);
   }
 
@@ -115,7 +124,7 @@ export class Graph {
     const hint = group ? "; Enter opens it" : row ? "; Enter shows its row" : "";
     const shade = node.time ? Math.min(1, 0.12 + 0.88 * node.time.share) : 0;
     const lines = node.lines.map((line, i) =>
-      s("text", { x: node.x + node.width / 2, y: node.y + 17 + 15 * i, class: line.startsWith("\t") ? "kk-code" : i ? "kk-line" : "kk-name" }, line.trim()),
+      s("text", { x: node.x + node.width / 2, y: node.y + 22 + 18 * i, class: line.startsWith("\t") ? "kk-code" : i ? "kk-line" : "kk-name" }, line.trim()),
     );
     const corner = group || node.kind === "loop" ? 2 : node.kind === "op" ? 6 : node.height / 3;
     const place = { x: node.x, y: node.y, width: node.width, height: node.height, rx: corner };

@@ -159,12 +159,19 @@ export default {
     el.append(panel.el);
     const receive = (message) => panel.receive(message);
     const look = () => panel.look().catch((error) => console.warn("kernelk:", error));
+    // JupyterLab's command mode would take arrows and letters for the notebook's; it hears them right after the window.
+    const own = (event) => {
+      if (!panel.el.contains(event.target)) return;
+      event.target.toggleAttribute("data-lm-suppress-shortcuts", !event.ctrlKey && !event.metaKey && !event.altKey);
+    };
+    window.addEventListener("keydown", own, true);
     model.on("msg:custom", receive);
     model.on("comm_live_update", look);
     const saved = keepSaved(model);
     look();
     return () => {
       if (panel.gone.hidden) panel.model.send({ do: "bye", request: "", view: panel.id });
+      window.removeEventListener("keydown", own, true);
       model.off("msg:custom", receive);
       model.off("comm_live_update", look);
       saved();

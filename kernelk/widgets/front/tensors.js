@@ -67,6 +67,7 @@ export class Tensors {
       "aria-label": "Filter tensors",
       oninput: () => {
         this.filter = this.input.value.toLowerCase();
+        this.grid.scrollTop = 0;
         this.arrange();
       },
     });
@@ -101,6 +102,7 @@ export class Tensors {
     this.watcher = new ResizeObserver(() => this.measure());
     this.watcher.observe(this.grid);
     this.columns = COLUMNS;
+    this.drawn = new Map(); // key -> its element, and what that shows
   }
 
   stop() {
@@ -192,7 +194,7 @@ export class Tensors {
     const fits = (row) => {
       if (this.kind && row.kind !== this.kind) return false;
       if (!words.length) return true;
-      const text = [row.names.join(" "), row.name, row.op, row.kind, shape(row.shape), row.dtype ?? "", row.source.text].join(" ").toLowerCase();
+      const text = [row.names.join(" "), row.name, row.op, row.kind, shape(row.shape), row.dtype ?? ""].join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     };
     this.sorted = [...this.rows.values()].filter(fits);
@@ -222,27 +224,45 @@ export class Tensors {
     const last = Math.min(this.sorted.length, Math.ceil((this.grid.scrollTop + tall) / ROW) + SPARE);
     const shown = this.sorted.slice(first, last);
     this.visible = new Set(shown.map((row) => row.key));
-    this.space.replaceChildren(...shown.map((row, i) => this.row(row, first + i)));
+    this.put(shown, first);
     const current = this.current !== null && this.visible.has(this.current) ? `${this.panel.id}-row-${this.current}` : null;
     if (current) this.grid.setAttribute("aria-activedescendant", current);
     else this.grid.removeAttribute("aria-activedescendant");
     this.askSoon();
   }
 
-  row(row, place) {
+  // A row that shows the same as before stays the same element: a click may have begun on it.
+  put(shown, first) {
+    const drawn = new Map();
+    shown.forEach((row, i) => {
+      const entry = this.found.get(row.key);
+      const old = this.drawn.get(row.key);
+      const same = old && old.row === row && old.entry === entry && old.columns === this.columns;
+      const el = same ? old.el : this.row(row);
+      drawn.set(row.key, same ? old : { el, row, entry, columns: this.columns });
+      el.className = ["kk-row", row.key === this.current ? "kk-current" : "", row.key === this.opened ? "kk-open" : "", row.key === this.lit ? "kk-lit" : ""].join(" ");
+      el.setAttribute("aria-rowindex", String(first + i + 2));
+      el.setAttribute("aria-selected", String(row.key === this.opened));
+      el.style.top = `${(first + i) * ROW}px`;
+    });
+    for (const [key, { el }] of this.drawn) if (drawn.get(key)?.el !== el) el.remove();
+    this.drawn = drawn;
+    let next = this.space.firstChild;
+    for (const { el } of drawn.values()) {
+      if (el === next) next = next.nextSibling;
+      else this.space.insertBefore(el, next);
+    }
+  }
+
+  row(row) {
     const cells = this.columns.map(([name], i) =>
       h("div", { role: "gridcell", "aria-colindex": i + 1, class: `kk-cell kk-col-${name}` }, this.cell(row, name)),
     );
-    const classes = ["kk-row", row.key === this.current ? "kk-current" : "", row.key === this.opened ? "kk-open" : "", row.key === this.lit ? "kk-lit" : ""];
     return h(
       "div",
       {
         role: "row",
         id: `${this.panel.id}-row-${row.key}`,
-        class: classes.join(" "),
-        "aria-rowindex": place + 2,
-        "aria-selected": String(row.key === this.opened),
-        style: { top: `${place * ROW}px` },
         onclick: () => {
           this.current = row.key;
           this.open(row.key === this.opened ? null : row.key);
