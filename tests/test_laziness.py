@@ -18,6 +18,8 @@ HEAVY = [
     "scipy",
     "sklearn",
     "igraph",
+    "anywidget",
+    "ipywidgets",
 ]
 _LOADED = f"""
 import sys

@@ -8,12 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import alive, environment, run_cells, wait_until
-
-pytest.importorskip("anywidget", reason="anywidget can't be had here; next: make setup")
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -208,6 +207,40 @@ def test_a_swap_starts_an_engine_beside_the_kernel(front: Front) -> None:
     assert front.text("print(K.backend(), K.eval(v * 2.0).tolist())") == "spare [2.0, 4.0]\n"
     front.ask(panel, do="stop", engine="spare")
     assert front.hear(lambda one: one["kind"] == "engines" and states(one)["spare"] == "not started", panel)
+
+
+def test_cells_run_while_an_engine_starts_and_a_start_can_be_cancelled(front: Front, tmp_path: Path) -> None:
+    (tmp_path / "stuck").mkdir()
+    (tmp_path / "stuck" / "__init__.py").touch()
+    (tmp_path / "stuck" / "backend.py").write_text("import time\ntime.sleep(600)\n")
+    front.text(
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "register(Here(), Engine('stuck', 'Stuck', 'stuck.backend', 'Backend', imports='numpy', install='pip z'))"
+    )
+    panel = front.open()
+    front.ask(panel, do="hello")
+    front.ask(panel, do="swap", engine="stuck")
+    front.hear(lambda one: one["kind"] == "job" and bool(one["job"]), panel)
+    assert front.text("print(K.eval(K.variable([1.0]) * 2.0).tolist(), K.backend())") == "[2.0] numpy\n"
+    told = front.get(panel, "told", do="swap", engine="spare")
+    assert "Stuck is starting; one thing at a time" in told["text"]
+    told = front.get(panel, "told", do="cancel")
+    assert told["text"] == "Stuck's start was cancelled"
+    assert front.text("print(K.backend(), current().hosts.get('stuck'))") == "numpy None\n"
+
+
+def test_installing_what_is_there_and_what_pip_has_to(front: Front) -> None:
+    panel = front.open()
+    front.ask(panel, do="hello")
+    front.ask(panel, do="install", engine="spare")
+    assert front.hear(lambda one: one["kind"] == "told", panel)[-1]["text"] == "Spare is installed"
+    front.text(
+        "register(Here(), Engine('lost', 'Lost', 'numpy_backend', 'NumpyBackend', imports='no_such', "
+        "install='pip install q'))"
+    )
+    told = front.get(panel, "told", do="install", engine="lost")
+    assert told["level"] == "error"
+    assert "pip install q" in told["text"]
 
 
 def test_a_refused_swap_lists_the_reasons(front: Front) -> None:

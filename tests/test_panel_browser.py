@@ -301,7 +301,8 @@ def test_dark_narrow_and_still_in_lab(lab: Page) -> None:
 
 def test_a_restart_two_views_and_a_reopened_notebook_in_lab(lab: Page, server: Server, browser: Any) -> None:
     need("torch")
-    lab.open("restart.ipynb", [SETUP + NETWORK, "%kpanel", "%kpanel", "%unload_ext kernelk"])
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    lab.open("restart.ipynb", [SETUP + NETWORK, "%kpanel", "%kpanel", "%unload_ext kernelk", kill])
     lab.run(0, 1, 2)
     page = lab.page
     page.wait_for_function("() => document.querySelectorAll('.kernelk-panel [data-engine=numpy]').length === 2")
@@ -333,6 +334,11 @@ def test_a_restart_two_views_and_a_reopened_notebook_in_lab(lab: Page, server: S
     late.page.wait_for_selector(f"{PANEL} [data-engine=numpy][aria-pressed=true]")
     late.run(3)
     late.page.wait_for_selector(PANEL, state="detached")
+    # And one that dies by itself.
+    late.run(0, 1)
+    opened(late)
+    late.start(4)
+    late.page.wait_for_selector(f"{PANEL} .kk-gone:visible")
     late.page.close()
 
 

@@ -227,12 +227,14 @@ class Hub:
                 self.tell({"kind": "told", "level": "info", "text": line, "reasons": []})
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Sends it to every panel."""
+        """Sends it to every panel that is in view."""
         for panel in list(self.panels):
-            panel.send(message)
+            if not panel.away:
+                panel.send(message)
 
     def _hello(self, panel: Panel, message: dict[str, Any]) -> None:
         panel.views.add(str(message.get("view")))
+        panel.away = False
         self._listen()
         session = current()
         panel.send({"kind": "engines", **facts.engines(session, self.broken)})
@@ -243,7 +245,8 @@ class Hub:
 
     def _bye(self, panel: Panel, message: dict[str, Any]) -> None:
         panel.views.discard(str(message.get("view")))
-        if not any(one.views for one in self.panels):
+        panel.away = not panel.views
+        if all(one.away for one in self.panels):
             self._deafen()
 
     # --- engines ---
@@ -397,7 +400,7 @@ class Hub:
         if not self.panels:
             return
         engines = self._tell_engines()
-        for panel in list(self.panels):
+        for panel in [one for one in self.panels if not one.away]:
             before = self._known.get(panel, {})
             now = self._rows(panel)
             changed = [

@@ -58,6 +58,7 @@ class Panel(anywidget.AnyWidget):
         self.hub = hub
         self.namespace = namespace
         self.views: set[str] = set()
+        self.away = False  # whether its last view was closed, as by clearing the cell's output
         self.text = ""
         self._static: Any = None
         number = uuid.uuid4().hex

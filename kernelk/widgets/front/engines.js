@@ -64,7 +64,7 @@ export class Engines {
         "span",
         { class: `kk-state kk-state-${engine.state.replace(" ", "-")}` },
         h("span", { class: "kk-sign", "aria-hidden": "true" }, starting ? "◌" : sign),
-        starting ? "busy" : word,
+        starting ? "busy" : engine.active && word !== "active" ? `active, ${word}` : word,
       ),
       h("span", { class: "kk-fact" }, [engine.version, engine.interpreter.replace("Python ", "· py")].join(" ").trim() || " "),
       h("span", { class: "kk-fact" }, [engine.process, engine.memory].filter(Boolean).join(" · ")),
@@ -100,7 +100,6 @@ export class Engines {
       if (engine.asked.threads && !counts.includes(engine.asked.threads)) counts.push(engine.asked.threads);
       const threads = [["default", `default${shown}`], ...counts.map((n) => [String(n), String(n)])];
       parts.push(select("Threads", threads, String(engine.asked.threads ?? "default"), set("threads")));
-      this.settings.classList.toggle("kk-fixed", engine.process === "this kernel" && engine.name === "numpy");
     }
     parts.push(h("span", { class: "kk-note" }, `chosen by ${facts.chosen_by}`));
     parts.forEach((part, i) => part.querySelector?.("select")?.setAttribute("data-focus", `setting-${i}`));

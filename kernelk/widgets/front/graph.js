@@ -63,7 +63,6 @@ export class Graph {
   ask(more) {
     if (this.key === null) return;
     if (more.opened) this.opened = new Set(more.opened);
-    if (more.times) this.timed = true;
     this.around.setAttribute("aria-busy", "true");
     const words = more.times ? "Measuring each op" : undefined;
     this.panel.ask({ do: "graph", key: this.key, opened: [...this.opened], times: Boolean(more.times) }, words);

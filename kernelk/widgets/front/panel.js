@@ -138,13 +138,14 @@ class Panel {
     if (!this.engines.facts) this.hiding.remove();
   }
 
+  ended() {
+    this.end("The kernel was restarted, or has ended; this is the panel's last state.", "%load_ext kernelk and %kpanel open it again.");
+  }
+
   async look() {
-    // Whether the kernel's half lives is known to the page's own model alone.
-    const whole = await this.model.widget_manager?.get_model?.(this.model.get("panel_id"));
-    if (whole?.comm_live === false) {
-      this.end("The kernel was restarted, or has ended; this is the panel's last state.", "%load_ext kernelk and %kpanel open it again.");
-      return;
-    }
+    // Whether the kernel's half lives is known to the page's own model alone; not every front end tells.
+    const whole = await this.model.widget_manager?.get_model?.(this.model.get("panel_id")).catch(() => null);
+    if (whole?.comm_live === false) return this.ended();
     if (!this.gone.hidden) {
       this.gone.hidden = true;
       this.living.classList.remove("kk-dead");
@@ -167,6 +168,10 @@ export default {
     window.addEventListener("keydown", own, true);
     model.on("msg:custom", receive);
     model.on("comm_live_update", look);
+    // One that dies by itself leaves its comms as if they lived.
+    const kernel = model.widget_manager?.kernel?.statusChanged;
+    const status = (_, now) => ["autorestarting", "restarting", "dead", "terminating"].includes(now) && panel.ended();
+    kernel?.connect?.(status);
     const saved = keepSaved(model);
     look();
     return () => {
@@ -174,6 +179,7 @@ export default {
       window.removeEventListener("keydown", own, true);
       model.off("msg:custom", receive);
       model.off("comm_live_update", look);
+      kernel?.disconnect?.(status);
       saved();
       panel.engines.stop();
       panel.tensors.stop();

@@ -29,7 +29,7 @@ const WIDTHS = {
   device: "68px",
   bytes: "76px",
   fed: "96px",
-  values: "minmax(150px, 2fr)",
+  values: "minmax(150px, 2.6fr)",
   after: "92px",
 };
 
@@ -295,8 +295,8 @@ export class Tensors {
       "span",
       { class: "kk-value", title: `mean ${number(summary.mean)}, std ${number(summary.std)}` },
       sparkline(summary),
-      h("span", { class: "kk-range" }, range(summary)),
       bad ? h("span", { class: "kk-bad" }, `⚠ ${bad}`) : null,
+      h("span", { class: "kk-range" }, range(summary)),
     );
   }
 
@@ -408,7 +408,7 @@ export class Tensors {
       h("span", { class: "kk-note" }, `${row.kind}${own} · ${row.op} · ${row.device}`),
       h("span", { class: "kk-grow" }),
       button("Graph", { onclick: () => this.panel.showGraphOf(row.key), "data-focus": "to-graph" }),
-      row.kind === "function" ? null : button("Native", { onclick: () => this.panel.showNativeOf(row.key), "data-focus": "to-native" }),
+      ["tensor", "function"].includes(row.kind) && button("Native", { onclick: () => this.panel.showNativeOf(row.key), "data-focus": "to-native" }),
       button("✕", { class: "kk-plain", "aria-label": "Close details", onclick: close, "data-focus": "close" }),
     );
     const source = h("p", { class: "kk-source" }, h("span", {}, `${row.source.place}, line ${row.source.line}`), row.source.text ? h("code", {}, row.source.text) : null);
