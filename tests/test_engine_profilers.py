@@ -18,6 +18,7 @@ from kernelk.engine_profile import EngineProfile
 from kernelk.errors import ArgumentError
 from kernelk.ops.random import SEEDS
 from kernelk.session import current
+from kernelk.widgets.facts import timings
 
 BUDGET = 0.4
 
@@ -67,6 +68,9 @@ def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     assert all(row.calls >= 1 and row.calls == round(row.calls) for row in found.rows)
     assert 0 < found.told <= 1.5 * found.seconds
     assert any("test_engine_profilers.py" in row.source for row in found.rows) == has_lines
+    # As the panel is told of it.
+    told = timings(current())["engine_profile"]
+    assert told["bars"][0]["label"] == found.rows[0].name
     # One is never part of the other.
     assert result.alone == pytest.approx(sum(op.total for op in result.ops))
     text = repr(result)

@@ -338,9 +338,10 @@ def test_what_a_cell_measures_is_told(front: Front) -> None:
     panel = front.open()
     front.ask(panel, do="hello")
     front.hear(lambda one: one["kind"] == "timings", panel)
-    front.text("r = kernelk.compare(lambda: f([]), 'numpy', 'lacking', budget=0.1)")
+    front.text("r = kernelk.compare(lambda: f([]), 'numpy', 'lacking', budget=0.1, per_op=True)")
     told = front.hear(lambda one: one["kind"] == "timings" and bool(one["compare"]), panel)[-1]
     assert [bar["label"] for bar in told["compare"]["bars"]] == ["numpy", "lacking"]
+    assert [bar["label"] for bar in told["per_op"]["bars"]] == ["exp: numpy", "exp: lacking"]
     front.text("r = kernelk.profile(lambda: f([]), budget=0.1)")
     told = front.hear(lambda one: one["kind"] == "timings" and bool(one["profile"]), panel)[-1]
     assert told["profile"]["bars"][0]["label"] == "exp"

@@ -114,7 +114,9 @@ def timings(session: Session) -> dict[str, Any]:
     return {
         "time": _timed(LATEST.get("time")),
         "profile": _profiled(LATEST.get("profile")),
+        "engine_profile": _watched(getattr(LATEST.get("profile"), "engine_profile", None)),
         "compare": _compared(LATEST.get("compare")),
+        "per_op": _op_by_op(getattr(LATEST.get("compare"), "per_op", None)),
         "swaps": [swapped(report) for report in reversed(session.swaps[-MOST_SWAPS:])],
         "swap_count": len(session.swaps),
     }
@@ -181,6 +183,32 @@ def _compared(result: Any) -> dict[str, Any] | None:
             bars.append(_bar(f"{prefix}{side.label}", steady.value, steady.low, steady.high, text, detail=detail))
         notes += one._below()
     return {"title": result.table().title, "bars": bars, "notes": list(dict.fromkeys(notes))}
+
+
+def _watched(result: Any) -> dict[str, Any] | None:
+    """What the engine's own profiler saw."""
+    if result is None:
+        return None
+    bars = [
+        _bar(row.name, row.seconds, row.seconds, row.seconds, f"{result.share(row):.0%}", detail=row.source)
+        for row in result.rows[:MOST_BARS]
+    ]
+    return {"title": result.table().title, "bars": bars, "notes": result.table().below.splitlines()}
+
+
+def _op_by_op(result: Any) -> dict[str, Any] | None:
+    """The ops that take longest, each on every engine."""
+    if result is None:
+        return None
+    bars = []
+    for ops in result.ops[: max(1, MOST_BARS // len(result.labels))]:
+        for i, (name, op) in enumerate(zip(result.labels, ops)):
+            times = f"{op.count}x " if op.count > 1 else ""
+            detail = op.failure or ("" if i else f"{times}{op.dtype}{list(op.shape)}, {op.part}, {op.source}")
+            text = "failed" if op.failure else shown(op.steady)
+            steady = math.nan if op.failure else op.steady.value
+            bars.append(_bar(f"{op.op}: {name}", steady, op.steady.low, op.steady.high, text, detail=detail))
+    return {"title": result.label, "bars": bars, "notes": result.table().below.splitlines()}
 
 
 def native(views: Any) -> dict[str, Any]:

@@ -11,7 +11,9 @@ export class Timings {
   show(facts) {
     const measured = [
       ["compare", "Engines side by side", "%%kcompare"],
+      ["per_op", "Ops on each engine", "%%kcompare --per-op"],
       ["profile", "Ops, one by one", "%kprofile"],
+      ["engine_profile", "By the engine's own profiler", "%kprofile --engine"],
       ["time", "A call", "%ktime"],
     ].filter(([name]) => facts[name]);
     const sections = measured.map(([name, title, magic]) => {
