@@ -144,11 +144,9 @@ class CompareResult(Result, Rendered):
     notes: list[str] = field(default_factory=list)
     per_op: OpsResult | None = None
 
-    def __repr__(self) -> str:
-        return super().__repr__() + (f"\n\n{self.per_op!r}" if self.per_op else "")
-
-    def _repr_html_(self) -> str:
-        return super()._repr_html_() + (self.per_op._repr_html_() if self.per_op else "")
+    def also(self) -> OpsResult | None:
+        """Op by op."""
+        return self.per_op
 
     @property
     def reference(self) -> Side | None:

@@ -52,11 +52,17 @@ class Rendered:
         """The content."""
         raise NotImplementedError
 
+    def also(self) -> Rendered | None:
+        """A second result that is shown below this one; None where there is none."""
+        return None
+
     def __repr__(self) -> str:
-        return text(self.table())
+        below = self.also()
+        return text(self.table()) + ("" if below is None else f"\n\n{below!r}")
 
     def _repr_html_(self) -> str:
-        return html(self.table())
+        below = self.also()
+        return html(self.table()) + ("" if below is None else below._repr_html_())
 
 
 def text(table: Table) -> str:

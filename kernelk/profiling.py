@@ -117,11 +117,9 @@ class ProfileResult(Result, Rendered):
     notes: list[str] = field(default_factory=list)
     engine_profile: EngineProfile | None = None
 
-    def __repr__(self) -> str:
-        return super().__repr__() + (f"\n\n{self.engine_profile!r}" if self.engine_profile else "")
-
-    def _repr_html_(self) -> str:
-        return super()._repr_html_() + (self.engine_profile._repr_html_() if self.engine_profile else "")
+    def also(self) -> EngineProfile | None:
+        """The engine's own."""
+        return self.engine_profile
 
     @property
     def alone(self) -> float:

@@ -6,27 +6,15 @@ import sys
 import tempfile
 from contextlib import contextmanager
 
-from .watching import Profiler, Rows
+from .watching import OfFunctions, Rows
 
 _LINE = re.compile(r"^(\S.*?)\s+forward avg ([\d.]+)s, backward avg [\d.]+s \(fwd# (\d+)\|")
 
 
-class CNTKProfiler(Profiler):
+class CNTKProfiler(OfFunctions):
     """Nodes with the mean that CNTK prints, in whole microseconds. What numpy computes in its place isn't seen."""
 
     label = "CNTK's node timing"
-
-    def __init__(self, backend):
-        Profiler.__init__(self, backend)
-        self.functions = []
-
-    @contextmanager
-    def compiling(self):
-        self.backend.watched = self.functions
-        try:
-            yield
-        finally:
-            self.backend.watched = None
 
     @contextmanager
     def watching(self):

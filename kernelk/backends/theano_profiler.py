@@ -2,26 +2,22 @@
 
 from contextlib import contextmanager
 
-from .watching import Profiler, Rows
+from .watching import OfFunctions, Rows
 
 
-class TheanoProfiler(Profiler):
-    """Functions have to be compiled with a profile; the thunks' clocks run while they are watched, and else stand."""
+class TheanoProfiler(OfFunctions):
+    """Functions have to be compiled with a profile; the thunks' clocks run while they are watched, and else stand.
+
+    `functions` are pairs: which instruction a node belongs to, as a function of the node, and the compiled function.
+    """
 
     label = "Theano's profile=True"
 
-    def __init__(self, backend):
-        Profiler.__init__(self, backend)
-        self.functions = []  # (the instruction of a node, the compiled function)
-
     @contextmanager
     def compiling(self):
-        self.backend.watched = self.functions
-        try:
+        with OfFunctions.compiling(self):
             yield
-        finally:
-            self.backend.watched = None
-            self._time(False)
+        self._time(False)
 
     def _time(self, wanted):
         for _, function in self.functions:

@@ -42,6 +42,22 @@ class Profiler(object):
         self.backend.synchronize()
 
 
+class OfFunctions(Profiler):
+    """The profiler of an engine that has to be told of each function: the backend notes those that it compiles."""
+
+    def __init__(self, backend):
+        Profiler.__init__(self, backend)
+        self.functions = []  # as the backend puts them into its `watched`
+
+    @contextmanager
+    def compiling(self):
+        self.backend.watched = self.functions
+        try:
+            yield
+        finally:
+            self.backend.watched = None
+
+
 class Rows(object):
     """Sums what profilers tell event by event into rows."""
 
