@@ -18,7 +18,6 @@ from .rules import apply
 F = TypeVar("F", bound=Callable[..., Any])
 
 _uids: defaultdict[str, int] = defaultdict(int)
-_scopes: list[str] = []
 
 
 def get_uid(prefix: str = "") -> int:
@@ -34,19 +33,13 @@ def reset_uids() -> None:
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
-    """Puts `name/` before the names given to tensors inside; all that is made there is drawn as one group."""
-    _scopes.append(name)
-    SCOPE.path = "/".join(_scopes)
+    """All that is made inside is drawn as one group of this name; tensors' own names stay as they are given."""
+    before = SCOPE.path
+    SCOPE.path = f"{before}/{name}" if before else name
     try:
         yield SCOPE.path + "/"
     finally:
-        _scopes.pop()
-        SCOPE.path = "/".join(_scopes)
-
-
-def scoped(name: str | None) -> str | None:
-    """A given name within the scopes that are open."""
-    return f"{SCOPE.path}/{name}" if name and _scopes else name
+        SCOPE.path = before
 
 
 def cast_to_floatx(x: Any) -> Any:
