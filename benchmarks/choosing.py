@@ -12,9 +12,9 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from measure import interval
 
-from kernelk import registry
-from kernelk.session import current
-from kernelk.swap import set_backend
+from kernelk.engines import registry
+from kernelk.session.current import current
+from kernelk.session.swap import set_backend
 
 Row = list[str]
 

@@ -16,7 +16,7 @@ from models import model
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import KernelKError
-from kernelk.session import current
+from kernelk.session.current import current
 
 ENGINES = ["torch", "jax"]
 

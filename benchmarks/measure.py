@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernelk.timing import STILL
+from kernelk.measure.timing import STILL
 
 HERE = Path(__file__).parent
 

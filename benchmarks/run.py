@@ -26,9 +26,9 @@ from models import empty, model
 
 import kernelk
 from kernelk import backend as K
-from kernelk import registry
-from kernelk.session import current
-from kernelk.swap import set_backend
+from kernelk.engines import registry
+from kernelk.session.current import current
+from kernelk.session.swap import set_backend
 
 ENGINES = ["numpy", "tensorflow", "theano", "cntk", "jax", "torch"]
 Row = list[str]

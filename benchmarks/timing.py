@@ -17,9 +17,9 @@ from native import OPS, operands
 
 import kernelk
 from kernelk import backend as K
-from kernelk.estimates import paired_ratio, verdict
-from kernelk.recording import record
-from kernelk.session import current
+from kernelk.measure.estimates import paired_ratio, verdict
+from kernelk.measure.recording import record
+from kernelk.session.current import current
 
 Row = list[str]
 

@@ -17,7 +17,7 @@ import numpy as np
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.graph import GENERATION
+from kernelk.graph.nodes import GENERATION
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_examples import EXAMPLES

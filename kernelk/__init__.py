@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
-
-__version__ = "0.1.0"
 
 
 def load_ipython_extension(ipython: InteractiveShell) -> None:
@@ -27,24 +27,24 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
 # What `kernelk.NAME` is, and the module that has it. No module may have such a name itself: imported, it would come in
 # the function's place (and so would the package of engines in that of "backends").
 _LAZY = {
-    "set_backend": "swap",
-    "stop_backend": "swap",
-    "using": "swap",
-    "list_backends": "status",
-    "tensors": "listing",
+    "set_backend": "session.swap",
+    "stop_backend": "session.swap",
+    "using": "session.swap",
+    "list_backends": "manage.status",
+    "tensors": "inspection.tensor_list",
     "panel": "widgets",
-    "diff": "divergence",
-    "time": "timing",
-    "compare": "comparison",
-    "profile": "profiling",
-    "draw": "drawing",
-    "show": "showing",
-    "install": "environments",
-    "uninstall": "environments",
-    "doctor": "health",
-    "save": "saving",
-    "load": "saving",
-    "log": "logs",
+    "diff": "measure.divergence",
+    "time": "measure.timing",
+    "compare": "measure.comparison",
+    "profile": "measure.profiling",
+    "draw": "drawing.drawing",
+    "show": "drawing.engine_graphs",
+    "install": "manage.install",
+    "uninstall": "manage.install",
+    "doctor": "manage.doctor_report",
+    "save": "session.saving",
+    "load": "session.saving",
+    "log": "manage.logs",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m kernelk`: the command line, for where the `kernelk` program is not on PATH."""
 
-from .cli import main
+from .cli.main import main
 
 raise SystemExit(main())

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from .config import (
-    epsilon,
-    floatx,
-    image_data_format,
-    set_epsilon,
-    set_floatx,
-    set_image_data_format,
-)
-from .function import Function, function
-from .function import evaluate as eval
-from .gradients import gradients, stop_gradient
-from .graph import Tensor
-
-# No name of Keras's, so that it isn't in __all__ either.
-from .native import native as native
+from .config import epsilon, floatx, image_data_format, set_epsilon, set_floatx, set_image_data_format
+from .graph.nodes import Tensor
+from .inspection import rich_repr as _rich_repr  # noqa: F401  (enters how tensors look at the end of a cell)
 from .ops.arranging import (
     arange,
     gather,
@@ -78,14 +66,10 @@ from .ops.elementwise import (
     sqrt,
     square,
 )
+from .ops.gradients import gradients, stop_gradient
 from .ops.linear import batch_dot, dot, permute_dimensions, transpose
 from .ops.loops import foldl, foldr, map_fn, rnn
-from .ops.losses import (
-    binary_crossentropy,
-    categorical_crossentropy,
-    in_top_k,
-    sparse_categorical_crossentropy,
-)
+from .ops.losses import binary_crossentropy, categorical_crossentropy, in_top_k, sparse_categorical_crossentropy
 from .ops.names import (
     cast_to_floatx,
     control_dependencies,
@@ -118,30 +102,10 @@ from .ops.nn import (
     switch,
     tanh,
 )
-from .ops.normalization import (
-    batch_normalization,
-    bias_add,
-    l2_normalize,
-    normalize_batch_in_training,
-)
+from .ops.normalization import batch_normalization, bias_add, l2_normalize, normalize_batch_in_training
 from .ops.pooling import pool2d, pool3d
 from .ops.random import random_binomial, random_normal, random_uniform, set_random_seed, truncated_normal
-from .ops.reductions import (
-    all,
-    any,
-    argmax,
-    argmin,
-    cumprod,
-    cumsum,
-    logsumexp,
-    max,
-    mean,
-    min,
-    prod,
-    std,
-    sum,
-    var,
-)
+from .ops.reductions import all, any, argmax, argmin, cumprod, cumsum, logsumexp, max, mean, min, prod, std, sum, var
 from .ops.shaping import (
     batch_flatten,
     concatenate,
@@ -160,8 +124,13 @@ from .ops.shaping import (
 )
 from .ops.shaping import int_shape as get_variable_shape
 from .ops.updates import moving_average_update, update, update_add, update_sub
-from .session import current
-from .variables import (
+from .session.current import current
+from .session.function import Function, function
+from .session.function import evaluate as eval
+
+# No name of Keras's, so that it isn't in __all__ either.
+from .session.native import native as native
+from .session.variables import (
     batch_get_value,
     batch_set_value,
     eye,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import importlib.util
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .errors import ArgumentError
 
@@ -252,12 +251,6 @@ def _stops_keras(name: str) -> str:
     )
 
 
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this: its shell, unlike a terminal's, has a kernel."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
 @dataclass
 class Limits:
     """What the user may set beside keras.json: see `configurable`, which describes and checks them."""
@@ -273,43 +266,3 @@ LIMITS = Limits()
 
 # Called with the session once it is made; here, so that it need not be made, nor its module imported, for that.
 WHEN_MADE: list[Callable[[Any], None]] = []
-
-
-def quiet() -> bool:
-    """Whether kernelk's own lines, and what engines print, are to be left out of the cells."""
-    return LIMITS.quiet or bool(os.environ.get("KERNELK_QUIET"))
-
-
-def stream() -> TextIO:
-    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
-    # A notebook paints standard error as if something had gone wrong.
-    return sys.stdout if in_notebook() else sys.stderr
-
-
-# Where lines go instead of into a cell, if somebody else shows them.
-_HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_heard", default=None)
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[list[str]]:
-    """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
-    lines: list[str] = []
-    token = _HEARD.set(lines)
-    try:
-        yield lines
-    finally:
-        _HEARD.reset(token)
-
-
-def somebody_hears() -> bool:
-    """Whether this is inside `heard`: no line is to appear in a cell."""
-    return _HEARD.get() is not None
-
-
-def say(text: str) -> None:
-    """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
-    lines = _HEARD.get()
-    if lines is not None:
-        lines.append(text)
-    elif not quiet():
-        print(text, file=stream(), flush=True)

@@ -11,21 +11,15 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 from traitlets import TraitError
 
-import kernelk
-
-from . import completion
-from .arguments import argument, magic_arguments, parse
 from .errors import ArgumentError
-from .expressions import feed_of, split_options, value_of
-from .graph_magics import GraphMagics
-from .looking_magics import LookingMagics
+from .notebook import completion
+from .notebook.arguments import argument, magic_arguments, parse
+from .notebook.expressions import feed_of, split_options, value_of
+from .notebook.graph_magics import GraphMagics
+from .notebook.inspection_magics import InspectionMagics
+from .notebook.timing_magics import TimingMagics
+from .session.current import existing, stop_engines
 from .source import CELL
-from .timing_magics import TimingMagics
-
-
-def _install(names: list[str]) -> None:
-    for name in names:
-        kernelk.install(name)
 
 
 @magics_class
@@ -35,12 +29,19 @@ class KernelKMagics(Magics):
     @property
     def actions(self) -> dict[str, Callable[[Any], Any]]:
         """What `%kbackend` does beside choosing an engine; an option's value, where it was given, is the argument."""
+        # The twins are imported when one is called: `%load_ext kernelk` has to stay light.
+        from .manage.doctor_report import doctor
+        from .manage.install import install
+        from .manage.logs import log
+        from .manage.status import list_backends
+        from .session.swap import stop_backend
+
         return {
-            "list": lambda _: kernelk.list_backends(),
-            "stop": lambda name: kernelk.stop_backend(name),
-            "install": _install,
-            "doctor": lambda names: kernelk.doctor(names),
-            "log": lambda name: kernelk.log(name or None),
+            "list": lambda _: list_backends(),
+            "stop": stop_backend,
+            "install": lambda names: [install(name) for name in names] and None,
+            "doctor": doctor,
+            "log": lambda name: log(name or None),
         }
 
     @magic_arguments()
@@ -92,15 +93,16 @@ class KernelKMagics(Magics):
                 )
             return self.actions[chosen[0]](getattr(given, chosen[0]))
         if not asked:
-            return kernelk.list_backends()
+            return self.actions["list"](None)
         in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
         compiler = self._either(
             given.compiler, given.no_compiler, "--compiler and --no-compiler", "theano --no-compiler"
         )
-        from . import config, registry
-        from .options import asked as options
-        from .session import current
-        from .swap import swap
+        from . import config
+        from .engines import registry
+        from .engines.options import asked as options
+        from .session.current import current
+        from .session.swap import swap
 
         name = current().active if given.name is None else given.name
         changes = options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
@@ -144,7 +146,7 @@ class KernelKMagics(Magics):
                 feeds[given[0]] = given[1]
             else:
                 raise ArgumentError(f"%kdiff: --{option} {text} isn't known or says nothing; {usage}")
-        from .divergence import diff
+        from .measure.divergence import diff
 
         return diff(value_of(shell, words[0], "%kdiff"), words[1], words[2], feeds, tolerance)
 
@@ -163,10 +165,11 @@ def load(shell: InteractiveShell) -> None:
     if _Loaded.shell is not None:
         return
     from . import config
-    from .configurable import KernelK
+    from .display import messages
+    from .notebook.settings import KernelK
 
     magics = KernelKMagics(shell)
-    shell.register_magics(magics, TimingMagics(shell), LookingMagics(shell), GraphMagics(shell))
+    shell.register_magics(magics, TimingMagics(shell), InspectionMagics(shell), GraphMagics(shell))
     completion.load(shell, magics)
     problems = list(config.settings().problems)
     try:
@@ -178,9 +181,9 @@ def load(shell: InteractiveShell) -> None:
     configurables: list[Any] = shell.configurables
     configurables.append(settings)
     config.WHEN_MADE.append(settings.attach)
-    made = sys.modules.get("kernelk.session")
-    if made is not None and made._session is not None:
-        settings.attach(made._session)
+    made = existing()
+    if made is not None:
+        settings.attach(made)
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -194,7 +197,7 @@ def load(shell: InteractiveShell) -> None:
     _Loaded.shell, _Loaded.show_cell, _Loaded.settings = shell, show_cell, settings
     _Loaded.configuration = deepcopy(shell.config.get("KernelK"))
     for problem in problems:
-        config.say(f"kernelk: {problem}")
+        messages.say(f"kernelk: {problem}")
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -209,7 +212,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]
-    for kind_of_magics in (KernelKMagics, TimingMagics, LookingMagics, GraphMagics):
+    for kind_of_magics in (KernelKMagics, TimingMagics, InspectionMagics, GraphMagics):
         for kind, names in kind_of_magics.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)
@@ -222,7 +225,4 @@ def unload(shell: InteractiveShell) -> None:
         shell.config["KernelK"] = _Loaded.configuration
     _Loaded.shell = _Loaded.show_cell = _Loaded.settings = _Loaded.configuration = None
     CELL.number = 0
-    # Without a session there are no workers; nothing is imported to find that out.
-    loaded = sys.modules.get("kernelk.session")
-    if loaded is not None:
-        loaded.stop_engines()
+    stop_engines()

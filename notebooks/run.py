@@ -24,7 +24,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from kernelk import registry
+from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
 
 SECONDS_PER_CELL = 600

@@ -58,7 +58,7 @@ def absent(name: str, reason: object) -> None:
 def activate(name: str) -> None:
     """Makes the engine active, or ends the test as `absent` says."""
     import kernelk
-    from kernelk import registry
+    from kernelk.engines import registry
     from kernelk.errors import BackendNotInstalledError
 
     engine = registry.engine(name)
@@ -75,9 +75,9 @@ def reset() -> None:
     """What a test may have changed, back to how a new session has it; workers go on running."""
     from kernelk import backend as K
     from kernelk import config
-    from kernelk.graph import GENERATION
+    from kernelk.graph.nodes import GENERATION
     from kernelk.ops.random import SEEDS
-    from kernelk.session import current
+    from kernelk.session.current import current
 
     K.clear_session()
     config.reload()
@@ -91,7 +91,7 @@ def reset() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_session() -> Iterator[None]:
     """The process's session, with Theano as it runs without a C compiler: seconds less for each function."""
-    from kernelk.session import current
+    from kernelk.session.current import current
 
     session = current()
     session.engine_options["theano"] = {"compiler": ""}
@@ -136,19 +136,19 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An engine "spare": numpy in a worker of its own, quick to start, for what concerns workers and not engines."""
     from support import register
 
-    from kernelk import logs
-    from kernelk.engines import Engine
-    from kernelk.session import current
+    from kernelk.engines import worker_log
+    from kernelk.engines.descriptors import Engine
+    from kernelk.session.current import current
 
     register(
         monkeypatch,
-        Engine("spare", "Spare", "numpy_backend", "NumpyBackend", imports="numpy", install="pip install numpy"),
+        Engine("spare", "Spare", "numpy", "NumpyBackend", imports="numpy", install="pip install numpy"),
     )
     yield "spare"
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
-    logs._logs.pop("spare", None)
+    worker_log._logs.pop("spare", None)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def pytest_report_header() -> str:
 
 _SLOW = """
 import time
-held_up = importlib.import_module("kernelk.backends.numpy_backend")
+held_up = importlib.import_module("kernelk.backends.numpy.backend")
 def wait(what):
     flag = os.environ["KERNELK_TEST_FLAG"]
     if os.path.exists(flag + what):
@@ -200,11 +200,11 @@ def brake(spare: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
     Its `exp` also writes to standard output and error, past every buffer of Python's.
     """
-    from kernelk import worker_host as host
+    from kernelk.engines import worker_host as host
 
     flag = tmp_path_factory.mktemp("brake") / "hold-"
     monkeypatch.setenv("KERNELK_TEST_FLAG", str(flag))
-    last = 'importlib.import_module("kernelk.backends.worker").main('
+    last = 'importlib.import_module("kernelk.backends.serving.worker").main('
     assert last in host._BOOT
     monkeypatch.setattr(host, "_BOOT", host._BOOT.replace(last, _SLOW + last))
     return Brake(str(flag))

@@ -23,9 +23,9 @@ from support import same_bits
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import KernelKError
-from kernelk.function import as_feed
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session.current import current
+from kernelk.session.feeds import as_feed
 
 BATCH = np.linspace(-1, 1, 15).reshape(5, 3).astype(np.float32)
 

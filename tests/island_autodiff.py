@@ -231,11 +231,11 @@ def cntk_gradients(backend, program, feeds, constants, count, order):
 
 # engine -> (module, class, options, gradients)
 ENGINES = {
-    "tensorflow": ("tensorflow_backend", "TensorFlowBackend", {}, tensorflow_gradients),
-    "theano": ("theano_backend", "TheanoBackend", {"compiler": ""}, theano_gradients),
-    "cntk": ("cntk_backend", "CNTKBackend", {}, cntk_gradients),
-    "jax": ("jax_backend", "JaxBackend", {}, jax_gradients),
-    "torch": ("torch_backend", "TorchBackend", {}, torch_gradients),
+    "tensorflow": ("tensorflow", "TensorFlowBackend", {}, tensorflow_gradients),
+    "theano": ("theano", "TheanoBackend", {"compiler": ""}, theano_gradients),
+    "cntk": ("cntk", "CNTKBackend", {}, cntk_gradients),
+    "jax": ("jax", "JaxBackend", {}, jax_gradients),
+    "torch": ("torch", "TorchBackend", {}, torch_gradients),
 }
 
 

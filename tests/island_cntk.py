@@ -790,10 +790,10 @@ def main(folder):
     global CNTK, NUMPY, OPS, lowering
     island(folder)
     lowering = importlib.import_module("island.lowering")
-    numpy_backend = importlib.import_module("island.numpy_backend")
+    numpy_backend = importlib.import_module("island.numpy.backend")
     OPS = numpy_backend.OPS
     NUMPY = numpy_backend.NumpyBackend({})
-    CNTK = importlib.import_module("island.cntk_backend").CNTKBackend({})
+    CNTK = importlib.import_module("island.cntk.backend").CNTKBackend({})
     failed = 0
     for function in CHECKS:
         try:

@@ -134,11 +134,11 @@ def main(folder, module, name):
     island(folder)
     base = importlib.import_module("island.base")
     lowering = importlib.import_module("island.lowering")
-    numpy_backend = importlib.import_module("island.numpy_backend")
+    numpy_backend = importlib.import_module("island.numpy.backend")
     scratch = tempfile.mkdtemp()
     options = dict(json.loads(os.environ.get("ISLAND_OPTIONS", "{}")), scratch=scratch)
     options.setdefault("cache", scratch)
-    backend = getattr(importlib.import_module("island." + module), name)(options)
+    backend = getattr(importlib.import_module("island." + module + ".backend"), name)(options)
     print(json.dumps(backend.facts(), sort_keys=True))
     passed, failed, seen = 0, 0, {}
     every = int(os.environ.get("ISLAND_SAMPLE", "1"))

@@ -429,12 +429,12 @@ def run_deep(check, backend, depth):
 
 def main(folder, scratch, compiled=""):
     island(folder)
-    backends = [importlib.import_module("island.numpy_backend").NumpyBackend({})]
+    backends = [importlib.import_module("island.numpy.backend").NumpyBackend({})]
     options = {"scratch": os.path.join(scratch, "own"), "cache": os.path.join(scratch, "a, b"), "threads": 1}
     os.makedirs(options["scratch"], exist_ok=True)
     if not compiled:
         options["compiler"] = ""
-    backend = importlib.import_module("island.theano_backend").TheanoBackend(options)
+    backend = importlib.import_module("island.theano.backend").TheanoBackend(options)
     numpy_backend = backends[0]
     before = set(os.listdir("."))
     counts = [0, 0]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import kernelk
-from kernelk import registry
-from kernelk.engines import Engine
-from kernelk.graph import Tensor
+from kernelk.engines import registry
+from kernelk.engines.descriptors import Engine
+from kernelk.graph.nodes import Tensor
 
 PROJECT = Path(kernelk.__file__).parent.parent
 TESTS = Path(__file__).parent
@@ -170,10 +170,10 @@ def lacking_engine(
     """Registers a third party's engine in the kernel: numpy without some ops and dtypes. Returns its module."""
     import types
 
-    from kernelk.backends import numpy_backend
     from kernelk.backends.lowering import lower
+    from kernelk.backends.numpy import backend
 
-    class Lacking(numpy_backend.NumpyBackend):
+    class Lacking(backend.NumpyBackend):
         """What a new engine's author has after the first day."""
 
         def facts(self) -> dict[str, Any]:
@@ -188,13 +188,13 @@ def lacking_engine(
             return run
 
     Lacking.name = name
-    Lacking.ops = {op: function for op, function in numpy_backend.OPS.items() if op not in ops}
+    Lacking.ops = {op: function for op, function in backend.OPS.items() if op not in ops}
     Lacking.dtypes = tuple(dtype for dtype in DTYPES if dtype not in dtypes)
     module: Any = types.ModuleType(f"kernelk.backends.{name}_backend")
     module.Lacking = Lacking
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    register(monkeypatch, Engine(name, name.capitalize(), f"{name}_backend", "Lacking", in_kernel=True))
-    from kernelk.session import current
+    register(monkeypatch, Engine(name, name.capitalize(), module.__name__, "Lacking", in_kernel=True))
+    from kernelk.session.current import current
 
     # The next test's engine of this name is another one.
     monkeypatch.setitem(current().hosts, name, None)

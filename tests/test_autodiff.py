@@ -18,11 +18,11 @@ from parity import slopes, suite
 
 import kernelk.backends
 from kernelk import backend as K
-from kernelk import registry
+from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
-from kernelk.graph import Tensor
-from kernelk.ops.rules import RULES
-from kernelk.program import Program
+from kernelk.graph.nodes import Tensor
+from kernelk.graph.rules import RULES
+from kernelk.program.program import Program
 
 Arrays = list[np.ndarray[Any, Any]]
 

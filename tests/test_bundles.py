@@ -15,10 +15,11 @@ import pytest
 from conftest import absent
 from support import one_line
 
-from kernelk import bundles, environments, errors
-from kernelk.recipes import RECIPES, LockedFile
+from kernelk import errors
+from kernelk.environments import bundles, install, places
+from kernelk.environments.recipes import RECIPES, LockedFile
 
-PROJECT = Path(environments.__file__).parent.parent
+PROJECT = Path(install.__file__).parent.parent
 
 
 def written(path: Path, contents: object, files: dict[str, bytes]) -> Path:
@@ -80,7 +81,7 @@ def test_an_engine_that_the_bundle_lacks(bare: Path) -> None:
 
 def test_a_machine_without_the_bundles_python(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What could create one needs the network: it isn't tried.
-    monkeypatch.setattr("kernelk.interpreters.makers", lambda recipe: pytest.fail("no network, no conda"))
+    monkeypatch.setattr("kernelk.environments.interpreters.makers", lambda recipe: pytest.fail("no network, no conda"))
     path = written(bare / "b", contents(), {})
     with pytest.raises(errors.BackendNotInstalledError, match=r"needs Python 3\.6, and none was found") as caught:
         bundles.install(path, report=lambda text: None)
@@ -108,8 +109,8 @@ def kernelk(*arguments: str, **settings: str) -> str:
 
 def bundled_and_installed(name: str, folder: Path) -> None:
     """Makes a bundle from the installed engine, and installs it where no index can be reached."""
-    if environments.installed_python(name) is None:
-        absent(name, environments.missing(name))
+    if places.installed_python(name) is None:
+        absent(name, places.missing(name))
     path = folder / f"{name}.bundle"
     said = kernelk("bundle", name, "--output", str(path))
     assert f"ready: {path}, " in said
@@ -140,7 +141,7 @@ def bundled_and_installed(name: str, folder: Path) -> None:
 
 def built(name: str, folder: Path) -> Path:
     """The environment's folder."""
-    return folder / "envs" / environments.folder(name).name
+    return folder / "envs" / places.folder(name).name
 
 
 def test_theano_is_bundled_and_installed_without_network(tmp_path: Path) -> None:

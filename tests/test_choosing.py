@@ -17,10 +17,11 @@ from support import alive, environment, run_cells, same_bits, wait_until
 
 import kernelk
 from kernelk import backend as K
-from kernelk import config, worker_host
+from kernelk import config
+from kernelk.engines import worker_host
+from kernelk.engines.options import most_threads
 from kernelk.errors import ArgumentError, KernelKError, UnknownBackendError
-from kernelk.options import most_threads
-from kernelk.session import current
+from kernelk.session.current import current
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from support import program, wait_until
 
-from kernelk import __version__, cli, environments, registry
-from kernelk.recipes import RECIPES
+from kernelk import __version__
+from kernelk.cli import main
+from kernelk.engines import registry
+from kernelk.environments import install, places
+from kernelk.environments.recipes import RECIPES
 
-PROJECT = Path(environments.__file__).parent.parent
+PROJECT = Path(install.__file__).parent.parent
 
 
 def kernelk(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -52,13 +55,13 @@ def test_list_without_any_environment(tmp_path: Path) -> None:
 
 
 def test_list_shows_a_half_built_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "envs" / environments.folder("theano").name
+    folder = tmp_path / "envs" / places.folder("theano").name
     folder.mkdir(parents=True)
     assert f"theano: not installed to the end ({folder})" in kernelk(tmp_path, "list").stdout
 
 
 def test_list_shows_what_is_installed() -> None:
-    installed = {name: environments.marker(name) for name in RECIPES}
+    installed = {name: places.marker(name) for name in RECIPES}
     command = [sys.executable, "-m", "kernelk", "list"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
@@ -139,7 +142,7 @@ def test_an_engine_of_the_kernels_own_environment_is_used_from_there(tmp_path: P
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{build}: already installed; it needs no environment of its own\n"
     script = (
-        "import sys, kernelk.registry as r; e = r.engine('tensorflow');"
+        "import sys, kernelk.engines.registry as r; e = r.engine('tensorflow');"
         "print(str(r.interpreter(e)) == sys.executable, r.version(e))"
     )
     environment = os.environ | {"PYTHONPATH": path}
@@ -156,14 +159,14 @@ def test_an_engine_that_only_pip_installs(
     build: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["install", build]) == 1
+    assert main(["install", build]) == 1
     assert f'next: `pip install "kernelk[{build}]"`' in capsys.readouterr().err
-    assert cli.main(["uninstall", build]) == 0
+    assert main(["uninstall", build]) == 0
     assert capsys.readouterr().out == f"{build}: not installed, nothing to remove\n"
 
 
 def test_uninstall(tmp_path: Path) -> None:
-    place = tmp_path / "envs" / environments.folder("theano").name
+    place = tmp_path / "envs" / places.folder("theano").name
     for folder in (place, place.with_name("theano-0123456789")):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(bytes(2_000_000))

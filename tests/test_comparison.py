@@ -17,7 +17,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, BackendNotInstalledError, UnknownBackendError
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session.current import current
 
 BUDGET = 1.0
 
@@ -111,7 +111,7 @@ def test_a_body_that_does_twice_as_much_is_found_slower(monkeypatch: pytest.Monk
 
 
 def test_an_engine_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch, spare: str) -> None:
-    from kernelk import registry
+    from kernelk.engines import registry
 
     lacking_engine(monkeypatch, "poor", ops={"tanh"})
     there = registry.interpreter

@@ -17,7 +17,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.backends.base import COMPOSITES
 from kernelk.errors import ArgumentError, DTypeError, ShapeError
-from kernelk.ops.rules import RULES, apply, expand
+from kernelk.graph.rules import RULES, apply, expand
 
 Array = np.ndarray[Any, Any]
 

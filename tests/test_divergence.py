@@ -15,8 +15,7 @@ from support import lacking_engine, run_cells
 
 import kernelk
 from kernelk import backend as K
-from kernelk import nodes
-from kernelk.backends.base import CannotLower
+from kernelk.backends.errors import CannotLower
 from kernelk.errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -26,8 +25,10 @@ from kernelk.errors import (
     UnknownBackendError,
     WorkerDiedError,
 )
+from kernelk.measure import single_ops
 from kernelk.ops.random import SEEDS
-from kernelk.session import Session, current
+from kernelk.session.current import current
+from kernelk.session.session import Session
 
 PAIRS = [("numpy", "tensorflow"), ("tensorflow", "theano"), ("theano", "cntk"), ("cntk", "jax"), ("jax", "torch")]
 
@@ -401,7 +402,7 @@ def test_what_is_refused(monkeypatch: Any) -> None:
     lacking_engine(monkeypatch, "poor", ops={"tanh"})
     with pytest.raises(EngineError, match="Poor can't run this: it has no op 'tanh'"):
         kernelk.diff(K.tanh(y), "numpy", "poor", {x: data})
-    from kernelk import registry
+    from kernelk.engines import registry
 
     def nowhere(engine: Any) -> Any:
         raise BackendNotInstalledError(f"{engine.title} isn't installed: {engine.install}")
@@ -561,7 +562,7 @@ def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(Session, "execute", watched)
     bound = 40_000
-    monkeypatch.setattr(nodes, "CHUNK_BYTES", bound)
+    monkeypatch.setattr(single_ops, "CHUNK_BYTES", bound)
     compiled = {name: list(host.compiled) for name, host in current().hosts.items()}
     parts = kernelk.diff(call, a, b, fed)
     assert {name: list(host.compiled) for name, host in current().hosts.items()} == compiled
@@ -587,7 +588,7 @@ def test_parts_make_no_difference(bound: int, monkeypatch: Any) -> None:
     call, fed = of_many_values(), {"x": np.random.RandomState(1).rand(10, 50)}
     K.set_random_seed(3)
     whole = kernelk.diff(call, "numpy", other, fed)
-    monkeypatch.setattr(nodes, "CHUNK_BYTES", bound)
+    monkeypatch.setattr(single_ops, "CHUNK_BYTES", bound)
     parts = kernelk.diff(call, "numpy", other, fed)
     assert [parts.rows, parts.origins, parts.results] == [whole.rows, whole.origins, whole.results]
     assert parts.first is parts.culprit

@@ -9,7 +9,7 @@ import pytest
 from conftest import WORKERS, absent
 from support import run_cells
 
-from kernelk import registry
+from kernelk.engines import registry
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]

@@ -18,8 +18,8 @@ from support import one_line, run_cells, slow_engine
 
 import kernelk
 from kernelk import backend as K
-from kernelk.boxes import clean
-from kernelk.drawing import graph_of
+from kernelk.drawing.boxes import clean
+from kernelk.drawing.drawing import graph_of
 from kernelk.errors import ArgumentError, StaleTensorError
 from kernelk.ops.random import SEEDS
 

@@ -14,10 +14,10 @@ from support import one_line, run_cells
 
 import kernelk
 from kernelk import backend as K
-from kernelk.engine_profile import EngineProfile
 from kernelk.errors import ArgumentError
+from kernelk.measure.engine_profile import EngineProfile
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session.current import current
 from kernelk.widgets.facts import timings
 
 BUDGET = 0.4

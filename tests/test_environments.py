@@ -29,11 +29,14 @@ from jupyter_client.manager import start_new_kernel
 from support import alive, fake_python, one_line, this_python, wait_until
 
 import kernelk
-from kernelk import builds, environments, errors, health, mpi_stub
+from kernelk import errors
 from kernelk.backends import elf_stub
-from kernelk.recipes import RECIPES, LockedFile, Recipe
+from kernelk.environments import build, install, mpi_stub, places, runner
+from kernelk.environments.recipes import RECIPES, LockedFile, Recipe
+from kernelk.manage import doctor_report
+from kernelk.manage import install as manage_install
 
-PROJECT = Path(environments.__file__).parent.parent
+PROJECT = Path(__file__).parent.parent
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 on_elf = pytest.mark.skipif(
@@ -45,49 +48,49 @@ on_elf = pytest.mark.skipif(
 
 
 def make_complete(name: str) -> Path:
-    place = environments.folder(name)
+    place = places.folder(name)
     this_python(place / "bin" / "python")
     recipe = RECIPES[name]
     content = {"recipe": recipe.hash(recipe.pythons[0])}
-    (place / builds.MARKER).write_text(json.dumps(content))
+    (place / places.MARKER).write_text(json.dumps(content))
     return place
 
 
 def test_the_folder_changes_with_the_pins_and_the_python(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = environments.folder("theano")
+    before = places.folder("theano")
     assert before.parent == bare / "envs"
-    assert environments.folder("theano", "3.8") != before == environments.folder("theano", "3.6")
+    assert places.folder("theano", "3.8") != before == places.folder("theano", "3.6")
     place = make_complete("cntk")
     old = RECIPES["cntk"]
     newer = Recipe("cntk", old.title, old.pythons, old.bootstrap, ("cntk==2.8",), old.check)
     monkeypatch.setitem(RECIPES, "cntk", newer)
-    assert environments.installed_python("cntk") is None
-    assert environments.superseded("cntk") == [place]
+    assert places.installed_python("cntk") is None
+    assert places.superseded("cntk") == [place]
 
 
 def test_without_a_marker_it_is_not_installed(bare: Path) -> None:
     place = make_complete("cntk")
-    assert environments.installed_python("cntk") == environments.require_python("cntk") == place / "bin/python"
-    (place / builds.MARKER).unlink()
-    assert environments.installed_python("cntk") is None
-    assert environments.half_built("cntk") == place
+    assert places.installed_python("cntk") == places.require_python("cntk") == place / "bin/python"
+    (place / places.MARKER).unlink()
+    assert places.installed_python("cntk") is None
+    assert places.half_built("cntk") == place
     with pytest.raises(errors.BackendNotInstalledError) as caught:
-        environments.require_python("cntk")
+        places.require_python("cntk")
     assert "not installed to the end; next: `kernelk install cntk`" in one_line(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["marker cut off", "other pins", "python gone"])
 def test_a_damaged_environment_is_not_installed(bare: Path, damage: str) -> None:
     place = make_complete("theano")
-    assert environments.installed_python("theano") is not None
+    assert places.installed_python("theano") is not None
     if damage == "marker cut off":
-        (place / builds.MARKER).write_text('{"recipe": ')
+        (place / places.MARKER).write_text('{"recipe": ')
     elif damage == "other pins":
-        (place / builds.MARKER).write_text('{"recipe": "0123"}')
+        (place / places.MARKER).write_text('{"recipe": "0123"}')
     else:
         (place / "bin/python").unlink()
         (place / "bin/python").symlink_to(bare / "removed")
-    assert environments.installed_python("theano") is None
+    assert places.installed_python("theano") is None
 
 
 def test_a_python_that_is_gone_is_told(bare: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_python_that_is_gone_is_told(bare: Path) -> None:
     (place / "bin/python").unlink()
     (place / "bin/python").symlink_to(bare / "removed")
     with pytest.raises(errors.BackendNotInstalledError, match="next: `kernelk install theano`") as caught:
-        environments.require_python("theano")
+        places.require_python("theano")
     assert f"is installed in {place}, but the Python under it ({bare / 'removed'}) is gone" in one_line(caught.value)
 
 
@@ -105,7 +108,7 @@ def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_DATA_HOME", str(bare / "file" / "data"))
     monkeypatch.setenv("KERNELK_PYTHON36", str(fake_python(bare / "mine", "3.6.1")))
     with pytest.raises(errors.InstallError, match="choose another folder with KERNELK_ENVS") as caught:
-        environments.install("theano")
+        manage_install.install("theano")
     message = one_line(caught.value)
     assert str(bare / "file" / "below") in message
     assert str(bare / "file" / "data") in message
@@ -114,12 +117,12 @@ def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPat
 def test_the_order_of_the_folders(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNELK_ENVS", os.pathsep.join(["~/first", str(bare / "second"), ""]))
     user = bare / ".local/share/kernelk/envs"
-    assert environments.roots() == [bare / "first", bare / "second", user]
-    assert environments.root() == bare / "first"
+    assert places.roots() == [bare / "first", bare / "second", user]
+    assert places.root() == bare / "first"
     (bare / "first").write_text("a file, where no folder can be")
-    assert environments.root() == bare / "second"
+    assert places.root() == bare / "second"
     monkeypatch.delenv("KERNELK_ENVS")
-    assert environments.roots() == [user]
+    assert places.roots() == [user]
 
 
 # ---------------------------------------------------------------------------- shared folders
@@ -128,11 +131,11 @@ def test_the_order_of_the_folders(bare: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_environments_of_a_shared_folder_are_used(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = make_complete("theano")
     monkeypatch.setenv("KERNELK_ENVS", os.pathsep.join([str(bare / "mine"), str(place.parent)]))
-    assert environments.require_python("theano") == place / "bin/python"
+    assert places.require_python("theano") == place / "bin/python"
     # But one's own folder, if it comes first, isn't filled by it: that is how its owner makes a shared one.
     monkeypatch.setenv("KERNELK_PYTHON_THEANO", str(bare / "nothing"))
     with pytest.raises(errors.BackendNotInstalledError, match="KERNELK_PYTHON_THEANO names"):
-        environments.install("theano", lambda text: None)
+        manage_install.install("theano", lambda text: None)
 
 
 @contextlib.contextmanager
@@ -172,20 +175,20 @@ def test_a_shared_folder_that_cannot_be_written(bare: Path, monkeypatch: pytest.
     said: list[str] = []
     with read_only(shared, monkeypatch=monkeypatch):
         # What it holds is used, and what it lacks comes into the user's own folder.
-        assert environments.install("theano", said.append) == place / "bin/python"
-        assert environments.root() == environments.user_root()
+        assert manage_install.install("theano", said.append) == place / "bin/python"
+        assert places.root() == places.user_root()
         tiny_wheel(tiny)
-        python = environments.install("tiny", said.append)
-        assert python.is_relative_to(environments.user_root())
+        python = manage_install.install("tiny", said.append)
+        assert python.is_relative_to(places.user_root())
         assert any(f"since {shared} (Read-only file system) can't be written" in text for text in said)
-        assert environments.installed_python("tiny") == python
+        assert places.installed_python("tiny") == python
         # What can't be done is said.
         with pytest.raises(errors.InstallError, match="let its owner run") as caught:
-            environments.install("theano", said.append, rebuild=True)
+            manage_install.install("theano", said.append, rebuild=True)
         one_line(caught.value)
         with pytest.raises(errors.InstallError, match=f"next: `KERNELK_ENVS={shared} kernelk uninstall theano`"):
-            environments.uninstall("theano", said.append)
-    assert environments.installed_python("theano") == place / "bin/python"
+            manage_install.uninstall("theano", said.append)
+    assert places.installed_python("theano") == place / "bin/python"
 
 
 def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,13 +197,13 @@ def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatc
         folder.chmod(0o755)
         (folder / "closed" / "inner").mkdir(parents=True)
         (folder / "closed" / "inner" / "python").touch()
-        assert environments.private_part(folder / "closed" / "inner" / "python") is None
+        assert install.private_part(folder / "closed" / "inner" / "python") is None
         (folder / "closed").chmod(0o700)
-        assert environments.private_part(folder / "closed" / "inner" / "python") == folder / "closed"
+        assert install.private_part(folder / "closed" / "inner" / "python") == folder / "closed"
     tiny_wheel(tiny)
-    monkeypatch.setattr(environments, "private_part", lambda path: Path("/home/me"))
+    monkeypatch.setattr(install, "private_part", lambda path: Path("/home/me"))
     said: list[str] = []
-    environments.install("tiny", said.append)
+    manage_install.install("tiny", said.append)
     assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
 
 
@@ -222,17 +225,17 @@ def locked_out(bare: Path) -> Iterator[Path]:
 
 
 def test_folders_that_may_not_be_entered(locked_out: Path) -> None:
-    assert environments.installed_python("theano") is None
-    assert environments.missing("theano") == "is not installed"
-    assert environments.superseded("theano") == []
+    assert places.installed_python("theano") is None
+    assert places.missing("theano") == "is not installed"
+    assert places.superseded("theano") == []
     with pytest.raises(errors.BackendNotInstalledError, match="none was found"):
-        environments.find_interpreter(RECIPES["theano"])
+        install.find_interpreter(RECIPES["theano"])
     said: list[str] = []
     with pytest.raises(errors.InstallError, match=r"no folder for it can be written: .*Permission denied") as caught:
-        environments.install("theano", said.append)
+        manage_install.install("theano", said.append)
     one_line(caught.value)
-    assert environments.uninstall("theano", said.append) == []
-    (theano,) = health.doctor(["theano"]).engines
+    assert manage_install.uninstall("theano", said.append) == []
+    (theano,) = doctor_report.doctor(["theano"]).engines
     assert theano.state == "not installed"
     assert "none was found" in theano.problem
 
@@ -243,7 +246,7 @@ def test_folders_that_may_not_be_entered(locked_out: Path) -> None:
 TINY_SOURCE = """
 import sys
 from pathlib import Path
-from kernelk.recipes import RECIPES, Recipe
+from kernelk.environments.recipes import RECIPES, Recipe
 def register(folder, check="import tiny; print(tiny.VERSION)"):
     series = "%d.%d" % sys.version_info[:2]
     RECIPES["tiny"] = Recipe("tiny", "Tiny 1.0", (series,), (), ("tiny==1.0",), check, lock=Path(folder) / "tiny.txt")
@@ -251,10 +254,12 @@ def register(folder, check="import tiny; print(tiny.VERSION)"):
 DRIVER = (
     TINY_SOURCE
     + """
-from kernelk import environments, errors
+from kernelk import errors
+from kernelk.environments.recipes import RECIPES
+from kernelk.manage.install import install
 register(*sys.argv[1:])
 try:
-    environments.install("tiny", report=lambda text: print(text, flush=True))
+    install("tiny", report=lambda text: print(text, flush=True))
 except errors.InstallError as error:
     sys.exit(str(error))
 """
@@ -309,7 +314,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
-    place = environments.folder("tiny")
+    place = places.folder("tiny")
 
     # pip fails: its own last word, the log, and nothing else.
     status, _, problems = finish(start_install(tiny))
@@ -334,8 +339,8 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     assert wait_until(place.is_dir)
     killed.kill()
     finish(killed)
-    assert environments.half_built("tiny") == place
-    assert environments.missing("tiny") == "was not installed to the end"
+    assert places.half_built("tiny") == place
+    assert places.missing("tiny") == "was not installed to the end"
 
     # The check fails: the last line of what it said.
     tiny_wheel(tiny)
@@ -355,8 +360,8 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     assert "already installed" in waited[0]
     assert "pip" not in waited[0]
 
-    assert environments.installed_python("tiny") == place / "bin" / "python"
-    noted = environments.marker("tiny")
+    assert places.installed_python("tiny") == place / "bin" / "python"
+    noted = places.marker("tiny")
     assert noted is not None
     assert isinstance(noted["versions"], dict)
     assert (noted["engine"], noted["versions"]["tiny"]) == ("1.0", "1.0")
@@ -372,12 +377,12 @@ def test_a_wrong_hash_is_one_line_and_installs_nothing(tiny: Path) -> None:
     wrong = hashlib.sha256(tiny_wheel(tiny, version="6.6.6").read_bytes()).hexdigest()
     (tiny / "tiny.txt").write_text(lock)
     with pytest.raises(errors.InstallError, match="next: `pip cache purge` and `kernelk install tiny`") as caught:
-        environments.install("tiny", lambda text: None)
+        manage_install.install("tiny", lambda text: None)
     message = one_line(caught.value)
     assert "tiny-1.0-py3-none-any.whl (tiny==1.0) has not the content that kernelk's lock names" in message
     assert f"SHA-256 {wrong[:12]}... instead of {right[:12]}..." in message
-    assert environments.installed_python("tiny") is None
-    assert left(environments.root()) == []
+    assert places.installed_python("tiny") is None
+    assert left(places.root()) == []
 
 
 def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +392,7 @@ def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PIP_RETRIES", "1")
     said: list[str] = []
     with pytest.raises(errors.InstallError, match="the package index can't be reached") as caught:
-        environments.install("tiny", said.append)
+        manage_install.install("tiny", said.append)
     assert "with no network: `kernelk install --from BUNDLE`" in one_line(caught.value)
     assert any("no answer from the package index; trying again" in text for text in said)
 
@@ -395,9 +400,9 @@ def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(RECIPES["tiny"], bytes=1 << 60))
     with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: make room") as caught:
-        environments.install("tiny", lambda text: None)
+        manage_install.install("tiny", lambda text: None)
     one_line(caught.value)
-    assert left(environments.root()) == []
+    assert left(places.root()) == []
 
 
 def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +416,7 @@ def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.Monkey
         tiny_wheel(tiny, padding=24 << 20)
         monkeypatch.setenv("KERNELK_ENVS", str(small))
         with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: make room") as caught:
-            environments.install("tiny", lambda text: None)
+            manage_install.install("tiny", lambda text: None)
         one_line(caught.value)
         assert left(small) == []
     finally:
@@ -420,16 +425,16 @@ def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.Monkey
 
 def test_a_rebuild_that_fails_keeps_what_was_there(tiny: Path) -> None:
     wheel = tiny_wheel(tiny)
-    python = environments.install("tiny", lambda text: None)
+    python = manage_install.install("tiny", lambda text: None)
     (python.parent / "witness").touch()
     wheel.unlink()
     with pytest.raises(errors.InstallError, match="No matching distribution"):
-        environments.install("tiny", lambda text: None, rebuild=True)
-    assert environments.installed_python("tiny") == python
+        manage_install.install("tiny", lambda text: None, rebuild=True)
+    assert places.installed_python("tiny") == python
     assert (python.parent / "witness").exists()
     tiny_wheel(tiny)
-    environments.install("tiny", lambda text: None, rebuild=True)
-    assert environments.installed_python("tiny") == python
+    manage_install.install("tiny", lambda text: None, rebuild=True)
+    assert places.installed_python("tiny") == python
     assert not (python.parent / "witness").exists()
     assert left(python.parents[2]) == [python.parents[1].name]
 
@@ -448,8 +453,8 @@ process.wait()
     os.kill(stopped.pid, signal.SIGINT)
     assert finish(stopped)[0] != 0
     assert wait_until(lambda: not alive(int(note.read_text())), 5)
-    assert environments.installed_python("tiny") is None
-    assert left(environments.root()) == []
+    assert places.installed_python("tiny") is None
+    assert left(places.root()) == []
 
 
 def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> None:
@@ -475,15 +480,15 @@ def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> No
         reply = run("import kernelk; kernelk.install('tiny')")
         assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
         assert "installing tiny==1.0: " in "".join(said)
-        assert environments.installed_python("tiny") is None
-        assert left(environments.root()) == []
+        assert places.installed_python("tiny") is None
+        assert left(places.root()) == []
         # The kernel lives, and the same goes through at the next try.
         assert run(register.replace("time.sleep(100)", "print(1.0)"))["status"] == "ok"
         assert run("kernelk.install('tiny')")["status"] == "ok"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert environments.installed_python("tiny") is not None
+    assert places.installed_python("tiny") is not None
 
 
 def test_a_download_is_told_as_it_grows(bare: Path) -> None:
@@ -496,9 +501,9 @@ def test_a_download_is_told_as_it_grows(bare: Path) -> None:
         def moving(self, text: str) -> None:
             said.append(f"~ {text}")
 
-    run = builds.Runner("Tiny", "tiny", bare / "log", Both(), "`again`")
+    run = runner.Runner("Tiny", "tiny", bare / "log", Both(), "`again`")
     files = [LockedFile("a-1-py3-none-any.whl", 30_000_000, ""), LockedFile("b-2.tar.gz", 10_000_000, "")]
-    progress = builds.Downloads(files, bare, run)
+    progress = build.Downloads(files, bare, run)
     progress.line("Collecting a==1\n")
     progress.line("  Downloading http://x/a-1-py3-none-any.whl (30.0 MB)\n")
     (bare / "pip-unpack-1").mkdir()
@@ -518,7 +523,7 @@ def test_a_download_is_told_as_it_grows(bare: Path) -> None:
 
 
 def test_progress_stays_on_one_line_in_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    from kernelk.progress import Moving, Progress
+    from kernelk.display.progress import Moving, Progress
 
     # Nobody sees a carriage return in a file.
     moving = Moving(Progress())
@@ -527,9 +532,8 @@ def test_progress_stays_on_one_line_in_a_terminal_only(capsys: pytest.CaptureFix
     moving._last -= 60
     moving("2 of 9")
     assert capsys.readouterr().out == "2 of 9\n"
-    pty_script = (
-        "from kernelk.progress import Progress; p = Progress(); p.moving('half'); p.moving('all' * 99); p('done')"
-    )
+    moves = "p.moving('half'); p.moving('all' * 99); p('done')"
+    pty_script = f"from kernelk.display.progress import Progress; p = Progress(); {moves}"
     leader, follower = os.openpty()
     command = [sys.executable, "-c", pty_script]
     subprocess.run(
@@ -554,8 +558,8 @@ def test_uninstall_removes_all_builds_and_says_what_it_freed(bare: Path, monkeyp
     said: list[str] = []
     assert sorted(kernelk.uninstall("theano", report=said.append)) == sorted([place, older])
     assert f"theano: removed {place}, 3 MB" in said
-    assert environments.installed_python("theano") is None
-    assert environments.installed_python("cntk") is not None
+    assert places.installed_python("theano") is None
+    assert places.installed_python("cntk") is not None
     assert left(place.parent) == [other.name]
     assert kernelk.uninstall("theano", report=said.append) == []
     assert said[-1] == "theano: not installed, nothing to remove"
@@ -567,21 +571,21 @@ def test_uninstall_leaves_the_environments_of_other_folders(bare: Path, monkeypa
     monkeypatch.setenv("KERNELK_ENVS", str(bare / "envs"))
     said: list[str] = []
     with pytest.raises(errors.InstallError, match=f"isn't in {bare / 'envs'}, but in {users.parent}") as caught:
-        environments.uninstall("theano", said.append)
+        manage_install.uninstall("theano", said.append)
     one_line(caught.value)
     place = make_complete("theano")
-    assert environments.uninstall("theano", said.append) == [place]
+    assert manage_install.uninstall("theano", said.append) == [place]
     assert f"the one in {users.parent} stays" in said[-1]
-    assert environments.installed_python("theano") == users / "bin/python"
+    assert places.installed_python("theano") == users / "bin/python"
 
 
 def test_what_this_notebook_runs_is_not_removed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk.session import current
+    from kernelk.session.current import current
 
     class Running:
         started = True
         stopped = False
-        engine = kernelk.registry.engine("theano")
+        engine = kernelk.engines.registry.engine("theano")
 
         def stop(self) -> None:
             self.stopped = True
@@ -642,8 +646,8 @@ def test_a_platform_without_files_is_one_line() -> None:
 
 def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
     # The folders' names from before there were locks.
-    assert environments.folder("theano", "3.6").name == "theano-e66d0cd959"
-    assert environments.folder("cntk").name == "cntk-620e79bae1"
+    assert places.folder("theano", "3.6").name == "theano-e66d0cd959"
+    assert places.folder("cntk").name == "cntk-620e79bae1"
 
 
 # ---------------------------------------------------------------------------- one at a time
@@ -652,13 +656,13 @@ def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
 def no_flock(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A system, or a file system, without flock."""
     if how == "system":
-        monkeypatch.setattr(environments, "fcntl", None)
+        monkeypatch.setattr(install, "fcntl", None)
     else:
 
         def refuse(*arguments: object) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(environments.fcntl, "flock", refuse)
+        monkeypatch.setattr(install.fcntl, "flock", refuse)
 
 
 @pytest.mark.parametrize("how", ["system", "file system"])
@@ -668,10 +672,10 @@ def test_the_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     path = tmp_path / "x.lock"
 
     def second() -> None:
-        with environments._lock(path, lambda: events.append("waits")):
+        with install._lock(path, lambda: events.append("waits")):
             events.append("second")
 
-    with environments._lock(path, lambda: events.append("never")):
+    with install._lock(path, lambda: events.append("never")):
         thread = threading.Thread(target=second)
         thread.start()
         assert wait_until(lambda: bool(events), 10)
@@ -691,9 +695,9 @@ def test_an_abandoned_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     else:
         gone = subprocess.Popen(["/bin/true"])
         gone.wait()
-        held.write_text(f"{environments.socket.gethostname()} {gone.pid}")
+        held.write_text(f"{install.socket.gethostname()} {gone.pid}")
     waited: list[str] = []
-    with environments._lock(tmp_path / "x.lock", lambda: waited.append("waited")):
+    with install._lock(tmp_path / "x.lock", lambda: waited.append("waited")):
         assert held.read_text().endswith(f" {os.getpid()}")
     assert waited == []
     assert not held.exists()
@@ -701,9 +705,9 @@ def test_an_abandoned_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_held_lock_is_touched_while_its_owner_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_flock(monkeypatch, "system")
-    monkeypatch.setattr(environments, "_TOUCH_SECONDS", 0.05)
+    monkeypatch.setattr(install, "_TOUCH_SECONDS", 0.05)
     held = tmp_path / "x.held"
-    with environments._lock(tmp_path / "x.lock", lambda: None):
+    with install._lock(tmp_path / "x.lock", lambda: None):
         os.utime(held, (0, 0))
         assert wait_until(lambda: held.stat().st_mtime > 1e9, 10)
 
@@ -775,7 +779,7 @@ def test_no_segment_is_both_writable_and_executable() -> None:
 def need(name: str) -> Path:
     """The engine's Python; without it a failure where KERNELK_REQUIRE names it, and a skip elsewhere."""
     try:
-        return environments.require_python(name)
+        return places.require_python(name)
     except errors.BackendNotInstalledError as error:
         if name in os.environ.get("KERNELK_REQUIRE", "").replace(",", " ").split():
             pytest.fail(str(error))
@@ -794,7 +798,7 @@ def test_the_engine_imports_and_computes(engine: str) -> None:
     command = [str(need(engine)), "-I", "-c", recipe.check]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    noted = environments.marker(engine)
+    noted = places.marker(engine)
     assert noted is not None
     assert done.stdout.split() == [noted["engine"]]
     pinned = dict(pin.split("==") for pin in recipe.bootstrap + recipe.requirements)
@@ -808,7 +812,7 @@ def test_a_second_install_starts_no_process(engine: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(subprocess, "Popen", forbidden)
     said: list[str] = []
     started = time.perf_counter()
-    assert environments.install(engine, report=said.append) == need(engine)
+    assert manage_install.install(engine, report=said.append) == need(engine)
     assert time.perf_counter() - started < 1
     assert len(said) == 1
     assert "already installed" in said[0]

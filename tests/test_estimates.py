@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelk.estimates import RESOLUTION, Estimate, median, paired_ratio, unsteadiness, verdict
+from kernelk.measure.estimates import RESOLUTION, Estimate, median, paired_ratio, unsteadiness, verdict
 
 Generator = np.random.Generator
 

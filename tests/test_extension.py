@@ -236,11 +236,11 @@ def test_in_a_real_notebook_prints_come_in_order_and_debug_finds_the_frame() -> 
     try:
         notebook = Notebook(client, manager)
         notebook.run(
-            "%load_ext kernelk\nfrom kernelk import worker_host as w\nfrom kernelk.session import current\n"
+            "%load_ext kernelk\nfrom kernelk.engines import worker_host as w\nfrom kernelk.session import current\n"
             "current().engine_options['theano'] = {'compiler': ''}\n"
-            "last = 'importlib.import_module(\"kernelk.backends.worker\").main('\n"
+            "last = 'importlib.import_module(\"kernelk.backends.serving.worker\").main('\n"
             "w._BOOT = w._BOOT.replace(last, '''\nimport warnings\n"
-            "m = importlib.import_module('kernelk.backends.executor')\n"
+            "m = importlib.import_module('kernelk.backends.serving.executor')\n"
             "def run(self, request, old=m.Executor.do_run):\n    print('engine speaks')\n"
             "    warnings.warn('lossy', RuntimeWarning)\n    return old(self, request)\n"
             "m.Executor.do_run = run\n''' + last)"

@@ -10,7 +10,7 @@ from support import FLOATS, INTEGERS, assert_close
 
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, FeedError, KernelKError, ShapeError, StaleTensorError
-from kernelk.session import current
+from kernelk.session.current import current
 
 
 def test_a_list_comes_back_for_a_list_and_an_array_for_a_tensor(backend: str) -> None:
@@ -307,7 +307,7 @@ def test_clear_session_frees_everything(backend: str) -> None:
     K.clear_session()
     assert not host.compiled
     assert not session.live_variables()
-    assert sum(s.size for n, s in session.storage.segments.items() if n != session.transfer.segment) == 0
+    assert sum(s.size for n, s in session.storage.segments.items() if n != session.calls.transfer.segment) == 0
     assert len(kept) == 10
 
 
@@ -361,12 +361,12 @@ def test_a_length_costs_nothing_but_shapes() -> None:
     y = K.reshape(K.exp(x), (K.size(K.exp(x)) * 1,))
     session = current()
     runs = []
-    execute = session.execute
+    execute = session.calls.execute
     try:
-        session.execute = lambda *given: runs.append(given) or execute(*given)  # type: ignore[method-assign]
+        session.calls.execute = lambda *given: runs.append(given) or execute(*given)  # type: ignore[method-assign]
         assert K.function([x], [y])([np.zeros((3, 2))])[0].tolist() == [1.0] * 6
     finally:
-        del session.execute  # type: ignore[method-assign]
+        del session.calls.execute  # type: ignore[method-assign]
     assert len(runs) == 1
 
 

@@ -14,9 +14,9 @@ from support import assert_close, fits
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, FeedError, SwapRefusedError
-from kernelk.graph import Tensor, walk
-from kernelk.ops.primitives import sum_to
-from kernelk.ops.rules import RULES, apply
+from kernelk.graph.nodes import Tensor, walk
+from kernelk.graph.rules import RULES, apply
+from kernelk.ops.shapes import sum_to
 
 Shape = tuple[int, ...]
 

@@ -18,11 +18,13 @@ from support import PROJECT, alive, environment, fake_python, program, register,
 
 import kernelk
 from kernelk import backend as K
-from kernelk import environments, health, registry
-from kernelk.engines import Engine
+from kernelk.engines import registry
+from kernelk.engines.descriptors import Engine
+from kernelk.environments import places
+from kernelk.environments.recipes import RECIPES
 from kernelk.errors import InstallError, UnknownBackendError
-from kernelk.recipes import RECIPES
-from kernelk.session import current
+from kernelk.manage import doctor_report
+from kernelk.session.current import current
 
 
 def need(*names: str) -> None:
@@ -32,7 +34,7 @@ def need(*names: str) -> None:
             absent(name, "it isn't installed")
 
 
-def one(name: str) -> health.EngineHealth:
+def one(name: str) -> doctor_report.EngineHealth:
     """The examination of one engine."""
     (found,) = kernelk.doctor(name).engines
     return found
@@ -97,13 +99,13 @@ def test_an_unknown_name_is_refused() -> None:
 
 def broken(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """An engine "ill": numpy in a worker of its own, after this code."""
-    from kernelk import worker_host
+    from kernelk.engines import worker_host
 
-    last = 'importlib.import_module("kernelk.backends.worker").main('
+    last = 'importlib.import_module("kernelk.backends.serving.worker").main('
     assert last in worker_host._BOOT
-    held = 'backend_ = importlib.import_module("kernelk.backends.numpy_backend")\n'
+    held = 'backend_ = importlib.import_module("kernelk.backends.numpy.backend")\n'
     monkeypatch.setattr(worker_host, "_BOOT", worker_host._BOOT.replace(last, held + code + "\n" + last))
-    ill = Engine("ill", "Ill", "numpy_backend", "NumpyBackend", imports="numpy", install="pip install ill")
+    ill = Engine("ill", "Ill", "numpy", "NumpyBackend", imports="numpy", install="pip install ill")
     register(monkeypatch, ill)
 
 
@@ -155,7 +157,7 @@ def test_a_machine_that_an_engine_does_not_run_on(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch, "import time; time.sleep(600)")
-    monkeypatch.setattr(health, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(doctor_report, "TRIAL_SECONDS", 1.0)
     found = one("ill")
     assert (found.state, found.problem) == ("failed", "Ill gave no answer in 1 s")
 
@@ -165,14 +167,14 @@ def test_ctrl_c_ends_all_trials(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 sys.path.insert(0, {str(PROJECT / "tests")!r})
-from kernelk import worker_host, registry
+from kernelk.engines import worker_host, registry
 import kernelk
 from importlib.metadata import EntryPoint
 slow = "open({str(note)!r}, 'w').write(str(os.getpid())); import time; time.sleep(600)\\n"
-last = 'importlib.import_module("kernelk.backends.worker").main('
+last = 'importlib.import_module("kernelk.backends.serving.worker").main('
 worker_host._BOOT = worker_host._BOOT.replace(last, slow + last)
 import kernelk.engines as engines
-engines.SLOW = engines.Engine("slow", "Slow", "numpy_backend", "NumpyBackend", imports="numpy")
+engines.SLOW = engines.Engine("slow", "Slow", "numpy", "NumpyBackend", imports="numpy")
 registry._entries()["slow"] = EntryPoint("slow", "kernelk.engines:SLOW", "kernelk.backends")
 try:
     kernelk.doctor(["slow"])
@@ -241,7 +243,7 @@ def test_a_setting_that_names_a_wrong_python(tmp_path: Path) -> None:
 
 def test_an_environment_whose_python_is_gone(tmp_path: Path) -> None:
     fake_python(tmp_path / "bin" / "python3.6", "3.6.15")
-    place = tmp_path / ".local/share/kernelk/envs" / environments.folder("cntk").name
+    place = tmp_path / ".local/share/kernelk/envs" / places.folder("cntk").name
     (place / "bin").mkdir(parents=True)
     (place / "bin/python").symlink_to("/gone/python3.6")
     (place / "kernelk.json").write_text(f'{{"recipe": "{RECIPES["cntk"].hash("3.6")}"}}')
@@ -251,7 +253,7 @@ def test_an_environment_whose_python_is_gone(tmp_path: Path) -> None:
 
 def test_a_damaged_environment_fails_its_trial(tmp_path: Path) -> None:
     need("theano")
-    real = environments.require_python("theano")
+    real = places.require_python("theano")
     place = tmp_path / "envs" / real.parents[1].name
     # The Python is there and runs, and what is to be imported isn't.
     program(place / "bin" / "python", f'exec "{os.path.realpath(real)}" "$@"')
@@ -265,7 +267,7 @@ def test_a_damaged_environment_fails_its_trial(tmp_path: Path) -> None:
 
 def test_theano_without_a_compiler_is_well_with_a_hint(tmp_path: Path) -> None:
     need("theano")
-    envs = str(environments.require_python("theano").parents[2])
+    envs = str(places.require_python("theano").parents[2])
     done = doctor(tmp_path, "theano", KERNELK_ENVS=envs)
     assert done.returncode == 0, done.stdout
     assert "no compiler: g++ isn't found" in done.stdout
@@ -288,7 +290,7 @@ def test_a_machine_that_cannot_be_written(tmp_path: Path) -> None:
 def test_theano_compiles_where_its_cache_cannot_be_written(tmp_path: Path) -> None:
     need("theano")
     (tmp_path / "file").write_text("")
-    envs = str(environments.require_python("theano").parents[2])
+    envs = str(places.require_python("theano").parents[2])
     done = doctor(tmp_path / "file" / "home", "theano", KERNELK_ENVS=envs, PATH=os.environ["PATH"])
     assert "1 of 1 engines are well" in done.stdout
 
@@ -307,7 +309,7 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
 
 def test_doctor_is_a_function_whatever_was_imported_before() -> None:
     code = (
-        "import kernelk, kernelk.health, kernelk.environments, kernelk.bundles, kernelk.interpreters\n"
+        "import kernelk, kernelk.manage.doctor_report, kernelk.manage.install, kernelk.environments.bundles\n"
         "result = [callable(kernelk.doctor), callable(kernelk.install), callable(kernelk.uninstall)]"
     )
     assert run_script(code) == [True, True, True]

@@ -15,8 +15,8 @@ import pytest
 from conftest import absent
 from support import TESTS, environment
 
-from kernelk import registry
-from kernelk.engines import Engine
+from kernelk.engines import registry
+from kernelk.engines.descriptors import Engine
 from kernelk.errors import BackendNotInstalledError
 
 ENGINES = ("torch", "jax", "tensorflow")

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from support import fake_python, one_line, program, this_python
 
-from kernelk import environments, errors, interpreters
-from kernelk.recipes import RECIPES, Recipe
+from kernelk import errors
+from kernelk.environments import install, interpreters
+from kernelk.environments.recipes import RECIPES, Recipe
+from kernelk.manage import install as manage_install
 
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
 TINY = Recipe("tiny", "Tiny 1.0", (SERIES,), (), ("tiny==1.0",), "import tiny; print(tiny.VERSION)")
 OLD = RECIPES["theano"]
-find = environments.find_interpreter
+find = install.find_interpreter
 
 
 @pytest.mark.parametrize("place", ["PATH", "pyenv", "conda", "uv", "created by kernelk"])
@@ -184,12 +186,12 @@ def test_an_install_creates_the_python_that_is_missing(
         place = bare / "envs/python-3.8/cpython-3.8.20-x/bin/python3.8"
     said: list[str] = []
     with pytest.raises(errors.InstallError):
-        environments.install("theano", said.append)
+        manage_install.install("theano", said.append)
     assert place.exists()
     assert any(f"creating a Python {'3.6' if program_name == 'conda' else '3.8'} by {program_name}" in x for x in said)
     assert find(OLD).source == "created by kernelk"
     # It goes with the last environment that needs it.
-    environments.uninstall("theano", said.append)
+    manage_install.uninstall("theano", said.append)
     assert not place.exists()
 
 
@@ -208,9 +210,9 @@ def test_a_python_that_cannot_be_created_is_one_line_and_leaves_nothing(
     with pytest.raises(
         errors.InstallError, match=r"the server of conda can't be reached .*next: check the network"
     ) as caught:
-        environments.install("cntk", lambda text: None)
+        manage_install.install("cntk", lambda text: None)
     one_line(caught.value)
     assert not (bare / "envs" / "python-3.6").exists()
     program(bare / "bin" / "conda", "echo done")
     with pytest.raises(errors.InstallError, match=r"conda said that it was done, and left no python3\.6"):
-        environments.install("cntk", lambda text: None)
+        manage_install.install("cntk", lambda text: None)

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from kernelk import environments
+from kernelk.environments import places
 
 ROOT = Path(__file__).resolve().parent.parent
 ISLAND = ROOT / "kernelk" / "backends"
 
-if environments.installed_python("cntk") is None:
+if places.installed_python("cntk") is None:
     pytest.skip("CNTK's environment is not installed (kernelk install cntk)", allow_module_level=True)
 
 
 def under_cntk(script: str, *arguments: str) -> str:
-    command = [str(environments.require_python("cntk")), str(ROOT / "tests" / script), str(ISLAND), *arguments]
+    command = [str(places.require_python("cntk")), str(ROOT / "tests" / script), str(ISLAND), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 
 
 def test_each_op_agrees_with_the_definition():
-    assert ", 0 failed" in under_cntk("island_conformance.py", "cntk_backend", "CNTKBackend")
+    assert ", 0 failed" in under_cntk("island_conformance.py", "cntk", "CNTKBackend")
 
 
 def test_programs_agree_with_the_definition():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernelk.environments import require_python
+from kernelk.environments.places import require_python
 from kernelk.errors import BackendNotInstalledError
 
 ISLAND = Path(__file__).resolve().parent.parent / "kernelk" / "backends"
@@ -22,7 +22,7 @@ ENGINES = {"tensorflow", "theano", "cntk", "jax", "torch"}
 
 # Files that import their engine when they are imported themselves, which their backend alone does, once it has started.
 _PICKLED = "Theano pickles ops into its compile cache by module and name, so they need a module's level"
-AFTER_START = {"theano_ops.py": _PICKLED, "theano_window_ops.py": _PICKLED}
+AFTER_START = {"theano/ops.py": _PICKLED, "theano/window_ops.py": _PICKLED}
 
 # Run by Python 3.6 itself: compiles every file, then imports what may be imported without an engine.
 _UNDER_36 = """
@@ -39,14 +39,19 @@ package = importlib.util.module_from_spec(spec)
 sys.modules["island"] = package
 spec.loader.exec_module(package)
 for name in names:
-    if name != "__init__.py" and name not in skipped:
-        importlib.import_module("island." + name[:-3])
+    if name not in skipped:
+        importlib.import_module(".".join(["island", *name[:-3].split("/")]).replace(".__init__", ""))
 loaded = {}
 for name in set(sys.modules) - before:
     top = name.split(".")[0]
     loaded[top] = str(getattr(sys.modules.get(top), "__file__", None) or "")
 print(json.dumps({"version": sys.version.split()[0], "loaded": loaded, "prefix": sys.prefix}))
 """
+
+
+def place(file: Path) -> str:
+    """Where a file lies in the island: "torch/ops.py"."""
+    return file.relative_to(ISLAND).as_posix()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def under_36() -> Any:
         if required & {"theano", "cntk"}:
             pytest.fail(f"the island can't be checked without a Python 3.6: {error}", pytrace=False)
         pytest.skip(f"no Python 3.6 here: {error}")
-    names = [file.name for file in FILES]
+    names = [place(file) for file in FILES]
     done = subprocess.run(
         [str(python), "-I", "-B", "-W", "error", "-c", _UNDER_36, json.dumps([str(ISLAND), names, list(AFTER_START)])],
         capture_output=True,
@@ -93,31 +98,39 @@ def imports(file: Path) -> Iterator[tuple[str, int, bool]]:
                 for alias in child.names:
                     yield alias.name.split(".")[0], 0, top
             elif isinstance(child, ast.ImportFrom):
-                yield (child.module or "").split(".")[0], child.level, top
+                if child.level:
+                    # `from . import ops` names the module last.
+                    named = [child.module] if child.module else [alias.name for alias in child.names]
+                    yield from ((name, child.level, top) for name in named)
+                else:
+                    yield (child.module or "").split(".")[0], 0, top
             inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             yield from visit(child, top and not inside)
 
     return visit(ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 6)), True)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=place)
 def test_a_file_imports_only_its_neighbours_numpy_and_its_own_engine(file: Path) -> None:
-    own = file.name.split("_")[0]
+    inside = place(file)
+    own = inside.partition("/")[0]
     for module, level, top in imports(file):
         if level:
-            # One dot is the island; two would be the rest of kernelk, which no worker has.
-            assert level == 1, f"{file.name} imports {'.' * level}{module}"
-            neighbour = file.parent / f"{module}.py"
-            assert not module or neighbour.exists(), f"{file.name} imports .{module}, which isn't in the island"
-            if f"{module}.py" in AFTER_START:
-                assert not top or file.name in AFTER_START, (
-                    f"{file.name} may import {module} only once the engine is up"
-                )
+            folder = file.parents[level - 1]
+            assert folder == ISLAND or ISLAND in folder.parents, f"{inside} imports {'.' * level}{module}"
+            neighbour = folder.joinpath(*module.split("."))
+            found = neighbour.with_suffix(".py") if not neighbour.is_dir() else neighbour / "__init__.py"
+            assert found.exists(), f"{inside} imports {'.' * level}{module}, which isn't in the island"
+            target = place(found)
+            if target.partition("/")[0] in ENGINES:
+                assert target.partition("/")[0] == own, f"{inside} imports {target}, another engine's"
+            if target in AFTER_START:
+                assert not top or inside in AFTER_START, f"{inside} may import {target} only once the engine is up"
         elif module in ENGINES:
-            assert module == own, f"{file.name} imports {module}, another backend's engine"
-            assert not top or file.name in AFTER_START, f"{file.name} imports {module} before anybody has started it"
+            assert module == own, f"{inside} imports {module}, another backend's engine"
+            assert not top or inside in AFTER_START, f"{inside} imports {module} before anybody has started it"
         else:
-            assert module == "numpy" or module in sys.stdlib_module_names, f"{file.name} imports {module}"
+            assert module == "numpy" or module in sys.stdlib_module_names, f"{inside} imports {module}"
 
 
 @pytest.mark.parametrize("name", AFTER_START)

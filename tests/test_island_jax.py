@@ -11,7 +11,7 @@ import pytest
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
-from kernelk.backends.numpy_backend import NumpyBackend
+from kernelk.backends.numpy.backend import NumpyBackend
 
 if importlib.util.find_spec("jax") is None:
     if "jax" in os.environ.get("KERNELK_REQUIRE", "").replace(",", " ").split():
@@ -26,7 +26,7 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 def fresh_process(code, **environment):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = "import json\nimport numpy as np\nfrom kernelk.backends.jax_backend import JaxBackend\n" + code
+    code = "import json\nimport numpy as np\nfrom kernelk.backends.jax.backend import JaxBackend\n" + code
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env={**os.environ, **environment}
     )
@@ -36,7 +36,7 @@ def fresh_process(code, **environment):
 
 @pytest.fixture(scope="module")
 def backend():
-    from kernelk.backends.jax_backend import JaxBackend
+    from kernelk.backends.jax.backend import JaxBackend
 
     return JaxBackend({})
 
@@ -91,7 +91,7 @@ def run_all(engine, instructions, operands, constants=(), outputs=None, slots=Fa
 
 def all_as_numpy(backend, cases, tolerance=0):
     """Compares the cases (op, attrs, operands, dtype) with numpy, as one program; returns (got, expected) of each."""
-    from kernelk.backends.numpy_backend import OPS
+    from kernelk.backends.numpy.backend import OPS
 
     operands = {id(array): array for _, _, arrays, _ in cases for array in arrays}
     numbers = {key: number for number, key in enumerate(operands)}

@@ -11,7 +11,7 @@ import pytest
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
-from kernelk.backends.numpy_backend import NumpyBackend
+from kernelk.backends.numpy.backend import NumpyBackend
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
@@ -24,7 +24,7 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 def fresh_process(code):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = "import json\nfrom kernelk.backends.tensorflow_backend import TensorFlowBackend\n" + code
+    code = "import json\nfrom kernelk.backends.tensorflow.backend import TensorFlowBackend\n" + code
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
@@ -32,7 +32,7 @@ def fresh_process(code):
 
 @pytest.fixture(scope="module")
 def backend():
-    from kernelk.backends.tensorflow_backend import TensorFlowBackend
+    from kernelk.backends.tensorflow.backend import TensorFlowBackend
 
     return TensorFlowBackend({})
 
@@ -40,7 +40,7 @@ def backend():
 @pytest.fixture
 def public_backend(backend):
     """As it is under a TensorFlow version without the inner entries."""
-    from kernelk.backends.tensorflow_backend import TensorFlowBackend
+    from kernelk.backends.tensorflow.backend import TensorFlowBackend
 
     public = TensorFlowBackend({})
     public._prepare, public._make = None, public._make_publicly
@@ -166,7 +166,7 @@ def test_kept_draws_and_feeds_of_any_shape(backend, shape):
 
 
 def test_ops_taken_for_fresh_write_nowhere_but_in_memory_of_their_own(backend):
-    from kernelk.backends.tensorflow_backend import FRESH
+    from kernelk.backends.tensorflow.backend import FRESH
 
     feed = aligned(np.linspace(1, 2, 64, dtype="float32").reshape(8, 8))
     slot = aligned(np.full((8, 8), 2, "float32"))
@@ -201,7 +201,7 @@ def test_ops_taken_for_fresh_write_nowhere_but_in_memory_of_their_own(backend):
 
 
 def test_rows_and_products_kept_are_no_views(backend):
-    from kernelk.backends.tensorflow_backend import FRESH
+    from kernelk.backends.tensorflow.backend import FRESH
 
     assert {"gather", "scatter_add", "batch_matmul"} <= FRESH
     for rows in (1, 4):

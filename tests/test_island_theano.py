@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelk.environments import require_python
+from kernelk.environments.places import require_python
 
 HERE = Path(__file__).resolve().parent
 ISLAND = HERE.parent / "kernelk" / "backends"
@@ -46,7 +46,7 @@ def test_windows_in_c_agree_with_the_definition(tmp_path: Path) -> None:
     }
     script = [str(require_python("theano")), str(HERE / "island_conformance.py")]
     done = subprocess.run(
-        [*script, str(ISLAND), "theano_backend", "TheanoBackend"],
+        [*script, str(ISLAND), "theano", "TheanoBackend"],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
-from kernelk.backends.numpy_backend import NumpyBackend
+from kernelk.backends.numpy.backend import NumpyBackend
 
 if importlib.util.find_spec("torch") is None:
     if "torch" in [name.strip() for name in os.environ.get("KERNELK_REQUIRE", "").split(",")]:
@@ -28,7 +28,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 0.5, -2.5, 3.0, 7.0, -7.25, 6e4, np.inf, -
 
 @pytest.fixture(scope="module")
 def backend():
-    from kernelk.backends.torch_backend import TorchBackend
+    from kernelk.backends.torch.backend import TorchBackend
 
     return TorchBackend({"device": "cpu:0"})
 
@@ -81,7 +81,7 @@ def test_all_primitives_are_defined_and_callable_as_the_contract_says(backend):
 def test_conformance():
     script = os.path.join(ROOT, "tests", "island_conformance.py")
     island = os.path.join(ROOT, "kernelk", "backends")
-    command = [sys.executable, "-W", "error::UserWarning", script, island, "torch_backend", "TorchBackend"]
+    command = [sys.executable, "-W", "error::UserWarning", script, island, "torch", "TorchBackend"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, ISLAND_SAMPLE="3"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -236,7 +236,7 @@ def test_intermediates_that_are_seen_elsewhere_are_not_reused(backend):
 
 
 def test_fresh_results_are_memory_of_their_own(backend):
-    from kernelk.backends import torch_ops
+    from kernelk.backends.torch import ops
 
     for shape in ([], [1], [1, 1], [4, 4]):
         leaf = ["float32", shape]
@@ -250,7 +250,7 @@ def test_fresh_results_are_memory_of_their_own(backend):
         if len(shape) == 2:
             cases.append(("matmul", [0, 0], {"transpose_a": False, "transpose_b": True}))
         for op, operands, attrs in cases:
-            assert op not in torch_ops.VIEWS
+            assert op not in ops.VIEWS
             reduced = [1] * len(shape) if "axes" in attrs else shape
             instruction = [op, operands, attrs, "float32", reduced]
             run = backend.compile(program(inputs=[leaf], instructions=[instruction], outputs=[1]), [])

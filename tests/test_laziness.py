@@ -25,7 +25,7 @@ _LOADED = f"""
 import sys
 def loaded():
     heavy = [name for name in {HEAVY} if name in sys.modules]
-    heavy += [name for name in sys.modules if name.startswith("kernelk.backends.") and name.endswith("_backend")]
+    heavy += [name for name in sys.modules if name.startswith("kernelk.backends.") and name.endswith(".backend")]
     return sorted(heavy)
 """
 
@@ -69,7 +69,8 @@ def test_load_ext_imports_and_starts_no_engine(chosen: str) -> None:
 def test_listing_engines_imports_none() -> None:
     code = (
         _LOADED
-        + "from kernelk import registry\nresult = [[registry.engine(n).name for n in registry.names()], loaded()]"
+        + "from kernelk.engines import registry\n"
+        + "result = [[registry.engine(n).name for n in registry.names()], loaded()]"
     )
     names, heavy = run_script(code)
     assert {"numpy", "tensorflow", "theano", "cntk"} <= set(names)
@@ -83,7 +84,7 @@ def test_only_the_numpy_backend_is_loaded_for_numpy() -> None:
         + "from kernelk import backend as K\nK.eval(K.constant(1.0) + 1.0)\n"
         + f"result = [loaded(), {children()}]"
     )
-    assert run_script(code) == [["kernelk.backends.numpy_backend"], []]
+    assert run_script(code) == [["kernelk.backends.numpy.backend"], []]
 
 
 def test_the_kernel_never_imports_an_engine_that_runs_in_a_worker(worker: str) -> None:

@@ -19,10 +19,10 @@ from support import alive, one_line, run_cells, run_script, wait_until
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk import worker_host as workers
+from kernelk.engines import worker_host as workers
+from kernelk.engines.worker_log import WorkerLog
 from kernelk.errors import ArgumentError, EngineError, UnknownBackendError, WorkerDiedError
-from kernelk.logs import WorkerLog
-from kernelk.session import current
+from kernelk.session.current import current
 
 Talk = Callable[[str], None]
 
@@ -36,12 +36,12 @@ def talk(spare: str, monkeypatch: pytest.MonkeyPatch) -> Talk:
         lines = "".join(f"    {line}\n" for line in code.splitlines())
         patch = (
             "import ctypes, time, warnings\nimport numpy as np\n"
-            "said = importlib.import_module('kernelk.backends.numpy_backend')\n"
+            "said = importlib.import_module('kernelk.backends.numpy.backend')\n"
             f"{before}\ncompute = said.OPS['exp']\n"
             f"def exp(instruction, x):\n{lines}    return compute(instruction, x)\n"
             "said.OPS['exp'] = exp\n"
         )
-        last = 'importlib.import_module("kernelk.backends.worker").main('
+        last = 'importlib.import_module("kernelk.backends.serving.worker").main('
         monkeypatch.setattr(workers, "_BOOT", workers._BOOT.replace(last, patch + last))
         kernelk.set_backend("spare")
 
@@ -111,14 +111,14 @@ def test_warnings_come_at_the_users_line_and_under_the_users_filters(talk: Talk,
 
 def test_in_a_notebooks_cell_a_warning_comes_again_in_the_next_cell() -> None:
     talking = (
-        "from kernelk import worker_host as w, registry\nfrom kernelk.engines import Engine\n"
+        "from kernelk.engines import registry, worker_host as w\nfrom kernelk.engines import Engine\n"
         "from importlib.metadata import EntryPoint\n"
         "class Known(EntryPoint):\n    def load(self): return Engine('spare', 'Spare', 'numpy_backend', 'NumpyBackend',"
         " imports='numpy')\n"
         "registry._entries()['spare'] = Known('spare', 'a:b', 'kernelk.backends')\n"
-        "last = 'importlib.import_module(\"kernelk.backends.worker\").main('\n"
+        "last = 'importlib.import_module(\"kernelk.backends.serving.worker\").main('\n"
         "w._BOOT = w._BOOT.replace(last, '''\nimport warnings\n"
-        "s = importlib.import_module('kernelk.backends.numpy_backend')\n"
+        "s = importlib.import_module('kernelk.backends.numpy.backend')\n"
         "def exp(i, x, old=s.OPS['exp']):\n    warnings.warn('lossy', RuntimeWarning)\n    return old(i, x)\n"
         "s.OPS['exp'] = exp\n''' + last)"
     )

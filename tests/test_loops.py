@@ -13,9 +13,9 @@ import kernelk
 from kernelk import backend as K
 from kernelk.backends.staged import _Loop
 from kernelk.errors import ArgumentError, DTypeError, EngineError, FeedError, ShapeError, SwapRefusedError, UpdateError
-from kernelk.graph import Tensor
-from kernelk.program import Program
-from kernelk.session import current
+from kernelk.graph.nodes import Tensor
+from kernelk.program.program import Program
+from kernelk.session.current import current
 
 RANDOM = np.random.RandomState(3)
 W, U, C = RANDOM.randn(3, 4) * 0.5, RANDOM.randn(4, 4) * 0.5, RANDOM.randn(4)
@@ -523,12 +523,12 @@ def test_lengths_from_outside_values(backend: str) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_failure_inside_names_the_line_in_the_step(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk.backends import numpy_backend
+    from kernelk.backends.numpy import backend
 
     def fail(instruction: Any, x: Any) -> Any:
         raise RuntimeError("no power")
 
-    monkeypatch.setitem(numpy_backend.OPS, "exp", fail)
+    monkeypatch.setitem(backend.OPS, "exp", fail)
     if staged:
         lacking_engine(monkeypatch, "plain", ops={"scan", "item"})
 

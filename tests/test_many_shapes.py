@@ -12,12 +12,12 @@ from support import assert_close, run_cells
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk import function as functions
-from kernelk import program as programs
-from kernelk import session as sessions
 from kernelk.bounds import drop_oldest
-from kernelk.function import Function
-from kernelk.session import current
+from kernelk.program import program as programs
+from kernelk.session import calls
+from kernelk.session import function as functions
+from kernelk.session.current import current
+from kernelk.session.function import Function
 
 # A new shape costs some engines seconds, others nothing.
 COUNTS = {"numpy": 300, "jax": 40, "torch": 60, "tensorflow": 12, "theano": 12, "cntk": 6}
@@ -61,7 +61,7 @@ def test_batches_and_sequences_of_many_shapes(backend: str) -> None:
 
 def test_what_is_kept_for_each_shape_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "MOST_SHAPES", 8)
-    monkeypatch.setattr(sessions, "MOST_PROGRAM_PLANS", 8)
+    monkeypatch.setattr(calls, "MOST_PROGRAM_PLANS", 8)
     activate("jax")
     call, _ = step()
     host = current().host()

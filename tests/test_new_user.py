@@ -9,7 +9,7 @@ import pytest
 from conftest import activate
 from support import run_cells
 
-from kernelk import environments
+from kernelk.environments import places
 
 # No engine in the kernel's own environment, and none installed.
 NONE_THERE = """
@@ -90,6 +90,6 @@ def test_the_table_the_doctor_and_what_works_at_once(nothing: dict[str, str | No
 def test_the_active_engine_says_what_it_is_left_without(nothing: dict[str, str | None], tmp_path: Path) -> None:
     """--compiler where there is none: nothing else would show that it has no effect."""
     activate("theano")
-    settings = {**nothing, "KERNELK_ENVS": str(environments.require_python("theano").parents[2]), "PATH": str(tmp_path)}
+    settings = {**nothing, "KERNELK_ENVS": str(places.require_python("theano").parents[2]), "PATH": str(tmp_path)}
     found = run_cells([NONE_THERE, "%kbackend theano", "%kbackend theano --compiler"], **settings)
     assert found[2]["value"] == "theano is active already\nno compiler: g++ isn't found"

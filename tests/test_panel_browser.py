@@ -15,7 +15,7 @@ import pytest
 from conftest import absent
 from jupyter_page import Page, Server, browsing, need_browser, serving
 
-from kernelk import registry
+from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
 
 pytestmark = pytest.mark.timeout(240)

@@ -11,7 +11,7 @@ from support import assert_close, run_cells
 
 from kernelk import backend as K
 from kernelk.errors import KernelKError
-from kernelk.session import current
+from kernelk.session.current import current
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support import assert_close
 
 from kernelk import backend as K
-from kernelk.graph import LearningPhase
-from kernelk.program import Program
-from kernelk.session import current
+from kernelk.graph.nodes import LearningPhase
+from kernelk.program.program import Program
+from kernelk.session.current import current
 
 
 def program(outputs: list[Any], inputs: list[Any] = (), updates: list[Any] = (), phase: int = 0) -> Program:  # type: ignore[assignment]
@@ -373,7 +373,7 @@ def test_compiled_programs_are_bounded_by_bytes(backend: str, monkeypatch: pytes
 
 
 def test_many_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk import host as hosts
+    from kernelk.engines import host as hosts
 
     monkeypatch.setattr(hosts, "MOST_PLANS", 8)
     x = K.placeholder((None,))

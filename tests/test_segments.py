@@ -9,7 +9,7 @@ import pytest
 
 from kernelk import backend as K
 from kernelk.backends.lowering import InstructionError, Program
-from kernelk.backends.numpy_backend import NumpyBackend
+from kernelk.backends.numpy.backend import NumpyBackend
 from kernelk.backends.segments import compile_in_segments
 
 

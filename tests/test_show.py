@@ -13,7 +13,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, UnknownBackendError
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session.current import current
 
 # What each engine calls a product of matrices, a sum of two tensors, and tanh.
 WORDS = {

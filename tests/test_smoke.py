@@ -12,8 +12,8 @@ from support import wait_until
 
 import kernelk
 from kernelk import backend as K
-from kernelk import registry
-from kernelk.session import current
+from kernelk.engines import registry
+from kernelk.session.current import current
 
 
 def network() -> tuple[list[Any], Any]:

@@ -28,7 +28,7 @@ def test_with_nothing_that_windows_lacks_the_kernel_and_engines_in_it_work() -> 
     activate("torch")
     code = _WITHOUT + (
         "import tempfile, kernelk\nfrom kernelk import backend as K\nfrom kernelk.errors import KernelKError\n"
-        "from kernelk.session import current\nimport kernelk.environments, kernelk.health, kernelk.cli\n"
+        "from kernelk.session import current\nimport kernelk.environments, kernelk.manage.doctor_report, kernelk.cli\n"
         "kernelk.set_backend('numpy')\nv = K.variable([1.0, 2.0], name='v')\n"
         "step = K.function([], [v * 2], [K.update_add(v, 1.0)])\nresult = [step([])[0].tolist()]\n"
         "file = tempfile.mktemp(suffix='.npz')\nkernelk.save(file)\nstep([])\nkernelk.load(file)\n"
@@ -59,7 +59,7 @@ def slow(instruction, x):
     import time
     time.sleep(120 if float(x.ravel()[0]) else 0)
     return compute(instruction, x)
-said = importlib.import_module("kernelk.backends.numpy_backend")
+said = importlib.import_module("kernelk.backends.numpy.backend")
 compute = said.OPS["exp"]
 said.OPS["exp"] = slow
 """
@@ -68,14 +68,15 @@ _KERNEL = """
 import os, sys
 del os.memfd_create
 from importlib.metadata import EntryPoint
-from kernelk import backend as K, registry, worker_host as workers
+from kernelk import backend as K
+from kernelk.engines import registry, worker_host as workers
 from kernelk.engines import Engine
 from kernelk.session import current
 import kernelk
 class Known(EntryPoint):
-    def load(self): return Engine("spare", "Spare", "numpy_backend", "NumpyBackend", imports="numpy")
+    def load(self): return Engine("spare", "Spare", "numpy", "NumpyBackend", imports="numpy")
 registry._entries()["spare"] = Known("spare", "a:b", "kernelk.backends")
-last = 'importlib.import_module("kernelk.backends.worker").main('
+last = 'importlib.import_module("kernelk.backends.serving.worker").main('
 workers._BOOT = workers._BOOT.replace(last, sys.argv[1] + last)
 kernelk.set_backend("spare")
 print(K.eval(K.exp(K.variable([0.0]))).tolist(), current().host().pid, flush=True)

@@ -20,8 +20,9 @@ from support import DTYPES, FLOATS, INTEGERS, alive, assert_close, lacking_engin
 
 import kernelk
 from kernelk import backend as K
-from kernelk import config, registry, swap
-from kernelk.engines import Engine
+from kernelk import config
+from kernelk.engines import registry
+from kernelk.engines.descriptors import Engine
 from kernelk.errors import (
     BackendNotInstalledError,
     DTypeError,
@@ -30,8 +31,9 @@ from kernelk.errors import (
     SwapRefusedError,
     UnknownBackendError,
 )
-from kernelk.session import current
-from kernelk.swap import SwapReport
+from kernelk.session import swap
+from kernelk.session.current import current
+from kernelk.session.swap_report import SwapReport
 
 
 def edge_values(dtype: str) -> np.ndarray:
@@ -610,7 +612,7 @@ def test_an_engine_that_fails_to_start_in_the_kernel(monkeypatch: pytest.MonkeyP
 def test_a_backend_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, Engine("ghost", "Ghost", "ghost_backend", "GhostBackend", in_kernel=True))
     register(monkeypatch, Engine("shade", "Shade", "shade_backend", "ShadeBackend", imports="numpy"))
-    register(monkeypatch, Engine("soul", "Soul", "numpy_backend", "NoSuchClass", imports="numpy"))
+    register(monkeypatch, Engine("soul", "Soul", "numpy", "NoSuchClass", imports="numpy"))
     register(monkeypatch, Engine("body", "Body", "x", "X", imports="no_such_package", install="pip install body"))
     witness = Witness()
     for name in ("ghost", "shade", "soul", "body"):
@@ -626,7 +628,7 @@ def test_a_backend_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("boot", ["import os; os._exit(3)", "raise SystemExit('no display')", "import os; os.abort()"])
 def test_a_worker_that_ends_while_it_starts(spare: str, monkeypatch: pytest.MonkeyPatch, boot: str) -> None:
-    from kernelk import worker_host as host
+    from kernelk.engines import worker_host as host
 
     witness = Witness()
     with monkeypatch.context() as patch:

@@ -16,12 +16,12 @@ from support import one_line, run_cells
 
 import kernelk
 from kernelk import backend as K
-from kernelk import listing, summaries
 from kernelk.errors import ArgumentError
-from kernelk.inventory import names_of, rows
+from kernelk.inspection import summaries, tensor_list
+from kernelk.inspection.inventory import names_of, rows
+from kernelk.inspection.summaries import Summary, summary
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
-from kernelk.summaries import Summary, summary
+from kernelk.session.current import current
 
 
 def look(tensor: Any, **names: Any) -> Summary:
@@ -129,7 +129,7 @@ def test_ten_thousand() -> None:
 
 
 def test_the_time_box_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "VALUE_SECONDS", -1.0)
+    monkeypatch.setattr(tensor_list, "VALUE_SECONDS", -1.0)
     found = kernelk.tensors(values=True, namespace={"v": K.variable(1.0)})
     assert found.summaries[0] is not None
     assert found.summaries[0].note.endswith("next: %ktensors --values v")

@@ -18,10 +18,10 @@ from support import PROJECT, register
 
 import kernelk
 from kernelk import backend as K
-from kernelk import registry
 from kernelk.backends.base import COMPOSITES, PRIMITIVES, STAGED
+from kernelk.engines import registry
 from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError
-from kernelk.session import current
+from kernelk.session.current import current
 
 EXAMPLE = PROJECT / "examples" / "kernelk_tinyarray"
 
@@ -165,7 +165,7 @@ def test_a_wrong_entry_point_is_one_line_and_stops_nothing_else(installed: Path,
 
 def test_nobody_takes_the_name_of_an_engine_of_the_box(installed: Path) -> None:
     install(installed, "kernelk-other", "1.0", {"numpy": "json:dumps"})
-    assert registry.engine("numpy").module == "numpy_backend"
+    assert registry.engine("numpy").module == "numpy"
 
 
 def test_the_pages_code_is_the_examples() -> None:

@@ -18,7 +18,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, EngineError, FeedError, ShapeError
 from kernelk.ops.random import SEEDS
-from kernelk.session import current
+from kernelk.session.current import current
 
 BUDGET = 0.1
 

@@ -15,9 +15,9 @@ from support import assert_close
 
 import kernelk
 from kernelk import backend as K
+from kernelk.engines.storage import Slots
 from kernelk.errors import ArgumentError, DTypeError, EngineError, ShapeError, UpdateError
-from kernelk.session import current
-from kernelk.storage import Slots
+from kernelk.session.current import current
 
 
 def test_outputs_show_the_values_from_before(backend: str) -> None:
@@ -406,7 +406,7 @@ def test_versions_count_commits() -> None:
     host = session.ready_host()
     program = step.program_for(session, host.ops, 0, [])
     with session.lock:
-        assert session.execute(host, program, [], commit=False)[0] == 3.0
+        assert session.calls.execute(host, program, [], commit=False)[0] == 3.0
     assert K.get_value(v) == 2.0
     assert step([])[0] == 3.0
     assert K.get_value(v) == 3.0

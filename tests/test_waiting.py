@@ -22,8 +22,8 @@ from nbclient import NotebookClient
 from support import alive, environment, run_cells, run_script, wait_until
 
 from kernelk import backend as K
-from kernelk import progress
-from kernelk.session import current
+from kernelk.display import progress
+from kernelk.session.current import current
 
 # As a user has it: the tests' own environment is quiet.
 SPOKEN = {"KERNELK_BACKEND": "numpy", "KERNELK_QUIET": None}
@@ -31,12 +31,13 @@ SPOKEN = {"KERNELK_BACKEND": "numpy", "KERNELK_QUIET": None}
 # An engine that takes its time: to start, and over the first program.
 SLOW = """
 import kernelk
-from kernelk import backend as K, worker_host
-last = 'importlib.import_module("kernelk.backends.worker").main('
+from kernelk import backend as K
+from kernelk.engines import worker_host
+last = 'importlib.import_module("kernelk.backends.serving.worker").main('
 slow = '''
 import time
 time.sleep({seconds})
-kind = importlib.import_module("kernelk.backends.executor").Executor
+kind = importlib.import_module("kernelk.backends.serving.executor").Executor
 compile = kind.do_compile
 def do_compile(self, request):
     if not self.compiled:
@@ -171,7 +172,7 @@ def test_nothing_is_said_where_it_is_to_be_quiet(terminal: Any) -> None:
 
 def test_where_no_line_can_be_overwritten_it_is_one_from_time_to_time() -> None:
     activate("torch")
-    script = slow(0) + "from kernelk import progress\nprogress.EVERY = 1.0\nprogress.DELAY = 0.1\n"
+    script = slow(0) + "from kernelk.display import progress\nprogress.EVERY = 1.0\nprogress.DELAY = 0.1\n"
     cells = run_cells(
         [
             script.replace("time.sleep(0)", "time.sleep(2.6)"),

@@ -25,11 +25,11 @@ from support import DTYPES, alive, environment, run_script, same_bits, wait_unti
 
 import kernelk
 from kernelk import backend as K
-from kernelk.backends.shared_memory import ALIGNMENT, Segment, aligned
-from kernelk.backends.wire import Wire, WireClosed, encode
+from kernelk.backends.serving.shared_memory import ALIGNMENT, Segment, aligned
+from kernelk.backends.serving.wire import Wire, WireClosed, encode
+from kernelk.engines.storage import Slots, Storage, Transfer
 from kernelk.errors import EngineError, KernelKError, WorkerDiedError
-from kernelk.session import current
-from kernelk.storage import Slots, Storage, Transfer
+from kernelk.session.current import current
 
 
 class Training:
@@ -351,10 +351,10 @@ def test_engines_own_output_doesnt_reach_the_kernel(worker: str, capfd: pytest.C
 
 
 def test_an_engines_error_names_the_op_and_the_line(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk import worker_host as host
+    from kernelk.engines import worker_host as host
 
     failing = 'def fail(instruction, x):\n    raise RuntimeError("no\\n  memory")\nheld_up.OPS["tanh"] = fail\n'
-    last = 'importlib.import_module("kernelk.backends.worker").main('
+    last = 'importlib.import_module("kernelk.backends.serving.worker").main('
     monkeypatch.setattr(host, "_BOOT", host._BOOT.replace(last, failing + last))
     kernelk.set_backend("spare")
     v = K.variable([1.0])
@@ -378,7 +378,7 @@ def mapped(pid: int) -> int:
 
 def held_bytes() -> int:
     storage = current().storage
-    return sum(s.size for number, s in storage.segments.items() if number != current().transfer.segment)
+    return sum(s.size for number, s in storage.segments.items() if number != current().calls.transfer.segment)
 
 
 def settle() -> None:
@@ -428,9 +428,9 @@ def test_a_loop_of_new_variables_needs_no_more_memory(backend: str) -> None:
 
 def test_big_feeds_give_their_memory_back(backend: str) -> None:
     session = current()
-    if session.transfer.segment is not None:
-        session.storage.drop_segment(session.transfer.segment)
-    session.transfer = Transfer(session.storage)
+    if session.calls.transfer.segment is not None:
+        session.storage.drop_segment(session.calls.transfer.segment)
+    session.calls.transfer = Transfer(session.storage)
     pid = session.host().pid
     assert pid is not None
     settle()
@@ -726,7 +726,7 @@ result = [mode, same]
 
 def test_all_worker_engines_are_tested_here() -> None:
     """A new engine of the box that runs in a worker belongs into the fixture."""
-    from kernelk import registry
+    from kernelk.engines import registry
 
     known = {name for name in registry._entries() if not registry.engine(name).in_kernel and name != "spare"}
     assert known == set(WORKERS)

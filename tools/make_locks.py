@@ -1,4 +1,4 @@
-"""Writes `kernelk/locks/*.txt`: what the index holds for each recipe's pins, with size and SHA-256 of each file.
+"""Writes `kernelk/environments/locks/*.txt`: the files of each recipe's pins, with their sizes and SHA-256.
 
     .venv/bin/python tools/make_locks.py
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kernelk.recipes import RECIPES, LockedFile, Recipe
+from kernelk.environments.recipes import RECIPES, LockedFile, Recipe
 
 # pip's names of the platforms that a lock covers.
 PLATFORMS = ("manylinux2010_x86_64", "manylinux1_x86_64", "manylinux2014_aarch64", "macosx_10_9_x86_64", "win_amd64")
@@ -58,7 +58,7 @@ def main() -> None:
     for recipe in RECIPES.values():
         lines = [f"{file.name} {file.size} {file.sha256}" for file in files(recipe)]
         text = f"# What `kernelk install {recipe.name}` may install: file, bytes, SHA-256; by tools/make_locks.py.\n"
-        target = Path("kernelk/locks") / f"{recipe.name}.txt"
+        target = Path("kernelk/environments/locks") / f"{recipe.name}.txt"
         target.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
         print(f"{target}: {len(lines)} files")
 

@@ -1,6 +1,6 @@
 """A program as the backends see it, and the walk that turns its instructions into an engine's own values."""
 
-from .base import CannotLower
+from .errors import CannotLower
 
 
 class Instruction(object):

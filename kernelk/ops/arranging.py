@@ -10,12 +10,12 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError, ShapeError
-from ..graph import Tensor, constant_node
+from ..graph.nodes import Tensor, constant_node
+from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, cast, check_dtype
 from .linear import permute_dimensions
 from .operators import binary
-from .primitives import axes_of, axis_of, matmul, merged, reversed_along
-from .rules import apply
+from .shapes import axes_of, axis_of, matmul, merged, reversed_along
 from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
 

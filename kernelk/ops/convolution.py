@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..graph import Tensor, constant_node
+from ..graph.nodes import Tensor, constant_node
+from ..graph.rules import RULES, Rule, apply
 from .dtypes import cast, promote
 from .operators import index
-from .primitives import Gradients, Result, known_dims, matmul, own_dims
-from .rules import RULES, Rule, apply
+from .primitives import Gradients, Result
+from .shapes import known_dims, matmul, own_dims
 from .shaping import concatenate, dims_of
 from .windows import (
     Windows,

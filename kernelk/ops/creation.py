@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-from ..graph import Placeholder, Shape, Tensor, Variable, constant_node
-from ..interchange import as_numpy
+from ..graph.nodes import Placeholder, Shape, Tensor, Variable, constant_node
+from ..graph.rules import RULES, Rule, apply
 from ..source import caller
 from .dtypes import as_tensor, check_dtype, is_sparse_matrix
-from .rules import RULES, Rule, apply
+from .foreign import as_numpy
 
 
 def placeholder(

@@ -8,14 +8,15 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..gradients import stop_gradient
-from ..graph import Tensor, constant_node
+from ..graph.nodes import Tensor, constant_node
+from ..graph.rules import RULES, Rule, apply
 from . import elementwise, reductions
 from .dtypes import FLOATS, as_tensor, cast
+from .gradients import stop_gradient
 from .loops import rnn
 from .operators import binary
-from .primitives import Result, own_dims, spread
-from .rules import RULES, Rule, apply
+from .primitives import Result
+from .shapes import own_dims, spread
 from .shaping import concatenate, expand_dims, one_hot_as, zeros_like
 
 # The logarithm of an impossible path's probability: finite, so that its gradient is 0 and not NaN.

@@ -11,9 +11,9 @@ import numpy as np
 from .. import config
 from ..backends.base import DTYPES
 from ..errors import ArgumentError, DTypeError
-from ..graph import Tensor, constant_node
-from ..interchange import as_numpy
-from .rules import apply
+from ..graph.nodes import Tensor, constant_node
+from ..graph.rules import apply
+from .foreign import as_numpy
 
 FLOATS = frozenset({"float16", "float32", "float64"})
 INTEGERS = frozenset(name for name in DTYPES if "int" in name)

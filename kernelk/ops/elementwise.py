@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from .dtypes import as_tensor, check_dtype, floating
 from .dtypes import cast as cast_to
 from .operators import binary, numeric
-from .rules import apply
 
 
 def abs(x: Any) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ShapeError
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from .dtypes import as_tensor, operands
-from .primitives import axis_of, matmul, merged
-from .rules import apply
+from .shapes import axis_of, matmul, merged
 
 
 def dot(x: Any, y: Any) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..graph import Body, StepInput, Tensor, mark
-from ..loops import record_loop
+from ..graph.loops import Closure, close_loop, done_anew
+from ..graph.nodes import Body, StepInput, Tensor, mark, walk
+from ..graph.rules import apply
 from ..source import caller
 from .arranging import stack
 from .dtypes import as_tensor, cast, check_dtype, promote
-from .primitives import reversed_along, scalar
-from .rules import apply
+from .shapes import reversed_along, scalar
 
 Step = Callable[[list[Tensor], list[Tensor]], tuple[list[Any], list[Any]]]
 
@@ -360,3 +360,56 @@ def foldl(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str
 def foldr(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str | None = None) -> Any:
     """`fn(accumulated, element)` over the first axis of `elems`, from the last element to the first; as `foldl`."""
     return _fold("foldr", fn, elems, initializer, reverse=True)
+
+
+def _outside(node: Tensor) -> bool:
+    return False
+
+
+def record_loop(
+    sequences: Sequence[Tensor], initial: Sequence[Tensor], body: Body, start: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Records the loop of a body whose leaves, new states and results are set: (final states, stacked results).
+
+    `sequences` and `initial` are what the body's sequences and states stand for; what was made before `start` is
+    captured.
+    """
+    sequences = [*sequences, *_multiplied_ahead(sequences, body, start)]
+    closure = Closure([*body.new_states, *body.results], body.leaves, start, _outside)
+    return close_loop(sequences, initial, body, closure)
+
+
+# A product may be so many times as large as the sequence that it comes of: all steps have it at once.
+MOST_WIDENED = 16
+
+
+def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> list[Tensor]:
+    """Products of an element's rows with a matrix that is the same at each step, as further sequences of the body.
+
+    One product of all steps' rows is faster by far than one for each step.
+    """
+    from ..graph.rules import apply
+    from .shapes import matmul
+
+    outer = {id(leaf): x for leaf, x in zip(body.sequences, sequences)}
+    varying = {id(leaf) for leaf in body.leaves}
+    found = []
+    for node in walk([*body.new_states, *body.results], lambda x: () if x.uid < start else x.inputs):
+        if id(node) in varying or node.uid < start:
+            continue
+        if done_anew(node) or any(id(x) in varying for x in node.inputs):
+            varying.add(id(node))
+        if node.op != "matmul" or node.attrs["transpose_a"]:
+            continue
+        element, matrix = node.inputs
+        rows, (_, columns) = element.shape, node.shape
+        if id(element) not in outer or id(matrix) in varying or rows[1] is None or columns is None:
+            continue
+        if 0 < columns <= MOST_WIDENED * rows[1]:
+            sequence = outer[id(element)]
+            product = matmul(apply("reshape", sequence, dims=[-1, rows[1]]), matrix, False, node.attrs["transpose_b"])
+            dims = [[1, i] if n is None else n for i, n in enumerate(sequence.shape[:2])]
+            references = (sequence,) if None in sequence.shape[:2] else ()
+            found.append(apply("reshape", product, *references, dims=[*dims, columns]))
+            body.sequences.append(node)
+    return found

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from . import elementwise, reductions
 from .dtypes import as_tensor, cast, floating, operands
 from .operators import binary
-from .primitives import axis_of, scalar
-from .rules import apply
+from .shapes import axis_of, scalar
 from .shaping import one_hot_as
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError
-from ..graph import SCOPE, Tensor
+from ..graph.nodes import SCOPE, Tensor
+from ..graph.rules import apply
 from .dtypes import as_tensor
-from .rules import apply
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ArgumentError
-from ..graph import LearningPhase, Tensor
+from ..graph.nodes import LearningPhase, Tensor
+from ..graph.rules import RULES, Rule, apply
 from ..source import caller
 from . import elementwise, random
 from .dtypes import as_tensor, floating, operands
 from .dtypes import cast as cast_to
 from .operators import binary
-from .primitives import axis_of, broadcast, scalar
-from .rules import RULES, Rule, apply
+from .shapes import axis_of, broadcast, scalar
 from .shaping import dims_of, shape
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from . import reductions
 from .arranging import normalize_data_format
 from .dtypes import FLOATS, as_tensor, cast, floating
 from .operators import binary
-from .primitives import axes_of, axis_of
-from .rules import apply
+from .shapes import axes_of, axis_of
 
 
 def l2_normalize(x: Any, axis: Any = None) -> Tensor:

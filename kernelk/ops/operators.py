@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, ShapeError
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from .dtypes import FLOATS, INTEGERS, cast, floating, operands
-from .rules import apply
 
 
 def binary(op: str, a: Any, b: Any) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-from ..graph import Tensor, constant_node
-from .primitives import Gradients, Result, own_dims, scalar
-from .rules import RULES, Rule, apply
+from ..graph.nodes import Tensor, constant_node
+from ..graph.rules import RULES, Rule, apply
+from .primitives import Gradients, Result
+from .shapes import own_dims, scalar
 from .windows import (
     Windows,
     channels_first,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DTypeError
-from ..graph import Draw, Spec, Tensor
+from ..graph.nodes import Draw, Spec, Tensor
 from ..source import caller
 from .dtypes import FLOATS, cast, check_dtype
-from .primitives import known_dims
+from .shapes import known_dims
 from .shaping import dims_of
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import RULES, Rule, apply
 from .dtypes import as_tensor, cast, floating
 from .operators import binary, numeric
-from .primitives import axes_of, axis_of, kept, reduced, scalar, spread
-from .rules import RULES, Rule, apply
+from .shapes import axes_of, axis_of, kept, reduced, scalar, spread
 
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:

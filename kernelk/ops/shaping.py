@@ -9,11 +9,11 @@ import numpy as np
 from .. import config
 from ..backends.lowering import Instruction as Lowered
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..graph import Constant, Shape, Tensor, constant_node
+from ..graph.nodes import Constant, Shape, Tensor, constant_node
+from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .primitives import axis_of, count, merged, spread
-from .rules import apply
+from .shapes import axis_of, count, merged, spread
 
 
 def shape(x: Any) -> Tensor:
@@ -77,7 +77,7 @@ def known_integer(x: Tensor) -> int | None:
     if x.op in ("cast", "identity"):
         return operands[0]
     # Writing a graph imports no backend, unless it computes with lengths.
-    from ..backends.numpy_backend import OPS as NUMPY
+    from ..backends.numpy.backend import OPS as NUMPY
 
     call = Lowered(0, x.op, (), {}, x.dtype, ())
     return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))

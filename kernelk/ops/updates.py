@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import DTypeError, ShapeError, UpdateError
-from ..graph import Tensor, Update, Variable, check_generation
+from ..graph.nodes import Tensor, Update, Variable, check_generation
 from ..source import caller
 from .dtypes import FLOATS, as_tensor, cast, promote
 from .operators import binary

@@ -7,11 +7,11 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..graph import Tensor
+from ..graph.nodes import Tensor
+from ..graph.rules import apply
 from .arranging import normalize_data_format
 from .dtypes import FLOATS, as_tensor, cast
 from .operators import binary
-from .rules import apply
 
 # Beyond the end of every axis: as a slice's stop, it takes all that there is.
 _END = 2**31 - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..engines import in_shell_and_notebook
+from ..display.commands import in_shell_and_notebook
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .. import registry
-from ..display import duration, size
+from ..display.tables import duration, size
+from ..engines import registry
+from ..engines.options import most_threads
 from ..errors import BackendNotInstalledError, KernelKError
-from ..estimates import verdict
-from ..inventory import number
-from ..options import most_threads
-from ..results import LATEST
-from ..session import Session
-from ..status import EngineStatus, list_backends
-from ..swap import SwapReport
-from ..timing import shown
+from ..inspection.inventory import number
+from ..manage.status import EngineStatus, list_backends
+from ..measure.estimates import verdict
+from ..measure.results import LATEST
+from ..measure.timing import shown
+from ..session.session import Session
+from ..session.swap_report import SwapReport
 
 # Bars of one profile, and swaps of the history, that a page has room for.
 MOST_BARS = 12

@@ -31,17 +31,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .. import config, environments, registry
-from ..engines import Engine
+from ..display import messages
+from ..engines import registry
+from ..engines.descriptors import Engine
+from ..engines.host import Host
+from ..engines.options import asked, fulfilled, merged
+from ..engines.worker_host import WorkerHost, kill_group
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError
-from ..host import Host
-from ..inventory import Row, names_of, rows
-from ..options import asked, fulfilled, merged
-from ..results import LISTENERS
-from ..session import Session, current
-from ..summaries import summary
-from ..swap import stop_backend, swap
-from ..worker_host import WorkerHost, kill_group
+from ..inspection.inventory import Row, names_of, rows
+from ..inspection.summaries import summary
+from ..manage import install
+from ..measure.results import LISTENERS
+from ..session.current import current
+from ..session.session import Session
+from ..session.swap import stop_backend, swap
 from . import facts, static
 from .model import Panel
 
@@ -220,7 +223,7 @@ class Hub:
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
         """Inside, what is worth a line in a cell is one in the panels."""
-        with config.heard() as lines:
+        with messages.heard() as lines:
             yield
         for line in lines:
             if line.startswith("kernelk: "):
@@ -329,7 +332,7 @@ class Hub:
 
         def run() -> None:
             try:
-                with config.heard():
+                with messages.heard():
                     work()
             except Exception as error:
                 job.error = error
@@ -368,7 +371,7 @@ class Hub:
                 loop.call_soon_threadsafe(self._tell_job)
 
         report.moving = report  # type: ignore[attr-defined]
-        self._work(job, lambda: environments.install(engine.name, report), lambda: self._installed(engine))
+        self._work(job, lambda: install.install(engine.name, report), lambda: self._installed(engine))
 
     def _installed(self, engine: Engine) -> None:
         job, self.job = self.job, None
@@ -445,7 +448,7 @@ class Hub:
         return target
 
     def _graph(self, panel: Panel, message: dict[str, Any]) -> None:
-        from ..drawing import draw
+        from ..drawing.drawing import draw
 
         key = message.get("key")
         found: dict[str, Any] = {"kind": "graph", "for": key, "graph": None, "error": ""}
@@ -459,7 +462,7 @@ class Hub:
         panel.send(found)
 
     def _native(self, panel: Panel, message: dict[str, Any]) -> None:
-        from ..showing import show
+        from ..drawing.engine_graphs import show
 
         key = message.get("key")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from ..display import Table, html, text
+from ..display.tables import Table, html, text
 
 # Rows of the list that a page without a kernel gets.
 MOST_ROWS = 20

@@ -45,7 +45,8 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
     sys.path[:0] = [str(PROJECT), str(KERAS), *map(str, sorted(PACKAGES.glob("*.whl")))]
     _mend_python()
 
-    from kernelk import backend, session
+    from kernelk import backend
+    from kernelk.session import session
 
     counts = Counts()
     missing = [name for name in _imported_names() if not hasattr(backend, name)]

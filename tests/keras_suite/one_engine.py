@@ -35,7 +35,7 @@ class KerasSuite:
         self.silent: set[str] = set()
         self.backend, self.counts, self.missing = keras_on_kernelk.load(engine)
         import kernelk
-        from kernelk.session import current
+        from kernelk.session.current import current
 
         self.kernelk = kernelk
         if engine == "theano":
@@ -72,7 +72,7 @@ class KerasSuite:
 
     def absence(self) -> str:
         """Why the engine can't be had on this machine; "" if it can."""
-        from kernelk import registry
+        from kernelk.engines import registry
         from kernelk.errors import BackendNotInstalledError
 
         engine = registry.engine(self.engine)
@@ -153,7 +153,7 @@ def main(engine: str, report: str, *arguments: str) -> int:
     status = pytest.main([*options, *arguments, str(tests), str(SUITE / "keras_models.py")], plugins=[suite])
     if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         Path(report).write_text(json.dumps(suite.report()))
-    from kernelk.session import stop_engines
+    from kernelk.session.current import stop_engines
 
     stop_engines()
     assert not any(name in sys.modules for name in ENGINE_PACKAGES), "an engine ran in this process, beside kernelk's"

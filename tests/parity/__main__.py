@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import conftest
 
 import kernelk
-from kernelk import registry
-from kernelk.session import current
+from kernelk.engines import registry
+from kernelk.session.current import current
 from parity import case, check, gaps, search, slopes, suite
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "engines_by_function.md"

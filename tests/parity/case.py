@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from kernelk import backend as K
-from kernelk.graph import Tensor
+from kernelk.graph.nodes import Tensor
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

@@ -12,7 +12,7 @@ from support import ATOL, RTOL, fits
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import SwapRefusedError
-from kernelk.graph import Tensor, Update
+from kernelk.graph.nodes import Tensor, Update
 
 from .case import Case, Trial, trial
 from .gaps import gap_of

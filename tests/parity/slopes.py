@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernelk import backend as K
-from kernelk.graph import Tensor
+from kernelk.graph.nodes import Tensor
 
 from .case import Case, Trial, trial
 

@@ -1,0 +1,49 @@
+"""Devices and threads, as every backend checks what it was asked for."""
+
+from .errors import OptionError
+
+# What a library has but once in a process: said where this is the notebook's own.
+SHARED_THREADS = "%s has one pool of threads in a process: these %d are your own %s code's in this notebook, too"
+
+
+FLUSHES = "%s flushes denormal numbers to zero in the notebook's own process, as is its default; a worker keeps them"
+
+
+def positive_threads(options):
+    """The option "threads" as an int, or None where it isn't given. Raises OptionError."""
+    threads = options.get("threads")
+    if threads is None:
+        return None
+    if int(threads) < 1:
+        raise OptionError("threads=%r is unknown: allowed are 1 and more" % (threads,))
+    return int(threads)
+
+
+def settled_threads(title, name, settled, wanted):
+    """The error for a library that takes no other number of threads any more, since its process has used it."""
+    return OptionError(
+        "%s already runs with %s threads in this process: restart it to have %s; next: %%kbackend %s --worker"
+        " --threads %s, or restart the notebook's kernel" % (title, settled, wanted, name, wanted)
+    )
+
+
+def listed_device(wanted, devices):
+    """The name among `devices` that `wanted` means, or None: "cpu" is "cpu:0", and "gpu" "gpu:0"."""
+    for name in (wanted, wanted + ":0", wanted[:-2] if wanted.endswith(":0") else wanted):
+        if name in devices:
+            return name
+    return None
+
+
+def chosen_device(title, name, options, devices, default):
+    """The device to use, as the engine lists it. Raises OptionError with all of `devices`."""
+    wanted = options.get("device")
+    if wanted is None:
+        return default
+    found = listed_device(str(wanted), devices)
+    if found is None:
+        raise OptionError(
+            "%s has no device %r here: allowed are %s; next: %%kbackend %s --device %s"
+            % (title, str(wanted), ", ".join(devices), name, default)
+        )
+    return found

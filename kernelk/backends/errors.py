@@ -1,0 +1,9 @@
+"""The island's own errors, which the contract's two sides know."""
+
+
+class CannotLower(Exception):
+    """The engine has no way to do what an instruction asks; the message says what and why."""
+
+
+class OptionError(ValueError):
+    """An option that the engine can't honour: the message says what is allowed and the next command."""

@@ -1,0 +1,1 @@
+"""numpy, the definition of every op, in the notebook's own process."""

@@ -1,0 +1,266 @@
+"""Carries out a host's requests on one backend: keeps compiled programs and variables' values; in kernel or worker.
+
+Arrays in requests are references [segment, offset, dtype, shape] into shared memory. A request that fails changes
+nothing: neither a variable's value nor what is compiled.
+"""
+
+import gc
+import mmap
+import time
+import traceback
+
+import numpy as np
+
+from ..base import STAGED
+from ..describing import described
+from ..errors import CannotLower
+from ..lowering import InstructionError, Program
+from ..random_draws import draw
+from ..staged import compile_program
+from .timed import Timed
+
+_CHUNK = 1 << 18
+
+
+def same_bits(a, b):
+    """Whether two ndarrays hold the same bytes; NaN payloads and signs of zero count."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = np.ascontiguousarray(a).reshape(-1).view(np.uint8), np.ascontiguousarray(b).reshape(-1).view(np.uint8)
+    whole = a.size // 8 * 8
+    if not np.array_equal(a[whole:], b[whole:]):
+        return False
+    wide_a, wide_b = a[:whole].view(np.uint64), b[:whole].view(np.uint64)
+    # In chunks that stay in the cache: one boolean array for a gigabyte would cost more than the comparison.
+    return all(np.array_equal(wide_a[i : i + _CHUNK], wide_b[i : i + _CHUNK]) for i in range(0, wide_a.size, _CHUNK))
+
+
+def resident_bytes(process="self"):
+    """The resident memory of a process (its id), or of this one, in bytes; 0 where the system doesn't tell it so."""
+    try:
+        with open("/proc/%s/statm" % process) as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError):
+        return 0
+
+
+def describe(error):
+    """The exception as a JSON-able dict.
+
+    `instruction` is set where an op of the program is to blame; `inside` is where in the bodies of loops it stands.
+    """
+    cause, path = error, []
+    while isinstance(cause, InstructionError):
+        path.append(cause.index)
+        cause = cause.cause
+    text = str(cause).strip() or repr(cause)
+    return {
+        "type": type(cause).__name__,
+        "message": text,
+        "instruction": path[0] if path else None,
+        "inside": path[1:],
+        "unsupported": isinstance(cause, CannotLower),
+        "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+    }
+
+
+class Plan(object):
+    """One program on certain variables, with its feeds and results at certain places: all that calls have in common.
+
+    `definition` has key (of the compiled program), feeds and outputs (references), slots (variable ids), draws
+    ([kind, dtype, shape, seed]...) and into (for each update, the references of both its slots).
+    """
+
+    def __init__(self, executor, definition):
+        program, self.run = executor.compiled[definition["key"]]
+        self.feeds = [executor.array(reference) for reference in definition["feeds"]]
+        self.outputs = [executor.array(reference) for reference in definition["outputs"]]
+        self.slots = definition["slots"]
+        self.draws = definition["draws"]
+        self.into = [[executor.array(reference) for reference in pair] for pair in definition["into"]]
+        self.updated = [self.slots[slot] for slot, _ in program.updates]
+
+
+class Executor(object):
+    """Serves requests, one at a time, each a dict with "do"; see the methods named `do_...` for their fields."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.segments = {}
+        self.state = {}  # variable id -> native value
+        self.compiled = {}  # key -> (program, run)
+        self.plans = {}  # number -> Plan
+        self.timed = {}  # number -> Timed
+
+    def handle(self, request):
+        """The reply to a request: a dict, with "error" where it failed."""
+        try:
+            return getattr(self, "do_" + request["do"])(request) or {}
+        except Exception as error:
+            return {"error": describe(error)}
+
+    def array(self, reference):
+        """The ndarray behind a reference."""
+        segment, offset, dtype, shape = reference
+        return self.segments[segment].array(offset, dtype, shape)
+
+    def attach(self, number, segment):
+        """Makes a mapped segment known under its number."""
+        self.segments[number] = segment
+
+    def do_facts(self, request):
+        """Replies with what the engine says of itself, and with what it takes."""
+        backend = self.backend
+        profiler = backend.profiler()
+        return {
+            "facts": backend.facts(),
+            "ops": sorted(set(backend.ops).union(STAGED)),
+            "dtypes": list(backend.dtypes),
+            "specialises": backend.specialises,
+            "profiler": profiler.facts() if profiler else None,
+            "resident": resident_bytes(),
+        }
+
+    def do_compile(self, request):
+        """Fields: key, program (encoded), constants (references). Replies with seconds and bytes taken."""
+        before, start = resident_bytes(), time.perf_counter()
+        program = Program(request["program"])
+        constants = [np.array(self.array(reference)) for reference in request["constants"]]
+        run = compile_program(self.backend, program, constants)
+        self.compiled[request["key"]] = (program, run)
+        held = sum(constant.nbytes for constant in constants) + 2000 * len(program.instructions)
+        return {
+            "seconds": time.perf_counter() - start,
+            "bytes": max(held, resident_bytes() - before),
+            "stages": getattr(run, "stages", None),
+        }
+
+    def do_load(self, request):
+        """Fields: variables ([id, reference]...), verify. Replies with the ids that did not come back bit for bit."""
+        loaded, different = {}, []
+        for number, reference in request["variables"]:
+            source = self.array(reference)
+            value = self.backend.load(source)
+            if request["verify"] and not same_bits(self.backend.to_numpy(value), source):
+                different.append(number)
+            loaded[number] = value
+        if not different:
+            self.state.update(loaded)
+        return {"different": different}
+
+    def do_run(self, request):
+        """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
+
+        sides (for each update, which of its two slots to write), counter (of random draws).
+        Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
+        to come with the reply, and not in the plan's memory.
+        Replies with the seconds that the run itself took.
+        """
+        backend, state = self.backend, self.state
+        if request["define"] is not None:
+            self.plans[request["plan"]] = Plan(self, request["define"])
+        plan = self.plans[request["plan"]]
+        for number, reference in request["load"]:
+            state[number] = backend.load(self.array(reference))
+        counter, feeds = request["counter"], request.get("feeds", plan.feeds)
+        draws = [draw(kind, dtype, shape, seed, counter) for kind, dtype, shape, seed in plan.draws]
+        into = [pair[side] for pair, side in zip(plan.into, request["sides"])]
+        values = [state[number] for number in plan.slots]
+        start = time.perf_counter()
+        if backend.writes_in_place:
+            outputs, updated = plan.run(feeds, values, draws, into)
+        else:
+            outputs, updated = plan.run(feeds, values, draws)
+        seconds = time.perf_counter() - start
+        delivered = self._deliver(plan, outputs, request.get("results"))
+        kept = {}
+        for number, value, destination in zip(plan.updated, updated, into):
+            if value is not destination:
+                value = backend.commit(value, destination)
+            kept[number] = value
+        state.update(kept)
+        return dict(delivered, seconds=seconds)
+
+    def do_time(self, request):
+        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counter,
+
+        profiled (whether the engine's own profiler is to be asked).
+        Makes a `Timed`. Replies with the seconds of its compilation and of its first run.
+        """
+        arrays = [
+            [self.array(reference) for reference in request[name]] for name in ("constants", "feeds", "variables")
+        ]
+        profiler = self.backend.profiler() if request["profiled"] else None
+        rest = {"draws": request["draws"], "counter": request["counter"], "profiler": profiler}
+        made = Timed(self.backend, request["program"], *arrays, **rest)
+        self.timed[request["timed"]] = made
+        return {"compile": made.compile_seconds, "first": made.first_seconds}
+
+    def do_describe(self, request):
+        """Fields: program (encoded), constants (references), names (of its leaves). Replies as `described` says.
+
+        It is compiled for this, and forgotten.
+        """
+        program = Program(request["program"])
+        constants = [np.array(self.array(reference)) for reference in request["constants"]]
+        run = compile_program(self.backend, program, constants)
+        return described(self.backend, program, run, request["names"])
+
+    def do_sample(self, request):
+        """Fields: timed, loops, times, before. Replies with samples: see `Timed.samples`."""
+        timed = self.timed[request["timed"]]
+        return {"samples": timed.samples(request["loops"], request["times"], request["before"])}
+
+    def do_watch(self, request):
+        """Fields: timed (made with `profiled`), loops. Replies with rows and seconds: see `Timed.watched`."""
+        rows, seconds = self.timed[request["timed"]].watched(request["loops"])
+        return {"rows": rows, "seconds": seconds}
+
+    def do_transfers(self, request):
+        """Fields: timed, times. Replies with load, deliver and commit: see `Timed.transfers`."""
+        load, deliver, commit = self.timed[request["timed"]].transfers(request["times"])
+        return {"load": load, "deliver": deliver, "commit": commit}
+
+    def do_release(self, request):
+        """Fields: variables (ids), plans, programs (keys), segments (numbers), timed (numbers). Forgets them."""
+        for number in request["variables"]:
+            self.state.pop(number, None)
+        for number in request["plans"]:
+            self.plans.pop(number, None)
+        for key in request["programs"]:
+            self.compiled.pop(key, None)
+        for number in request["timed"]:
+            self.timed.pop(number, None)
+        if request["programs"] or request["timed"]:
+            gc.collect()
+        for number in request["segments"]:
+            self.segments.pop(number, None)
+
+    def _deliver(self, plan, outputs, how):
+        """Puts outputs into the plan's memory; or replies with a list of what the user may keep: see `do_run`."""
+        backend = self.backend
+        if how == "native":
+            fresh = getattr(plan.run, "fresh", ())
+            return {"results": [backend.native(value, position in fresh) for position, value in enumerate(outputs)]}
+        results = []
+        for value, place in zip(outputs, plan.outputs):
+            array = backend.to_numpy(value)
+            if array.shape != place.shape or array.dtype != place.dtype:
+                raise RuntimeError(
+                    "the engine made %s%s where the graph promises %s%s"
+                    % (array.dtype, array.shape, place.dtype, place.shape)
+                )
+            if how == "arrays":
+                results.append(np.array(array, order="C"))
+            else:
+                place[...] = array
+        return {"results": results} if how == "arrays" else {}
+
+    def close(self):
+        """Forgets everything, and lets the library give back what it can."""
+        backend, self.backend = self.backend, None
+        self.state, self.compiled, self.plans, self.timed = {}, {}, {}, {}
+        backend.close()
+        # What an engine compiles refers to itself.
+        del backend
+        gc.collect()

@@ -1,0 +1,399 @@
+"""The PyTorch backend: in the island, beside the numpy one; a program is one Python function of PyTorch's kernels."""
+
+import itertools
+import re
+import sys
+
+import numpy as np
+
+from ..base import Backend
+from ..choosing import chosen_device, positive_threads
+from ..describing import ops_in
+from ..lowering import InstructionError
+from . import ops, windows
+from .profiler import TorchProfiler
+
+# Set when the first TorchBackend is made.
+torch = None
+
+# Results of constants alone up to this many bytes are computed once, at the compilation.
+FOLDED_BYTES = 1 << 16
+
+_serial = itertools.count(1)
+
+
+class _Writable(object):
+    """A read-only array's memory under a description that doesn't say so: PyTorch warns of what it can't forbid."""
+
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = dict(array.__array_interface__, data=(array.__array_interface__["data"][0], False))
+
+
+def shared(array):
+    """A tensor of the array's own memory, or of a copy's where PyTorch can't describe it; it is only read."""
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    try:
+        return torch.from_numpy(array)
+    except ValueError:
+        # Negative strides, or strides that are no multiple of an element.
+        return torch.from_numpy(np.array(array, order="C"))
+
+
+class TorchBackend(Backend):
+    """PyTorch: on a CPU a variable's value is a tensor of its shared-memory slot, on a GPU the device's own.
+
+    Programs run eagerly under inference mode. TensorFloat-32 and everything else that decides on rounding is left
+    as PyTorch's user has it. In the kernel the number of threads holds for kernelk's own programs alone.
+    """
+
+    name = "torch"
+    ops = ops.OPS
+    # run takes `into`; the last elementwise op of an update writes there
+    writes_in_place = True
+
+    def __init__(self, options):
+        global torch
+        Backend.__init__(self, options)
+        import torch
+
+        ops.torch = windows.torch = torch
+        self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
+        default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
+        self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
+        self._on_cpu = self._device == "cpu:0"
+        self._native_device = torch.device("cpu" if self._on_cpu else self._device)
+        self._threads = threads = positive_threads(options)
+        self._in_kernel = bool(options.get("in_kernel"))
+        if threads is not None and not self._in_kernel:
+            torch.set_num_threads(threads)
+
+    def _inside(self, function):
+        """`function` under inference mode, and in the kernel without what the user has set up for their own code."""
+        # Contexts in C: no Ctrl-C comes between one and the `with` that leaves it again.
+        inference = getattr(torch._C, "_InferenceMode", torch.inference_mode)
+        if not self._in_kernel:
+
+            def call(*arguments):
+                with inference(True):
+                    return function(*arguments)
+
+            return call
+        kind, wanted = self._native_device.type, self._threads
+
+        def call_alone(*arguments):
+            # A user's modes, their default device among them, go by PyTorch's "function" protocol.
+            with torch._C.DisableTorchFunction(), inference(True):
+                casts, threads = torch.is_autocast_enabled(kind), torch.get_num_threads()
+                if not casts and wanted in (None, threads):
+                    return function(*arguments)
+                try:
+                    torch.set_autocast_enabled(kind, False)
+                    torch.set_num_threads(wanted or threads)
+                    return function(*arguments)
+                finally:
+                    torch.set_autocast_enabled(kind, casts)
+                    torch.set_num_threads(threads)
+
+        return call_alone
+
+    def facts(self):
+        return {
+            "version": torch.__version__,
+            "device": self._device,
+            "devices": list(self._devices),
+            "threads": (self._in_kernel and self._threads) or torch.get_num_threads(),
+            "interpreter": "Python " + sys.version.split()[0],
+        }
+
+    def load(self, array):
+        return self._place(np.asarray(array))
+
+    def _place(self, array):
+        # A copy to a GPU from memory that isn't pinned is complete when the call returns.
+        return shared(array) if self._on_cpu else shared(array).to(self._native_device)
+
+    def to_numpy(self, value):
+        return value.numpy() if self._on_cpu else value.cpu().numpy()
+
+    def commit(self, value, destination):
+        # Made by `run` from this very array: the value is there.
+        if getattr(value, "kernelk_place", None) is destination:
+            return value
+        place = torch.from_numpy(destination)
+        place.copy_(value)
+        # On a CPU the value itself may be a view of a feed or of another variable's slot.
+        return place if self._on_cpu else value
+
+    def native(self, value, fresh):
+        # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
+        if self._on_cpu:
+            value = value.numpy()
+            return torch.from_numpy(value if fresh else np.array(value))
+        return torch.from_dlpack(value if fresh else value.clone())
+
+    def close(self):
+        if not self._on_cpu:
+            torch.cuda.empty_cache()
+
+    def synchronize(self):
+        if not self._on_cpu:
+            torch.cuda.synchronize(self._native_device)
+
+    def profiler(self):
+        return TorchProfiler(self)
+
+    def describe(self, program, run, names):
+        text, ops = run.code.described(names)
+        kind = "eager: no graph, this function calls PyTorch's kernels one after the other"
+        return {"kind": kind, "ops": ops, "text": text}
+
+    def compile(self, program, constants):
+        leaves = [self._place(np.array(array)) for array in constants]
+        code = self._inside(_Code)(program, leaves, self._native_device)
+        place, inside = self._place, self._inside
+        written = code.written if self._on_cpu else []
+        # Whether updates are written in place -> the function that does so or not; the other is rarely asked for.
+        compiled = {bool(written): inside(code.function(bool(written)))}
+
+        def run(feeds, state, draws, into=None):
+            destinations = {}
+            if into is not None:
+                for position in written:
+                    tensor = torch.from_numpy(into[position])
+                    tensor.kernelk_place = into[position]
+                    destinations[position] = tensor
+            in_place = bool(destinations)
+            function = compiled.get(in_place)
+            if function is None:
+                function = compiled[in_place] = inside(code.function(in_place))
+            arrays = [place(array) for array in feeds]
+            drawn = [place(array) for array in draws]
+            try:
+                return function(arrays, state, drawn, destinations)
+            except Exception as error:
+                instruction = code.blamed(error)
+                if instruction is None:
+                    raise
+                raise InstructionError(instruction, error) from error
+
+        run.fresh = code.fresh()
+        run.code = code
+        return run
+
+
+def _used(call, depth=4):
+    """The names of PyTorch's functions that a Python function calls, as far as its code tells."""
+    code = getattr(call, "__code__", None)
+    if code is None:
+        name = getattr(call, "__name__", None)
+        return [] if name is None else ["%s.%s" % ("Tensor" if hasattr(call, "__objclass__") else "torch", name)]
+    known = [(name, getattr(torch, name, None)) for name in code.co_names]
+    found = ["torch." + name for name, value in known if callable(value) and not isinstance(value, type)]
+    for cell in call.__closure__ or ():
+        if depth and callable(cell.cell_contents):
+            found += _used(cell.cell_contents, depth - 1)
+    return found
+
+
+def _called(instruction, call):
+    """An instruction's function in PyTorch's words; one that uses more than two of PyTorch's has its op's name."""
+    used = list(dict.fromkeys(_used(call)))
+    return "+".join(used) if 1 <= len(used) <= 2 else instruction.op
+
+
+def _steps(body, leaves, indent="  "):
+    """The calls of a loop's body, a line for each; `leaves` are the names of its leaves."""
+    first, lines = len(body.leaves), []
+    names = list(leaves) + ["s%d" % (first + i.index) for i in body.instructions]
+    for instruction in body.instructions:
+        operands = ", ".join(names[n] for n in instruction.inputs)
+        call = _called(instruction, ops.make(instruction))
+        lines.append("%s%s = %s(%s)" % (indent, names[first + instruction.index], call, operands))
+        if instruction.op == "scan":
+            inner = ["%s[t]" % names[n] for n in instruction.inputs]
+            lines += _steps(instruction.attrs["body"], inner, indent + "  ")
+    return lines
+
+
+class _Code(object):
+    """A program as the text of a Python function, a line for each instruction: looping over a list takes longer."""
+
+    def __init__(self, program, constants, device):
+        self.program = program
+        self.device = device
+        self.first = len(program.leaves)
+        # Value number -> tensor, of constants and of what follows from constants and lengths alone
+        self.known = dict(enumerate(constants, self.first - len(constants)))
+        self.calls = []
+        self.kernels = []
+        for instruction in program.instructions:
+            try:
+                self.kernels.append(ops.kernel(instruction))
+                self.calls.append(ops.make(instruction))
+            except Exception as error:
+                raise InstructionError(instruction, error) from error
+            self._fold(instruction)
+        windows.share_maxima(program.instructions, self.calls)
+        self.kept = set(program.results())
+        self.consumers = [[] for _ in program.values]
+        for instruction in program.instructions:
+            # What has no line of its own consumes nothing.
+            if self.first + instruction.index not in self.known:
+                for number in instruction.inputs:
+                    self.consumers[number].append(instruction)
+        # Value number -> position of the update in whose memory it is computed: new values, and what leads to them
+        self.targets = {}
+        # Positions of the updates that are written so
+        self.written = []
+        for position, (slot, number) in enumerate(program.updates):
+            if number not in self.targets and self._fits(number, program.slots[slot]):
+                self.written.append(position)
+                while number is not None and self._fits(number, program.slots[slot]):
+                    self.targets[number] = position
+                    number = self._reusable(self._instruction(number))
+        # Of each variant of the function, the instruction on each line
+        self.located = {}
+
+    def _fold(self, instruction):
+        number, shape = self.first + instruction.index, instruction.shape
+        if None in shape or int(np.prod(shape)) * np.dtype(instruction.dtype).itemsize > FOLDED_BYTES:
+            return
+        operands = [self.known.get(n) for n in instruction.inputs]
+        if instruction.op in ("size", "shape") and None not in instruction.input_shapes[0]:
+            # Only lengths are asked for.
+            operands = [torch.empty((), device=self.device).expand(instruction.input_shapes[0])]
+        if any(x is None for x in operands):
+            return
+        try:
+            self.known[number] = self.calls[-1](*operands)
+        except Exception:
+            # What fails, fails at the call.
+            return
+
+    def fresh(self):
+        """Positions of outputs whose memory nothing else holds."""
+        outputs, first = self.program.outputs, self.first
+        return [
+            i
+            for i in self.program.computed()
+            if outputs[i] not in self.known and self.program.instructions[outputs[i] - first].op not in ops.VIEWS
+        ]
+
+    def _instruction(self, number):
+        """What computes this value when the program runs; None if it is given or known."""
+        if number < self.first or number in self.known:
+            return None
+        return self.program.instructions[number - self.first]
+
+    def _fits(self, number, kind):
+        """Whether this value is computed by a kernel that can write it into memory of this (dtype, shape)."""
+        instruction = self._instruction(number)
+        if instruction is None or self.kernels[instruction.index] is None or None in instruction.shape:
+            return False
+        return (instruction.dtype, instruction.shape) == kind
+
+    def _reusable(self, instruction):
+        """An operand whose memory can take the instruction's result; None if there is none.
+
+        It is an intermediate that nothing reads afterwards, and that nobody has a view of.
+        """
+        if self.kernels[instruction.index] is None or None in instruction.shape:
+            return None
+        for number in instruction.inputs:
+            source = self._instruction(number)
+            if (
+                source is not None
+                and number not in self.kept
+                and (source.dtype, source.shape) == (instruction.dtype, instruction.shape)
+                and source.op not in ops.VIEWS
+                and self.consumers[number][-1] is instruction
+                and not any(consumer.op in ops.VIEWS for consumer in self.consumers[number])
+            ):
+                return number
+        return None
+
+    def function(self, in_place):
+        """`function(feeds, state, draws, destinations)` -> (outputs, new_state)."""
+        program, lines, names, located = self.program, [], {}, {}
+        leaves = iter(["v%d" % number for number in range(self.first)])
+        lines.append("def program(feeds, state, draws, destinations):")
+        for source, count in (
+            ("feeds", len(program.inputs)),
+            ("state", len(program.slots)),
+            ("draws", len(program.draws)),
+        ):
+            lines.append(" [%s] = %s" % (", ".join(itertools.islice(leaves, count)), source))
+        for instruction in program.instructions:
+            number = self.first + instruction.index
+            if number in self.known:
+                continue
+            arguments = [self._name(n, names) for n in instruction.inputs]
+            if in_place and number in self.targets:
+                arguments.append("out=destinations[%d]" % self.targets[number])
+            else:
+                reused = self._reusable(instruction)
+                if reused is not None:
+                    arguments.append("out=v%d" % reused)
+            names["k%d" % instruction.index] = self.calls[instruction.index]
+            line = " v%d = k%d(%s)" % (number, instruction.index, ", ".join(arguments))
+            # Intermediates are let go after their last use.
+            done = [
+                "v%d" % n
+                for n in sorted(set(instruction.inputs))
+                if n >= self.first
+                and n not in self.known
+                and n not in self.kept
+                and self.consumers[n][-1] is instruction
+            ]
+            lines.append(line + ("; del " + ", ".join(done) if done else ""))
+            located[len(lines)] = instruction
+        outputs = [self._name(n, names) for n in program.outputs]
+        updates = [self._name(n, names) for _, n in program.updates]
+        lines.append(" return [%s], [%s]" % (", ".join(outputs), ", ".join(updates)))
+        # Serves to tell this function's frame from all others in a traceback.
+        file = "<kernelk program %d>" % next(_serial)
+        self.located[file] = located
+        self.text = "\n".join(lines)
+        exec(compile(self.text, file, "exec"), names)
+        return names["program"]
+
+    def described(self, names):
+        """The function's text in the words of PyTorch and of its reader, and how many kernels it calls."""
+        calls, count, loops = {}, 0, []
+        for instruction, call in zip(self.program.instructions, self.calls):
+            number = self.first + instruction.index
+            calls["k%d" % instruction.index] = _called(instruction, call)
+            if number not in self.known:
+                count += 1
+            if instruction.op == "scan":
+                body = instruction.attrs["body"]
+                operands = [names[n] if n < len(names) else "v%d" % n for n in instruction.inputs]
+                loops += ["", "# at each step of the loop v%d:" % number]
+                loops += _steps(body, ["%s[t]" % text for text in operands])
+                count += ops_in(body)
+
+        def word(found):
+            text = found.group()
+            if text in calls:
+                return calls[text]
+            number = int(text[1:])
+            return names[number] if text[0] == "v" and number < len(names) else text
+
+        return re.sub(r"\b[kv]\d+\b", word, self.text) + "\n".join([""] * bool(loops) + loops), count
+
+    def _name(self, number, names):
+        if number in self.known:
+            names["v%d" % number] = self.known[number]
+        return "v%d" % number
+
+    def blamed(self, error):
+        """The instruction at whose line the error arose; None if it was at none."""
+        trace, found = error.__traceback__, None
+        while trace is not None:
+            located = self.located.get(trace.tb_frame.f_code.co_filename)
+            if located is not None:
+                found = located.get(trace.tb_lineno, found)
+            trace = trace.tb_next
+        return found

@@ -1,0 +1,667 @@
+"""PyTorch's way to do each op; in the island, beside the PyTorch backend, which hands the engine over once it is up."""
+
+import numpy as np
+
+from ..base import registrar
+from ..errors import CannotLower
+from ..lowering import Instruction, Steps, python_slices, resolve_dims
+from . import windows
+
+# The engine's module, set by the backend: makers are only called after that.
+torch = None
+
+# op name -> maker: `maker(instruction, **attrs)` returns the function of tensors that the op is. What can be decided
+# from dtypes and attributes is decided here, once, since a small step's time is the calls between its kernels.
+MAKERS = {}
+maker = registrar(MAKERS)
+
+FLOATS = ("float16", "float32", "float64")
+# PyTorch holds these, and has next to no arithmetic for them: it is done on signed twins of the same bits.
+TWINS = {"uint16": "int16", "uint32": "int32", "uint64": "int64"}
+SIGN_BITS = {"uint16": -(2**15), "uint32": -(2**31), "uint64": -(2**63)}
+
+# One kernel, which also takes `out`, for all dtypes but those of TWINS (and but for what is handled below).
+KERNELS = {
+    "negative": "neg",
+    "sqrt": "sqrt",
+    "exp": "exp",
+    "log": "log",
+    "tanh": "tanh",
+    "sin": "sin",
+    "cos": "cos",
+    "logical_not": "logical_not",
+    "add": "add",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "power": "pow",
+    "maximum": "maximum",
+    "minimum": "minimum",
+    "logical_and": "logical_and",
+    "logical_or": "logical_or",
+    "equal": "eq",
+    "not_equal": "ne",
+    "less": "lt",
+    "less_equal": "le",
+    "select": "where",
+    "sigmoid": "sigmoid",
+}
+# Whose bits come out alike from signed and from unsigned operands.
+WRAPPING = {
+    *("negative", "add", "subtract", "multiply", "equal", "not_equal", "select", "sum", "prod", "cumsum", "cumprod"),
+    *("reshape", "broadcast_to", "transpose", "concatenate", "unconcatenate", "slice", "unslice", "pad"),
+    *("gather", "scatter_add", "matmul", "batch_matmul"),
+}
+# Which ask for the order: with the sign bit turned over, signed numbers have that of the unsigned ones.
+ORDERED = {"maximum", "minimum", "less", "less_equal", "max", "min", "argmax", "argmin"}
+# Which may hand their operand's memory on; the results of all others are memory of their own.
+VIEWS = {
+    *("abs", "sign", "floor", "round", "cast", "size", "shape", "reshape", "broadcast_to", "transpose"),
+    *("concatenate", "unconcatenate", "slice", "unslice", "pad", "gather", "scatter_add"),
+    # of a 0-d value
+    "prod",
+    # A state may be handed on as it is, step by step.
+    *("scan", "item"),
+}
+
+
+def kernel(instruction):
+    """PyTorch's own function for the instruction, which also takes `out`; None where there is more to do."""
+    name = KERNELS.get(instruction.op)
+    if name is None or any(dtype in TWINS for dtype in instruction.input_dtypes):
+        return None
+    if instruction.op == "power" and instruction.dtype not in FLOATS:
+        return None
+    return getattr(torch, name)
+
+
+def make(instruction):
+    """The instruction as a function of tensors. Raises CannotLower."""
+    direct = kernel(instruction)
+    if direct is not None:
+        return direct
+    name = instruction.op
+    if name not in MAKERS:
+        raise CannotLower("this backend doesn't define %r" % name)
+    operands = instruction.input_dtypes
+    if name == "select" or name in ("gather", "scatter_add"):
+        # Neither a condition nor an index has a part in the arithmetic.
+        operands = (instruction.dtype,)
+    if any(dtype in TWINS for dtype in operands):
+        if name in WRAPPING:
+            return _on_twins(instruction)
+        if name in ORDERED:
+            return _on_twins(instruction, SIGN_BITS[operands[0]])
+    return MAKERS[name](instruction, **instruction.attrs)
+
+
+def twin(x):
+    """Unsigned integers as signed ones of the same bits; others as they are."""
+    name = TWINS.get(str(x.dtype)[6:])
+    return x if name is None else x.view(getattr(torch, name))
+
+
+def _on_twins(instruction, sign_bit=None):
+    like = Instruction(
+        instruction.index,
+        instruction.op,
+        instruction.inputs,
+        instruction.attrs,
+        TWINS.get(instruction.dtype, instruction.dtype),
+        instruction.shape,
+    )
+    like.input_dtypes = tuple(TWINS.get(dtype, dtype) for dtype in instruction.input_dtypes)
+    like.input_shapes = instruction.input_shapes
+    call, back = make(like), TWINS.get(instruction.dtype) and getattr(torch, instruction.dtype)
+
+    def wrapped(*values):
+        values = [twin(x) for x in values]
+        if sign_bit is not None:
+            values = [x ^ sign_bit for x in values]
+        result = call(*values)
+        if back is None:
+            return result
+        return (result if sign_bit is None else result ^ sign_bit).view(back)
+
+    return wrapped
+
+
+def dtype_of(name):
+    """PyTorch's dtype of this name."""
+    return getattr(torch, name)
+
+
+def wide(x):
+    """float16 as float32, where it would be rounded at each step."""
+    return x.to(torch.float32) if x.dtype is torch.float16 else x
+
+
+# Elementwise ----------------------------------------------------------------------------------------------
+
+
+@maker(*sorted(KERNELS))
+def _kernel(instruction):
+    return getattr(torch, KERNELS[instruction.op])
+
+
+def _same(x, *others):
+    return x
+
+
+@maker("abs")
+def _abs(instruction):
+    return _same if instruction.dtype == "bool" or instruction.dtype in TWINS else torch.abs
+
+
+@maker("sign")
+def _sign(instruction):
+    if instruction.dtype in FLOATS:
+        # PyTorch's sign of NaN is 0.
+        return lambda x: torch.where(torch.eq(x, x), torch.sign(x), x)
+    if instruction.dtype in TWINS:
+        dtype = dtype_of(instruction.dtype)
+        return lambda x: torch.ne(twin(x), 0).to(dtype)
+    return torch.sign
+
+
+@maker("floor")
+def _floor(instruction):
+    return torch.floor if instruction.dtype in FLOATS else _same
+
+
+@maker("round")
+def _round(instruction):
+    return torch.round if instruction.dtype in FLOATS else _same
+
+
+@maker("relu")
+def _relu(instruction):
+    return torch.relu
+
+
+@maker("relu_grad")
+def _relu_grad(instruction):
+    def call(y, g):
+        # PyTorch's own kernel is a fifth of the time, and gives a NaN a gradient. To look for one costs less than the
+        # difference; on a GPU it would be waited for.
+        if y.is_cuda or bool(torch.isnan(torch.sum(y))):
+            return torch.where(torch.gt(y, 0), g, torch.zeros((), dtype=g.dtype, device=g.device))
+        return torch.ops.aten.threshold_backward(g, y, 0)
+
+    return call
+
+
+def _shifted(x):
+    """int64 moved right by one bit as if it were unsigned."""
+    return (x >> 1) & (2**63 - 1)
+
+
+def _unsigned_less(x, y):
+    return torch.lt(x ^ -(2**63), y ^ -(2**63))
+
+
+def _quotient_of_uint64(x, y):
+    """x // y of twins, y nowhere 0: one step of long division where y's highest bit isn't set."""
+    safe = torch.where(torch.lt(y, 1), torch.ones_like(y), y)
+    quotient = torch.floor_divide(_shifted(x), safe) << 1
+    quotient = quotient + torch.logical_not(_unsigned_less(x - quotient * y, y)).to(torch.int64)
+    # A divisor of 2**63 or more fits once or not at all.
+    return torch.where(torch.lt(y, 0), torch.logical_not(_unsigned_less(x, y)).to(torch.int64), quotient)
+
+
+def _divided(x, y, quotient):
+    """x // y or x % y of signed integers; 0 where y is 0."""
+    zero = torch.eq(y, 0)
+    # Dividing by 0 is an error in PyTorch, and the least integer by -1 ends the process.
+    unsafe = torch.logical_or(zero, torch.eq(y, -1))
+    divisor = torch.where(unsafe, torch.ones_like(y), y)
+    if not quotient:
+        return torch.remainder(x, divisor)
+    result = torch.where(unsafe, torch.neg(x), torch.floor_divide(x, divisor))
+    return torch.where(zero, torch.zeros_like(x), result)
+
+
+@maker("floor_divide", "mod")
+def _floor_divide(instruction):
+    dtype, quotient = instruction.dtype, instruction.op == "floor_divide"
+    if dtype == "bool":
+        raise CannotLower("booleans can't be divided")
+    if dtype in FLOATS:
+        return torch.floor_divide if quotient else _float_mod
+    if dtype == "uint64":
+
+        def of_uint64(x, y):
+            x, y = torch.broadcast_tensors(twin(x), twin(y))
+            zero = torch.eq(y, 0)
+            result = _quotient_of_uint64(x, torch.where(zero, torch.ones_like(y), y))
+            result = result if quotient else x - result * y
+            return torch.where(zero, torch.zeros_like(result), result).view(torch.uint64)
+
+        return of_uint64
+    if dtype.startswith("u"):
+        native = dtype_of(dtype)
+        return lambda x, y: _divided(x.to(torch.int64), y.to(torch.int64), quotient).to(native)
+    return lambda x, y: _divided(x, y, quotient)
+
+
+def _float_mod(x, y):
+    result = torch.remainder(x, y)
+    if not x.is_cuda:
+        # On a CPU x % y is NaN where x / y overflows.
+        lost = torch.logical_and(torch.ne(result, result), torch.logical_and(torch.isfinite(x), torch.isfinite(y)))
+        if bool(torch.logical_and(lost, torch.ne(y, 0)).any()):
+            with np.errstate(all="ignore"):
+                # Of two 0-d arrays numpy makes a scalar.
+                result = torch.from_numpy(np.asarray(np.mod(x.numpy(), y.numpy())))
+    # A remainder of 0 has the sign of the divisor.
+    return torch.where(torch.eq(result, 0), torch.copysign(result, y), result)
+
+
+@maker("power")
+def _power(instruction):
+    dtype, signed = dtype_of(instruction.dtype), not instruction.dtype.startswith("u")
+
+    def power(x, y):
+        x, y = twin(x), twin(y)
+        if instruction.dtype == "uint64":
+            return _power_of_uint64(x, y).view(dtype)
+        if signed and bool(torch.lt(y, 0).any()):
+            raise ValueError("Integers to negative integer powers are not allowed.")
+        if dtype is torch.uint16 or dtype is torch.uint32:
+            x, y = x.to(torch.int64), y.view(dtype).to(torch.int64)
+        return torch.pow(x, y).to(dtype)
+
+    return power
+
+
+def _power_of_uint64(x, y):
+    result, x = torch.ones_like(x * y), x + torch.zeros_like(y)
+    while bool(torch.ne(y, 0).any()):
+        result = torch.where(torch.ne(y & 1, 0), result * x, result)
+        x, y = x * x, _shifted(y)
+    return result
+
+
+@maker("cast")
+def _cast(instruction, dtype):
+    (source,) = instruction.input_dtypes
+    target = dtype_of(dtype)
+    if source == dtype:
+        return _same
+    if dtype == "bool":
+        return lambda x: torch.ne(twin(x), 0)
+    if source in FLOATS:
+        if source == "float64" and dtype == "float16":
+            return _half
+        # Numbers that don't fit wrap, as in C; PyTorch's vector code may saturate them.
+        through = {"int8": "int32", "int16": "int32", "uint8": "int64", "uint16": "int64", "uint32": "int64"}.get(dtype)
+        if through is not None:
+            through = dtype_of(through)
+            return lambda x: x.to(through).to(target)
+    if source == "uint64" and dtype not in FLOATS:
+        return lambda x: twin(x).to(target)
+    if source in ("uint16", "uint32"):
+        return lambda x: x.to(torch.int64).to(target)
+    return lambda x: x.to(target)
+
+
+def _half(x):
+    """float64 to float16, which PyTorch rounds twice: to float32 first, whose last bit here marks what was lost."""
+    single = x.to(torch.float32)
+    back = single.to(torch.float64)
+    even = torch.eq(single.view(torch.int32) & 1, 0)
+    towards = torch.where(torch.lt(back, x), float("inf"), float("-inf")).to(torch.float32)
+    odd = torch.nextafter(single, towards)
+    return torch.where(torch.logical_and(torch.ne(back, x), even), odd, single).to(torch.float16)
+
+
+# Reductions -----------------------------------------------------------------------------------------------
+
+
+@maker("sum")
+def _sum(instruction, axes, keepdims):
+    axes, dtype = tuple(axes), dtype_of(instruction.dtype)
+    if instruction.dtype == "bool":
+        return lambda x: torch.ne(torch.sum(x, axes, keepdims), 0)
+    if instruction.dtype == "float16":
+        return lambda x: torch.sum(x, axes, keepdims, dtype=torch.float32).to(dtype)
+    if instruction.dtype in FLOATS:
+        return lambda x: torch.sum(x, axes, keepdims)
+    return lambda x: torch.sum(x, axes, keepdims, dtype=dtype)
+
+
+@maker("max", "min")
+def _extreme(instruction, axes, keepdims):
+    function = torch.amax if instruction.op == "max" else torch.amin
+    return lambda x: function(x, axes, keepdims)
+
+
+def _in_turn(function, axes):
+    def call(x):
+        for axis in axes:
+            x = function(x, axis)
+        return x
+
+    return call
+
+
+@maker("prod")
+def _prod(instruction, axes, keepdims):
+    dtype = dtype_of(instruction.dtype)
+    if instruction.dtype == "bool":
+        return _in_turn(lambda x, axis: torch.all(x, axis, keepdims), axes[::-1])
+    accumulator = torch.float32 if instruction.dtype == "float16" else dtype
+    reduce = _in_turn(lambda x, axis: torch.prod(x, axis, keepdims), axes[::-1])
+    if instruction.dtype not in FLOATS:
+        reduce = _in_turn(lambda x, axis: torch.prod(x, axis, keepdims, dtype=dtype), axes[::-1])
+    return lambda x: reduce(x.to(accumulator)).to(dtype)
+
+
+@maker("argmax", "argmin")
+def _argmax(instruction, axis):
+    function = torch.argmax if instruction.op == "argmax" else torch.argmin
+    if instruction.input_dtypes[0] == "bool":
+        return lambda x: function(x.to(torch.uint8), axis)
+    return lambda x: function(x, axis)
+
+
+@maker("cumsum", "cumprod")
+def _cumulated(instruction, axis):
+    function, dtype = getattr(torch, instruction.op), dtype_of(instruction.dtype)
+    if instruction.dtype == "bool":
+        # The product of bits that are each 0 or 1 stays one; their sum needs room.
+        return lambda x: torch.ne(function(x, axis, dtype=torch.int64), 0)
+    if instruction.dtype == "float16":
+        return lambda x: function(x, axis, dtype=torch.float32).to(dtype)
+    return lambda x: function(x, axis, dtype=dtype)
+
+
+@maker("size")
+def _size(instruction, axes):
+    made = {}
+
+    def size(x):
+        lengths = tuple([x.shape[axis] for axis in axes])
+        if lengths not in made:
+            made.clear()
+            made[lengths] = torch.from_numpy(np.asarray(np.prod(lengths)).astype(instruction.dtype)).to(x.device)
+        return made[lengths]
+
+    return size
+
+
+@maker("shape")
+def _shape(instruction):
+    return lambda x: torch.tensor(tuple(x.shape), dtype=torch.int32, device=x.device)
+
+
+# Arrangement ----------------------------------------------------------------------------------------------
+
+
+def _length(value, axis):
+    return value.shape[axis]
+
+
+def _arranged(instruction, dims, method):
+    if not any(isinstance(dim, list) for dim in dims):
+        dims = tuple(dims)
+        return lambda x, *references: method(x, dims)
+    if len(instruction.inputs) > 1 and dims == [[1, axis] for axis in range(len(instruction.input_shapes[1]))]:
+        return lambda x, like, *references: method(x, like.shape)
+    return lambda *values: method(values[0], resolve_dims(dims, values, _length))
+
+
+@maker("reshape")
+def _reshape(instruction, dims):
+    return _arranged(instruction, dims, torch.reshape)
+
+
+@maker("broadcast_to")
+def _broadcast_to(instruction, dims):
+    return _arranged(instruction, dims, torch.Tensor.expand)
+
+
+@maker("transpose")
+def _transpose(instruction, permutation):
+    permutation = tuple(permutation)
+    return lambda x: x.permute(permutation)
+
+
+@maker("concatenate")
+def _concatenate(instruction, axis):
+    return lambda *values: torch.cat(values, axis)
+
+
+@maker("unconcatenate")
+def _unconcatenate(instruction, axis, part):
+    def unconcatenate(whole, *parts):
+        start = sum([value.shape[axis] for value in parts[:part]])
+        return whole.narrow(axis, start, parts[part].shape[axis])
+
+    return unconcatenate
+
+
+def _forwards(slices, shape):
+    """The slices with those of negative step turned over, and the axes that must be turned back: PyTorch has none."""
+    index, turned = [], []
+    for axis, (entry, length) in enumerate(zip(slices, shape)):
+        if (1 if entry.step is None else entry.step) < 0:
+            chosen = range(*entry.indices(length))
+            # Of nothing, the first and the last are of no use as bounds.
+            entry = slice(chosen[-1], chosen[0] + 1, -entry.step) if len(chosen) else slice(0, 0)
+            turned.append(axis)
+        index.append(entry)
+    return tuple(index), turned
+
+
+@maker("slice")
+def _slice(instruction, slices):
+    index = python_slices(slices)
+    if not index:
+        return _same
+    if all(entry.step is None or entry.step > 0 for entry in index):
+        return lambda x: x[index]
+
+    def call(x):
+        forwards, turned = _forwards(index, x.shape)
+        return x[forwards].flip(turned)
+
+    return call
+
+
+@maker("unslice")
+def _unslice(instruction, slices):
+    index = python_slices(slices)
+
+    def unslice(piece, like):
+        whole = torch.zeros(like.shape, dtype=piece.dtype, device=piece.device)
+        forwards, turned = _forwards(index, like.shape)
+        whole[forwards] = piece.flip(turned) if turned else piece
+        return whole
+
+    return unslice
+
+
+@maker("one_hot")
+def _one_hot(instruction, depth):
+    dtype = dtype_of(instruction.dtype)
+
+    def one_hot(indices):
+        # Of uint64, what is beyond int64 becomes negative: no class's number either way.
+        indices = (twin(indices) if indices.dtype is torch.uint64 else indices).to(torch.int64)
+        return torch.eq(indices.unsqueeze(-1), torch.arange(depth, device=indices.device)).to(dtype)
+
+    return one_hot
+
+
+@maker("pad")
+def _pad(instruction, pads):
+    if not pads:
+        return _same
+    # PyTorch begins with the last axis.
+    flat = [count for pair in reversed(pads) for count in pair]
+    return lambda x: torch.constant_pad_nd(x, flat)
+
+
+def _rows(indices):
+    if indices.dtype is torch.uint64:
+        # What is beyond int64 becomes negative, and so stays outside.
+        indices = twin(indices)
+    return indices.to(torch.int64).reshape(-1)
+
+
+@maker("gather")
+def _gather(instruction):
+    missing = float("nan") if instruction.dtype in FLOATS else 0
+
+    def gather(x, indices):
+        rows, length = _rows(indices), x.shape[0]
+        shape = indices.shape + x.shape[1:]
+        if x.is_cuda:
+            # Looking whether any is outside would wait for the device.
+            outside = torch.logical_or(torch.lt(rows, 0), torch.ge(rows, length))
+        elif not rows.numel():
+            outside = None
+        else:
+            low, high = torch.aminmax(rows)
+            outside = None
+            if int(low) < 0 or int(high) >= length:
+                outside = torch.logical_or(torch.lt(rows, 0), torch.ge(rows, length))
+        if outside is None:
+            return torch.index_select(x, 0, rows).reshape(shape)
+        if not length:
+            return torch.full(shape, missing, dtype=x.dtype, device=x.device)
+        chosen = torch.index_select(x, 0, torch.where(outside, torch.zeros_like(rows), rows))
+        outside = outside.reshape((-1,) + (1,) * (x.dim() - 1))
+        return chosen.masked_fill(outside, missing).reshape(shape)
+
+    return gather
+
+
+@maker("scatter_add")
+def _scatter_add(instruction):
+    dtype = dtype_of(instruction.dtype)
+
+    def scatter_add(values, indices, like):
+        rows, length, rest = _rows(indices), like.shape[0], like.shape[1:]
+        outside = torch.logical_or(torch.lt(rows, 0), torch.ge(rows, length))
+        # One more row takes what belongs nowhere.
+        rows = torch.where(outside, torch.full_like(rows, length), rows)
+        values = wide(values).reshape(rows.shape + rest)
+        if values.dtype is torch.bool:
+            values = values.to(torch.int64)
+        total = torch.zeros((length + 1,) + rest, dtype=values.dtype, device=values.device)
+        total.index_add_(0, rows, values)
+        return total[:length].to(dtype)
+
+    return scatter_add
+
+
+def _product(instruction, function):
+    """`function` of two tensors as a product in the instruction's dtype."""
+    dtype = instruction.dtype
+    native = dtype_of(dtype)
+    if dtype == "float16":
+        return lambda a, b: function(a.to(torch.float32), b.to(torch.float32)).to(native)
+    if dtype in FLOATS:
+        return function
+
+    def integers(a, b):
+        if dtype == "bool":
+            a, b = a.to(torch.int64), b.to(torch.int64)
+        # CUDA multiplies no matrices of integers.
+        product = function(a.cpu(), b.cpu()).to(a.device)
+        return torch.ne(product, 0) if dtype == "bool" else product
+
+    return integers
+
+
+@maker("matmul")
+def _matmul(instruction, transpose_a, transpose_b):
+    product = _product(instruction, torch.mm)
+    if not (transpose_a or transpose_b):
+        return product
+    if not transpose_b:
+        return lambda a, b: product(a.t(), b)
+    if not transpose_a:
+        return lambda a, b: product(a, b.t())
+    return lambda a, b: product(a.t(), b.t())
+
+
+@maker("batch_matmul")
+def _batch_matmul(instruction, transpose_a, transpose_b):
+    product = _product(instruction, torch.matmul)
+
+    def batch_matmul(a, b):
+        return product(a.transpose(-1, -2) if transpose_a else a, b.transpose(-1, -2) if transpose_b else b)
+
+    return batch_matmul
+
+
+# Composites that PyTorch has kernels for ------------------------------------------------------------------
+
+
+@maker("mean")
+def _mean(instruction, axes, keepdims):
+    axes, dtype = tuple(axes), dtype_of(instruction.dtype)
+    if instruction.dtype in ("float32", "float64"):
+        return lambda x: torch.mean(x, axes, keepdims)
+    wider = torch.float32 if instruction.dtype == "float16" else torch.float64
+    return lambda x: torch.mean(x.to(wider), axes, keepdims).to(dtype)
+
+
+@maker("softmax")
+def _softmax(instruction, axis):
+    # PyTorch's log_softmax loses digits where one class takes nearly all, and is left to the decomposition.
+    if instruction.dtype == "float16":
+        return lambda x: torch.softmax(x, axis, dtype=torch.float32).to(torch.float16)
+    return lambda x: torch.softmax(x, axis)
+
+
+def _element(x, t):
+    return x[t]
+
+
+@maker("scan")
+def _scan(instruction, sequences, states, reverse, body):
+    calls = [(make(inner), inner.inputs) for inner in body.instructions]
+    kinds = [body.values[number] for number in body.outputs[states:]]
+
+    def call(*operands):
+        length = operands[0].shape[0]
+        steps, stacked = Steps(instruction, operands, length, _element), None
+        for t, values in steps:
+            for function, inputs in calls:
+                values.append(function(*[values[number] for number in inputs]))
+            results = [values[number] for number in body.outputs]
+            steps.states = results[:states]
+            if stacked is None:
+                stacked = [torch.empty((length,) + x.shape, dtype=x.dtype, device=x.device) for x in results[states:]]
+            for whole, x in zip(stacked, results[states:]):
+                whole[t] = x
+        if stacked is None:
+            device = operands[0].device
+            stacked = [torch.zeros((0,) + shape, dtype=dtype_of(dtype), device=device) for dtype, shape in kinds]
+        return steps.states + stacked
+
+    return call
+
+
+@maker("item")
+def _item(instruction, index):
+    return lambda values: values[index]
+
+
+windows.enter(maker)
+
+
+def _by_contract(name):
+    def call(instruction, *values, **attrs):
+        return make(instruction)(*values)
+
+    call.__name__ = name
+    return call
+
+
+# As the contract has them: called with the values at once.
+OPS = {_name: _by_contract(_name) for _name in MAKERS}

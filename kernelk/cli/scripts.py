@@ -1,0 +1,76 @@
+"""Scripts as bodies to measure: what `kernelk time`, `profile` and `compare` hand to the Python twins."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError, KernelKError
+
+
+def script(path: str) -> Callable[[], None]:
+    """A body that runs the script as Python itself would, each time anew. Raises ArgumentError if there is none.
+
+    What goes wrong in it is raised with the script's own line, as ArgumentError if it isn't kernelk's error.
+    """
+    if not Path(path).is_file():
+        raise ArgumentError(
+            f"there is no script {path}; next: the path of a Python file that evaluates something with K"
+        )
+    # What a script leaves behind has to live as long as what it has evaluated is run again.
+    kept: list[Any] = []
+
+    def run() -> None:
+        arguments, paths = sys.argv, list(sys.path)
+        sys.argv, sys.path[:0] = [path], [str(Path(path).resolve().parent)]
+        try:
+            kept.append(runpy.run_path(path, run_name="__main__"))
+        except KernelKError as error:
+            # An op that is refused as it is written says no line, as a notebook's traceback shows it.
+            place = _place(path, error)
+            if place not in str(error):
+                error.args = (f"{place}: {error.args[0]}", *error.args[1:])
+            raise
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise ArgumentError(
+                    f"{path} ended with {end.code!r}, so nothing was measured; next: run it alone"
+                ) from None
+        except Exception as error:
+            raise ArgumentError(f"{_place(path, error)}: {_words(error)}; next: python {path}") from None
+        finally:
+            sys.argv, sys.path[:] = arguments, paths
+
+    run.__name__ = Path(path).name
+    return run
+
+
+def _place(path: str, error: Exception) -> str:
+    """The script's name and the line of it that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"{path}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f"{path}, line {lines[-1]}" if lines else path
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def measure(what: str, paths: Sequence[str], options: dict[str, Any], engines: Sequence[str]) -> Any:
+    """The result of the twin "time", "profile" or "compare" for these scripts. Raises what the twin raises."""
+    import kernelk
+
+    bodies = [script(path) for path in paths]
+    given = {name: value for name, value in options.items() if value is not None}
+    return getattr(kernelk, what)(*bodies, *engines, **given)
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(scripts, engines' names) of a command's arguments: a script is what ends in .py or is a file."""
+    scripts = [word for word in words if word.endswith(".py") or Path(word).is_file()]
+    return scripts, [word for word in words if word not in scripts]

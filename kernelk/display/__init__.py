@@ -1,0 +1,1 @@
+"""Tables, progress, messages, and the commands that messages name."""

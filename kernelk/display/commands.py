@@ -1,0 +1,29 @@
+"""The commands that messages name, in the forms for a shell and for a notebook."""
+
+from __future__ import annotations
+
+import re
+
+
+def in_shell_and_notebook(shell: str, notebook: str) -> str:
+    """One command in both its forms, for an error message."""
+    return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
+
+
+# Debian's packages of the system's libraries that the engines ask for.
+_PACKAGES = {
+    "libstdc++.so.6": "libstdc++6",
+    "libgcc_s.so.1": "libgcc-s1",
+    "libgomp.so.1": "libgomp1",
+    "libz.so.1": "zlib1g",
+}
+
+
+def missing_package(words: str) -> str:
+    """How to get the system's library that an error says is missing; "" if it says nothing of the kind."""
+    match = re.search(r"(lib[\w.+-]+?\.so[\w.]*): cannot open shared object file", words)
+    if match is None:
+        return ""
+    if match[1] in _PACKAGES:
+        return f"`apt install {_PACKAGES[match[1]]}`, or your system's package with {match[1]}"
+    return f"install your system's package with {match[1]}"

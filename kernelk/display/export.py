@@ -1,0 +1,36 @@
+"""What a result can become besides text: a data frame, or JSON with all figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+
+
+class Exported:
+    """A result that leaves as a data frame or JSON; subclasses say what its rows and its raw figures are."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each row of `to_frame`; seconds are floats, sizes are bytes."""
+        raise NotImplementedError
+
+    def raw(self) -> dict[str, Any]:
+        """All of it as plain lists, dicts, strings and numbers."""
+        raise NotImplementedError
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of `records`. Raises ArgumentError where pandas isn't installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise ArgumentError("to_frame needs pandas, which isn't installed; next: pip install pandas") from None
+        return pandas.DataFrame(self.records())
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All of it, raw samples included, as JSON text; written to `path` as well, if it is given."""
+        text = json.dumps(self.raw(), indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text

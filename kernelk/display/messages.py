@@ -1,0 +1,58 @@
+"""Lines for the user: where they go, and whether anybody listens."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from ..config import LIMITS
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this: its shell, unlike a terminal's, has a kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def quiet() -> bool:
+    """Whether kernelk's own lines, and what engines print, are to be left out of the cells."""
+    return LIMITS.quiet or bool(os.environ.get("KERNELK_QUIET"))
+
+
+def stream() -> TextIO:
+    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
+    # A notebook paints standard error as if something had gone wrong.
+    return sys.stdout if in_notebook() else sys.stderr
+
+
+# Where lines go instead of into a cell, if somebody else shows them.
+_HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_heard", default=None)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
+    lines: list[str] = []
+    token = _HEARD.set(lines)
+    try:
+        yield lines
+    finally:
+        _HEARD.reset(token)
+
+
+def somebody_hears() -> bool:
+    """Whether this is inside `heard`: no line is to appear in a cell."""
+    return _HEARD.get() is not None
+
+
+def say(text: str) -> None:
+    """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
+    lines = _HEARD.get()
+    if lines is not None:
+        lines.append(text)
+    elif not quiet():
+        print(text, file=stream(), flush=True)

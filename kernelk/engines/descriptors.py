@@ -1,0 +1,95 @@
+"""The engines that come with kernelk, as the registry describes them: where each runs and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..display.commands import in_shell_and_notebook, missing_package
+
+# What a device or a number of threads is set to where the engine is to decide again.
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One backend: class `backend` of `module`, which is imported in the process that runs it, never to list it.
+
+    `module`: a folder of `kernelk.backends`, whose `backend.py` it is, or a third party's by its full name
+    ("package.module").
+    `in_kernel`: it always runs in the notebook's own process; `in_kernel_too`: it may, where its user asks for it.
+    `compiles_c`: what it makes of a program is C code where there is a compiler, and its user may do without.
+    `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
+    `kernelk install` builds for it.
+    """
+
+    name: str
+    title: str
+    module: str
+    backend: str
+    in_kernel: bool = False
+    in_kernel_too: bool = False
+    compiles_c: bool = False
+    imports: str | None = None
+    recipe: str | None = None
+    install: str = ""
+
+    @property
+    def path(self) -> str:
+        """The full name of the module."""
+        return self.module if "." in self.module else f"kernelk.backends.{self.module}.backend"
+
+    @property
+    def get(self) -> str:
+        """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
+        if self.recipe is not None:
+            return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
+        return in_shell_and_notebook(self.install, f"%{self.install}" if self.install.startswith("pip ") else "")
+
+    def repair(self, words: str) -> str:
+        """The command for an engine that is there and fails with these words: `install` would find nothing to do."""
+        package = missing_package(words)
+        if package:
+            return package
+        if self.recipe is not None:
+            return f"`kernelk install {self.recipe} --rebuild`"
+        return f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+
+
+NUMPY = Engine("numpy", "numpy", "numpy", "NumpyBackend", in_kernel=True)
+TENSORFLOW = Engine(
+    "tensorflow",
+    "TensorFlow",
+    "tensorflow",
+    "TensorFlowBackend",
+    in_kernel_too=True,
+    imports="tensorflow",
+    install='pip install "kernelk[tensorflow]"',
+)
+TORCH = Engine(
+    "torch",
+    "PyTorch",
+    "torch",
+    "TorchBackend",
+    in_kernel_too=True,
+    imports="torch",
+    install='pip install "kernelk[torch]"',
+)
+THEANO = Engine(
+    "theano",
+    "Theano",
+    "theano",
+    "TheanoBackend",
+    compiles_c=True,
+    recipe="theano",
+    install="kernelk install theano",
+)
+CNTK = Engine("cntk", "CNTK", "cntk", "CNTKBackend", recipe="cntk", install="kernelk install cntk")
+JAX = Engine(
+    "jax",
+    "JAX",
+    "jax",
+    "JaxBackend",
+    in_kernel_too=True,
+    imports="jax",
+    install='pip install "kernelk[jax]"',
+)

@@ -1,0 +1,204 @@
+"""Where a backend runs, behind one interface: `LocalHost` is the kernel's own process, `worker_host` another one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import config
+from ..backends.serving.executor import resident_bytes
+from ..bounds import drop_oldest
+from ..display.progress import waiting
+from ..errors import EngineError
+from .descriptors import Engine
+from .storage import Slots, Storage
+
+# A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
+MOST_PLANS = 1024
+
+# So many keys of programs that were dropped are known, to count those that are compiled again.
+MOST_DROPPED = 4096
+
+
+class Host:
+    """One engine at work. `versions` and `compiled` say what of the session it holds already."""
+
+    placement = ""  # "kernel" or "worker"
+
+    def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
+        self.engine = engine
+        self.storage = storage
+        self.options = options or {}
+        self.facts: dict[str, Any] = {}
+        self.ops: frozenset[str] = frozenset()
+        self.dtypes: frozenset[str] = frozenset()
+        self.specialises = "ones"
+        self.profiler: dict[str, Any] | None = None  # what the engine's own says of itself
+        self.start_seconds = 0.0
+        self.versions: dict[int, int] = {}  # variable number -> version that the engine has
+        self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
+        self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
+        self.compile_count = 0  # programs compiled so far, the dropped ones and those compiled again included
+        self.dropped_count = 0
+        self.recompile_count = 0
+        self._dropped: dict[str, None] = {}
+        self.last_run_seconds = 0.0
+        self.stages: dict[str, Any] = {}  # key -> what the backend says of how it split the program
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine is up."""
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int | None:
+        """The process that the engine runs in."""
+        raise NotImplementedError
+
+    @property
+    def memory(self) -> int | None:
+        """The resident bytes of that process, what it shares with others included; None where that isn't known."""
+        return (resident_bytes(self.pid) or None) if self.started else None
+
+    def start(self) -> None:
+        """Starts the engine if it isn't up. Raises BackendNotInstalledError or EngineError."""
+        raise NotImplementedError
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """One request and its reply, raised as EngineError where it holds an error."""
+        raise NotImplementedError
+
+    def feed(self, places: list[np.ndarray[Any, Any]], feeds: list[np.ndarray[Any, Any]]) -> None:
+        """Readies the next run's feeds; `places`: their memory in the plan."""
+        for place, feed in zip(places, feeds):
+            place[...] = feed
+
+    def take(self, places: list[np.ndarray[Any, Any]]) -> list[Any]:
+        """The outputs of the run that has just been, as new ndarrays; `places`: their memory in the plan."""
+        return [place.copy() for place in places]
+
+    def held(self) -> contextlib.AbstractContextManager[Any]:
+        """Around requests and the commit of what they did: Ctrl-C can't come between the two."""
+        raise NotImplementedError
+
+    def waiting(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """Around what may take seconds ("starting", "compiling"): the user sees a line that counts them."""
+        return waiting(f"{self.engine.title} is {doing}", self._hints(doing))
+
+    def _hints(self, doing: str) -> list[str]:
+        """What the user can do about it."""
+        return []
+
+    def listen(self) -> None:
+        """From here on, what the engine prints and warns of is the present call's."""
+
+    def tell(self) -> None:
+        """Shows what the engine has said since `listen`, and warns of what it was warned of."""
+
+    def stop(self) -> None:
+        """Ends the engine and gives its memory back."""
+        raise NotImplementedError
+
+    def _welcome(self, hello: dict[str, Any]) -> None:
+        self.facts = hello["facts"]
+        self.ops = frozenset(hello["ops"])
+        self.dtypes = frozenset(hello["dtypes"])
+        self.specialises = hello["specialises"]
+        self.profiler = hello["profiler"]
+
+    def _forget(self) -> None:
+        self.versions.clear()
+        self.compiled.clear()
+        self.plans.clear()
+        self.stages.clear()
+
+    def loads(self, variables: list[Slots]) -> list[list[Any]]:
+        """The [number, reference] of those variables whose present value the engine doesn't have."""
+        return [
+            [slots.number, slots.reference()] for slots in variables if self.versions.get(slots.number) != slots.version
+        ]
+
+    def loaded(self, variables: list[Slots]) -> None:
+        """Notes that the engine has the present values."""
+        for slots in variables:
+            self.versions[slots.number] = slots.version
+
+    def forget(self, variables: list[Slots]) -> None:
+        """Notes that what the engine has of these is no committed value: it is loaded afresh."""
+        for slots in variables:
+            self.versions.pop(slots.number, None)
+
+    def remember(self, key: str, reply: dict[str, Any]) -> None:
+        """Enters a compiled program, and drops the least recently used ones beyond the bound."""
+        self.compiled[key] = reply["bytes"]
+        self.compile_count += 1
+        self.recompile_count += key in self._dropped
+        if reply.get("stages"):
+            self.stages[key] = reply["stages"]
+        dropped = []
+        while sum(self.compiled.values()) > config.LIMITS.compiled_bytes and len(self.compiled) > 1:
+            dropped.append(next(iter(self.compiled)))
+            del self.compiled[dropped[-1]]
+        if dropped:
+            self.dropped_count += len(dropped)
+            self._dropped.update(dict.fromkeys(dropped))
+            drop_oldest(self._dropped, MOST_DROPPED)
+            self.release_programs(dropped)
+
+    def define(self, number: int, key: str) -> None:
+        """Notes that the executor has this plan, and lets it forget the oldest ones beyond a bound."""
+        self.plans[number] = key
+        old = drop_oldest(self.plans, MOST_PLANS)
+        if old:
+            self._release(plans=old)
+
+    def release_programs(self, keys: list[str]) -> None:
+        """Lets the engine forget compiled programs and the plans that use them."""
+        gone = set(keys)
+        plans = [number for number, key in self.plans.items() if key in gone]
+        for number in plans:
+            del self.plans[number]
+        for key in keys:
+            self.compiled.pop(key, None)
+            self.stages.pop(key, None)
+        if self.started:
+            self._release(programs=keys, plans=plans)
+
+    def release(self, variables: list[int], segments: list[int]) -> None:
+        """Lets the engine forget variables and segments that are gone."""
+        known = [number for number in variables if self.versions.pop(number, None) is not None]
+        plans: list[int] = []
+        if segments:
+            # A plan holds views of the transfer segment; all are made anew at their next call.
+            plans = list(self.plans)
+            self.plans.clear()
+        if self.started and (known or segments or plans):
+            self._release(variables=known, segments=segments, plans=plans)
+
+    def release_timed(self, numbers: list[int]) -> None:
+        """Lets the engine forget what it was given to time."""
+        if self.started:
+            self._release(timed=numbers)
+
+    def _release(self, **gone: list[Any]) -> None:
+        kinds = ("variables", "plans", "programs", "segments", "timed")
+        self.request({"do": "release", **{name: [] for name in kinds}, **gone})
+
+
+def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
+    """The executor's description of a failure as an exception; `details` keeps the engine's own traceback."""
+    message = " ".join(error["message"].split())
+    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}")
+    made.details = error  # type: ignore[attr-defined]
+    return made
+
+
+def cache_folder(engine: Engine) -> str:
+    """The user's lasting folder for what this engine compiles; it need not exist."""
+    import platformdirs
+
+    return str(Path(platformdirs.user_cache_dir("kernelk")) / engine.name)

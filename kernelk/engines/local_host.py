@@ -1,0 +1,161 @@
+"""`LocalHost`: an engine in the kernel's own process, the alternative to a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..backends.errors import OptionError
+from ..backends.serving.executor import Executor
+from ..display import messages
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError
+from . import registry
+from .descriptors import Engine
+from .host import Host, cache_folder, engine_error
+from .interrupts import HeldInterrupt, let_it_end
+from .storage import Storage
+
+# Notes of backends that the user has been told.
+_told: set[str] = set()
+
+
+class LocalHost(Host):
+    """A backend in the kernel's own process, whose arrays and the engine's own pass without a copy where they can.
+
+    Raises ArgumentError for an engine that can't be there.
+    """
+
+    placement = "kernel"
+
+    def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
+        super().__init__(engine, storage, options)
+        if not (engine.in_kernel or engine.in_kernel_too):
+            raise ArgumentError(
+                f"{engine.title} can't run in the notebook's own process: allowed are {', '.join(may_be_in_kernel())}; "
+                f"next: %kbackend {engine.name}, which gives it a worker"
+            )
+        self._executor: Executor | None = None
+        self._scratch: weakref.finalize[..., LocalHost] | None = None
+        self._fed: list[np.ndarray[Any, Any]] = []
+        self._results: list[Any] = []
+        self._wanted = "arrays"
+
+    @property
+    def started(self) -> bool:
+        return self._executor is not None
+
+    @property
+    def pid(self) -> int | None:
+        return os.getpid()
+
+    def start(self) -> None:
+        if self._executor is None:
+            begin = time.perf_counter()
+            # Half an imported library can't be imported again: Ctrl-C waits for all of it.
+            with HeldInterrupt(let_it_end, 0.0), np.errstate(all="ignore"), self.waiting("starting"):
+                self._executor = self._started_executor()
+            self.start_seconds = time.perf_counter() - begin
+            for note in self.facts.get("notes", ()):
+                if note not in _told:
+                    _told.add(note)
+                    messages.say(f"kernelk: {note}")
+
+    def _started_executor(self) -> Executor:
+        folders: dict[str, str | None] = {"cache": cache_folder(self.engine), "scratch": None}
+        # On a full or read-only disk an engine in the kernel does without.
+        with contextlib.suppress(OSError):
+            folders["scratch"] = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
+            self._scratch = weakref.finalize(self, shutil.rmtree, folders["scratch"], True)
+        try:
+            module = importlib.import_module(self.engine.path)
+            backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})
+            executor = Executor(backend)
+            executor.segments = self.storage.segments
+            self._welcome(executor.do_facts({}))
+        except BaseException as error:
+            self._clean_up()
+            if isinstance(error, ImportError):
+                raise BackendNotInstalledError(
+                    f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.get}"
+                ) from error
+            if isinstance(error, OptionError):
+                raise ArgumentError(str(error)) from error
+            if not isinstance(error, Exception):
+                raise
+            raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error
+        return executor
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._executor is not None
+        do = message["do"]
+        if do == "run":
+            message = {**message, "feeds": self._fed, "results": self._wanted}
+        # An engine's compiler may keep settings or caches half changed: Ctrl-C waits for it.
+        held = HeldInterrupt(let_it_end, 0.0) if do == "compile" else contextlib.nullcontext()
+        try:
+            # The user's own setting, by which numpy raises or warns, isn't meant for what the engine does.
+            with held, np.errstate(all="ignore"):
+                reply: dict[str, Any] = self._executor.handle(message)
+        except BaseException:
+            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded afresh.
+            self.versions.clear()
+            raise
+        finally:
+            self._fed = []
+        if "error" in reply:
+            raise engine_error(self.engine, reply["error"])
+        self._results = reply.pop("results", [])
+        return reply
+
+    def feed(self, places: list[np.ndarray[Any, Any]], feeds: list[np.ndarray[Any, Any]]) -> None:
+        # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
+        self._fed = [np.asarray(feed, order="C") for feed in feeds]
+
+    def take(self, places: list[np.ndarray[Any, Any]]) -> list[Any]:
+        results, self._results = self._results, []
+        return results
+
+    @contextlib.contextmanager
+    def handing_out(self) -> Iterator[None]:
+        """Inside, the outputs of calls are the engine's own, to keep and to write to, and not ndarrays."""
+        self._wanted = "native"
+        try:
+            yield
+        finally:
+            self._wanted = "arrays"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        executor, self._executor = self._executor, None
+        self._forget()
+        self._clean_up()
+        if executor is not None:
+            executor.close()
+
+    def _clean_up(self) -> None:
+        if self._scratch is not None:
+            self._scratch()
+            self._scratch = None
+
+
+def may_be_in_kernel() -> list[str]:
+    """The names of engines that may run in the notebook's own process, though they don't always."""
+    found = []
+    for name in registry.names():
+        # A third party's description that can't be loaded is told of where it is asked for.
+        with contextlib.suppress(BackendNotInstalledError):
+            if registry.engine(name).in_kernel_too:
+                found.append(name)
+    return found

@@ -1,0 +1,132 @@
+"""What a user asks of an engine (device, threads, placement, compiler), checked before any is started."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+from typing import Any
+
+from ..backends.choosing import chosen_device
+from ..backends.errors import OptionError
+from ..errors import ArgumentError, BackendNotInstalledError
+from . import registry
+from .descriptors import DEFAULT, Engine
+from .host import Host
+
+
+def most_threads() -> int:
+    """The largest number of threads that may be asked for: more than there are processors is worth a try, not 1000."""
+    return max(16, 4 * (os.cpu_count() or 1))
+
+
+def asked(
+    engine: Engine,
+    device: Any = None,
+    threads: Any = None,
+    in_kernel: bool | None = None,
+    compiler: bool | None = None,
+) -> dict[str, Any]:
+    """The options of an engine that a user wants changed; None leaves one as it is, "default" takes it back.
+
+    In the result None means taken back. Raises ArgumentError for what no engine, or not this one, can have.
+    """
+    changes: dict[str, Any] = {}
+    if device is not None:
+        if not isinstance(device, str) or not device.strip():
+            raise ArgumentError(
+                f"device={device!r} isn't allowed: allowed is a device's name such as cpu:0; "
+                f"next: %kbackend {engine.name} --device {DEFAULT}"
+            )
+        changes["device"] = None if device == DEFAULT else device.strip()
+    if threads is not None:
+        changes["threads"] = None if threads == DEFAULT else _threads(engine, threads)
+    if in_kernel is not None:
+        if not isinstance(in_kernel, bool):
+            raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed: allowed are True, False and None")
+        if engine.in_kernel:
+            if not in_kernel:
+                raise ArgumentError(
+                    f"{engine.title} has no worker, it always runs in the notebook's own process; "
+                    f"next: %kbackend {engine.name}"
+                )
+        else:
+            changes["in_kernel"] = True if in_kernel else None
+    if compiler is not None:
+        if not isinstance(compiler, bool):
+            raise ArgumentError(f"compiler={compiler!r} isn't allowed: allowed are True, False and None")
+        if not engine.compiles_c:
+            raise ArgumentError(
+                f"{engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
+                f"{', '.join(that_compile_c())}; next: %kbackend {engine.name}"
+            )
+        changes["compiler"] = None if compiler else ""
+    return changes
+
+
+def that_compile_c() -> list[str]:
+    """The names of engines that a user may let go without their C compiler."""
+    found = []
+    for name in registry.names():
+        # A third party's description that can't be loaded is told of where it is asked for.
+        with contextlib.suppress(BackendNotInstalledError):
+            if registry.engine(name).compiles_c:
+                found.append(name)
+    return found
+
+
+def _threads(engine: Engine, threads: Any) -> int:
+    try:
+        if isinstance(threads, bool):
+            raise TypeError
+        count = int(threads) if isinstance(threads, str) else operator.index(threads)
+    except (TypeError, ValueError):
+        count = 0
+    if not 1 <= count <= most_threads():
+        processors = os.cpu_count() or 1
+        raise ArgumentError(
+            f"threads={threads!r} isn't allowed: allowed are 1 to {most_threads()} (this machine has {processors} "
+            f"processors) and '{DEFAULT}'; next: %kbackend {engine.name} --threads {processors}"
+        )
+    return count
+
+
+def merged(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
+    """The options after these changes; a host that runs already knows its devices, and nothing is started to ask.
+
+    Raises ArgumentError for one that it has not.
+    """
+    wanted = {name: value for name, value in {**options, **changes}.items() if value is not None}
+    here = host is not None and host.started and (host.placement == "kernel") == bool(wanted.get("in_kernel"))
+    if host is not None and here and changes.get("device") is not None and host.facts.get("devices"):
+        facts = host.facts
+        try:
+            wanted["device"] = chosen_device(
+                host.engine.title, host.engine.name, wanted, facts["devices"], facts["device"]
+            )
+        except OptionError as error:
+            raise ArgumentError(str(error)) from None
+    return wanted
+
+
+def fulfilled(host: Host | None, options: dict[str, Any]) -> bool:
+    """Whether a host has these options: as it was started, or because what it took by itself is the very same."""
+    if host is None or not host.started:
+        return False
+    differing = {name for name in {*host.options, *options} if host.options.get(name) != options.get(name)}
+    # In the notebook's own process a number of threads that isn't asked for follows the user's own setting.
+    if host.placement == "kernel" or not differing <= {"device", "threads"}:
+        return not differing
+    return all(name in options and host.facts.get(name) == options[name] for name in differing)
+
+
+def check_honoured(host: Host, options: dict[str, Any]) -> None:
+    """Raises ArgumentError where a host that has just been started says that it uses another number of threads."""
+    threads = options.get("threads")
+    used = host.facts.get("threads")
+    if threads is not None and used != threads:
+        says = "doesn't say how many it uses" if used is None else f"uses {used}"
+        raise ArgumentError(
+            f"{host.engine.title} can't be given {threads} threads here: it {says}; "
+            f"next: %kbackend {host.engine.name} --threads {DEFAULT}"
+        )

@@ -1,0 +1,98 @@
+"""Backends by name, found through the entry points `kernelk.backends`; none is imported to be listed."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import sys
+from functools import cache
+from importlib import metadata
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from ..errors import BackendNotInstalledError, UnknownBackendError
+from .descriptors import Engine
+
+# The order in which the table of engines shows them; others follow by name.
+_ORDER = ("tensorflow", "theano", "cntk", "jax", "torch", "numpy")
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    found = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
+    for name in _ORDER:
+        # Those of the box are there when it is run from a source tree too, and nobody else's takes their names.
+        found[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
+    return found
+
+
+def names() -> list[str]:
+    """All registered backends."""
+    known = sorted(_entries())
+    return [name for name in _ORDER if name in known] + [name for name in known if name not in _ORDER]
+
+
+def engine(name: str) -> Engine:
+    """The backend of this exact name.
+
+    Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
+    """
+    if not isinstance(name, str) or name not in _entries():
+        near = difflib.get_close_matches(str(name).lower(), names(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnknownBackendError(f"unknown backend {name!r}: {hint}available are {', '.join(names())}")
+    return _descriptor(name)
+
+
+@cache
+def _descriptor(name: str) -> Engine:
+    entry = _entries()[name]
+    package = entry.dist.name if entry.dist is not None else "its package"
+    where = f"backend '{name}' of {package}: entry point '{entry.value}'"
+    mend = f"next: pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "mend it"
+    try:
+        descriptor = entry.load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BackendNotInstalledError(f"{where} can't be loaded: {reason}; {mend}") from error
+    if not isinstance(descriptor, Engine):
+        raise BackendNotInstalledError(f"{where} is {type(descriptor).__name__}, not a kernelk.engines.Engine; {mend}")
+    if descriptor.name != name:
+        raise BackendNotInstalledError(f"{where} describes '{descriptor.name}', not '{name}'; {mend}")
+    return descriptor
+
+
+def interpreter(descriptor: Engine) -> Path:
+    """The interpreter that runs this engine's worker. Raises BackendNotInstalledError with the next command."""
+    if descriptor.imports is not None and importlib.util.find_spec(descriptor.imports) is not None:
+        return Path(sys.executable)
+    if descriptor.recipe is not None:
+        from ..environments import places
+
+        return places.require_python(descriptor.recipe)
+    raise BackendNotInstalledError(
+        f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix}); next: {descriptor.get}, or "
+        "kernelk.set_backend('numpy'), which is always there"
+    )
+
+
+def installed(name: str) -> bool:
+    """Whether the engine can be started here; nothing is started to find out."""
+    try:
+        descriptor = engine(name)
+        if not descriptor.in_kernel:
+            interpreter(descriptor)
+    except BackendNotInstalledError:
+        return False
+    return True
+
+
+def version(descriptor: Engine) -> str:
+    """The version of the engine's package in the kernel's own environment, "" where that isn't known."""
+    imports = descriptor.imports or descriptor.name
+    # Builds of one package have names of their own, such as tensorflow-cpu.
+    for distribution in (imports, f"{imports}-cpu", f"{imports}-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return ""

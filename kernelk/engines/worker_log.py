@@ -1,0 +1,180 @@
+"""What engines' processes say: shown in the cell whose call it was said in, and kept up to a bound on bytes."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import select
+import sys
+import threading
+import warnings
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from .. import config
+from ..display import messages
+from ..display.tables import size
+from ..source import PACKAGE
+
+# Of what is said in one call, a cell shows this much at most, and a log that is shown, this many lines.
+SHOWN_BYTES = 10_000
+SHOWN_LINES = 200
+
+# A pipe holds less than this: what was said before a reply has been read after so many bytes.
+_MOST_IN_PIPE = 1 << 20
+_CHUNK = 1 << 16
+
+
+class WorkerLog:
+    """The last bytes that one engine's workers wrote to their standard output and error, the dead ones' too.
+
+    `total` counts all of them, so that it marks a moment: `since(mark)` is what was said after it.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._held = 0
+        self._pieces: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        # The pipes that are open, and what tells whether one holds anything: a read that finds nothing costs 10 us.
+        self._pipes: dict[int, select.poll] = {}
+
+    def follow(self, pipe: int) -> None:
+        """Reads from a pipe's end, which is non-blocking and closed at the end, until nobody can write to it any more.
+
+        By a thread, so that a worker never waits for a reader, whatever the kernel does in the meantime.
+        """
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        with self._lock:
+            self._pipes[pipe] = ready
+        threading.Thread(target=self._read_on, args=[pipe], name="kernelk-log", daemon=True).start()
+
+    def _read_on(self, pipe: int) -> None:
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        while True:
+            poll.poll()
+            with self._lock:
+                if not self._read(pipe):
+                    del self._pipes[pipe]
+                    os.close(pipe)
+                    return
+
+    def _read(self, pipe: int) -> bool:
+        """Reads what the pipe holds; False at its end. Called with the lock held."""
+        taken = 0
+        while taken < _MOST_IN_PIPE:
+            try:
+                piece = os.read(pipe, _CHUNK)
+            except BlockingIOError:
+                return True
+            if not piece:
+                return False
+            self._add(piece)
+            taken += len(piece)
+        return True
+
+    def _add(self, piece: bytes) -> None:
+        self.total += len(piece)
+        self._held += len(piece)
+        self._pieces.append(piece)
+        while self._held - len(self._pieces[0]) >= config.LIMITS.log_bytes:
+            self._held -= len(self._pieces.popleft())
+
+    def add(self, line: str) -> None:
+        """Enters a line of kernelk's own."""
+        with self._lock:
+            self._add(f"{line}\n".encode())
+
+    def drain(self) -> int:
+        """Reads what has been written up to now, and returns `total`."""
+        # Under the lock: the thread may have read something that it hasn't entered yet.
+        with self._lock:
+            for pipe, ready in self._pipes.items():
+                if ready.poll(0):
+                    self._read(pipe)
+            return self.total
+
+    def since(self, mark: int) -> tuple[str, int]:
+        """What was said after a mark, as far as it is held, and how many bytes of it aren't."""
+        with self._lock:
+            count = self.total - mark
+            found: list[bytes] = []
+            for piece in reversed(self._pieces):
+                if count <= 0:
+                    break
+                found.append(piece[-count:])
+                count -= len(found[-1])
+            return b"".join(reversed(found)).decode("utf-8", "replace"), max(count, 0)
+
+
+_logs: dict[str, WorkerLog] = {}
+
+
+def log_of(name: str) -> WorkerLog:
+    """The log of an engine's workers, one for the whole life of the kernel."""
+    return _logs.setdefault(name, WorkerLog())
+
+
+def last_words(text: str) -> str:
+    """The line of what a process said at its end that tells most, in brackets for an error message; "" if none does."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]
+    said = (fatal or lines)[-1:]
+    return f" ({said[0][:200]})" if said else ""
+
+
+def show(name: str, log: WorkerLog, mark: int) -> None:
+    """Prints what was said after a mark, in the cell that runs now, unless the user wants it quiet."""
+    if messages.quiet():
+        return
+    text, lost = log.since(mark)
+    data = text.encode()
+    if len(data) > SHOWN_BYTES:
+        lost += len(data) - SHOWN_BYTES
+        text = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
+    if lost:
+        text = f"... {size(lost)} of {name}'s output before this aren't shown; next: %kbackend --log {name}\n" + text
+    print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
+
+
+def note(told: list[list[Any]], log: WorkerLog) -> None:
+    """Enters warnings of an engine's process into its log."""
+    for names, text, file, line in told:
+        log.add(f"{file}:{line}: {names[0]}: {text}")
+
+
+def warn_again(title: str, told: list[list[Any]], log: WorkerLog) -> None:
+    """Warns of what an engine's process was warned of, at the user's own line, so that Python's filters hold for it.
+
+    `told`: [names of the category and its bases, text, file, line]...
+    """
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    note(told, log)
+    for names, text, file, line in told:
+        warnings.warn_explicit(
+            f"{text} ({title}, {os.path.basename(file)}, line {line})",
+            _category(names),
+            frame.f_code.co_filename,
+            frame.f_lineno,
+            module=frame.f_globals.get("__name__", "__main__"),
+            registry=frame.f_globals.setdefault("__warningregistry__", {}),
+        )
+
+
+def _category(names: list[str]) -> type[Warning]:
+    """The nearest class of warnings that this process has as well."""
+    for name in names:
+        for home in (builtins, np.exceptions):
+            found = getattr(home, name, None)
+            if isinstance(found, type) and issubclass(found, Warning):
+                return found
+    return RuntimeWarning
+
+
+# --- shown on demand ------------------------------------------------------------------------------------------

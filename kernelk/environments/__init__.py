@@ -1,0 +1,1 @@
+"""The old engines' environments: Pythons, pins, builds, bundles. Knows neither registry nor session."""

@@ -1,0 +1,336 @@
+"""First stage of a call: every K function records a node here, with its shape, dtype and the user's own line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..errors import ArgumentError, KernelKError, StaleTensorError
+from ..source import Source, caller
+
+if TYPE_CHECKING:
+    from ..engines.storage import Slots
+
+Shape: TypeAlias = "tuple[int | None, ...]"
+
+_EMPTY: dict[str, Any] = {}
+
+
+class _Generation:
+    """Counts `K.clear_session` calls; a node remembers the one that it was made after."""
+
+    session = 0
+
+
+class _Scope:
+    """The name scopes that are open, joined by slashes; a node remembers those that it was made in."""
+
+    path = ""
+
+
+GENERATION = _Generation()
+SCOPE = _Scope()
+_counter = itertools.count()
+
+
+class Spec(NamedTuple):
+    """Shape and dtype alone: what inference needs to know of an operand."""
+
+    shape: Shape
+    dtype: str
+
+
+Inference: TypeAlias = Callable[..., tuple[Shape, str]]
+
+
+class _StaticShape:
+    """A tensor's `_keras_shape` until Keras sets another: its static shape."""
+
+    def __get__(self, tensor: Tensor, owner: type) -> Shape:
+        return tensor.shape
+
+
+class Tensor:
+    """The value of one recorded op: `op`, `inputs`, `attrs`, `shape` (None: unknown), `dtype`, `name`, `source`.
+
+    Takes any further attribute, because Keras sets its own. `==` and `hash` are identity; compare with `K.equal`.
+    Arithmetic, `<`, `>` and indexing record elementwise ops (entered by `ops.operators`); `eval` runs (`function`).
+    """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_name",
+        "attrs",
+        "dtype",
+        "expansion",
+        "generation",
+        "inputs",
+        "op",
+        "scope",
+        "shape",
+        "source",
+        "uid",
+    )
+    # Whether it was given as a sparse matrix, as Keras asks; every value is computed densely.
+    sparse = False
+    # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
+    __array_ufunc__ = None
+    # Keras reads both of any tensor, and sets its own.
+    _keras_shape = _StaticShape()
+    _uses_learning_phase = False
+
+    def __init__(
+        self,
+        op: str,
+        inputs: tuple[Tensor, ...],
+        attrs: dict[str, Any],
+        shape: Shape,
+        dtype: str,
+        source: Source,
+        name: str | None = None,
+    ) -> None:
+        self.op = op
+        self.inputs = inputs
+        self.attrs = attrs
+        self.shape = shape
+        self.dtype = dtype
+        self.source = source
+        self.uid = next(_counter)
+        self.generation = GENERATION.session
+        self.scope = SCOPE.path
+        self.expansion: Tensor | None = None
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The given name, or one made of the op and a running number."""
+        return self._name or f"{self.op}_{self.uid}"
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self._name = value
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def get_shape(self) -> Shape:
+        """The static shape, as Keras 2 code asks for it."""
+        return self.shape
+
+    if TYPE_CHECKING:
+        # Entered by function.
+        def eval(self, feeds: dict[Tensor, Any] | None = None) -> np.ndarray[Any, Any]: ...
+
+        # Entered by ops.operators.
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __floordiv__(self, other: Any) -> Tensor: ...
+        def __rfloordiv__(self, other: Any) -> Tensor: ...
+        def __mod__(self, other: Any) -> Tensor: ...
+        def __rmod__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __rand__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __ror__(self, other: Any) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __getitem__(self, key: Any) -> Tensor: ...
+
+    def _no_value(self, what: str) -> KernelKError:
+        return ArgumentError(
+            f"{what} of the symbolic tensor '{self.name}' isn't known while the graph is written: "
+            f"use K.eval(tensor) for its value, K.equal, K.switch or K.in_train_phase in the graph"
+        )
+
+    def __bool__(self) -> bool:
+        raise self._no_value("the truth value")
+
+    def __len__(self) -> int:
+        if not self.shape or self.shape[0] is None:
+            raise self._no_value("the length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        raise self._no_value("the array")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        # A name that was given doesn't tell the op.
+        op = f" op={self.op}" if self._name and type(self) is Tensor else ""
+        return f"<{type(self).__name__} {self.name!r}{op} shape={self.shape} dtype={self.dtype}>"
+
+
+class Placeholder(Tensor):
+    """A value fed at each call; `fed` is what `function` keeps of the last one, `fed_shape` its shape."""
+
+    fed: Any = None
+    fed_shape: tuple[int, ...] | None = None
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype that feeds are brought to."""
+        return np.dtype(self.dtype)
+
+
+class LearningPhase(Placeholder):
+    """0 (test, the default) or 1 (train): decided at each call, before the graph is linearised."""
+
+
+class StepInput(Placeholder):
+    """What the step of a loop is called with; it has a value inside the loop only."""
+
+
+class Body:
+    """What a loop does at each step, as graph: from its leaves to new states and results.
+
+    The leaves are one element of each of `sequences`, `states` from the step before, and `captures`, which don't vary.
+    A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
+    """
+
+    __slots__ = ("anew", "captures", "new_states", "phased", "results", "reverse", "sequences", "states")
+
+    def __init__(self, sequences: Sequence[Tensor], states: Sequence[Tensor], reverse: bool) -> None:
+        self.sequences = list(sequences)
+        self.states = list(states)
+        self.captures: list[Tensor] = []
+        self.new_states: list[Tensor] = []
+        # Stacked along a first axis; a gradient adds to them what it needs of each step.
+        self.results: list[Tensor] = []
+        self.reverse = reverse  # whether the last elements come first; results are stacked where their elements were
+        self.anew = False  # whether anything is drawn or printed at each step
+        self.phased = False  # whether anything depends on the learning phase
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What is given at each step, in the order of the loop's inputs."""
+        return [*self.sequences, *self.states, *self.captures]
+
+
+class Scan(Tensor):
+    """A loop along the first axis of sequences: its inputs are what the leaves of `body` stand for.
+
+    It has many values: `item` nodes pick final states, then stacked results, by number.
+    """
+
+    body: Body
+    items: dict[int, Tensor]
+
+
+class Constant(Tensor):
+    """A value written into the graph; `array` is read-only."""
+
+    array: np.ndarray[Any, Any]
+
+
+class Draw(Tensor):
+    """Random numbers, fresh at each run: attrs are `kind` and `dims`; `seed()` (64 bits) picks the stream."""
+
+    seed: Callable[[], int]
+
+
+class Variable(Tensor):
+    """State that lives between calls; its committed value is in `slots`."""
+
+    slots: Slots
+    constraint: Any
+
+    @property
+    def initialized(self) -> bool:
+        """Always true: a variable has its value from the start (Keras asks for this)."""
+        return True
+
+    def value(self) -> Tensor:
+        """The variable itself, which stands for its value wherever a tensor is expected."""
+        return self
+
+
+class Update(Tensor):
+    """The new value of `variable`: kind "assign" (inputs: the value) or "add" (inputs: the increment)."""
+
+    variable: Tensor
+    kind: str
+
+
+def mark() -> int:
+    """A number between the uids of all tensors made before and after this call."""
+    return next(_counter)
+
+
+def check_generation(tensor: Tensor) -> None:
+    """Raises StaleTensorError for a tensor of a cleared session."""
+    if tensor.generation != GENERATION.session:
+        raise StaleTensorError(
+            f"'{tensor.name}' (made in {tensor.source}) belongs to a session that K.clear_session() ended; "
+            f"run the cells that make it again"
+        )
+
+
+def record(
+    op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], infer: Inference, name: str | None = None
+) -> Tensor:
+    """Adds a node: its shape and dtype come from `infer`, which raises what can't work in the user's own line."""
+    session = GENERATION.session
+    for tensor in inputs:
+        if tensor.generation != session:
+            check_generation(tensor)
+    shape, dtype = infer(*inputs, **attrs)
+    return Tensor(op, inputs, attrs, shape, dtype, caller(), name)
+
+
+def located(error: KernelKError, source: Source) -> KernelKError:
+    """The same error with the cell or file and line that wrote the op, for errors found after that."""
+    error.args = (f"{error.args[0]} ({source})", *error.args[1:])
+    return error
+
+
+def constant_node(array: np.ndarray[Any, Any], name: str | None = None) -> Constant:
+    """A Constant that holds its own read-only copy of `array`."""
+    array = np.array(array, order="C")
+    array.setflags(write=False)
+    node = Constant("constant", (), _EMPTY, array.shape, array.dtype.name, caller(), name)
+    node.array = array
+    return node
+
+
+def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    """All nodes that `roots` need, each after its inputs; without recursion, for graphs of any depth."""
+    order: list[Tensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        tensor, ready = stack.pop()
+        if ready:
+            order.append(tensor)
+        elif id(tensor) not in seen:
+            seen.add(id(tensor))
+            stack.append((tensor, True))
+            stack.extend((node, False) for node in reversed(inputs_of(tensor)) if id(node) not in seen)
+    return order

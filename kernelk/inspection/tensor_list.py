@@ -1,0 +1,265 @@
+"""`%ktensors` and `kernelk.tensors`: the session's inventory as a table, with what the values are like if asked for."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..display.export import Exported
+from ..display.tables import Rendered, Table, filled, plain, size
+from ..errors import ArgumentError
+from ..session.current import current
+from ..source import PACKAGE
+from .columns import COLUMNS, KINDS, VALUE_COLUMNS
+from .inventory import Row, names_of, rows, stale_names
+from .summaries import Summary, summaries
+
+# Rows that a table shows; the result has them all.
+SHOWN_ROWS = 40
+# Notes and stale names that are listed below it.
+SHOWN_NOTES = 10
+# Seconds after which no further value is looked at.
+VALUE_SECONDS = 5.0
+
+_TEXTS = ("name", "kind", "op", "dtype", "device")
+
+
+@dataclass(frozen=True, repr=False)
+class TensorList(Exported, Rendered):
+    """What lives in the session, or the part that was asked for; holds no tensor (`rows[i].ref()` is it, while it is).
+
+    `summaries`: one for each row, where values were asked for (None for a function), else empty. `total`: how many rows
+    there are without filter and kind; `asked`: those in words; `stale`: names of tensors of a session that was cleared.
+    """
+
+    rows: list[Row]
+    active: str
+    total: int
+    asked: str = ""
+    summaries: list[Summary | None] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def table(self) -> Table:
+        """One row each, up to SHOWN_ROWS."""
+        shown = self.rows[:SHOWN_ROWS]
+        if self.summaries:
+            header = ["", "kind", "shape", "dtype", "min", "max", "mean", "std", "not finite", "histogram"]
+            cells = [self._value_cells(row, found) for row, found in zip(shown, self.summaries)]
+        else:
+            header = ["", "kind", "named", "shape", "dtype", "device", "bytes", "last fed", "after the swap", "made in"]
+            cells = [self._cells(row) for row in shown]
+        header, cells = filled(header, cells)
+        return Table(cells, header if cells else [], title=self._title(), below="\n".join(self._below()))
+
+    def _title(self) -> str:
+        if not self.rows and self.total:
+            return f"none of the session's {self.total} fits {self.asked}; next: %ktensors"
+        if not self.rows:
+            return "nothing lives in this session yet; next: x = K.placeholder((None, 3)) or w = K.variable(array)"
+        kinds = Counter(row.kind for row in self.rows)
+        held = sum(row.bytes or 0 for row in self.rows if row.kind == "variable")
+        counted = []
+        for kind in KINDS:
+            if kinds[kind]:
+                ours = f" ({size(held)})" if kind == "variable" else ""
+                counted.append(f"{kinds[kind]:,} {kind}{'s' if kinds[kind] > 1 else ''}{ours}")
+        fitting = f" of {self.total:,} in all, {self.asked}" if self.asked else ""
+        return f"{', '.join(counted)}{fitting}; active: {self.active}"
+
+    def _cells(self, row: Row) -> list[str]:
+        own = "" if row.name in (*row.names, f"{row.op}_{row.key}", "function") or not row.names else plain(row.name)
+        after = ""
+        if row.difference is not None:
+            after = f"differs by {row.difference:.2g}" if row.difference else "no difference"
+        return [
+            label(row),
+            _kind(row),
+            own,
+            plain(row.signature) or str(row.shape),
+            row.dtype,
+            row.device,
+            "" if row.bytes is None else size(row.bytes),
+            "" if row.fed is None else str(row.fed),
+            after,
+            f"{row.place}, line {row.line}",
+        ]
+
+    def _value_cells(self, row: Row, found: Summary | None) -> list[str]:
+        cells = [label(row), _kind(row), plain(row.signature) or str(row.shape), row.dtype]
+        if found is None or found.size is None:
+            return [*cells, *[""] * 6]
+        numbers = [found.minimum, found.maximum, found.mean, found.std]
+        parts = [f"{count:,} {what}" for count, what in ((found.nans, "NaN"), (found.infinities, "inf")) if count]
+        cells += ["" if value is None else f"{value:.4g}" for value in numbers]
+        return [*cells, ", ".join(parts), "" if found.histogram is None else found.histogram.bars]
+
+    def _below(self) -> list[str]:
+        lines = []
+        notes = [
+            f"{label(row)}: {plain(found.note, 300)}"
+            for row, found in zip(self.rows[:SHOWN_ROWS], self.summaries)
+            if found is not None and found.note
+        ]
+        lines += notes[:SHOWN_NOTES]
+        if len(notes) > SHOWN_NOTES:
+            lines.append(f"{len(notes) - SHOWN_NOTES} more notes: see .summaries of the result")
+        more = len(self.rows) - SHOWN_ROWS
+        if more > 0:
+            lines.append(f"and {more:,} more: %ktensors w* or --kind lists fewer, kernelk.tensors().to_frame() has all")
+        if self.stale:
+            names = ", ".join(plain(name) for name in self.stale[:SHOWN_NOTES])
+            names += ", ..." if len(self.stale) > SHOWN_NOTES else ""
+            lines.append(f"of a session that K.clear_session() ended: {names}; next: run the cells that make them")
+        return lines
+
+    def records(self) -> list[dict[str, Any]]:
+        """Shapes as tuples, sizes in bytes; with values, their figures, and `note` where there is none."""
+        found = []
+        for i, row in enumerate(self.rows):
+            record = {
+                "name": row.label,
+                "names": row.names,
+                "own name": row.name,
+                "kind": row.kind,
+                "op": row.op,
+                "shape": row.shape,
+                "dtype": row.dtype,
+                "device": row.device,
+                "bytes": row.bytes,
+                "fed": row.fed,
+                "difference": row.difference,
+                "source": f"{row.place}, line {row.line}",
+            }
+            if self.summaries:
+                one = self.summaries[i] or Summary(row.key)
+                record.update({name: _figure(one, name) for name in VALUE_COLUMNS}, origin=one.origin, note=one.note)
+            found.append(record)
+        return found
+
+    def raw(self) -> dict[str, Any]:
+        """`rows` and `summaries` as `inventory` and `summaries` describe them."""
+        summaries = [None if one is None else one.as_dict() for one in self.summaries]
+        return {"active": self.active, "rows": [row.as_dict() for row in self.rows], "summaries": summaries}
+
+
+def tensors(
+    filter: str = "",
+    *,
+    values: bool = False,
+    kind: str | None = None,
+    sort: str | None = None,
+    namespace: Mapping[str, Any] | None = None,
+) -> TensorList:
+    """What lives in the session: variables, placeholders, tensors and functions, by the notebook's names for them.
+
+    `filter`: a name; a part of one, or of an op; or a pattern such as "w*". `values`: with extremes, mean, deviation,
+    NaNs, infinities and a histogram. `kind`: one alone. `sort`: a column; numbers come largest first. `namespace`:
+    where names are looked up, the notebook's or the caller's module unless given. The Python twin of `%ktensors`.
+    Starts no engine. Raises ArgumentError for a kind or column that there isn't.
+    """
+    if kind is not None:
+        _check("kind", kind, KINDS)
+    if sort is not None:
+        _check("column", sort, COLUMNS)
+    if not isinstance(filter, str):
+        raise ArgumentError(
+            f"tensors: the filter is a name or a part of one, not {type(filter).__name__}; e.g. kernelk.tensors('w*')"
+        )
+    session = current()
+    names = _names() if namespace is None else namespace
+    living = rows(session, names)
+    found = _fitting(living, filter)
+    if kind is not None:
+        found = [row for row in found if row.kind == kind]
+    asked = " and ".join([*([f"'{plain(filter)}'"] if filter else []), *([f"kind {kind}"] if kind else [])])
+    values = values or sort in VALUE_COLUMNS
+    looked: list[Summary | None] = _looked(found, names) if values else []
+    if sort is not None:
+        order = sorted(range(len(found)), key=lambda i: _place(found[i], looked[i] if looked else None, sort))
+        found, looked = [found[i] for i in order], [looked[i] for i in order] if looked else []
+    return TensorList(found, session.active, len(living), asked, looked, stale_names(names))
+
+
+def label(row: Row) -> str:
+    """All notebook names of a row, else its own in quotes, on one line."""
+    return plain(", ".join(row.names)) if row.names else f"'{plain(row.name)}'"
+
+
+def _kind(row: Row) -> str:
+    return f"{row.kind} ({row.op})" if row.kind == "tensor" else row.kind
+
+
+def _names() -> Mapping[str, Any]:
+    """The notebook's namespace, else that of the module that called kernelk."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        namespace: Mapping[str, Any] = shell.user_ns
+        return namespace
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals
+
+
+def _check(what: str, given: Any, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        near = difflib.get_close_matches(str(given), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ArgumentError(
+            f"tensors: there is no {what} {plain(str(given))!r}: {hint}allowed are {', '.join(allowed)}"
+        )
+
+
+def _fitting(living: list[Row], filter: str) -> list[Row]:
+    """The rows of exactly this name, else all with a name or op that it is a part of or fits as a pattern."""
+    if not filter:
+        return living
+    # A shell's rules take the quotes out of %ktensors d['w'].
+    wanted = _bare(filter)
+    exact = [row for row in living if any(_bare(name) == wanted for name in row.names)]
+    if exact:
+        return exact
+
+    def fits(text: str) -> bool:
+        return wanted in text or fnmatchcase(text, wanted)
+
+    return [row for row in living if any(fits(_bare(text)) for text in (*row.names, row.name, row.op))]
+
+
+def _bare(name: str) -> str:
+    return name.replace("'", "").replace('"', "").casefold()
+
+
+def _looked(found: list[Row], names: Mapping[str, Any]) -> list[Summary | None]:
+    # What is gone since, by another thread, has no value any more.
+    alive = [(i, tensor) for i, row in enumerate(found) if row.kind != "function" and (tensor := row.ref()) is not None]
+    looked = summaries(current(), [tensor for _, tensor in alive], names_of(names), VALUE_SECONDS)
+    result: list[Summary | None] = [None] * len(found)
+    for (i, _), one in zip(alive, looked):
+        result[i] = one
+    return result
+
+
+def _figure(found: Summary | None, column: str) -> Any:
+    names = {"min": "minimum", "max": "maximum", "nan": "nans", "inf": "infinities"}
+    return None if found is None else getattr(found, names.get(column, column))
+
+
+def _place(row: Row, found: Summary | None, column: str) -> Any:
+    """What sorts a row into its place: texts and ages ascending, numbers descending, what has none last."""
+    if column == "made":
+        return 0  # as they are
+    if column in _TEXTS:
+        text = row.label if column == "name" else getattr(row, column)
+        return (not text, text.casefold())
+    value = _figure(found, column) if column in VALUE_COLUMNS else getattr(row, column)
+    return (value is None, -value if value is not None else 0)

@@ -1,0 +1,1 @@
+"""What `%kbackend --list`, `--install`, `--doctor` and `--log` do."""

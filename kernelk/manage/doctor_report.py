@@ -1,0 +1,338 @@
+"""`kernelk doctor`: tries each engine in a worker of its own, and says what is missing and the exact next command.
+
+Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from .. import config
+from .._version import __version__
+from ..display.tables import Rendered, Table, duration, size
+from ..engines import registry
+from ..engines.descriptors import Engine
+from ..engines.host import Host
+from ..engines.worker_host import kill_group
+from ..environments import interpreters, places
+from ..environments.recipes import RECIPES
+from ..errors import BackendNotInstalledError, InstallError, KernelKError
+from ..graph.nodes import Variable
+from ..ops import creation, dtypes, elementwise, linear, reductions, updates
+from ..ops.gradients import gradients
+from ..session.current import existing
+from ..session.function import Function
+from ..session.session import Session
+from ..source import caller
+
+# A trial that takes longer is ended, and reported.
+TRIAL_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """One engine: `state` is "well", "failed" or "not installed"; `problem` and `next` say why and what to do.
+
+    `start_seconds`: until its worker was up; `test_seconds`: the trial itself. A well engine may have a hint in
+    `problem` and `next` too, such as a compiler that is missing.
+    """
+
+    name: str
+    state: str
+    version: str = ""
+    interpreter: str = ""
+    device: str = ""
+    mode: str = ""
+    start_seconds: float = 0.0
+    test_seconds: float = 0.0
+    problem: str = ""
+    next: str = ""
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        tried = f"right (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
+        test = tried if self.state == "well" else ""
+        return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
+
+    def advice(self) -> str:
+        """What is wrong and the next command, in one line; "" if nothing is."""
+        return f"{self.name}: {self.problem}{f'; next: {self.next}' if self.next else ''}" if self.problem else ""
+
+
+@dataclass(frozen=True, repr=False)
+class HealthReport(Rendered):
+    """What `doctor` found: the engines, facts of the machine as (name, words), and the machine's own problems."""
+
+    engines: list[EngineHealth]
+    machine: list[tuple[str, str]]
+    problems: list[str]
+    seconds: float
+
+    @property
+    def well(self) -> bool:
+        """Whether every engine that was asked for works."""
+        return all(engine.state == "well" for engine in self.engines)
+
+    def table(self) -> Table:
+        """One row an engine; below it the advice, the problems and the machine."""
+        header = ["engine", "state", "version", "interpreter", "device", "mode", "self-test"]
+        advice = [line for engine in self.engines if (line := engine.advice())]
+        below = [*advice, *self.problems]
+        below += [f"{name}: {words}" for name, words in self.machine]
+        count = sum(engine.state == "well" for engine in self.engines)
+        below.append(f"{count} of {len(self.engines)} engines are well (looked at in {duration(self.seconds)})")
+        return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
+
+
+def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
+    """Tries the engines of these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
+
+    Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
+    """
+    begin = time.perf_counter()
+    names = [names] if isinstance(names, str) else names
+    chosen = list(dict.fromkeys(names)) if names else registry.names()
+    found: dict[str, EngineHealth] = {}
+    ready: list[Engine] = []
+    for name in chosen:
+        try:
+            engine = registry.engine(name)
+        except BackendNotInstalledError as error:  # an entry point that leads nowhere
+            found[name] = _ill(name, "not installed", error)
+            continue
+        absent = _absent(engine)
+        if absent is not None:
+            found[name] = absent
+        else:
+            ready.append(engine)
+    found.update(_trials(ready))
+    machine, problems = _machine()
+    return HealthReport([found[name] for name in chosen], machine, problems, time.perf_counter() - begin)
+
+
+# ---------------------------------------------------------------------------- engines
+
+
+def _ill(name: str, state: str, error: Exception, mend: str = "", **facts: Any) -> EngineHealth:
+    """An engine with an error's words; its own next command is taken apart from them, unless there is a better one."""
+    words, _, next_step = " ".join(str(error).split()).partition("; next: ")
+    return EngineHealth(name, state, problem=words, next=mend or next_step, **facts)
+
+
+def _absent(engine: Engine) -> EngineHealth | None:
+    """What is missing of an engine that can't be started; None for one that can. Starts no worker."""
+    if engine.in_kernel:
+        return None
+    try:
+        registry.interpreter(engine)
+        return None
+    except BackendNotInstalledError:
+        if engine.recipe is None:
+            words = f"{engine.title} isn't installed in {sys.prefix}"
+            return EngineHealth(engine.name, "not installed", problem=words, next=engine.get)
+        recipe = RECIPES[engine.recipe]
+        if recipe.refusal():
+            return _ill(engine.name, "not installed", InstallError(recipe.refusal()))
+        problem = f"{recipe.title} {places.missing(engine.recipe)}"
+        command = engine.get
+        try:
+            found = interpreters.search(recipe, places.roots())
+        except BackendNotInstalledError as error:  # a setting that names none that fits
+            return _ill(engine.name, "not installed", error)
+        makers = interpreters.makers(recipe)
+        if found.interpreter is not None:
+            python = found.interpreter
+            problem += f"; Python {python.version} for it is here ({python.source}: {python.path})"
+        elif makers:
+            problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
+        else:
+            nothing = _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
+            # That it is installed, but on a Python that can't be reached, says more.
+            before = "" if problem.endswith(" is not installed") else f"{problem}; "
+            return replace(nothing, problem=before + nothing.problem)
+        return EngineHealth(engine.name, "not installed", problem=problem, next=command)
+
+
+def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
+    """Tries the engines at the same time; those of the kernel's own process first, since they take no time."""
+    engines = list(engines)
+    found = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
+    outside = [engine for engine in engines if not engine.in_kernel]
+    if not outside:
+        return found
+    hosts: list[Host] = []
+    with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
+        futures: dict[str, Future[EngineHealth]] = {e.name: pool.submit(_trial, e, hosts) for e in outside}
+        try:
+            late = wait(futures.values(), TRIAL_SECONDS).not_done
+        finally:  # Ctrl-C ends them all too
+            _end(hosts)
+    for engine in outside:
+        health = futures[engine.name].result()
+        if futures[engine.name] in late:
+            words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
+            health = EngineHealth(engine.name, "failed", problem=words, next=engine.repair(""))
+        found[engine.name] = health
+    return found
+
+
+def _end(hosts: Iterable[Host]) -> None:
+    """Ends the workers that are still up; the threads that wait for them see it at once."""
+    for host in hosts:
+        pid = host.pid
+        if pid is not None and host.started:
+            kill_group(pid)
+
+
+def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
+    """Starts the engine and lets it take one step of gradient descent, whose result is known exactly."""
+    users = existing()
+    options = {} if users is None else dict(users.engine_options.get(engine.name, {}))
+    options.pop("in_kernel", None)
+    session = Session()
+    host = session.make_host(engine.name, options)
+    hosts.append(host)
+    try:
+        begin = time.perf_counter()
+        host.start()
+        started = time.perf_counter()
+        wrong = _step(session, host)
+        ended = time.perf_counter()
+        facts: dict[str, Any] = {
+            "version": str(host.facts.get("version", "")),
+            "interpreter": str(host.facts.get("interpreter", "")),
+            "device": str(host.facts.get("device", "")),
+            "mode": str(host.facts.get("mode", "")),
+        }
+        if wrong:
+            return EngineHealth(engine.name, "failed", problem=wrong, next=engine.repair(""), **facts)
+        return EngineHealth(
+            engine.name,
+            "well",
+            start_seconds=started - begin,
+            test_seconds=ended - started,
+            **facts,
+            **_hint(facts["mode"]),
+        )
+    except KernelKError as error:
+        return _ill(engine.name, "failed", error, engine.repair(str(error)))
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        return _ill(engine.name, "failed", RuntimeError(words), engine.repair(words))
+    finally:
+        host.stop()
+        for number in list(session.storage.segments):
+            session.storage.drop_segment(number)
+
+
+def _hint(mode: str) -> dict[str, Any]:
+    """What would make a well engine better."""
+    if "g++ isn't found" not in mode:
+        return {}
+    makers = {
+        "apt": "apt install g++",
+        "dnf": "dnf install gcc-c++",
+        "conda": "conda install -c conda-forge cxx-compiler",
+    }
+    known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
+    get = known or "install g++ by your system's packages"
+    return {"problem": "without a C++ compiler it runs, but some 2 to 3 times slower", "next": get}
+
+
+def _step(session: Session, host: Host) -> str:
+    """What is wrong with the values of a forward pass, a gradient and an update; "" if nothing is."""
+    start = np.array([[1, 2], [3, 4], [5, 6]], "float32")
+    x_value = np.array([[1, 0, 2], [0, 1, 1]], "float32")
+    w = Variable("variable", (), {}, start.shape, "float32", caller(), "w")
+    session.adopt(w, start)
+    x = creation.placeholder((None, 3), dtype="float32", name="x")
+    y = linear.dot(x, w)
+    loss = reductions.sum(elementwise.square(y))
+    slope = gradients(loss, [w])[0]
+    half = dtypes.as_tensor(0.5, "float32")
+    step = updates.update_sub(w, half * slope)
+    call = Function([x], [y, loss], [step], name="doctor", live=False)
+    program = call.program_for(session, host.ops, 0, [x_value])
+    values = session.calls.execute(host, program, [x_value])
+    # Small integers: every engine has them exactly, whatever order it adds them in.
+    product = x_value @ start
+    wanted = [product, np.square(product).sum(), start - x_value.T @ product]
+    for what, got, right in zip(("forward pass", "loss", "updated variable"), [*values, session.read(w)], wanted):
+        if not np.array_equal(got, right):
+            return f"it computes a wrong {what}: {np.asarray(got).tolist()} instead of {right.tolist()}"
+    return ""
+
+
+# ---------------------------------------------------------------------------- the machine
+
+
+def _access(place: Path) -> str:
+    """Why a folder can't be written, or couldn't be made; "" if it can. Makes nothing that stays."""
+    existing = place
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return ""
+    except OSError as error:
+        return str(error.strerror or error)
+
+
+def _machine() -> tuple[list[tuple[str, str]], list[str]]:
+    """Facts of the machine, and its problems, one line each with what to do."""
+    problems = []
+    facts = [
+        ("kernelk", f"{__version__}, Python {platform.python_version()} ({sys.executable})"),
+        ("machine", f"{platform.platform()}, {os.cpu_count()} processors"),
+    ]
+    refused = []
+    for place in places.roots():
+        words = _access(place)
+        facts.append(("environments", f"{place}, {f'not writable ({words})' if words else _free(place)}"))
+        refused.append(bool(words))
+    if all(refused):
+        problems.append(
+            "environments: no folder for them can be written, so nothing can be installed; next: set KERNELK_ENVS to a "
+            "folder that can"
+        )
+    for what, folder, why, mend in (
+        ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
+        ("temporary files", Path(tempfile.gettempdir()), "no worker can start", "TMPDIR"),
+    ):
+        words = _access(folder)
+        facts.append((what, f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
+        if words:
+            problems.append(
+                f"{what}: {folder} can't be written ({words}): {why}; next: set {mend} to a folder that can"
+            )
+    compiler = shutil.which("g++")
+    facts.append(("C++ compiler", compiler or "g++ isn't on PATH; only Theano asks for it, and runs without it"))
+    name, by = config.chosen_backend()
+    facts.append(("engine of a new session", f"{name}, chosen by {by}"))
+    if name not in registry.names():
+        problems.append(f"'{name}', chosen by {by}, is no engine; next: choose one of {', '.join(registry.names())}")
+    # As it is now, which may not be as it was when this process read it.
+    if os.path.exists(config.path()):
+        problems += config.Config().read().problems
+    facts.append(("keras.json", str(config.path())))
+    return facts, problems
+
+
+def _free(place: Path) -> str:
+    existing = place
+    while not os.path.exists(existing) and existing != existing.parent:
+        existing = existing.parent
+    return f"writable, {size(shutil.disk_usage(existing).free)} free"

@@ -1,0 +1,136 @@
+"""`kernelk.install` and `kernelk.uninstall`: an engine by name, and what of this session is in the way."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..display.commands import in_shell_and_notebook
+from ..display.progress import Progress, Report
+from ..engines import registry
+from ..environments import interpreters
+from ..environments.build import size
+from ..environments.install import _lock, install_recipe
+from ..environments.places import MARKER, _places, python_in, root, superseded
+from ..environments.recipes import RECIPES, Recipe
+from ..errors import BackendNotInstalledError, InstallError
+from ..session.current import existing
+
+# Other builds of an engine's package, under the names that people know them by, and the engine.
+BUILDS = {"tensorflow-cpu": "tensorflow"}
+
+
+def install(name: str, report: Report | None = None, rebuild: bool = False) -> Path:
+    """Builds the engine's environment, unless it is there, and returns its interpreter. `kernelk install NAME`.
+
+    `report(text)` gets lines of progress; what moves goes to its attribute `moving(text)` if it has one. By default
+    they are printed. An engine that is in the kernel's own environment is there already. Raises UnknownBackendError,
+    BackendNotInstalledError where pip has to install it or no Python fits, and InstallError; then, as after Ctrl-C,
+    it isn't installed, or in a `rebuild` the one from before is.
+    """
+    report = report or Progress()
+    own = _recipe_of(name)
+    if own is None:
+        engine = registry.engine(BUILDS.get(name, name))
+        if not registry.installed(engine.name):
+            command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
+            raise BackendNotInstalledError(
+                f"{name} needs no environment of its own and is not installed; next: "
+                + in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else "")
+            )
+        report(f"{name}: already installed; it needs no environment of its own")
+        return Path(sys.executable)
+    return install_recipe(own, report, rebuild, release=releasing(own, f"kernelk install {own.name} --rebuild"))
+
+
+def _recipe_of(name: str) -> Recipe | None:
+    """The recipe of an engine, None for one of the kernel's own environment. Raises UnknownBackendError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    found = registry.engine(BUILDS.get(name, name)).recipe
+    return RECIPES[found] if found is not None else None
+
+
+def uninstall(name: str, report: Report | None = None) -> list[Path]:
+    """Removes the engine's environments, those of older pins and half-built ones too. `kernelk uninstall NAME`.
+
+    It works in the one folder that an install goes to; what another folder of the search holds stays, and is told.
+    Returns the folders that it has removed. Raises InstallError where one can't be, where it is in use in this
+    notebook, or where only pip can remove it.
+    """
+    report = report or Progress()
+    recipe = _recipe_of(name)
+    if recipe is None:
+        if registry.installed(BUILDS.get(name, name)):
+            raise InstallError(
+                f"{name} is in the environment that kernelk itself runs in ({sys.prefix}); next: "
+                f"`{sys.executable} -m pip uninstall {name}`"
+            )
+        report(f"{name}: not installed, nothing to remove")
+        return []
+    place = root()
+    every = [path for path, _ in _places(recipe) if os.path.isdir(path)] + superseded(name)
+    doomed = [path for path in every if path.parent == place]
+    elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
+    other = (
+        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, by whom that folder belongs to" if elsewhere else ""
+    )
+    if elsewhere and not doomed:
+        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}; next: {other}")
+    if doomed:
+        releasing(recipe, f"kernelk uninstall {name}")()
+    if doomed or _unused_pythons(place):
+        try:
+            with _lock(place / f"{name}.lock", functools.partial(report, f"{name}: it is being installed; waiting")):
+                for path in doomed:
+                    _remove(path, report, name)
+                (place / f"{name}.log").unlink(missing_ok=True)
+                for python in _unused_pythons(place):
+                    _remove(python, report, name)
+        except OSError as error:
+            raise InstallError(
+                f"{recipe.title} could not be removed from {place}: {error.strerror or error}; next: make it writable, "
+                f"then `kernelk uninstall {name}`"
+            ) from error
+    if not doomed:
+        report(f"{name}: not installed, nothing to remove")
+    elif elsewhere:
+        report(f"{name}: the one in {elsewhere[0]} stays; to remove it: {other}")
+    return doomed
+
+
+def _remove(path: Path, report: Report, name: str) -> None:
+    freed = size(path)
+    (path / MARKER).unlink(missing_ok=True)  # first: while files go, it isn't installed
+    shutil.rmtree(path)
+    report(f"{name}: removed {path}, {freed / 1e6:.0f} MB")
+
+
+def _unused_pythons(place: Path) -> list[Path]:
+    """Pythons that were created beside the environments, and that none of them is built on any more."""
+    created = [path for path in interpreters.below(place, "python-*") if os.path.isdir(path)]
+    used = [os.path.realpath(python_in(path)) for path in interpreters.below(place, "*-*") if path not in created]
+    return [path for path in created if not any(Path(python).is_relative_to(path.resolve()) for python in used)]
+
+
+def releasing(recipe: Recipe, command: str) -> Callable[[], None]:
+    """What ends this notebook's worker in the environment; raises InstallError if its engine is the active one."""
+    return functools.partial(_stop_workers, recipe, command)
+
+
+def _stop_workers(recipe: Recipe, command: str) -> None:
+    session = existing()
+    if session is None:
+        return
+    for host in list(session.hosts.values()):
+        if host.engine.recipe == recipe.name and host.started:
+            if session.active == host.engine.name:
+                raise InstallError(
+                    f"{recipe.title} is this notebook's active engine; next: kernelk.set_backend('numpy'), then "
+                    f"`{command}`"
+                )
+            host.stop()

@@ -1,0 +1,60 @@
+"""`kernelk.log`: what a worker has said, as a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from ..display.tables import size
+from ..engines.worker_log import SHOWN_LINES, log_of
+from ..errors import ArgumentError
+
+
+@dataclass(frozen=True, repr=False)
+class LogReport:
+    """What an engine's workers said: `text` as far as it is held, `dropped` bytes before it. Shows its last lines."""
+
+    engine: str
+    text: str
+    dropped: int
+
+    def _parts(self) -> tuple[str, str]:
+        lines = self.text.splitlines()
+        if not lines:
+            return f"{self.engine}'s workers have said nothing", ""
+        head = f"{self.engine}: what its workers said"
+        if len(lines) > SHOWN_LINES:
+            head += f", the last {SHOWN_LINES} of {len(lines)} lines (kernelk.log({self.engine!r}).text has all)"
+        if self.dropped:
+            head += f"; {size(self.dropped)} before them were dropped"
+        return head, "\n".join(lines[-SHOWN_LINES:])
+
+    def __repr__(self) -> str:
+        return "\n".join(part for part in self._parts() if part)
+
+    def _repr_html_(self) -> str:
+        head, body = map(escape, self._parts())
+        return f"<div>{head}</div>" + (f"<pre>{body}</pre>" if body else "")
+
+
+def log(name: str | None = None) -> LogReport:
+    """What an engine's workers (the active engine's by default) said lately, those that are gone included.
+
+    The Python twin of `%kbackend --log NAME`. Raises UnknownBackendError, ArgumentError for an engine that runs in the
+    notebook's own process.
+    """
+    from ..engines.registry import engine
+    from ..session.current import current
+
+    session = current()
+    descriptor = engine(name or session.active)
+    found = log_of(descriptor.name)
+    host = session.hosts.get(descriptor.name)
+    in_kernel = descriptor.in_kernel or (host is not None and host.placement != "worker")
+    if in_kernel and not found.total:
+        raise ArgumentError(
+            f"{descriptor.title} runs in the notebook's own process and has no log: what it says is in the cells "
+            f"already; %kbackend --log takes an engine with a worker"
+        )
+    found.drain()
+    return LogReport(descriptor.name, *found.since(0))

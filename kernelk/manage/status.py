@@ -1,0 +1,174 @@
+"""What `%kbackend` without a name tells: every engine, its state, and which setting chose the active one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..display.tables import Rendered, Table, filled, size
+from ..engines import registry
+from ..engines.descriptors import Engine
+from ..errors import BackendNotInstalledError
+from ..session.current import current
+from ..session.session import Session
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine: state is "active", "warm" (started earlier, quick to swap to), "installed" or "not installed".
+
+    `pid`, `memory` (resident bytes of that process), `device`, `devices` and `threads`, as the engine reports them, are
+    those of one that runs; None or empty where they aren't known. `options` is what its user asked for. `compiled`
+    programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` gave way to others (the
+    bound is on bytes), and `recompiled` of these were compiled again.
+    """
+
+    name: str
+    title: str
+    state: str
+    version: str
+    interpreter: str
+    placement: str
+    pid: int | None = None
+    memory: int | None = None
+    device: str = ""
+    devices: tuple[str, ...] = ()
+    threads: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    compiled: int = 0
+    compiled_bytes: int = 0
+    compile_count: int = 0
+    dropped: int = 0
+    recompiled: int = 0
+    note: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine is up."""
+        return self.pid is not None
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        place = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
+        others = [name for name in self.devices if name != self.device]
+        device = f"{self.device} (or {', '.join(others)})" if others else self.device
+        memory = size(self.memory) if self.memory else "unknown" if self.running else ""
+        threads = str(self.threads or "unknown") if self.running else ""
+        version = " ".join(part for part in (self.version, self.interpreter.replace("Python ", "py")) if part)
+        compiled = f"{self.compiled} ({size(self.compiled_bytes)})" if self.compile_count else ""
+        return [self.name, self.state, version, place, memory, device, threads, compiled]
+
+    def lines(self) -> list[str]:
+        """What is said below the table."""
+        counts = (
+            (self.compile_count if self.compile_count != self.compiled else 0, "in all"),
+            (self.dropped, "dropped"),
+            (self.recompiled, "compiled again"),
+        )
+        compiled = ", ".join(f"{count} {what}" for count, what in counts if count)
+        return [*([f"compiled {compiled}"] if compiled else []), *([self.note] if self.note else [])]
+
+
+@dataclass(frozen=True, repr=False)
+class BackendTable(Rendered):
+    """All engines, the active one's name and the setting that chose it.
+
+    `functions`: the live K.functions that the active engine holds compiled, with the number of their forms (one for
+    each learning phase, and for each shape where the engine needs that), most first.
+    """
+
+    active: str
+    chosen_by: str
+    engines: list[EngineStatus]
+    functions: list[tuple[str, int]] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """One row an engine."""
+        header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
+        rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
+        # What is of no engine here takes no room.
+        header, rows = filled(header, rows)
+        strong = next((i for i, row in enumerate(rows) if row[0]), None)
+        below = f"active: {self.active}, chosen by {self.chosen_by}"
+        if self.functions:
+            label, most = self.functions[0]
+            counted = "1 compiled function" if len(self.functions) == 1 else f"{len(self.functions)} compiled functions"
+            below += f"\n{counted}; most often {label}: {most} form{'s' if most > 1 else ''}"
+        for engine in self.engines:
+            below += "".join(f"\n{engine.name}: {line}" for line in engine.lines())
+        return Table(rows, header, below=below, strong=strong)
+
+
+def list_backends() -> BackendTable:
+    """The table of engines; starts nothing. The Python twin of `%kbackend`."""
+    session = current()
+    engines = [_status(session, name) for name in registry.names()]
+    return BackendTable(session.active, session.chosen_by, engines, _functions(session))
+
+
+def _functions(session: Session) -> list[tuple[str, int]]:
+    """Each function that the active engine holds compiled, with the number of its forms."""
+    host = session.hosts.get(session.active)
+    if host is None:
+        return []
+    counted = [(f"'{call.name}' ({call.source})", call.specialisations(host)) for call in session.functions]
+    return sorted([entry for entry in counted if entry[1]], key=lambda entry: (-entry[1], entry[0]))
+
+
+def _status(session: Session, name: str) -> EngineStatus:
+    active = name == session.active
+    try:
+        descriptor = registry.engine(name)
+    except BackendNotInstalledError as error:
+        state = "active, not installed" if active else "not installed"
+        return EngineStatus(name, name, state, "", "", "", note=str(error))
+    host = session.hosts.get(name)
+    options = session.engine_options.get(name, {})
+    if host is not None and host.started:
+        facts = host.facts
+        return EngineStatus(
+            name,
+            descriptor.title,
+            "active" if active else "warm",
+            str(facts.get("version", "")),
+            str(facts.get("interpreter", "")),
+            host.placement,
+            pid=host.pid,
+            memory=host.memory,
+            device=str(facts.get("device", "")),
+            devices=tuple(facts.get("devices", ())),
+            threads=facts.get("threads"),
+            options=dict(options),
+            compiled=len(host.compiled),
+            compiled_bytes=sum(host.compiled.values()),
+            compile_count=host.compile_count,
+            dropped=host.dropped_count,
+            recompiled=host.recompile_count,
+            note=str(facts.get("mode", "")),
+        )
+    placement = "kernel" if descriptor.in_kernel or options.get("in_kernel") else "worker"
+    note = version = interpreter = ""
+    try:
+        if not descriptor.in_kernel:
+            registry.interpreter(descriptor)
+        state = "installed"
+        version, interpreter = _installed_version(descriptor)
+    except BackendNotInstalledError:
+        state = "not installed"
+        note = f"next: {descriptor.get}"
+    if active:
+        state = "active, not started" if state == "installed" else "active, not installed"
+    return EngineStatus(
+        name, descriptor.title, state, version, interpreter, placement, options=dict(options), note=note
+    )
+
+
+def _installed_version(descriptor: Engine) -> tuple[str, str]:
+    """(engine's version, interpreter) of an engine that hasn't been started."""
+    if descriptor.recipe is not None:
+        from ..environments import places
+
+        marker = places.marker(descriptor.recipe) or {}
+        return str(marker.get("engine", "")), f"Python {marker.get('python', '')}"
+    return registry.version(descriptor), "Python " + sys.version.split()[0]

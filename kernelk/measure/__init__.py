@@ -1,0 +1,1 @@
+"""Recording, timing, comparison, profile, divergence, estimates, results."""

@@ -1,0 +1,330 @@
+"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time as clock
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..display.progress import waiting
+from ..engines import registry
+from ..engines.host import Host
+from ..engines.options import asked, check_honoured, merged
+from ..errors import ArgumentError, KernelKError
+from ..session.current import current
+from ..session.session import Session
+from ..session.untouched import untouched
+from .comparison_results import CompareResult, OpsResult, Side, SweepResult
+from .divergence import TOLERANCES, gap_of
+from .estimates import paired_ratio
+from .profiling import op_times
+from .recording import Recording, record, restoring
+from .results import noted
+from .timing import STILL, WARM_UP, Conditions, Timed, checked_budget, ready
+
+Array = np.ndarray[Any, Any]
+
+BUDGET = 10.0
+# So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
+ROUNDS = 100
+MOST_ROUNDS = 300
+# The longest sample, in seconds, where a run is shorter: whoever is compared gets its turn soon.
+LONGEST_SAMPLE = 0.03
+
+
+def compare(
+    *what: Any,
+    feeds: Any = None,
+    budget: float = BUDGET,
+    device: str | None = None,
+    threads: int | str | None = None,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    per_op: bool = False,
+) -> CompareResult | SweepResult:
+    """The same calls on several engines, or several bodies on one engine. The Python twin of `%%kcompare`.
+
+    `what`: engines' names, and targets as `kernelk.time` takes them. One target is compared on all named engines (all
+    that are installed, if none is named); several on one engine (the active one). A target runs once, on the active
+    engine; its calls are then done again on each side from the state before. `budget`: seconds of running in all.
+    `device`, `threads`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`: {"n": values}
+    runs the body, a function of `n`, for each. `per_op`: then each op of the call that took longest is timed by itself
+    on every engine, for as many seconds again. The session is afterwards as after the targets' one run.
+    Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
+    """
+    seconds = checked_budget(budget, "compare")
+    names = [one for one in what if isinstance(one, str)]
+    targets = [one for one in what if not isinstance(one, str)]
+    if not targets:
+        raise ArgumentError(
+            "compare: there is nothing to run; e.g. kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
+        )
+    engines = [registry.engine(name).name for name in dict.fromkeys(names)]
+    if len(targets) > 1 and len(engines) > 1:
+        raise ArgumentError(
+            f"compare: {len(targets)} bodies and {len(engines)} engines are too much for one table; "
+            "name one engine, or give one body"
+        )
+    if per_op and (len(targets) > 1 or sweep is not None):
+        raise ArgumentError("compare: op by op goes with one body on several engines, without a sweep")
+    session = current()
+    with session.lock:
+        session.ready_host()
+        if sweep is not None:
+            found: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
+        else:
+            found = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+        return noted("compare", found)
+
+
+def _sweep(
+    session: Session,
+    targets: list[Any],
+    engines: list[str],
+    budget: float,
+    sweep: Mapping[str, Sequence[float]],
+    device: str | None,
+    threads: int | str | None,
+) -> SweepResult:
+    if len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
+        raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
+    (name, values), body = next(iter(sweep.items())), targets[0]
+    if not len(values):
+        raise ArgumentError(f"compare: the sweep over {name} has no values; e.g. sweep={{'{name}': [128, 256, 512]}}")
+    points = []
+    for value in values:
+        one = _compare(
+            session, [lambda value=value: body(**{name: value})], engines, None, budget / len(values), device, threads
+        )
+        points.append((float(value), one))
+    return SweepResult(name, points)
+
+
+def _compare(
+    session: Session,
+    targets: list[Any],
+    engines: list[str],
+    feeds: Any,
+    budget: float,
+    device: str | None,
+    threads: int | str | None,
+    per_op: bool = False,
+) -> CompareResult:
+    recordings = [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)") for target in targets]
+    several = len(targets) > 1
+    if not engines:
+        engines = [session.active] if several else _installed(session.active)
+    pairs = [(engine, recordings[0]) for engine in engines]
+    labels = list(engines)
+    if several:
+        pairs = [(engines[0], recording) for recording in recordings]
+        labels = _names(targets)
+    python = sum(recording.python_seconds for recording in recordings)
+    result = CompareResult([Side(label) for label in labels], python, budget, several)
+    with _Hosts(session, device, threads) as hosts, restoring(session, recordings) as rewind:
+        work = _Work(session, hosts, rewind, result)
+        for side, (engine, recording) in zip(result.sides, pairs):
+            work.prepare(side, engine, recording)
+        try:
+            with waiting(f"comparing, for {budget:g} s in all", ["Ctrl-C cancels"]):
+                work.run(budget)
+            if per_op:
+                with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+                    result.per_op = work.op_by_op(recordings[0], budget)
+        finally:
+            work.close()
+    result.notes += _unequal_conditions(result.sides, threads)
+    return result
+
+
+def _installed(active: str) -> list[str]:
+    """The active engine, then all others that can be had here."""
+    return [active, *(name for name in registry.names() if name != active and registry.installed(name))]
+
+
+def _names(targets: list[Any]) -> list[str]:
+    """What the bodies are called: their functions' names where these tell them apart."""
+    names = [str(getattr(target, "__name__", getattr(target, "name", ""))) for target in targets]
+    if len(set(names)) == len(names) and all(name and name != "<lambda>" for name in names):
+        return names
+    return [f"body {i}" for i in range(1, len(targets) + 1)]
+
+
+def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[str]:
+    """What isn't the same for all sides, in words; `threads` as they were asked for."""
+    notes = []
+    known = [(side.label, side.conditions) for side in sides if side.conditions is not None and not side.failure]
+    if len({conditions.threads for _, conditions in known}) > 1:
+        told = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
+        # What runs in this process has the threads that its library was loaded with.
+        remedy = (
+            "OPENBLAS_NUM_THREADS, set before the notebook's kernel starts, is numpy's" if threads else "--threads N"
+        )
+        notes.append(f"threads aren't the same ({told}): {remedy}")
+    places = {conditions.device.partition(":")[0] for _, conditions in known}
+    if len(places) > 1:
+        told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
+        notes.append(f"devices aren't the same ({told}): --device cpu:0 makes them equal")
+    return notes
+
+
+class _Hosts:
+    """The engines' hosts: the session's own, or others with the options that are asked for, ended at the exit."""
+
+    def __init__(self, session: Session, device: str | None, threads: int | str | None) -> None:
+        self._session = session
+        self._device = device
+        self._threads = threads
+        self._made: dict[str, Host] = {}
+
+    def __enter__(self) -> _Hosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self._made.values():
+            host.stop()
+
+    def started(self, name: str) -> Host:
+        """The host of an engine, started. Raises KernelKError."""
+        session, engine = self._session, registry.engine(name)
+        changes = asked(engine, self._device, self._threads)
+        if not changes or engine.in_kernel:
+            host = session.host(name)
+        elif name in self._made:
+            host = self._made[name]
+        else:
+            options = merged(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+            host = self._made[name] = session.make_host(name, options)
+            host.start()
+            check_honoured(host, options)
+        if not host.started:
+            host.start()
+        return host
+
+
+class _Work:
+    """All sides on their hosts, readied one after the other and then run in turns."""
+
+    def __init__(self, session: Session, hosts: _Hosts, rewind: Any, result: CompareResult) -> None:
+        self._session = session
+        self._hosts = hosts
+        self._rewind = rewind
+        self._result = result
+        self._open = contextlib.ExitStack()
+        self._ready: dict[int, list[Timed]] = {}
+        self._expected: list[list[Array]] | None = None
+
+    def close(self) -> None:
+        """Lets the engines forget what they were given."""
+        self._open.close()
+
+    def prepare(self, side: Side, engine: str, recording: Recording) -> None:
+        """Does the calls once, compares their results with the reference's, and readies them; or notes the failure."""
+        session = self._session
+        try:
+            host = self._hosts.started(engine)
+            side.conditions = Conditions.of(host)
+            self._rewind()
+            self._check(side, self._values(host, recording))
+            self._rewind()
+            timed = [self._open.enter_context(ready(session, host, call)) for call in recording.calls]
+            side.calls = [one.found for one in timed]
+            self._ready[id(side)] = timed
+        except KernelKError as error:
+            side.failure = " ".join(str(error).split())
+
+    def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
+        found = []
+        for call, feeds in recording.sequence:
+            if feeds is not None:
+                program = call.program(self._session, host.ops)
+                values = self._session.calls.execute(host, program, feeds)
+                found.append(values[: len(call.function.outputs)])
+        found.append([self._session.read(variable) for variable in recording.before])
+        return found
+
+    def _check(self, side: Side, values: list[list[Array]]) -> None:
+        flat = [np.asarray(value) for group in values for value in group]
+        side.nans = sum(int(np.isnan(value).sum()) for value in flat if value.dtype.kind == "f")
+        if self._expected is None:
+            self._expected = values
+            return
+        expected = [np.asarray(value) for group in self._expected for value in group]
+        if [value.shape for value in flat] != [value.shape for value in expected]:
+            self._result.notes.append(f"{side.label} has results of other shapes: they aren't compared")
+            return
+        if [value.dtype for value in flat] != [value.dtype for value in expected]:
+            self._result.notes.append(f"{side.label} has results of other dtypes: the times are of other work")
+        for value, other in zip(flat, expected):
+            with np.errstate(all="ignore"):
+                near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
+            allowed = max(TOLERANCES.get(one.dtype.name, 0.0) for one in (value, other))
+            gap = gap_of(other, value, allowed, near)
+            side.absolute, side.relative = max(side.absolute, gap.absolute), max(side.relative, gap.scaled)
+            side.differing += gap.beyond
+
+    def run(self, budget: float) -> None:
+        """Warms the sides up, and runs rounds for the rest of the budget; each round has every side once."""
+        sides = [side for side in self._result.sides if id(side) in self._ready]
+        if not sides:
+            return
+        begin = clock.perf_counter()
+        share = budget / len(sides)
+        longest = min(LONGEST_SAMPLE, share / ROUNDS / max(len(self._ready[id(side)]) for side in sides))
+        for side in sides:
+            timed = self._ready[id(side)]
+            for one in timed:
+                one.warm_up(share * WARM_UP / len(timed), longest)
+        rounds = 0
+        longest_round = 0.0
+        while rounds < MOST_ROUNDS and len(sides) > 0:
+            start = clock.perf_counter()
+            if rounds and start - begin + longest_round > budget:
+                break
+            for side in random.sample(sides, len(sides)):
+                if len(sides) > 1 and not self._result.same_engine:
+                    clock.sleep(STILL)
+                try:
+                    timed = self._ready[id(side)]
+                    side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
+                except KernelKError as error:
+                    side.failure = " ".join(str(error).split())
+            sides = [side for side in sides if not side.failure]
+            longest_round = max(longest_round, clock.perf_counter() - start)
+            rounds += 1
+        reference = self._result.reference
+        for side in sides:
+            assert reference is not None
+            side.ratio = paired_ratio(side.rounds, reference.rounds)
+        self._pay(sides)
+        if rounds < 9 and sides:
+            self._result.notes.append(
+                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few to tell; "
+                f"next: --budget {math.ceil(longest_round * 30 + 1)}"
+            )
+
+    def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
+        """Each op of the call that took longest, by itself on every engine that works; None if none does."""
+        hosts = {side.label: self._hosts.started(side.label) for side in self._result.sides if id(side) in self._ready}
+        if not hosts:
+            return None
+        call = max(recording.calls, key=lambda one: sum(one.seconds))
+        with untouched(self._session, list(hosts.values())):
+            ops = op_times(self._session, list(hosts.values()), call, budget)
+        ops.sort(key=lambda row: -max(op.total for op in row))
+        return OpsResult(list(hosts), call.label, ops)
+
+    @staticmethod
+    def _pay(sides: list[Side]) -> None:
+        """After how many runs a side that takes longer to build is ahead of the one that is ready first."""
+        if not sides:
+            return
+        first = min(sides, key=lambda side: side.built)
+        for side in sides:
+            gain = first.steady.value - side.steady.value
+            if side is not first and gain > 0:
+                side.pays_after = math.ceil((side.built - first.built) / gain)

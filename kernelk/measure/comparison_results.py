@@ -1,0 +1,293 @@
+"""The results of a comparison: tables, data frames, JSON and pictures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..display.tables import Rendered, Table, duration
+from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
+from .profiling import SHOWN_ROWS, OpTime
+from .results import Result, new_axes, unit_of
+from .timing import CallTime, Conditions, shown
+
+
+@dataclass
+class Side:
+    """One engine's, or one body's, part: its times, and how far its results are from the reference's.
+
+    `rounds`: the seconds of all the body's calls in each round. `ratio`: to the reference, in pairs of one round.
+    `absolute`, `relative`: the largest differences of an element, the latter relative to it and its tensor's mean size
+    together; `differing` elements lie beyond the tolerance for the dtype.
+    `pays_after`: the calls after which its longer build is worth it (None: never, or there is nothing to pay).
+    `failure`: why there are no times, in one line.
+    """
+
+    label: str
+    conditions: Conditions | None = None
+    calls: list[CallTime] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+    ratio: Estimate | None = None
+    absolute: float = 0.0
+    relative: float = 0.0
+    differing: int = 0
+    nans: int = 0
+    pays_after: int | None = None
+    failure: str = ""
+
+    @property
+    def steady(self) -> Estimate:
+        """The median over the rounds, with its interval."""
+        return median(self.rounds)
+
+    @property
+    def built(self) -> float:
+        """Seconds until its first results: to build, and the first runs."""
+        return sum(call.compile_seconds + call.first_seconds for call in self.calls)
+
+
+@dataclass(repr=False)
+class OpsResult(Result, Rendered):
+    """Each op of a call by itself on each engine: `labels` are the engines', `ops` a row of their times for each op."""
+
+    labels: list[str]
+    label: str
+    ops: list[list[OpTime]]
+
+    def table(self) -> Table:
+        """A row for each kind of op, a column for each engine; first the ops that take some engine longest."""
+        header = ["op", "written in", "part", "shape", "times", *self.labels]
+        rows = []
+        for ops in self.ops[:SHOWN_ROWS]:
+            first, least = ops[0], min((op.steady.value for op in ops if not op.failure), default=math.nan)
+            cells = [
+                "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
+                for op in ops
+            ]
+            place = first.source.split(": ", 1)[0]
+            rows.append([first.op, place, first.part, str(first.shape), str(first.count), *cells])
+        below = ["each op by itself and unfused, on the same operands: no part of the times above (* the fastest)"]
+        if len(self.ops) > SHOWN_ROWS:
+            below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
+        failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
+        below += [f"{name}: {op.op} has no time: {op.failure}" for name, op in failures[:3]]
+        return Table(rows, header, title=f"{self.label}, op by op", below="\n".join(below))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each op and engine."""
+        return [
+            {
+                "side": name,
+                **{key: getattr(op, key) for key in ("op", "name", "source", "part", "shape", "dtype", "count")},
+                "steady": op.steady.value,
+                "low": op.steady.low,
+                "high": op.steady.high,
+                "failure": op.failure,
+            }
+            for ops in self.ops
+            for name, op in zip(self.labels, ops)
+        ]
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws: the first five ops, each on every engine."""
+        found = [
+            (f"{op.op} {name}", op.steady)
+            for ops in self.ops[:5]
+            for name, op in zip(self.labels, ops)
+            if not op.failure
+        ]
+        return [label for label, _ in found], [estimate for _, estimate in found]
+
+
+@dataclass(repr=False)
+class CompareResult(Result, Rendered):
+    """What a comparison found: a side for each engine or body; the first that works is the reference.
+
+    `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
+    bodies. `per_op`: each op by itself, where that was asked for.
+    """
+
+    sides: list[Side]
+    python_seconds: float
+    budget: float
+    same_engine: bool = False
+    notes: list[str] = field(default_factory=list)
+    per_op: OpsResult | None = None
+
+    def also(self) -> OpsResult | None:
+        """Op by op."""
+        return self.per_op
+
+    @property
+    def reference(self) -> Side | None:
+        """What the others are compared with; None if none works."""
+        return next((side for side in self.sides if not side.failure), None)
+
+    def side(self, label: str) -> Side:
+        """The side of this engine or body. Raises KeyError."""
+        return {side.label: side for side in self.sides}[label]
+
+    @property
+    def equal(self) -> bool:
+        """Whether all results agree within the tolerance of their dtypes."""
+        return not any(side.differing for side in self.sides)
+
+    def table(self) -> Table:
+        """A row for each side, and what has to be known beside the figures."""
+        reference = self.reference
+        what = "body" if self.same_engine else "engine"
+        header = [what, "steady run", "ratio", "verdict", "build", "first run", "pays after", "abs", "rel", "threads"]
+        rows = [self._cells(side, reference) for side in self.sides]
+        times = [side.steady.value if not side.failure else math.inf for side in self.sides]
+        strong = times.index(min(times)) if any(time < math.inf for time in times) else None
+        return Table(rows, header, title=self._title(), below="\n".join(self._below()), strong=strong)
+
+    def _cells(self, side: Side, reference: Side | None) -> list[str]:
+        if side.failure:
+            return [side.label, "failed", *[""] * 8]
+        assert side.ratio is not None
+        first, threads = side is reference, side.conditions.threads if side.conditions else None
+        low, high = side.ratio.low, side.ratio.high
+        return [
+            side.label,
+            shown(side.steady),
+            "1" if first else f"{side.ratio.value:.3g} [{low:.3g}, {'?' if math.isinf(high) else f'{high:.3g}'}]",
+            "reference" if first else verdict(side.ratio),
+            duration(sum(call.compile_seconds for call in side.calls)),
+            duration(sum(call.first_seconds for call in side.calls)),
+            "" if side.pays_after is None else f"{side.pays_after} runs",
+            "" if first else f"{side.absolute:.3g}",
+            "" if first else f"{side.relative:.3g}",
+            str(threads or "unknown"),
+        ]
+
+    def _title(self) -> str:
+        working = [side for side in self.sides if not side.failure]
+        if not working:
+            return "nothing could be timed"
+        best = min(working, key=lambda side: side.steady.value)
+        others = [side for side in working if side is not best]
+        if not others:
+            return f"{best.label}: {shown(best.steady)}"
+        second = min(others, key=lambda side: side.steady.value)
+        ratio = paired_ratio(second.rounds, best.rounds)
+        if verdict(ratio) != "slower":
+            return f"{best.label} and {second.label}: {verdict(ratio)}"
+        return f"{best.label} is the fastest, {second.label} takes {ratio.value:.3g}x as long"
+
+    def _below(self) -> list[str]:
+        lines = [f"{side.label}: {side.failure}" for side in self.sides if side.failure]
+        for side in self.sides:
+            if side.differing:
+                reference = self.reference
+                assert reference is not None
+                lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
+                if not self.same_engine:
+                    lines[-1] += f"; next: %kdiff y {reference.label} {side.label}"
+            remark = unsteadiness(side.rounds) if not side.failure else ""
+            if remark:
+                lines.append(f"{side.label}: unsteady ({remark})")
+        if any(side.nans for side in self.sides):
+            lines.append("NaN in the results: " + ", ".join(side.label for side in self.sides if side.nans))
+        lines += self.notes
+        working = [side for side in self.sides if not side.failure]
+        if working:
+            calls = working[0].calls
+            inputs = sorted({text for call in calls for text in call.inputs})
+            count = sum(call.count for call in calls)
+            lines.append(
+                f"one run is the body's {count} call{'s' if count > 1 else ''} of {', '.join(inputs) or 'no inputs'}; "
+                f"{len(working[0].rounds)} rounds of random order, {CONFIDENCE:.0%} intervals, ratios within rounds"
+            )
+            if not self.same_engine:
+                lines.append("every side has the same graph, with its dtypes and layout, and the same values and draws")
+        if self.python_seconds > 1e-3:
+            lines.append(f"Python in the cell: {duration(self.python_seconds)}, in no side's time")
+        seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
+        return [*lines, *seen]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a side: the rows of `to_frame`."""
+        rows = []
+        for side in self.sides:
+            row: dict[str, Any] = {"side": side.label, "failure": side.failure}
+            if not side.failure and side.ratio is not None:
+                row.update(
+                    steady=side.steady.value,
+                    low=side.steady.low,
+                    high=side.steady.high,
+                    ratio=side.ratio.value,
+                    ratio_low=side.ratio.low,
+                    ratio_high=side.ratio.high,
+                    compile=sum(call.compile_seconds for call in side.calls),
+                    first=sum(call.first_seconds for call in side.calls),
+                    absolute=side.absolute,
+                    relative=side.relative,
+                    differing=side.differing,
+                )
+            rows.append(row)
+        return rows
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured, samples included."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws."""
+        working = [side for side in self.sides if not side.failure]
+        return [side.label for side in working], [side.steady for side in working]
+
+
+@dataclass(repr=False)
+class SweepResult(Result, Rendered):
+    """A comparison for each value of a name: `points` are (value, its comparison)."""
+
+    name: str
+    points: list[tuple[float, CompareResult]]
+
+    def table(self) -> Table:
+        """A row for each value, a column for each side."""
+        labels = [side.label for side in self.points[0][1].sides]
+        rows = []
+        for value, result in self.points:
+            cells = [shown(side.steady) if not side.failure else "failed" for side in result.sides]
+            rows.append([f"{value:g}", *cells, "" if result.equal else "results differ"])
+        failures = dict.fromkeys(
+            f"{side.label}: {side.failure}" for _, result in self.points for side in result.sides if side.failure
+        )
+        return Table(rows, [self.name, *labels, ""], title=f"time against {self.name}", below="\n".join(failures))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each value and side."""
+        return [{self.name: value, **row} for value, result in self.points for row in result.records()]
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured, samples included."""
+        return {"name": self.name, "points": [[value, result.raw()] for value, result in self.points]}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Time against the value on logarithmic axes, a line for each side with its band; the Matplotlib Axes."""
+        ax = ax if ax is not None else new_axes(6)
+        found: dict[str, list[tuple[float, Estimate]]] = {}
+        for value, result in self.points:
+            for side in result.sides:
+                if not side.failure:
+                    found.setdefault(side.label, []).append((value, side.steady))
+        scale, unit = unit_of([estimate.value for line in found.values() for _, estimate in line])
+        for (label, line), marker in zip(found.items(), itertools.cycle("os^Dv*")):
+            values = [value for value, _ in line]
+            drawn = ax.plot(values, [e.value / scale for _, e in line], marker=marker, label=label, linewidth=2)
+            low, high = [e.low / scale for _, e in line], [min(e.high, 2 * e.value) / scale for _, e in line]
+            ax.fill_between(values, low, high, color=drawn[0].get_color(), alpha=0.2)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xlabel(self.name)
+        ax.set_ylabel(f"time of one run [{unit}]")
+        ax.legend(fontsize=14)
+        return ax

@@ -1,0 +1,381 @@
+"""Which op takes how long: each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..display.progress import waiting
+from ..display.tables import Rendered, Table, duration, size
+from ..engines.host import Host
+from ..errors import KernelKError
+from ..graph.nodes import Tensor, walk
+from ..ops.creation import placeholder
+from ..ops.gradients import of_a_gradient
+from ..ops.linear import dot
+from ..session.current import current
+from ..session.function import Function
+from ..session.session import Session
+from ..session.untouched import untouched
+from .engine_profile import EngineProfile, check_profiler, engine_profile
+from .estimates import Estimate, unsteadiness
+from .recording import Call, record
+from .results import Result, noted
+from .single_ops import Nodes
+from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
+
+Array = np.ndarray[Any, Any]
+
+BUDGET = 5.0
+# Rows that a table shows; the result has them all.
+SHOWN_ROWS = 30
+
+# Ops that only arrange elements: no arithmetic, and on some engines no work at all.
+_ARRANGING = (
+    "reshape",
+    "transpose",
+    "slice",
+    "concatenate",
+    "broadcast_to",
+    "pad",
+    "gather",
+    "tile",
+    "shape",
+    "size",
+    "cast",
+)
+_REDUCING = (
+    "sum",
+    "prod",
+    "mean",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "cumsum",
+    "cumprod",
+    "softmax",
+    "log_softmax",
+    "sum_to",
+)
+
+
+_UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the engine reaches here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass
+class OpTime:
+    """One op by itself. `part`: "forward", "gradient" or "update". `count` nodes are alike, and `steady` is of one.
+
+    `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
+    why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
+    """
+
+    op: str
+    name: str
+    source: str
+    part: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    flops: int
+    count: int = 1
+    steady: Estimate = _UNKNOWN
+    failure: str = ""
+    uids: list[int] = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all that are alike."""
+        return 0.0 if self.failure else self.count * self.steady.value
+
+
+@dataclass(repr=False)
+class ProfileResult(Result, Rendered):
+    """What `%kprofile` found: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
+
+    `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
+    """
+
+    conditions: Conditions
+    whole: CallTime
+    ops: list[OpTime]
+    machine: Machine
+    others: int = 0
+    notes: list[str] = field(default_factory=list)
+    engine_profile: EngineProfile | None = None
+
+    def also(self) -> EngineProfile | None:
+        """The engine's own."""
+        return self.engine_profile
+
+    @property
+    def alone(self) -> float:
+        """All ops one after the other, each by itself, in seconds: not a time of the call."""
+        return sum(op.total for op in self.ops)
+
+    @property
+    def fusion(self) -> float:
+        """How many times as long as the call all its ops take by themselves."""
+        return self.alone / self.whole.steady.value
+
+    def share(self, op: OpTime) -> float:
+        """An op's part of all ops' time."""
+        return op.total / self.alone if self.alone else 0.0
+
+    def reached(self, op: OpTime) -> str:
+        """How near the op comes to what the engine reaches here: of its matmul's rate, or of the memory's."""
+        if op.failure or not op.steady.value:
+            return ""
+        rate = op.flops / op.steady.value / self.machine.flops
+        memory = op.bytes / op.steady.value / self.machine.bandwidth
+        return f"{rate:.0%} of matmul" if rate >= memory else f"{memory:.0%} of memory"
+
+    def table(self) -> Table:
+        """A row for each kind of op, the slowest first."""
+        header = [
+            "op",
+            "name",
+            "written in",
+            "part",
+            "shape",
+            "dtype",
+            "times",
+            "time of one",
+            "share",
+            "bytes",
+            "reaches",
+        ]
+        rows = [
+            [
+                op.op,
+                op.name,
+                op.source.split(": ", 1)[0],
+                op.part,
+                str(op.shape),
+                op.dtype,
+                str(op.count),
+                "failed" if op.failure else shown(op.steady),
+                f"{self.share(op):.0%}",
+                size(op.bytes),
+                self.reached(op),
+            ]
+            for op in self.ops[:SHOWN_ROWS]
+        ]
+        whole = self.whole.steady
+        verb = "fusing saves" if self.fusion >= 1 else "by themselves its ops take"
+        title = (
+            f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
+            f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
+        )
+        return Table(rows, header, title=title, below="\n".join(self._below()))
+
+    def _below(self) -> list[str]:
+        parts = {
+            part: sum(op.total for op in self.ops if op.part == part) for part in ("forward", "gradient", "update")
+        }
+        told = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
+        lines = [f"one by one: {told}"] if told else []
+        gain = self.alone - self.whole.steady.value
+        if gain > 0:
+            pays = math.ceil(self.whole.compile_seconds / gain)
+            lines.append(f"built in {duration(self.whole.compile_seconds)}, which pays after {pays} runs")
+        if len(self.ops) > SHOWN_ROWS:
+            lines.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
+        lines += [f"{op.op} '{op.name}' has no time: {op.failure}" for op in self.ops if op.failure][:3]
+        if self.others:
+            lines.append(f"{self.others} other kinds of calls took less, and aren't profiled")
+        remark = unsteadiness(self.whole.samples)
+        lines += [f"unsteady ({remark})"] if remark else []
+        lines.append(
+            f"reached here by itself: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
+            f"{self.machine.bandwidth / 1e9:.3g} GB/s; an op by itself has the engine's whole overhead of a call"
+        )
+        return [*lines, *self.notes, self.conditions.words()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each kind of op: the rows of `to_frame`."""
+        return [
+            {
+                **{name: getattr(op, name) for name in ("op", "name", "source", "part", "shape", "dtype", "count")},
+                "steady": op.steady.value,
+                "low": op.steady.low,
+                "high": op.steady.high,
+                "share": self.share(op),
+                "bytes": op.bytes,
+                "flops": op.flops,
+                "failure": op.failure,
+            }
+            for op in self.ops
+        ]
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws: the ten ops that take most."""
+        most = [op for op in self.ops if not op.failure][:10]
+        return [f"{op.op} {op.shape}" for op in most], [op.steady for op in most]
+
+
+def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
+    """How long each op of a call takes by itself on the active engine. The Python twin of `%kprofile`.
+
+    `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
+    seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:
+    the engine's own profiler is asked as well, about the call as it really runs: the result's `engine_profile`.
+    Raises ArgumentError, FeedError, EngineError, and what the body raises.
+    """
+    seconds = checked_budget(budget, "profile")
+    session = current()
+    with session.lock:
+        host = session.ready_host()
+        if engine:
+            check_profiler(host)
+        recording = record(session, target, feeds, "profile", "kernelk.profile(y, feeds={x: array})")
+        host = session.ready_host()
+        call = max(recording.calls, key=lambda one: sum(one.seconds))
+        with untouched(session, [host]):
+            whole = measured(session, host, call, seconds / 5)
+            machine = _machine(session, host, seconds / 20)
+            with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+                ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
+            own = engine_profile(session, host, call, seconds / 5) if engine else None
+        ops.sort(key=lambda op: -op.total)
+        others = len(recording.calls) - 1
+        found = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
+        return noted("profile", found)
+
+
+def _timed(
+    session: Session, host: Host, outputs: list[Tensor], fed: list[tuple[Any, Array]], budget: float
+) -> CallTime:
+    """Runs of these outputs by themselves. Raises KernelKError."""
+    function = Function([x for x, _ in fed], outputs, live=False)
+    alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
+    with ready(session, host, alone) as timed:
+        timed.warm_up(budget / 3, min(0.005, budget / 10))
+        timed.sample_for(budget * 2 / 3)
+    return timed.found
+
+
+def _machine(session: Session, host: Host, budget: float) -> Machine:
+    n, m = 1024, 1 << 22
+    a, b = placeholder((n, n), dtype="float32"), placeholder((m,), dtype="float32")
+    square, long = np.full((n, n), 1 / n, np.float32), np.ones(m, np.float32)
+    product = _timed(session, host, [dot(a, a)], [(a, square)], budget)
+    total = _timed(session, host, [b + b], [(b, long)], budget)
+    # What it can do, and not what it does beside other work.
+    return Machine(2.0 * n**3 / min(product.samples), 2.0 * long.nbytes / min(total.samples))
+
+
+def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float) -> list[list[OpTime]]:
+    """Each kind of op of a call by itself on each of these started hosts, in turns of random order.
+
+    Every host computes from the same operands, those of the first. `budget`: seconds of running in all.
+    """
+    function = call.function
+    roots = [*function.outputs, *(value for _, value in function.updates)]
+    nodes = Nodes(session, roots, call.phase, dict(zip(function.placeholders, call.feeds)), "profile")
+    forward = {id(node) for node in walk(function.outputs, lambda node: node.inputs)}
+    kinds: dict[Any, list[OpTime]] = {}
+    share = budget / max(1, len(nodes.computed) * len(hosts))
+    for numbers, more in nodes.chunks():
+        known: dict[int, Array] = nodes.values(hosts[0], sorted([*more, *numbers]))
+        work: list[tuple[int, list[OpTime]]] = []
+        # A loop stands before the first of its items, which alone have values.
+        for number in _with_loops(nodes, numbers):
+            key = nodes.likeness(number)
+            if key in kinds:
+                for op in kinds[key]:
+                    op.count += 1
+                    op.uids.append(nodes.nodes[number].uid)
+                continue
+            kinds[key] = [_described(nodes, number, forward) for _ in hosts]
+            work.append((number, kinds[key]))
+        for number, ops in work:
+            for host, op in random.sample(list(zip(hosts, ops)), len(hosts)):
+                if len(hosts) > 1:
+                    time.sleep(STILL)
+                try:
+                    op.steady = _by_itself(session, host, nodes, number, known, share)
+                except KernelKError as error:
+                    op.failure = " ".join(str(error).split())
+    return list(kinds.values())
+
+
+def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
+    """What of these nodes is measured: a loop in place of its items and of its draws."""
+    found: dict[int, None] = {}
+    for number in numbers:
+        node = nodes.nodes[number]
+        if node.op == "item":
+            found[nodes.program.instructions[number - nodes.program.first].inputs[0]] = None
+        elif number not in nodes.of_loops:
+            found[number] = None
+    return list(found)
+
+
+def _by_itself(
+    session: Session, host: Host, nodes: Nodes, number: int, known: dict[int, Array], budget: float
+) -> Estimate:
+    """The time of this node by itself; `known`: the values of what it takes. Raises KernelKError."""
+    node = nodes.nodes[number]
+    if number < nodes.program.first:
+        # A draw: what it needs are lengths, of whatever is fed.
+        return _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget).steady
+    if node.op == "scan":
+        outputs, leaves = nodes.loop_alone(number)
+    else:
+        tensors, leaves = nodes.alone([number])
+        outputs = [tensors[number]]
+    fed = [(x, known[n] if n in known else nodes.feeds[n]) for n, x in leaves.items()]
+    return _timed(session, host, outputs, fed, budget).steady
+
+
+def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:
+    node = nodes.nodes[number]
+    part = "gradient" if of_a_gradient(node) else "forward" if id(node) in forward else "update"
+    operands = list(nodes.operands[number])
+    values = [number]
+    if node.op == "scan":
+        operands = list(nodes.program.instructions[number - nodes.program.first].inputs)
+        values = [n for n, one in enumerate(nodes.nodes) if one.op == "item" and nodes.loop_of(n) == number]
+    shape = tuple(nodes.shapes[values[0]])
+    moved = nodes.bytes(n for n in {*operands, *values} if nodes.nodes[n].op != "scan")
+    attrs = nodes.program.instructions[number - nodes.program.first].attrs if number >= nodes.program.first else {}
+    flops = _flops(node.op, attrs, [tuple(nodes.shapes[n]) for n in operands], shape)
+    return OpTime(node.op, node.name, str(node.source), part, shape, node.dtype, moved, flops, uids=[node.uid])
+
+
+def _flops(op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:
+    """The arithmetic of an op, a multiplication and an addition counted as two; 0 where it isn't known."""
+    if op in ("matmul", "batch_matmul"):
+        inner = operands[0][-2 if attrs.get("transpose_a") else -1]
+        return 2 * math.prod(shape) * inner
+    if op.endswith("conv"):
+        # The kernel's lengths and channels, for each element of the value.
+        return 2 * math.prod(shape) * math.prod(operands[1][:-1] if "depthwise" not in op else operands[1][:-2])
+    if "conv" in op:
+        # Of a gradient: as many as forward, whose value's gradient is one of the operands.
+        kernel = operands[1] if op.endswith("_input") else shape
+        gradient = operands[0] if op.endswith("_input") else operands[1]
+        return 2 * math.prod(gradient) * math.prod(kernel[:-1] if "depthwise" not in op else kernel[:-2])
+    if op in _ARRANGING or op in ("scan", "placeholder") or not operands:
+        return 0
+    return math.prod(operands[0]) if op in _REDUCING else math.prod(shape)

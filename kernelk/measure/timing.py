@@ -1,0 +1,405 @@
+"""How long calls take on an engine: to build, to run first, to run when warm, to hand over; each figure by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import statistics
+import time as clock
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..display.tables import Rendered, Table, duration
+from ..engines.host import Host
+from ..errors import ArgumentError, WorkerDiedError
+from ..session.current import current
+from ..session.session import Session
+from .estimates import CONFIDENCE, Estimate, median, unsteadiness
+from .recording import Call, Recording, record, restoring
+from .results import Result, noted
+
+# A sample lasts at least this long, in seconds, so that reading the clock is less than a thousandth of it.
+SHORTEST_SAMPLE = 1e-3
+# One request asks for samples of about this many seconds together: Ctrl-C is heard between requests.
+REQUEST = 0.1
+# The share of the budget, at most, that goes by until the times are steady.
+WARM_UP = 0.25
+MOST_SAMPLES = 400
+# Before a sample that is taken in turns with others', so many runs more are made: the caches hold the others' data.
+REFILLED = 0.25
+# After an engine's turn, others wait this long in seconds: OpenBLAS's threads spin for up to 2**26 cycles before they
+# sleep, and take a core from whoever runs in another process meanwhile.
+STILL = 0.03
+# Updates begin anew at each sample, which costs its first run something: so many runs share it, where they are short.
+RUNS_WITH_UPDATES = 4
+BUDGET = 2.0
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what a time was measured. `threads` as the engine reports them; `processor` is the device's model."""
+
+    engine: str
+    title: str
+    version: str
+    interpreter: str
+    placement: str
+    device: str
+    processor: str
+    threads: int | None
+    cores: int
+    blas: str = ""
+    mode: str = ""
+
+    @classmethod
+    def of(cls, host: Host) -> Conditions:
+        """Those of a started host."""
+        facts = host.facts
+        on_cpu = str(facts.get("device", "cpu")).startswith("cpu")
+        return cls(
+            host.engine.name,
+            host.engine.title,
+            str(facts.get("version", "")),
+            str(facts.get("interpreter", "")),
+            host.placement,
+            str(facts.get("device", "")),
+            processor() if on_cpu else str(facts.get("device_name", "")),
+            facts.get("threads"),
+            os.cpu_count() or 1,
+            str(facts.get("blas", "")),
+            str(facts.get("mode", "")),
+        )
+
+    def words(self) -> str:
+        """All of them, for a line below a table."""
+        place = "in the kernel" if self.placement == "kernel" else "in a worker"
+        parts = [
+            f"{self.engine} {self.version} ({self.interpreter}) {place}",
+            f"{self.device}{f' ({self.processor})' if self.processor else ''}",
+            f"{self.threads or 'unknown'} thread{'' if self.threads == 1 else 's'} of {self.cores} cores",
+            self.mode,
+            f"BLAS {self.blas}" if self.blas else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def processor() -> str:
+    """The processor's model name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@dataclass
+class CallTime:
+    """The times of one kind of call, in seconds.
+
+    `compile_seconds`: the engine's building of the program; `first_seconds`: its first run; `samples`: one run each,
+    the mean of `loops`, when it is warm; `load`, `deliver`, `commit`: to hand its feeds over, to get its outputs back,
+    to write new values down; `whole`: all of a call as K.function makes it. `count`: how often the body makes it.
+    """
+
+    label: str
+    count: int
+    inputs: list[str]
+    outputs: list[str]
+    compile_seconds: float
+    first_seconds: float
+    loops: int = 1
+    samples: list[float] = field(default_factory=list)
+    load: float = 0.0
+    deliver: float = 0.0
+    commit: float = 0.0
+    whole: list[float] = field(default_factory=list)
+
+    @property
+    def steady(self) -> Estimate:
+        """The median of a warm run, with its confidence interval."""
+        return median(self.samples)
+
+    @property
+    def call(self) -> float:
+        """The median of a whole call through kernelk."""
+        return statistics.median(self.whole)
+
+
+def shown(estimate: Estimate) -> str:
+    """A time and its interval."""
+    if math.isinf(estimate.high):
+        return f"{duration(estimate.value)} (too few samples)"
+    return f"{duration(estimate.value)} [{duration(estimate.low)}, {duration(estimate.high)}]"
+
+
+@dataclass(repr=False)
+class TimeResult(Result, Rendered):
+    """What `%ktime` found: the times of each kind of call that the body makes, under these conditions.
+
+    `python_seconds`: what the body did beside its calls, once.
+    """
+
+    conditions: Conditions
+    calls: list[CallTime]
+    python_seconds: float
+    budget: float
+
+    @property
+    def steady(self) -> float:
+        """All warm runs of the body together, in seconds."""
+        return sum(call.count * call.steady.value for call in self.calls)
+
+    def notes(self) -> list[str]:
+        """What a reader has to know to believe the figures."""
+        found = []
+        for call in self.calls:
+            remark = unsteadiness(call.samples)
+            if remark:
+                found.append(f"unsteady{f': {call.label}' if len(self.calls) > 1 else ''} ({remark})")
+        return found
+
+    def table(self) -> Table:
+        """Pairs for one call, a row each for several."""
+        below = [*self.notes(), self.conditions.words()]
+        if len(self.calls) == 1:
+            call = self.calls[0]
+            return Table(
+                self._pairs(call),
+                title=f"{call.label}: {shown(call.steady)} on {self.conditions.engine}",
+                below="\n".join(below),
+            )
+        header = ["call", "times", "build", "first run", "steady run", "whole call", "inputs"]
+        rows = [
+            [
+                call.label,
+                str(call.count),
+                duration(call.compile_seconds),
+                duration(call.first_seconds),
+                shown(call.steady),
+                duration(call.call),
+                ", ".join(call.inputs),
+            ]
+            for call in self.calls
+        ]
+        total = f"all steady runs {duration(self.steady)}; Python in the cell {duration(self.python_seconds)}"
+        title = f"{len(self.calls)} kinds of calls on {self.conditions.engine}"
+        return Table(rows, header, title=title, below="\n".join([total, *below]))
+
+    def _pairs(self, call: CallTime) -> list[list[str]]:
+        samples = f"median of {len(call.samples)} samples of {call.loops} runs, {CONFIDENCE:.0%} interval"
+        rows = [
+            ["steady run", f"{shown(call.steady)}, {samples}"],
+            ["build", duration(call.compile_seconds)],
+            ["first run", duration(call.first_seconds)],
+            ["hand over", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
+            *([["commit", f"{duration(call.commit)} for new values"]] if call.commit else []),
+            ["whole call", f"{duration(call.call)} through kernelk"],
+            *([["in the cell", f"{call.count} times, all steady runs {duration(self.steady)}"]] * (call.count > 1)),
+            ["inputs", ", ".join(call.inputs) or "none"],
+            ["outputs", ", ".join(call.outputs) or "none"],
+        ]
+        if self.python_seconds > 0.05 * self.steady:
+            rows.append(["Python", f"{duration(self.python_seconds)} in the cell, beside its calls"])
+        return rows
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a call: the rows of `to_frame`."""
+        rows = []
+        for call in self.calls:
+            low, high = call.steady.low, call.steady.high
+            rows.append(
+                {
+                    "engine": self.conditions.engine,
+                    "call": call.label,
+                    "count": call.count,
+                    "steady": call.steady.value,
+                    "low": low,
+                    "high": high,
+                    "compile": call.compile_seconds,
+                    "first": call.first_seconds,
+                    "load": call.load,
+                    "deliver": call.deliver,
+                    "commit": call.commit,
+                    "whole": call.call,
+                }
+            )
+        return rows
+
+    def raw(self) -> dict[str, Any]:
+        """All that was measured, samples included."""
+        return asdict(self)
+
+    def bars(self) -> tuple[list[str], list[Estimate]]:
+        """What `plot` draws."""
+        return [call.label for call in self.calls], [call.steady for call in self.calls]
+
+
+def checked_budget(budget: Any, asker: str) -> float:
+    """The budget in seconds. Raises ArgumentError."""
+    try:
+        seconds = float(budget)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(f"{asker}: the budget is a number of seconds such as {BUDGET:g}, not {budget!r}")
+    return seconds
+
+
+def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
+    """How long something takes on the active engine, each part by itself. The Python twin of `%ktime`.
+
+    `target`: a body, as a function without arguments that evaluates something; or a tensor, several, or a K.function,
+    with `feeds` (placeholder to array) or what its placeholders were fed last. It runs once as always; its calls are
+    then run again from the state that it left, for `budget` seconds in all beside compiling, and change nothing.
+    Raises ArgumentError, FeedError, EngineError, and what the body raises.
+    """
+    seconds = checked_budget(budget, "time")
+    session = current()
+    with session.lock:
+        session.ready_host()
+        recording = record(session, target, feeds, "time", "kernelk.time(y, feeds={x: array})")
+        # The body may have changed the engine.
+        host = session.ready_host()
+        calls = [measured(session, host, call, seconds / len(recording.calls)) for call in recording.calls]
+        return noted("time", TimeResult(Conditions.of(host), calls, recording.python_seconds, seconds))
+
+
+def measured(session: Session, host: Host, call: Call, budget: float) -> CallTime:
+    """One kind of call, measured on a started host for about `budget` seconds beside its compilation."""
+    with ready(session, host, call) as timed:
+        timed.warm_up(budget * WARM_UP)
+        timed.sample_for(budget)
+        timed.transfers()
+    timed.found.whole = _whole_calls(session, host, call, budget)
+    return timed.found
+
+
+class Timed:
+    """One kind of call that stands ready on a host to be run again and again."""
+
+    def __init__(self, host: Host, number: int, found: CallTime, runs: int) -> None:
+        self._host = host
+        self._number = number
+        self._runs = runs
+        self.found = found
+
+    def sample(self, times: int = 1, before: int = 0) -> list[float]:
+        """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right.
+
+        `before`: so many runs are made first, and counted nowhere.
+        """
+        with self._host.held():
+            reply = self._host.request(
+                {
+                    "do": "sample",
+                    "timed": self._number,
+                    "loops": self.found.loops,
+                    "times": times,
+                    "before": before,
+                }
+            )
+        return list(reply["samples"])
+
+    def in_turn(self, longest: float) -> float:
+        """One sample, after runs that have the caches filled again with what this call needs.
+
+        Where it took far longer than `longest`, since the machine is busy, the next one is shorter.
+        """
+        found = self.found
+        sample = self.sample(before=math.ceil(found.loops * REFILLED))[0]
+        found.samples.append(sample)
+        if sample * found.loops > 3 * longest:
+            found.loops = max(1, math.ceil(longest / sample))
+        return sample
+
+    def warm_up(self, seconds: float, longest: float = SHORTEST_SAMPLE * 10) -> None:
+        """Runs until the time doesn't fall any more, or `seconds` are over, and settles how many runs a sample has.
+
+        `longest`: how long a sample is to be, where one run doesn't take longer.
+        """
+        begin = clock.perf_counter()
+        best, since = math.inf, 0
+        while since < 3 and clock.perf_counter() - begin < seconds:
+            one = self.sample()[0]
+            since = 0 if one < 0.97 * best else since + 1
+            best = min(best, one)
+            if one * self.found.loops < longest / 2:
+                self.found.loops = min(self.found.loops * 4, max(1, math.ceil(longest / one)))
+                since = 0
+        if self._runs > 1 and best < 0.05:
+            self.found.loops = max(self.found.loops, self._runs)
+
+    def sample_for(self, seconds: float) -> None:
+        """Takes samples for about so many seconds: one at least, and not more than are of use."""
+        begin = clock.perf_counter()
+        samples = self.found.samples
+        times = 1
+        while len(samples) < MOST_SAMPLES:
+            samples += self.sample(times)
+            left = seconds - (clock.perf_counter() - begin)
+            each = statistics.median(samples) * self.found.loops
+            if left < each:
+                break
+            times = max(1, int(min(REQUEST, left) / each))
+
+    def watch(self, runs: int) -> tuple[list[dict[str, Any]], float]:
+        """(what the engine's own profiler sees in so many runs, the seconds of one): see `backends.watching`."""
+        with self._host.held():
+            reply = self._host.request({"do": "watch", "timed": self._number, "loops": runs})
+        return reply["rows"], reply["seconds"]
+
+    def transfers(self) -> None:
+        """Measures what lies between the runs and the notebook."""
+        with self._host.held():
+            reply = self._host.request({"do": "transfers", "timed": self._number, "times": 5})
+        self.found.load, self.found.deliver = (statistics.median(reply[name]) for name in ("load", "deliver"))
+        self.found.commit = statistics.median(reply["commit"]) if self._runs > 1 else 0.0
+
+
+@contextlib.contextmanager
+def ready(session: Session, host: Host, call: Call, profiled: bool = False) -> Iterator[Timed]:
+    """The call compiled for being timed on a started host, which forgets it afterwards.
+
+    `profiled`: and for `watch`. Raises EngineError.
+    """
+    program = call.program(session, host.ops)
+    shapes = tuple(feed.shape for feed in call.feeds)
+    host.listen()
+    try:
+        number, compile_seconds, first_seconds = session.calls.make_timed(host, program, call.feeds, profiled)
+    finally:
+        host.tell()
+    outputs = program.specialise(shapes, host.specialises).outputs
+    found = CallTime(
+        call.label,
+        call.count,
+        [f"{feed.dtype}{list(feed.shape)}" for feed in call.feeds],
+        [f"{dtype}{list(shape)}" for dtype, shape in zip(program.output_dtypes, outputs)],
+        compile_seconds,
+        first_seconds,
+    )
+    try:
+        yield Timed(host, number, found, RUNS_WITH_UPDATES if program.updates else 1)
+    finally:
+        with contextlib.suppress(WorkerDiedError):
+            host.release_timed([number])
+
+
+def _whole_calls(session: Session, host: Host, call: Call, budget: float) -> list[float]:
+    """The seconds of some calls as K.function makes them; the variables are as before afterwards."""
+    program = call.program(session, host.ops)
+    updated = Recording(before={program.slots[slot]: session.read(program.slots[slot]) for slot, _ in program.updates})
+    found: list[float] = []
+    with restoring(session, [updated]):
+        begin = clock.perf_counter()
+        # The first may have to compile, or to load what was changed.
+        session.calls.execute(host, program, call.feeds)
+        while len(found) < 20 and (len(found) < 3 or clock.perf_counter() - begin < budget / 10):
+            start = clock.perf_counter()
+            session.calls.execute(host, program, call.feeds)
+            found.append(clock.perf_counter() - start)
+    return found

@@ -1,0 +1,1 @@
+"""The magics besides `%kbackend`, their parsing, completion and settings."""

@@ -1,0 +1,41 @@
+"""A cell's text as a body to run and time: in the notebook's own names, with its last expression's value."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from ..errors import ArgumentError
+
+
+def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callable[..., Any]:
+    """A function that runs the text in the shell's namespace; keyword arguments are set as names there first.
+
+    Its lines show in errors as those of a cell. Raises ArgumentError for text that is empty or no Python.
+    """
+    if not text.strip():
+        raise ArgumentError(f"{magic} was given nothing to run; e.g. {example}")
+    source: str = shell.transform_cell(text)  # type: ignore[no-untyped-call]
+    name = shell.compile.cache(source, shell.execution_count)
+    try:
+        tree = ast.parse(source, name)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise ArgumentError(
+            f"{magic}: the code has a syntax error in line {error.lineno} ({line}): {error.msg}"
+        ) from None
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    statements = compile(tree, name, "exec")
+    expression = compile(ast.Expression(last.value), name, "eval") if isinstance(last, ast.Expr) else None
+
+    def run(**names: Any) -> Any:
+        namespace = shell.user_ns
+        namespace.update(names)
+        exec(statements, namespace)
+        return eval(expression, namespace) if expression is not None else None
+
+    run.__name__ = "cell"
+    return run

@@ -1,0 +1,146 @@
+"""What the Tab key offers on the lines of kernelk's magics: engines, options, devices; it starts and imports none."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython.core.interactiveshell import InteractiveShell
+
+from .. import config
+from ..engines import registry
+from ..engines.descriptors import DEFAULT
+from ..errors import KernelKError
+from ..inspection.columns import COLUMNS, KINDS
+from ..session.current import existing
+from .arguments import options
+from .inspection_magics import InspectionMagics
+from .timing_magics import TimingMagics
+
+_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare|ktensors|kshow)\s(.*)$", re.DOTALL)
+
+
+def matcher(magics: Any) -> Any:
+    """A matcher for IPython's completer: of the lines of these magics alone, where it knows better than all others."""
+
+    @context_matcher(identifier="kernelk.magics", priority=1000)  # type: ignore[untyped-decorator]
+    def kernelk_magics(context: Any) -> dict[str, Any]:
+        found = _LINE.match(context.line_with_cursor[: context.cursor_position])
+        if found is None:
+            return {"completions": [], "suppress": False}
+        word = re.split(r"[\s=]", found[2])[-1]
+        before = found[2][: len(found[2]) - len(word)].replace("=", " ").split()
+        if found[1] == "kbackend":
+            offered = list(_backend(magics, before, word))
+        elif found[1] == "ktensors":
+            offered = list(_tensors(magics.shell.user_ns, before, word))
+        else:
+            offered = list(_compare(before, word) if found[1] == "kcompare" else _diff(before, word, found[1]))
+        # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
+        alone = found[1] not in ("kdiff", "kshow") or any(text.startswith(word) for text in offered)
+        fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
+        if alone and not fitting:
+            # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
+            fitting = [SimpleCompletion(word)]
+        # IPython would take "cpu:0" for two words.
+        return {"completions": fitting, "matched_fragment": word, "suppress": alone}
+
+    return kernelk_magics
+
+
+def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    named = next((name for name in before if name in registry.names()), None)
+    actions = [f"--{name}" for name in magics.actions]
+    action = next((name for name in before if name in actions), None)
+    if action is not None:
+        # Names go with it and no option: one, or as many as there are.
+        more = action in ("--install", "--doctor") or (last == action and action != "--list")
+        return [name for name in registry.names() if name not in before] if more else []
+    if last == "--device":
+        return [*devices(named), DEFAULT]
+    if last == "--threads":
+        return [*_threads(), DEFAULT]
+    if named is None and not word.startswith("-"):
+        return registry.names()
+    left_out = {*before, *(actions if before else ())}
+    if not _compiles_c(named):
+        left_out.update(("--compiler", "--no-compiler"))
+    return [name for name in options(magics.kbackend) if name not in left_out]
+
+
+def _compiles_c(name: str | None) -> bool:
+    session = existing()
+    try:
+        return registry.engine(name or (session.active if session else config.chosen_backend()[0])).compiles_c
+    except KernelKError:
+        return False
+
+
+def _threads() -> list[str]:
+    count = os.cpu_count() or 1
+    return [str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)]
+
+
+def _diff(before: list[str], word: str, magic: str) -> Iterable[str]:
+    if word.startswith("-"):
+        return ["--feed", "--tolerance"] if magic == "kdiff" else ["--feed"]
+    # First comes an expression, which is IPython's to complete; a feed's value is one, too.
+    if not before or any(name.startswith("--") for name in before):
+        return []
+    return [name for name in registry.names() if name not in before]
+
+
+def _compare(before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    if last == "--device":
+        return devices(None)
+    if last == "--threads":
+        return _threads()
+    if last in ("--budget", "--sweep"):
+        return []
+    left = [name for name in options(TimingMagics.kcompare) if name not in before]
+    return left if word.startswith("-") else [*(name for name in registry.names() if name not in before), *left]
+
+
+def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterable[str]:
+    last = before[-1] if before else ""
+    if last == "--kind":
+        return KINDS
+    if last == "--sort":
+        return COLUMNS
+    left = [name for name in options(InspectionMagics.ktensors) if name not in before]
+    # Without a session no tensor has been made.
+    names: Iterable[str] = ()
+    if not word.startswith("-") and existing() is not None:
+        from ..inspection.inventory import names_of
+
+        names = [name for found in names_of(namespace).values() for name in found if " " not in name]
+    return [*names, *left]
+
+
+def devices(name: str | None) -> list[str]:
+    """The devices of an engine (the active one by default): all where it has been started, else those it surely has."""
+    session = existing()
+    host = session.hosts.get(name or session.active) if session is not None else None
+    return list(host.facts.get("devices", ())) if host is not None and host.facts else ["cpu:0"]
+
+
+def load(shell: InteractiveShell, magics: Any) -> None:
+    """Adds the matcher to the shell's completer; one without a completer goes without."""
+    completer: Any = shell.Completer
+    if completer is not None:
+        completer.custom_matchers.append(matcher(magics))
+        registry.names()  # looked up among all installed packages once, and not at the first Tab
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Takes it back."""
+    completer: Any = shell.Completer
+    if completer is not None:
+        completer.custom_matchers[:] = [
+            entry for entry in completer.custom_matchers if getattr(entry, "__module__", "") != __name__
+        ]

@@ -1,0 +1,61 @@
+"""The magics that show what is in the session: `%ktensors`, `%kpanel`; each has a Python twin that does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+
+from ..inspection.columns import COLUMNS, KINDS
+from .arguments import argument, magic_arguments, parse
+
+
+@magics_class
+class InspectionMagics(Magics):
+    """To look changes nothing, and starts no engine."""
+
+    @no_var_expand
+    @magic_arguments()
+    @argument("filter", nargs="?", default="", metavar="FILTER", help="a name, a part of one or of an op, or w*")
+    @argument("--values", action="store_true", help="with extremes, mean, deviation, NaN, infinity and a histogram")
+    @argument("--kind", metavar="K", help="one kind alone: " + ", ".join(KINDS))
+    @argument("--sort", metavar="COLUMN", help="by " + ", ".join(COLUMNS))
+    @line_magic
+    def ktensors(self, line: str) -> Any:
+        """Lists what lives in the session: variables, placeholders, tensors and functions, by your names for them.
+
+        Examples::
+
+          %ktensors                        all of them, in the order in which they were made
+          %ktensors --values               with what their values are like
+          %ktensors --values loss          of one
+          %ktensors layers*                whose name fits; the name of an op does, too
+          %ktensors --kind variable --sort bytes
+          %ktensors --sort nan             those with most NaNs first
+
+        A value is a variable's own, what a placeholder was fed last, or else evaluated with that on the active engine,
+        if it runs; what has no value says why below. What it returns has .rows, .summaries, .to_frame() and .to_json().
+        Python twin: kernelk.tensors("loss", values=True, kind="tensor", sort="bytes").
+        """
+        from ..inspection.tensor_list import tensors
+
+        given = parse(self.ktensors, line, "one filter", "%ktensors --values w*")
+        namespace = self.shell.user_ns  # type: ignore[union-attr]
+        return tensors(given.filter, values=given.values, kind=given.kind, sort=given.sort, namespace=namespace)
+
+    @magic_arguments()
+    @line_magic
+    def kpanel(self, line: str) -> Any:
+        """Opens a panel under the cell: every engine, tensors with their values, timings, graphs, native forms.
+
+        Examples::
+
+          %kpanel             one click or key swaps the engine; all that changes is shown at once
+
+        Any number may be open, in other notebooks' views of this kernel, too. It needs kernelk[panel]. Python twin:
+        kernelk.panel().
+        """
+        from ..widgets import panel
+
+        parse(self.kpanel, line, "no arguments", "%kpanel")
+        return panel(self.shell.user_ns)  # type: ignore[union-attr]

@@ -1,0 +1,119 @@
+"""`c.KernelK` in ipython_config.py and `%config KernelK`: settings beside keras.json, each in force at once."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from traitlets import Bool, Float, Integer, TraitError, Unicode, observe, validate
+from traitlets.config import Configurable
+
+from .. import config
+from ..errors import ArgumentError, KernelKError
+
+
+class KernelK(Configurable):
+    """kernelk's settings. They hold until `%unload_ext kernelk`."""
+
+    backend = Unicode(
+        "",
+        help="The engine's name. Set by %config, it swaps at once, as %kbackend does; in ipython_config.py it is the "
+        "engine that a session starts with, unless KERNELK_BACKEND or KERAS_BACKEND is set. Always the active one.",
+    ).tag(config=True)
+    quiet = Bool(
+        False,
+        help="Leaves kernelk's own lines, and what engines print, out of the cells (as KERNELK_QUIET=1 does).",
+    ).tag(config=True)
+    compiled_bytes = Integer(
+        config.LIMITS.compiled_bytes,
+        help="Compiled programs of one engine may take so many bytes; the oldest go at the next compilation.",
+    ).tag(config=True)
+    reevaluation_seconds = Float(
+        config.LIMITS.reevaluation_seconds,
+        help="After a swap, tensors that you have seen are evaluated again for so long; 0 leaves it out.",
+    ).tag(config=True)
+    log_bytes = Integer(
+        config.LIMITS.log_bytes,
+        help="So many bytes of what an engine's workers say are kept for %kbackend --log.",
+    ).tag(config=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._following = True  # nothing is swapped while the settings of a file are taken
+        self._session: Any = None
+        super().__init__(**kwargs)
+        self._following = False
+        config.LIMITS.backend = self.backend
+
+    def update_config(self, given: Any) -> None:
+        """What `%config` calls. Only what it gives is set: an engine chosen by it earlier mustn't come back."""
+        known = self.traits(config=True)
+        for name, value in given.get("KernelK", {}).items():
+            if name not in known:
+                near = get_close_matches(name, list(known), n=1)
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                raise ArgumentError(f"KernelK has no setting '{name}': {hint}it has {', '.join(sorted(known))}")
+            setattr(self, name, value)
+
+    @validate("compiled_bytes", "reevaluation_seconds", "log_bytes")
+    def _not_negative(self, proposal: Any) -> Any:
+        if not 0 <= proposal["value"] < float("inf"):
+            name, value = proposal["trait"].name, proposal["value"]
+            raise TraitError(f"KernelK.{name} is a number from 0 on, not {value!r}; e.g. %config KernelK.{name} = 2")
+        return proposal["value"]
+
+    @validate("backend")
+    def _known(self, proposal: Any) -> Any:
+        if self._session is not None and proposal["value"] == self._session.active:
+            # Shown as it is; an unknown name in an environment variable is told of at the first use.
+            return proposal["value"]
+        from ..engines import registry
+
+        try:
+            registry.engine(proposal["value"])
+        except KernelKError as error:
+            raise TraitError(f"KernelK.backend: {error}") from None
+        return proposal["value"]
+
+    @observe("quiet", "compiled_bytes", "reevaluation_seconds", "log_bytes")
+    def _put(self, change: Any) -> None:
+        setattr(config.LIMITS, change["name"], change["new"])
+
+    @observe("backend")
+    def _swap(self, change: Any) -> None:
+        if self._following:
+            return
+        from ..session.current import current
+        from ..session.swap import swap
+
+        session = current()
+        try:
+            swap(session, change["new"], "%config KernelK.backend")
+        finally:
+            # A swap that was refused has left the old engine active.
+            self._show(session.active)
+
+    def _show(self, active: str) -> None:
+        self._following = True
+        try:
+            self.backend = active
+        finally:
+            self._following = False
+
+    def _on_active(self, change: Any) -> None:
+        self._show(change["new"])
+
+    def attach(self, session: Any) -> None:
+        """From now on `backend` is what the session's active engine is."""
+        self._session = session
+        if not session.announced:
+            # Nothing has been computed, and nobody has chosen by hand.
+            session.active, session.chosen_by = config.chosen_backend()
+        session.observe(self._on_active, "active")
+        self._show(session.active)
+
+    def detach(self) -> None:
+        """Forgets the session, and puts every setting back to its default."""
+        if self._session is not None:
+            self._session.unobserve(self._on_active, "active")
+            self._session = None
+        vars(config.LIMITS).update(vars(config.Limits()))

@@ -1,0 +1,56 @@
+"""Arrays of other libraries as numpy's, where a value enters K: on a CPU a view of the same memory, by DLPack."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from ..backends.base import DTYPES
+from ..errors import ArgumentError, KernelKError
+
+
+def _dtype_name(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    # torch.float32; TensorFlow's and JAX's have a name.
+    return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2])
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether `value` is another library's array or tensor, on whatever device, one without values included."""
+    kind = type(value)
+    if issubclass(kind, (np.ndarray, np.generic)):
+        return False
+    # TensorFlow's variables, and what it passes while it traces, don't speak DLPack.
+    return hasattr(kind, "__dlpack__") or kind.__module__.startswith("tensorflow.")
+
+
+def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -> Any:
+    """Another library's tensor as an ndarray of its dtype (bfloat16 and narrower floats as float32); else `value`.
+
+    The array shares the tensor's memory where that is numpy's to read, and is only to be read; from another device it
+    is copied. `what` begins the message of the `error` for a tensor without values that can be read.
+    """
+    if not is_foreign(value):
+        return value
+    name = _dtype_name(value)
+    try:
+        if hasattr(value, "detach"):
+            # PyTorch's
+            value = value.detach().cpu()
+            value = value.float() if name not in DTYPES and "float" in name else value
+        if name in DTYPES:
+            # Not where DLPack can't describe what is a view, or another device's.
+            with contextlib.suppress(AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+                return np.from_dlpack(value)
+        array = np.asarray(value)
+        # The narrow floats of ml_dtypes, which JAX and TensorFlow have, are no kind of numpy's.
+        return array.astype(np.float32) if array.dtype.kind == "V" and "float" in array.dtype.name else array
+    except Exception as cause:
+        reason = " ".join(str(cause).split())
+        raise error(
+            f"{what}: {type(value).__name__} of dtype {name} has no values that can be read here "
+            f"({type(cause).__name__}: {reason[:200]}); give a dense tensor of numbers, and call K outside of what the "
+            f"library traces or compiles"
+        ) from None

@@ -1,0 +1,357 @@
+"""Gradients as a transform of the graph: VJP rules chained backwards, so that the result is graph like any other."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from ..errors import ArgumentError
+from ..graph.loops import Closure, close_loop, done_anew, stacked
+from ..graph.nodes import SCOPE, Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from ..graph.rules import RULES, apply, expand
+from ..source import caller
+from .dtypes import FLOATS, as_tensor
+from .shapes import matmul, sum_to, zeros_shaped
+
+
+def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequence[Tensor]:
+    """What a node is computed from in this learning phase; nothing, if it is one of a body's leaves, by their ids."""
+    if id(node) in leaves:
+        return ()
+    if node.op == "phase_select":
+        return (node.inputs[0 if phase else 1],)
+    return (expand(node),) if _by_expansion(node) else node.inputs
+
+
+def _needs(
+    roots: Sequence[Tensor], targets: Sequence[Tensor], phase: int, leaves: Collection[int]
+) -> tuple[list[Tensor], set[int]]:
+    """The roots' nodes in order, and the ids of those through which a target is reached."""
+    ids = {id(target) for target in targets}
+    order = walk(roots, lambda node: _inputs_of(node, phase, leaves))
+    reached: set[int] = set()
+    for node in order:
+        if id(node) in ids or any(id(x) in reached for x in _inputs_of(node, phase, leaves)):
+            reached.add(id(node))
+    return order, reached
+
+
+def _by_expansion(node: Tensor) -> bool:
+    rule = RULES.get(node.op)
+    return rule is not None and rule.decompose is not None and rule.vjp is None
+
+
+def gradients(loss: Any, variables: Any) -> Any:
+    """The gradient of `loss` (its sum, if it isn't a scalar) with respect to each of `variables`, any tensors.
+
+    Returns a list of tensors in the shapes and dtypes of `variables` (one tensor for one variable); a variable
+    that `loss` doesn't depend on gets zeros. Gradients can be used in further ops and differentiated again.
+    Raises ArgumentError if `loss` isn't a float.
+    """
+    single = isinstance(variables, Tensor)
+    targets = [variables] if single else list(variables)
+    loss = as_tensor(loss)
+    if loss.dtype not in FLOATS:
+        raise ArgumentError(f"gradients: the loss must be a float tensor, not {loss.dtype}")
+    for target in targets:
+        if not isinstance(target, Tensor):
+            raise ArgumentError(f"gradients: expected tensors to differentiate by, not {type(target).__name__}")
+    for tensor in (loss, *targets):
+        check_generation(tensor)
+    begin = mark()
+    seeds = [(loss, apply_ones(loss))]
+    found, by_phase = _backwards(seeds, targets, 0)
+    if by_phase:
+        # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
+        train, _ = _backwards(seeds, targets, 1)
+        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
+        found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
+    results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
+    _SPANS.append((begin, mark()))
+    return results[0] if single else results
+
+
+# Between which numbers the nodes lie that `gradients` has made, one pair for each of its calls, in order.
+_SPANS: list[tuple[int, int]] = []
+
+
+def of_a_gradient(node: Tensor) -> bool:
+    """Whether `gradients` has made this node."""
+    place = bisect.bisect_right(_SPANS, (node.uid, sys.maxsize)) - 1
+    return place >= 0 and _SPANS[place][0] < node.uid < _SPANS[place][1]
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return zeros_shaped(like) if gradient is None else gradient
+
+
+def _backwards(
+    seeds: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tensor], phase: int, leaves: Collection[int] = ()
+) -> tuple[list[Tensor | None], bool]:
+    """The gradients in one learning phase, and whether they may be others in the other phase.
+
+    `seeds` are tensors with the gradients of their values; a target that they don't depend on gets None. `leaves`, by
+    their ids, are given, however they are computed: those of a loop's body.
+    """
+    order, reached = _needs([root for root, _ in seeds], targets, phase, leaves)
+    pending: dict[int, list[Tensor]] = {}
+    for root, seed in seeds:
+        pending.setdefault(id(root), []).append(seed)
+    of_loops: dict[int, dict[int, Tensor]] = {}  # id of a loop's node -> its value's number -> gradient
+    totals: dict[int, Tensor] = {}
+    for node in reversed(order):
+        if isinstance(node, Scan):
+            if id(node) in of_loops:
+                for x, part in zip(node.inputs, _through_loop(node, of_loops.pop(id(node)), reached, phase)):
+                    if part is not None and id(x) in reached:
+                        pending.setdefault(id(x), []).append(part)
+            continue
+        found = pending.pop(id(node), None)
+        if found is None or id(node) not in reached:
+            continue
+        with _scope_of(node):
+            total = totals[id(node)] = _total(found)
+        if id(node) in leaves:
+            continue
+        if node.op == "item":
+            of_loops.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = total
+            continue
+        if node.op == "phase_select" or _by_expansion(node):
+            pending.setdefault(id(_inputs_of(node, phase)[0]), []).append(total)
+            continue
+        rule = RULES.get(node.op)
+        if not node.inputs or rule is None or rule.vjp is None:
+            continue
+        if not any(id(x) in reached for x in node.inputs):
+            continue
+        with _scope_of(node):
+            parts = rule.vjp(node, total)
+        for x, part in zip(node.inputs, parts):
+            if part is not None and id(x) in reached:
+                pending.setdefault(id(x), []).append(part)
+    inner = [node for node in order if id(node) not in leaves]
+    phased = any(node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased) for node in inner)
+    return [totals.get(id(target)) for target in targets], phased
+
+
+@contextlib.contextmanager
+def _scope_of(node: Tensor) -> Iterator[None]:
+    """A gradient's nodes stand in the scope of the node that it goes through."""
+    before, SCOPE.path = SCOPE.path, node.scope
+    try:
+        yield
+    finally:
+        SCOPE.path = before
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of gradients; pieces that make up a whole along one axis are joined, not each put among zeros."""
+    joined = _joined([part for part in parts if part.op == "unslice"])
+    if joined is not None:
+        parts = [*(part for part in parts if part.op != "unslice"), joined]
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    return total
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """The sum of gradients of slices, if these are one tensor cut along one axis."""
+    if len(parts) < 2 or any(part.inputs[1] is not parts[0].inputs[1] for part in parts):
+        return None
+    like = parts[0].inputs[1]
+    cuts = [[i for i, cut in enumerate(part.attrs["slices"]) if cut != [None, None, None]] for part in parts]
+    if len(cuts[0]) != 1 or any(cut != cuts[0] for cut in cuts):
+        return None
+    (axis,) = cuts[0]
+    length = like.shape[axis]
+    if length is None:
+        return None
+    ranges = [range(*slice(*part.attrs["slices"][axis]).indices(length)) for part in parts]
+    order = sorted(range(len(parts)), key=lambda i: ranges[i].start)
+    if [n for i in order for n in ranges[i]] != list(range(length)):
+        return None
+    whole = apply("concatenate", *(parts[i].inputs[0] for i in order), axis=axis)
+    return whole if whole.shape == like.shape else None
+
+
+def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase: int) -> list[Tensor | None]:
+    """The gradient of each input of a loop, given those of some of its values: a loop the other way round.
+
+    Its states are the gradients of the states, and sums for captures. What its body needs of the steps is stacked by
+    the first loop, which so gets further results.
+    """
+    body = node.body
+    n, m = len(body.sequences), len(body.states)
+    leaves = {id(leaf) for leaf in body.leaves}
+    roots = [*body.new_states, *(body.results[i - m] for i in given if i >= m)]
+    varying = _varying(roots, body, phase)
+
+    def of_step(x: Tensor) -> bool:
+        return id(x) in varying or (x.op == "item" and id(x.inputs[0]) in varying)
+
+    def of_all_steps(x: Tensor) -> Tensor:
+        """What the first loop has at each step, stacked."""
+        return inputs_of_leaves[id(x)] if id(x) in inputs_of_leaves else stacked(node, x)
+
+    start = mark()
+    carried = [i for i, state in enumerate(body.states) if state.dtype in FLOATS]
+    entering = [_step_input(body.states[i], body.new_states[i].shape) for i in carried]
+    seeds: list[tuple[Tensor, Tensor]] = [(body.new_states[i], g) for i, g in zip(carried, entering)]
+    along: list[tuple[Tensor, Tensor]] = []  # what is given at each step -> what the body is given for it
+    for i, gradient in given.items():
+        if i >= m:
+            step: Tensor = _step_input(gradient, gradient.shape[1:])
+            along.append((gradient, step))
+            seeds.append((body.results[i - m], step))
+    targets = [
+        leaf
+        for i, (leaf, x) in enumerate(zip(body.leaves, node.inputs))
+        if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
+    ]
+    found, _ = _backwards(seeds, targets, phase, leaves)
+    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, found) if gradient is not None}
+    products: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for leaf in body.captures:
+        if id(leaf) in gradients_of:
+            products[id(leaf)], rest = _outer_products(gradients_of.pop(id(leaf)), start)
+            if rest is not None:
+                gradients_of[id(leaf)] = rest
+    # What all steps have of these is needed for the products: it is summed there and then, too.
+    factors = [x for pairs in products.values() for pair in pairs for x in pair]
+    factors += [gradients_of[id(leaf)] for leaf in body.sequences if id(leaf) in gradients_of]
+    reduced: dict[int, Tensor] = {}
+    for leaf in body.captures:
+        wide = _summed_over(gradients_of[id(leaf)], leaf, factors) if id(leaf) in gradients_of else None
+        if wide is not None:
+            reduced[id(leaf)] = wide
+            del gradients_of[id(leaf)]
+    summed = [leaf for leaf in body.captures if id(leaf) in gradients_of]
+    sums = [_step_input(leaf, leaf.shape) for leaf in summed]
+    stepped = [leaf for leaf in body.sequences if id(leaf) in gradients_of]
+    backward = Body([], [*entering, *sums], not body.reverse)
+    backward.new_states = [_or_zeros(gradients_of.get(id(body.states[i])), g) for i, g in zip(carried, entering)]
+    backward.new_states += [total + gradients_of[id(leaf)] for leaf, total in zip(summed, sums)]
+    backward.results = [gradients_of[id(leaf)] for leaf in stepped]
+    inputs_of_leaves = {id(leaf): x for leaf, x in zip(body.sequences, node.inputs)}
+    for x in dict.fromkeys(x for pairs in products.values() for pair in pairs for x in pair):
+        if not of_step(x) and not any(x is known for known in backward.results):
+            backward.results.append(x)
+    if not backward.new_states and not backward.results:
+        return [None] * len(node.inputs)
+
+    # The first sequence tells the length, whether it is needed or not.
+    own = [body.sequences[0], *(leaf for _, leaf in along), *backward.states]
+    closure = Closure([*backward.new_states, *backward.results], own, start, of_step)
+    sequences = [node.inputs[0], *(gradient for gradient, _ in along)]
+    sequences += [of_all_steps(x) for x in closure.residuals]
+    backward.sequences = [body.sequences[0], *(leaf for _, leaf in along), *closure.residuals]
+    starts = [given[i] if i in given else zeros_shaped(node.inputs[n + i]) for i in carried]
+    starts += [zeros_shaped(leaf) for leaf in summed]
+    finals, steps = close_loop(sequences, starts, backward, closure)
+    of_states = dict(zip(carried, finals))
+    of_captures = {id(leaf): total for leaf, total in zip(summed, finals[len(carried) :])}
+    of_sequences = {id(leaf): gradient for leaf, gradient in zip(stepped, steps)}
+    made = {id(x): whole for x, whole in zip(backward.results, steps)}
+
+    def of_all(x: Tensor) -> Tensor:
+        return made[id(x)] if id(x) in made else of_all_steps(x)
+
+    for leaf in body.captures:
+        if id(leaf) in reduced:
+            of_captures[id(leaf)] = sum_to(of_all(reduced[id(leaf)]), leaf)
+        for pair in products.get(id(leaf), ()):
+            a, b = map(of_all, pair)
+            product = matmul(_rows(a), _rows(b), True, False)
+            before = of_captures.get(id(leaf))
+            of_captures[id(leaf)] = product if before is None else before + product
+    return [
+        *(of_sequences.get(id(leaf)) for leaf in body.sequences),
+        *(of_states.get(i) for i in range(m)),
+        *(of_captures.get(id(leaf)) for leaf in body.captures),
+    ]
+
+
+def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    """Those terms of a step's gradient that are transposed(a) @ b, as pairs; and the sum of the other ones.
+
+    The sum of such products over all steps is one product of all steps' rows, faster by far than one for each step.
+    Nodes made before `start` aren't looked into.
+    """
+    products: list[tuple[Tensor, Tensor]] = []
+    rest: Tensor | None = None
+    pending = [gradient]
+    while pending:
+        x = pending.pop()
+        if x.uid > start and x.op == "add" and x.inputs[0].shape == x.inputs[1].shape:
+            pending += x.inputs
+        elif (
+            x.uid > start
+            and x.op == "matmul"
+            and x.attrs == {"transpose_a": True, "transpose_b": False}
+            and (None not in (x.inputs[0].shape[1], x.inputs[1].shape[1]))
+        ):
+            products.append((x.inputs[0], x.inputs[1]))
+        else:
+            rest = x if rest is None else rest + x
+    return products, rest
+
+
+def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Tensor | None:
+    """Which of `among` gives `gradient` if it is summed over the axes that `leaf` was broadcast along; None: none does.
+
+    Where unknown lengths were 1, one of `among` may be a sum itself; over one of those axes that changes nothing.
+    """
+    total = gradient.inputs[0] if gradient.op == "reshape" else gradient
+    if total.op != "sum" or not total.attrs["keepdims"]:
+        return None
+    wide, axes = total.inputs[0], set(total.attrs["axes"])
+    extra = wide.ndim - leaf.ndim
+    if total.shape[extra:] != leaf.shape or not set(range(extra)) <= axes:
+        return None
+    if any(n is None for i, n in enumerate(wide.shape) if i not in axes):
+        return next((x for x in among if x is wide), None)
+    return next((x for x in among if _unreduced(x) is _unreduced(wide)), None)
+
+
+def _unreduced(x: Tensor) -> Tensor:
+    """What `x` is but for sums over axes of unknown length."""
+    while x.op == "sum_to" and x.shape == x.inputs[0].shape:
+        x = x.inputs[0]
+    return x
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The rows of a stack of matrices, whose number of columns is known, as one matrix."""
+    return apply("reshape", x, dims=[-1, x.shape[-1]])
+
+
+def _step_input(like: Tensor, shape: Shape) -> StepInput:
+    return StepInput("placeholder", (), {}, shape, like.dtype, caller(), "gradient")
+
+
+def _varying(roots: Sequence[Tensor], body: Body, phase: int) -> set[int]:
+    """The ids of those tensors of a body that may be others at each step."""
+    leaves = {id(leaf) for leaf in body.leaves}
+    varying = {id(leaf) for leaf in (*body.sequences, *body.states)}
+    for x in walk(roots, lambda node: _inputs_of(node, phase, leaves)):
+        if id(x) not in leaves and (done_anew(x) or any(id(y) in varying for y in _inputs_of(x, phase))):
+            varying.add(id(x))
+    return varying
+
+
+def apply_ones(like: Tensor) -> Tensor:
+    """Ones in the shape of `like`: the gradient of a sum."""
+    from .shaping import ones_like
+
+    return ones_like(like)
+
+
+def stop_gradient(variables: Any) -> Any:
+    """The same values, through which no gradient flows; a list for a list."""
+    if isinstance(variables, (list, tuple)):
+        return [apply("stop_gradient", as_tensor(x)) for x in variables]
+    return apply("stop_gradient", as_tensor(variables))

@@ -1,0 +1,120 @@
+"""How the graph is read for an engine: through aliases, branches and decompositions; what `program` linearises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..graph.nodes import Tensor, Update
+from ..graph.rules import RULES, apply, expand
+
+_ALIASES = {"identity", "stop_gradient", "print"}
+# The attributes that may hold values of integer tensors.
+_VALUED = ("dims", "pads", "slices")
+
+
+class NeedsValuesError(Exception):
+    """Linearisation needs the values of these integer tensors first: they decide shapes."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__(tensors)
+        self.tensors = tensors
+
+
+def _find_values(entry: Any, found: set[int]) -> None:
+    """Adds the numbers of the operands whose values an attribute asks for."""
+    if isinstance(entry, list):
+        if entry[:1] == ["value"]:
+            found.add(entry[1])
+        else:
+            for inner in entry:
+                _find_values(inner, found)
+
+
+def update_value(node: Update) -> Tensor:
+    """The new value that an update stands for."""
+    if node.expansion is None:
+        variable, value = node.inputs
+        if node.kind == "assign":
+            node.expansion = value
+        else:
+            node.expansion = apply("add", variable, value)
+    return node.expansion
+
+
+class Reader:
+    """How the graph is read in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
+
+    `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
+    """
+
+    def __init__(
+        self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, np.ndarray[Any, Any]]
+    ) -> None:
+        self.leaves = {id(leaf) for leaf in leaves}
+        self.phase = phase
+        self.ops = ops
+        self.values = values
+        self.prints: dict[int, Tensor] = {}
+
+    def inside(self, leaves: Sequence[Tensor]) -> Reader:
+        """The same for a body with these leaves."""
+        return Reader(leaves, self.phase, self.ops, self.values)
+
+    def resolve(self, node: Tensor) -> Tensor:
+        """The node that really computes the value."""
+        while id(node) not in self.leaves:
+            op = node.op
+            if op in _ALIASES:
+                if op == "print":
+                    self.prints[id(node)] = node
+                node = node.inputs[0]
+            elif op == "phase_select":
+                node = node.inputs[0 if self.phase else 1]
+            elif isinstance(node, Update):
+                node = update_value(node)
+            elif op not in self.ops and op in RULES and RULES[op].decompose is not None:
+                node = expand(node)
+            else:
+                break
+        return node
+
+    def operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
+
+        Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
+        """
+        attrs = node.attrs
+        if not attrs:
+            return node.inputs, attrs
+        valued: set[int] = set()
+        for name in _VALUED:
+            if name in attrs:
+                _find_values(attrs[name], valued)
+        if not valued:
+            return node.inputs, attrs
+        missing = [node.inputs[k] for k in sorted(valued) if id(node.inputs[k]) not in self.values]
+        if missing:
+            raise NeedsValuesError(missing)
+        dims = attrs.get("dims", ())
+        lengths = {d[0] for d in dims if isinstance(d, list) and d[0] != "value"}
+        kept = [k for k in range(len(node.inputs)) if k not in valued or k in lengths]
+        fixed = {name: self._with_values(node, attrs[name]) for name in _VALUED if name in attrs}
+        if dims:
+            fixed["dims"] = [[kept.index(d[0]), d[1]] if isinstance(d, list) else d for d in fixed["dims"]]
+        return tuple(node.inputs[k] for k in kept), {**attrs, **fixed}
+
+    def _with_values(self, node: Tensor, entry: Any) -> Any:
+        if not isinstance(entry, list):
+            return entry
+        if entry[:1] == ["value"]:
+            return int(self.values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
+        return [self._with_values(node, inner) for inner in entry]
+
+    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
+        """What a resolved node is computed from, resolved."""
+        if not node.inputs or id(node) in self.leaves:
+            return ()
+        return [self.resolve(x) for x in self.operands(node)[0]]

@@ -1,0 +1,4 @@
+"""The current session: variables, calls, functions, feeds, swaps and saving. Importing it imports no engine."""
+
+from .current import current as current
+from .current import existing as existing

@@ -1,0 +1,299 @@
+"""How a program is carried out on a host: placed, compiled, run and committed; `Session.calls` does it."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backends.serving.shared_memory import aligned
+from ..bounds import drop_oldest
+from ..engines.host import Host
+from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.storage import Reference, Slots, Storage, Transfer
+from ..errors import EngineError, KernelKError, WorkerDiedError
+from ..graph.nodes import check_generation, located
+from ..ops.random import SEEDS
+from ..program.program import Program, Specialisation
+
+_plan_numbers = itertools.count()
+_timed_numbers = itertools.count()
+
+# How each kind of call is carried out is kept for so many kinds of one program.
+MOST_PROGRAM_PLANS = 256
+
+
+class Plan(NamedTuple):
+    """What all calls of a program with feeds of certain shapes have in common on a host: see executor.Plan."""
+
+    number: int
+    segment: int | None
+    definition: dict[str, Any]
+    feeds: list[np.ndarray[Any, Any]]
+    outputs: list[np.ndarray[Any, Any]]
+    slots: list[Slots]
+    updated: list[Slots]
+
+
+class Calls:
+    """The calls of one session: its transfer segment, and the plans made so far. Used with the session's lock held.
+
+    `safe_point` frees what nobody holds any more, before each call.
+    """
+
+    def __init__(self, storage: Storage, safe_point: Callable[[], None]) -> None:
+        self.transfer = Transfer(storage)
+        self._safe_point = safe_point
+        self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
+
+    def execute(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], commit: bool = True
+    ) -> list[np.ndarray[Any, Any]]:
+        """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
+
+        `feeds` have the inputs' dtypes and shapes that fit. Without `commit` the updates are computed and forgotten.
+        A call that fails changes nothing. Called with the lock held.
+        """
+        self._safe_point()
+        for variable in program.slots:
+            check_generation(variable)
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        host.listen()
+        try:
+            try:
+                return self._execute(host, program, specialisation, feeds, commit)
+            except WorkerDiedError as error:
+                if not error.before_call:
+                    raise
+            # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+            host.start()
+            return self._execute(host, program, specialisation, feeds, commit)
+        finally:
+            host.tell()
+
+    def _execute(
+        self,
+        host: Host,
+        program: Program,
+        specialisation: Specialisation,
+        feeds: list[np.ndarray[Any, Any]],
+        commit: bool,
+    ) -> list[np.ndarray[Any, Any]]:
+        with host.held():
+            if specialisation.key in host.compiled:
+                host.compiled.move_to_end(specialisation.key)
+            else:
+                self._compile(host, program, specialisation)
+            return self._run(host, program, specialisation, feeds, commit)
+
+    def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
+        _check_able(host, program)
+        encoded, _ = program.encode(specialisation)
+        constants = [node.array for node in program.constants]
+        references = self._place(constants)
+        try:
+            with host.waiting("compiling"):
+                reply = host.request(
+                    {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
+                )
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+        host.remember(specialisation.key, reply)
+
+    def make_timed(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], profiled: bool = False
+    ) -> tuple[int, float, float]:
+        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
+
+        `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
+        compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
+        """
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        _check_able(host, program)
+        encoded, _ = program.encode(specialisation)
+        shift = len(program.inputs)
+        encoded = {
+            **encoded,
+            "inputs": [],
+            "slots": [*encoded["inputs"], *encoded["slots"]],
+            "updates": [[slot + shift, number] for slot, number in encoded["updates"]],
+        }
+        references = self._place([*(node.array for node in program.constants), *feeds])
+        number = next(_timed_numbers)
+        message = {
+            "do": "time",
+            "timed": number,
+            "program": encoded,
+            "constants": references[: len(program.constants)],
+            "feeds": references[len(program.constants) :],
+            "variables": [variable.slots.reference() for variable in program.slots],
+            "draws": _draws(program, specialisation),
+            "counter": SEEDS.counter,
+            "profiled": profiled,
+        }
+        try:
+            with host.held(), host.waiting("compiling"):
+                reply = host.request(message)
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+        return number, reply["compile"], reply["first"]
+
+    def describe(
+        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], names: list[str]
+    ) -> dict[str, Any]:
+        """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
+
+        `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
+        EngineError.
+        """
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        _check_able(host, program)
+        encoded, _ = program.encode(specialisation)
+        references = self._place([node.array for node in program.constants])
+        message = {"do": "describe", "program": encoded, "constants": references, "names": names}
+        try:
+            with host.held(), host.waiting("compiling"):
+                return host.request(message)
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+
+    def _place(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
+        self._begin(sum(aligned(array.nbytes) for array in arrays))
+        references = []
+        for array in arrays:
+            reference, place = self.transfer.place(array.nbytes, array.dtype.name, array.shape)
+            place[...] = array
+            references.append(reference)
+        return references
+
+    def _begin(self, size: int) -> None:
+        """Readies the transfer segment; where another one is needed, no plan may keep the old one's memory."""
+        before = self.transfer.segment
+        self.transfer.begin(size)
+        if self.transfer.segment != before:
+            self.drop_plans()
+
+    def drop_plans(self) -> None:
+        """Makes every plan anew at its next call: what they hold is no longer so."""
+        for program in self._planned:
+            program.plans.clear()
+        self._planned.clear()
+
+    def _plan(
+        self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
+    ) -> Plan:
+        """The plan of this call, made at the first one of its kind."""
+        key = (host, tuple([feed.shape for feed in feeds]))
+        plan = program.plans.get(key)
+        if plan is not None and self.transfer.holds(plan.segment):
+            return plan  # type: ignore[no-any-return]
+        outputs = program.output_arrays(specialisation)
+        self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
+        fed = [self.transfer.place(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
+        results = [self.transfer.place(*output) for output in outputs]
+        slots = [variable.slots for variable in program.slots]
+        updated = [slots[slot] for slot, _ in program.updates]
+        definition = {
+            "key": specialisation.key,
+            "feeds": [reference for reference, _ in fed],
+            "slots": [slot.number for slot in slots],
+            "draws": _draws(program, specialisation),
+            "into": [slot.references() for slot in updated],
+            "outputs": [reference for reference, _ in results],
+        }
+        plan = Plan(
+            next(_plan_numbers),
+            self.transfer.segment,
+            definition,
+            [array for _, array in fed],
+            [array for _, array in results],
+            slots,
+            updated,
+        )
+        program.plans[key] = plan
+        drop_oldest(program.plans, MOST_PROGRAM_PLANS)
+        self._planned.add(program)
+        return plan
+
+    def _run(
+        self,
+        host: Host,
+        program: Program,
+        specialisation: Specialisation,
+        feeds: list[np.ndarray[Any, Any]],
+        commit: bool,
+    ) -> list[np.ndarray[Any, Any]]:
+        plan = self._plan(host, program, specialisation, feeds)
+        host.feed(plan.feeds, feeds)
+        known = plan.number in host.plans
+        message = {
+            "do": "run",
+            "plan": plan.number,
+            "define": None if known else plan.definition,
+            "load": host.loads(plan.slots),
+            "sides": [1 - slot.active for slot in plan.updated],
+            "counter": SEEDS.counter,
+        }
+        try:
+            reply = host.request(message)
+            # Before `define`, which may make a request of its own, to let the oldest plan go.
+            values = host.take(plan.outputs)
+            if not known:
+                host.define(plan.number, specialisation.key)
+            host.last_run_seconds = reply["seconds"]
+            if message["load"]:
+                host.loaded(plan.slots)
+            if commit:
+                self._commit(host, program, plan.updated)
+            else:
+                host.forget(plan.updated)
+                SEEDS.counter += bool(program.draws)
+        except EngineError as error:
+            raise _blamed(error, program, specialisation) from None
+        except BaseException:
+            # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
+            host.forget(plan.updated)
+            raise
+        return values
+
+    def _commit(self, host: Host, program: Program, updated: list[Slots]) -> None:
+        """Makes a call's new values the committed ones. Ctrl-C waits for it, on engines in this process too."""
+        if not updated:
+            SEEDS.counter += bool(program.draws)
+            return
+        with HeldInterrupt(let_it_end, 0.0):
+            SEEDS.counter += bool(program.draws)
+            for slot in updated:
+                slot.flip()
+            host.loaded(updated)
+
+
+def _check_able(host: Host, program: Program) -> None:
+    """Raises EngineError with all that the engine lacks for this program."""
+    reasons = program.lacking(host.ops, host.dtypes)
+    reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
+    if reasons:
+        raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+
+
+def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
+    """The random arrays of a run, as the executor makes them."""
+    return [
+        [node.attrs["kind"], node.dtype, shape, node.seed()] for node, shape in zip(program.draws, specialisation.draws)
+    ]
+
+
+def _blamed(error: EngineError, program: Program, specialisation: Specialisation) -> KernelKError:
+    """The engine's error with the op and the user's line that it came from."""
+    details = getattr(error, "details", {})
+    index = details.get("instruction")
+    if index is None:
+        return error
+    node = program.blamed(specialisation, [index, *details.get("inside", ())])
+    if node is None:
+        return error
+    error.args = (f"{error.args[0]} (op {node.op})",)
+    return located(error, node.source)

@@ -1,0 +1,90 @@
+"""What is fed to a tensor that is looked at alone: values that are given, or what its placeholders were fed last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, FeedError
+from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
+from ..ops.nn import PHASE
+from ..program.resolve import update_value
+from .feeds import as_feed, as_phase, last_feed
+from .function import Function
+
+Array = np.ndarray[Any, Any]
+
+
+def roots_of(y: Any, asker: str) -> list[Tensor]:
+    """What a tensor, several, or a K.function (its outputs and new values) stand for. Raises ArgumentError."""
+    if isinstance(y, Function):
+        roots = [*y.outputs, *(value for _, value in y.updates)]
+    else:
+        roots = list(y) if isinstance(y, (list, tuple)) else [y]
+    for root in roots:
+        if not isinstance(root, Tensor):
+            raise ArgumentError(f"{asker}: {type(root).__name__} is neither a tensor nor a K.function")
+    return roots
+
+
+def needed_placeholders(roots: Sequence[Tensor], phase: int) -> list[Placeholder]:
+    """The placeholders that these tensors' values depend on in a learning phase."""
+
+    def inputs_of(node: Tensor) -> Sequence[Tensor]:
+        if node.op == "phase_select":
+            return (node.inputs[0 if phase else 1],)
+        return (update_value(node),) if isinstance(node, Update) else node.inputs
+
+    order = walk(roots, inputs_of)
+    return [x for x in order if isinstance(x, Placeholder) and not isinstance(x, LearningPhase)]
+
+
+def known_feeds(
+    y: Any,
+    roots: list[Tensor],
+    given: Mapping[Any, Any],
+    asker: str,
+    magic: str,
+    otherwise: Callable[[Placeholder], Array] | None = None,
+) -> tuple[int, dict[Placeholder, Array]]:
+    """The learning phase, and an array for each placeholder that is needed: given, or what it was fed last.
+
+    `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
+    Raises FeedError.
+    """
+    phase = PHASE.fixed or 0
+    switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
+    if switches:
+        phase = as_phase(given[switches[0]])
+    elif isinstance(y, Function):
+        phase = next((x.fed for x in y.inputs if isinstance(x, LearningPhase) and x.fed is not None), phase)
+    needed = needed_placeholders(roots, phase)
+    known: dict[int, Any] = {}
+    for key, value in given.items():
+        if isinstance(key, LearningPhase):
+            continue
+        if isinstance(y, Function) and any(key is x for x in y.inputs) and not any(key is x for x in needed):
+            # Its call takes a value for it, and does nothing with it.
+            continue
+        found = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
+        if len(found) != 1:
+            names = ", ".join(f"'{x.name}'" for x in needed) or "none"
+            what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
+            why = "several placeholders have the name" if found else "no placeholder that it needs is"
+            raise FeedError(f"{asker}: {why} {what}; it needs {names}")
+        known[id(found[0])] = value
+    missing = []
+    for x in needed:
+        if id(x) not in known:
+            known[id(x)] = last_feed(x)
+            if known[id(x)] is None and otherwise is not None:
+                known[id(x)] = otherwise(x)
+            if known[id(x)] is None:
+                missing.append(f"'{x.name}' {x.shape} ({x.source})")
+    if missing:
+        raise FeedError(
+            f"{asker}: what to feed isn't known: {'; '.join(missing)}; give feeds={{placeholder: array}} ({magic})"
+        )
+    return phase, {x: as_feed(x, known[id(x)]) for x in needed}

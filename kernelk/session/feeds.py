@@ -1,0 +1,90 @@
+"""What is fed to a placeholder becomes an array of its shape and dtype, and the last one is kept."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import DTypeError, FeedError
+from ..graph.nodes import Placeholder, Tensor
+from ..ops.dtypes import FLOATS, densified, is_sparse_matrix
+from ..ops.foreign import as_numpy
+
+# The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
+FED_BYTES = 1 << 18
+
+
+def as_feed(placeholder: Placeholder, value: Any) -> Array:
+    """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
+
+    Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
+    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays; another library's tensors as
+    arrays, on a CPU without a copy.
+    """
+    shape = placeholder.shape
+    if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
+        return value
+    if isinstance(value, Tensor):
+        raise FeedError(f"placeholder '{placeholder.name}' was fed a tensor; feed K.get_value(tensor) or an array")
+    if is_sparse_matrix(value):
+        if not placeholder.sparse:
+            raise FeedError(
+                f"placeholder '{placeholder.name}' ({placeholder.source}) was fed a sparse matrix: make it with "
+                f"K.placeholder(..., sparse=True), or feed matrix.toarray()"
+            )
+        value = densified(value, f"placeholder '{placeholder.name}'")
+    value = as_numpy(value, f"placeholder '{placeholder.name}'", FeedError)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        # Nested lists of different lengths.
+        raise FeedError(f"placeholder '{placeholder.name}' was fed what is no array: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise FeedError(
+            f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}"
+        )
+    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
+        raise FeedError(
+            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, the fed array {array.shape}"
+        )
+    if array.dtype != placeholder.numpy_dtype:
+        with np.errstate(all="ignore"):
+            cast = array.astype(placeholder.numpy_dtype)
+        if placeholder.dtype not in FLOATS and not np.array_equal(cast, array):
+            raise DTypeError(
+                f"placeholder '{placeholder.name}' is {placeholder.dtype}, the fed {array.dtype} values don't fit "
+                f"into it: convert them first, e.g. x.astype('{placeholder.dtype}')"
+            )
+        array = cast
+    return array
+
+
+def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
+    """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was."""
+    placeholder.fed_shape = feed.shape
+    if feed.nbytes > FED_BYTES:
+        placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
+        return
+    kept = placeholder.fed
+    if type(kept) is np.ndarray and kept.shape == feed.shape:
+        # Into the same memory: fresh pages cost more than the copy.
+        kept[...] = feed
+    else:
+        placeholder.fed = feed.copy()
+
+
+def last_feed(placeholder: Placeholder) -> Any:
+    """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
+    kept = placeholder.fed
+    return kept() if isinstance(kept, weakref.ref) else kept.copy() if isinstance(kept, np.ndarray) else kept
+
+
+def as_phase(value: Any) -> int:
+    """A fed learning phase as 0 or 1. Raises FeedError."""
+    array = np.asarray(value)
+    if array.size != 1 or array.reshape(()).item() not in (0, 1):
+        raise FeedError(f"the learning phase is 0 (test) or 1 (train), not {value!r}")
+    return int(array.reshape(()).item())

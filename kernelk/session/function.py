@@ -1,0 +1,231 @@
+"""`K.function` and `K.eval`: feeds are checked, the program is linearised once per phase, the session runs it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..arrays import Array
+from ..bounds import drop_oldest
+from ..display import messages
+from ..engines.host import Host
+from ..errors import ArgumentError, FeedError
+from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
+from ..ops.dtypes import as_tensor
+from ..ops.foreign import as_numpy
+from ..ops.nn import PHASE
+from ..program.program import KEY_LENGTH, Program
+from ..program.updates import after, compose
+from ..source import Source, caller
+from .current import current
+from .feeds import as_feed, as_phase, keep_feed
+from .linearise import linearised
+from .prints import show_prints
+from .session import Session
+
+# An evaluated tensor's value and a placeholder's last feed are kept for the check after a swap up to this size.
+SHOWN_BYTES = 1 << 20
+# Programs of a function that are kept, where lengths in them follow from the feeds' shapes.
+SHAPES_KEPT = 256
+
+
+# A function that is compiled for this many different shapes, call after call, is told of once.
+MANY_SHAPES = 8
+
+# So many programs of one function are known, where it needs another for each value of some length.
+MANY_KEYS = 1024
+
+# Functions are numbered downwards from -1: tensors' numbers, which make up their names, are left to them.
+_numbers = itertools.count(-1, -1)
+
+
+class Function:
+    """A compiled function of placeholders; call it with a list of arrays. Works on whichever engine is active."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Any],
+        outputs: Any,
+        updates: Sequence[Any] | None = None,
+        name: str | None = None,
+        live: bool = True,
+    ) -> None:
+        self.source: Source = caller()
+        self.uid = next(_numbers)
+        self.name = name or "function"
+        self.single = isinstance(outputs, Tensor)
+        listed = [outputs] if self.single else list(outputs)
+        self.inputs = list(inputs)
+        for tensor in self.inputs:
+            if not isinstance(tensor, Placeholder):
+                raise ArgumentError(f"K.function: inputs must be placeholders, not {tensor!r}")
+        self.placeholders = [x for x in self.inputs if not isinstance(x, LearningPhase)]
+        if len({id(x) for x in self.inputs}) != len(self.inputs):
+            raise ArgumentError("K.function: a placeholder stands twice among the inputs")
+        self.outputs = [as_tensor(x) for x in listed]
+        self.updates = compose(updates or ())
+        # Keras's mark of a metric: what its state gives with the call's own batch in it.
+        self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
+        self._programs: dict[Any, Program] = {}
+        self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
+        self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
+        self._told = False
+        for tensor in (*self.inputs, *self.outputs):
+            check_generation(tensor)
+        if live:
+            # A swap checks live functions against its target; an evaluation's passing one isn't among them.
+            current().functions.add(self)
+
+    def __call__(self, inputs: Any = ()) -> Any:
+        """Feeds `inputs` (one array for each placeholder, in order) and returns the outputs as a list of ndarrays.
+
+        Outputs show the variables as they were before the call's updates. Raises FeedError, DTypeError, ShapeError,
+        EngineError or WorkerDiedError; then no variable has changed.
+        """
+        start = time.perf_counter()
+        given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        if len(given) != len(self.inputs):
+            names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
+            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
+        phase = PHASE.fixed or 0
+        feeds, sources = [], []
+        for placeholder, value in zip(self.inputs, given):
+            if isinstance(placeholder, LearningPhase):
+                phase = placeholder.fed = as_phase(value)
+                placeholder.fed_shape = ()
+            else:
+                feeds.append(as_feed(placeholder, value))
+                sources.append(value)
+        session = current()
+        with session.lock:
+            host = session.ready_host()
+            program = self.program_for(session, host.ops, phase, feeds)
+            before = host.compile_count
+            if session.recorder is not None:
+                session.recorder.begin(self, program, phase, feeds)
+            values = session.calls.execute(host, program, feeds)
+            if session.recorder is not None:
+                session.recorder.end(time.perf_counter() - start)
+            if host.compile_count != before:
+                self._count(host, program, feeds)
+            elif self._row:
+                self._row.clear()
+            for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+                keep_feed(placeholder, feed, source)
+        if program.prints or program.printed:
+            show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
+            del values[len(self.outputs) :]
+        return values[0] if self.single else values
+
+    def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:
+        """The program for a backend that defines `ops`."""
+        key: Any = (phase, ops)
+        found = self._programs.get(key)
+        if found is not None:
+            return found
+        if feeds is not None:
+            shapes = tuple([feed.shape for feed in feeds])
+            found = self._programs.get((phase, ops, shapes))
+            if found is not None:
+                return found
+        program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
+        self._keys[program.key] = None
+        drop_oldest(self._keys, MANY_KEYS)
+        if needs == "nothing":
+            self._programs[key] = program
+        elif needs == "shapes":
+            drop_oldest(self._programs, SHAPES_KEPT)
+            self._programs[phase, ops, shapes] = program
+        # Else it isn't kept, since the values may be others at the next call.
+        return program
+
+    def _count(self, host: Host, program: Program, feeds: list[Array]) -> None:
+        """Notes a call that had to be compiled, and says so once if they follow one another."""
+        call = (program.key, [feed.shape for feed in feeds])
+        if self._told or call in self._row:
+            return
+        self._row.append(call)
+        if len(self._row) < MANY_SHAPES:
+            return
+        self._told = True
+        shapes = [shapes for _, shapes in self._row]
+        varied = [x for i, x in enumerate(self.placeholders) if any(s[i] != shapes[0][i] for s in shapes)]
+        names = " and ".join(f"'{x.name}'" for x in varied)
+        reason = f"for another shape of {names}" if names else "for other lengths, which its inputs' values give"
+        messages.say(
+            f"kernelk: {host.engine.title} has compiled '{self.name}' ({self.source}) {len(self._row)} times in a row, "
+            f"each {reason}: feed batches of one size, or pad them to a few sizes"
+        )
+        self._row.clear()
+
+    def specialisations(self, host: Host) -> int:
+        """How many compiled forms of this function, for different shapes and learning phases, an engine holds."""
+        return sum(key[:KEY_LENGTH] in self._keys for key in host.compiled)
+
+    def phases(self) -> tuple[int, ...]:
+        """The learning phases that a call of this function may run in."""
+        return (0, 1) if len(self.placeholders) != len(self.inputs) else (PHASE.fixed or 0,)
+
+    def slots(self) -> list[Variable]:
+        """The variables that the programs made so far read or update."""
+        return list({id(x): x for program in self._programs.values() for x in program.slots}.values())
+
+    @property
+    def keys(self) -> Iterable[str]:
+        """The keys of the programs made of it so far."""
+        return self._keys.keys()
+
+    @property
+    def signature(self) -> str:
+        """What it takes and gives: "(x(None, 2)) -> (float32()), 0 updates"."""
+        takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
+        gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
+        return f"({takes}) -> ({gives}), {len(self.updates)} update{'' if len(self.updates) == 1 else 's'}"
+
+    def __repr__(self) -> str:
+        name = "" if self.name == "function" else f"{self.name!r} "
+        return f"<Function {name}{self.signature}>"
+
+
+def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> Function:
+    """A callable that takes a list of arrays for `inputs` and returns `outputs` as arrays, then performs `updates`.
+
+    `outputs`: a list of tensors (a list is returned), or one tensor. `updates`: made by `K.update...`, or (variable,
+    value) pairs. Keyword arguments: `name`. Raises ArgumentError for others, since no engine but TensorFlow 1 had them.
+    """
+    name = kwargs.pop("name", None)
+    if kwargs:
+        raise ArgumentError(
+            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here; "
+            f"leave it out"
+        )
+    return Function(inputs, outputs, updates, name)
+
+
+def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
+    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. An update is performed.
+
+    Raises FeedError for a placeholder that isn't fed.
+    """
+    tensor = as_tensor(x)
+    session = current()
+    if isinstance(tensor, Variable):
+        return session.read(tensor)
+    # Converted once, and looked at twice.
+    feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
+    updates = [tensor] if isinstance(tensor, Update) else []
+    call = Function(list(feeds), [tensor], updates, live=False)
+    value: Array = call(list(feeds.values()))[0]
+    if value.nbytes <= SHOWN_BYTES and not updates:
+        session.show(tensor, feeds, value, call.slots())
+    return value
+
+
+def _eval(self: Tensor, feeds: dict[Tensor, Any] | None = None) -> Array:
+    """The tensor's value as an ndarray; `feeds` maps placeholders to their values."""
+    return evaluate(self, feeds)
+
+
+Tensor.eval = _eval  # type: ignore[method-assign]

@@ -1,0 +1,49 @@
+"""From tensors to a program, whose lengths may need values that are computed first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..arrays import Array
+from ..errors import FeedError
+from ..graph.nodes import Placeholder, Tensor, Variable
+from ..program.program import Print, Program
+from ..program.resolve import NeedsValuesError
+from .session import Session
+
+
+def linearised(
+    session: Session,
+    inputs: Sequence[Placeholder],
+    outputs: Sequence[Tensor],
+    updates: Sequence[tuple[Variable, Tensor]],
+    phase: int,
+    ops: frozenset[str],
+    feeds: list[Array] | None,
+) -> tuple[Program, str]:
+    """The program, and what it depends on besides its key: "nothing", the feeds' "shapes" or their "values".
+
+    Lengths that depend on values are small integer graphs, evaluated in the kernel, which may need others first.
+    Raises FeedError where there are such and no feeds.
+    """
+    values: dict[int, Array] = {}
+    printed: list[tuple[Print, Array]] = []
+    needs = "nothing"
+    while True:
+        try:
+            made = Program(inputs, outputs, updates, phase, ops, values)
+            made.printed = printed
+            return made, needs
+        except NeedsValuesError as needed:
+            if feeds is None:
+                raise FeedError("these tensors' shapes depend on values that are fed") from None
+            host = session.host("numpy")
+            host.start()
+            program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)
+            found = program.from_shapes([feed.shape for feed in feeds])
+            needs = "values" if found is None or program.prints or "values" in (needs, inner) else "shapes"
+            if found is None:
+                found = session.calls.execute(host, program, feeds)
+            values.update({id(tensor): value for tensor, value in zip(needed.tensors, found)})
+            # What is printed on the way stands behind the outputs that were asked for.
+            printed += [*program.printed, *zip(program.prints, found[len(needed.tensors) :])]

@@ -1,0 +1,179 @@
+"""The state of one notebook: the active engine, variables, engines; `calls` carries every call out."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+from traitlets import HasTraits, Unicode
+
+from .. import config
+from ..display import messages
+from ..engines import registry
+from ..engines.host import Host
+from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.local_host import LocalHost
+from ..engines.storage import Slots, Storage
+from ..engines.worker_host import WorkerHost
+from ..errors import KernelKError, WorkerDiedError
+from ..graph.nodes import GENERATION, Tensor, Variable, check_generation
+from ..ops.random import SEEDS
+from .calls import Calls
+
+
+class Shown(NamedTuple):
+    """An evaluated tensor's feeds and value, the versions of the variables behind it, the engine that computed it."""
+
+    feeds: dict[Tensor, Any]
+    value: np.ndarray[Any, Any]
+    versions: dict[int, int]
+    engine: str
+
+
+class Session(HasTraits):
+    """One kernel's state. `active` is observable; `chosen_by` says which setting decided it."""
+
+    active = Unicode()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.RLock()
+        self.storage = Storage()
+        self.hosts: dict[str, Host] = {}
+        self.variables: dict[int, weakref.ref[Variable]] = {}
+        self.functions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.shown: weakref.WeakKeyDictionary[Tensor, Shown] = weakref.WeakKeyDictionary()
+        self.swaps: list[Any] = []
+        self.engine_options: dict[str, dict[str, Any]] = {}  # engine's name -> what the user asked for; see make_host
+        self._slots: dict[int, Slots] = {}
+        self._unreferenced: deque[int] = deque()
+        self.calls = Calls(self.storage, self.safe_point)
+        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
+        self.announced = False
+        name, self.chosen_by = config.chosen_backend()
+        self.active = name
+
+    # --- variables ---
+
+    def adopt(self, variable: Variable, value: np.ndarray[Any, Any]) -> None:
+        """Gives a new variable its place in shared memory."""
+        with self.lock:
+            self.safe_point()
+            slots = Slots(self.storage, value)
+            variable.slots = slots
+            self._slots[slots.number] = slots
+            number, queue = slots.number, self._unreferenced
+
+            # A finalizer may run anywhere, even inside a request: it only leaves a note.
+            self.variables[number] = weakref.ref(variable, lambda _: queue.append(number))
+
+    def safe_point(self) -> None:
+        """Frees variables that nobody holds any more, here and in the engines. Called with the lock held."""
+        if not self._unreferenced and not self.storage.released_segments:
+            return
+        gone = []
+        while self._unreferenced:
+            number = self._unreferenced.popleft()
+            slots = self._slots.pop(number, None)
+            if slots is not None:
+                self.variables.pop(number, None)
+                slots.release()
+                gone.append(number)
+        segments = list(self.storage.released_segments)
+        self.storage.released_segments.clear()
+        for host in self.hosts.values():
+            with contextlib.suppress(WorkerDiedError):
+                host.release(gone, segments)
+
+    def show(
+        self, tensor: Tensor, feeds: dict[Tensor, Any], value: np.ndarray[Any, Any], variables: list[Variable]
+    ) -> None:
+        """Remembers a value that the user has been shown, for the check after a swap."""
+        self.shown.pop(tensor, None)
+        # Copies: the user may go on to change the arrays in place.
+        kept = {placeholder: np.array(feed) for placeholder, feed in feeds.items()}
+        versions = {variable.slots.number: variable.slots.version for variable in variables}
+        self.shown[tensor] = Shown(kept, value, versions, self.active)
+
+    def live_variables(self) -> list[Variable]:
+        """All variables that somebody holds, oldest first."""
+        return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
+
+    def read(self, variable: Variable) -> np.ndarray[Any, Any]:
+        """A copy of the committed value."""
+        with self.lock:
+            check_generation(variable)
+            return np.array(variable.slots.view())
+
+    def write(self, values: list[tuple[Variable, np.ndarray[Any, Any]]]) -> None:
+        """Commits values of the right shapes and dtypes, all at once."""
+        with self.lock:
+            for variable, _ in values:
+                check_generation(variable)
+            with HeldInterrupt(let_it_end, 0.0):
+                for variable, value in values:
+                    variable.slots.write(value)
+
+    def restore(self, values: list[tuple[Variable, np.ndarray[Any, Any]]], random: dict[str, int] | None) -> None:
+        """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
+        with self.lock:
+            self.write(values)
+            if random is not None:
+                SEEDS.restore(random)
+                self.calls.drop_plans()  # they hold the seeds
+
+    def clear(self) -> None:
+        """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
+        with self.lock:
+            GENERATION.session += 1
+            for host in self.hosts.values():
+                if host.started:
+                    with contextlib.suppress(WorkerDiedError):
+                        host.release_programs(list(host.compiled))
+            self._unreferenced.extend(self._slots)
+            self.functions.clear()
+            self.shown.clear()
+            self.safe_point()
+
+    # --- engines ---
+
+    def host(self, name: str | None = None) -> Host:
+        """The host of an engine (the active one by default), not necessarily started."""
+        name = name or self.active
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = self.make_host(name, self.engine_options.get(name, {}))
+        return host
+
+    def make_host(self, name: str, options: dict[str, Any]) -> Host:
+        """A new host, not started and not the session's own yet, for an engine with these options.
+
+        `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
+        """
+        engine = registry.engine(name)
+        if engine.in_kernel or options.get("in_kernel"):
+            return LocalHost(engine, self.storage, options)
+        return WorkerHost(engine, self.storage, messages.say, options)
+
+    def ready_host(self) -> Host:
+        """The active engine, started; the first time, one line says which it is."""
+        try:
+            host = self.host()
+            if not host.started:
+                host.start()
+        except KernelKError as error:
+            # "My choice is ignored" and "I never chose this" look alike: say who chose.
+            error.args = (f"{error.args[0]} ('{self.active}' is chosen by {self.chosen_by})", *error.args[1:])
+            raise
+        if not self.announced:
+            self.announce(host)
+        return host
+
+    def announce(self, host: Host) -> None:
+        """One line says which engine is in use and which setting chose it."""
+        self.announced = True
+        messages.say(f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})")

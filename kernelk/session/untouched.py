@@ -1,0 +1,36 @@
+"""Measuring without a trace: the session is afterwards as it was before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from ..engines.host import Host
+from ..errors import WorkerDiedError
+from ..ops.random import SEEDS
+from .session import Session
+
+
+@contextlib.contextmanager
+def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
+    """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
+    counter = SEEDS.counter
+    try:
+        with forgetting({*hosts, session.host("numpy")}):
+            yield
+    finally:
+        SEEDS.counter = counter
+
+
+@contextlib.contextmanager
+def forgetting(hosts: Iterable[Host]) -> Iterator[None]:
+    """Lets the engines forget what they compile meanwhile."""
+    before = [(host, set(host.compiled)) for host in hosts]
+    try:
+        yield
+    finally:
+        for host, known in before:
+            new = [key for key in host.compiled if key not in known]
+            if new:
+                with contextlib.suppress(WorkerDiedError), host.held():
+                    host.release_programs(new)

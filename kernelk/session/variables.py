@@ -1,0 +1,148 @@
+"""Variables: made, read and written here; their values live in the session, not in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ..graph.nodes import Tensor, Variable, constant_node
+from ..graph.rules import apply
+from ..ops import random
+from ..ops.dtypes import FLOATS, as_tensor, check_dtype, densified, is_sparse_matrix
+from ..ops.foreign import as_numpy
+from ..ops.shaping import dims_of
+from ..ops.updates import as_variable
+from ..source import caller
+from .current import current
+from .function import evaluate
+
+
+def variable(value: Any, dtype: Any = None, name: str | None = None, constraint: Any = None) -> Variable:
+    """State with the initial `value` (array, number, list or tensor, which is evaluated now), kept across swaps.
+
+    A scipy.sparse matrix makes a variable that `is_sparse` and is held densely.
+    dtype: floatx unless given, as in Keras. Raises DTypeError or ArgumentError for what isn't numeric.
+    """
+    chosen = check_dtype(dtype)
+    if isinstance(value, Tensor):
+        value = evaluate(value)
+    sparse = is_sparse_matrix(value)
+    value = as_numpy(densified(value, "variable"), "variable")
+    try:
+        array = np.asarray(value)
+        if array.dtype == object or array.dtype.kind not in "biuf":
+            raise TypeError
+    except (TypeError, ValueError):
+        raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers") from None
+    with np.errstate(all="ignore"):
+        cast = array.astype(chosen, order="C")
+    if chosen not in FLOATS and chosen != "bool" and not np.array_equal(cast, array):
+        raise DTypeError(
+            f"variable: the value doesn't fit into {chosen}; choose a dtype that holds it, e.g. dtype='int64'"
+        )
+    node = _enter(cast, name, constraint)
+    node.sparse = sparse
+    return node
+
+
+def _enter(array: np.ndarray[Any, Any], name: str | None, constraint: Any = None) -> Variable:
+    node = Variable("variable", (), {}, array.shape, array.dtype.name, caller(), name)
+    node.constraint = constraint
+    current().adopt(node, array)
+    return node
+
+
+def _static(shape: Any, op: str) -> tuple[int, ...]:
+    lengths = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    if any(isinstance(n, Tensor) or n is None or int(n) < 0 for n in lengths):
+        raise ArgumentError(f"{op}: a variable needs a shape of known lengths, not {lengths}")
+    return tuple(int(n) for n in lengths)
+
+
+def _full(shape: Any, value: int, dtype: Any, name: str | None, op: str) -> Tensor:
+    if isinstance(shape, Tensor) or (isinstance(shape, (tuple, list)) and any(isinstance(n, Tensor) for n in shape)):
+        scalar = constant_node(np.asarray(value, dtype=check_dtype(dtype)))
+        dims, references = dims_of(shape, 1, op)
+        return apply("broadcast_to", scalar, *references, dims=dims)
+    return _enter(np.full(_static(shape, op), value, dtype=check_dtype(dtype)), name)
+
+
+def zeros(shape: Any, dtype: Any = None, name: str | None = None) -> Tensor:
+    """A variable of zeros; a plain tensor where the shape itself is a tensor."""
+    return _full(shape, 0, dtype, name, "zeros")
+
+
+def ones(shape: Any, dtype: Any = None, name: str | None = None) -> Tensor:
+    """A variable of ones; a plain tensor where the shape itself is a tensor."""
+    return _full(shape, 1, dtype, name, "ones")
+
+
+def eye(size: Any, dtype: Any = None, name: str | None = None) -> Variable:
+    """A variable with the identity matrix of `size` rows (or (rows, columns))."""
+    rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
+    return _enter(np.eye(int(rows), int(columns), dtype=check_dtype(dtype)), name)
+
+
+def random_uniform_variable(
+    shape: Any, low: float, high: float, dtype: Any = None, name: str | None = None, seed: int | None = None
+) -> Variable:
+    """A variable initialised once with uniform draws in [low, high)."""
+    value = random.random_uniform(_static(shape, "random_uniform_variable"), low, high, dtype, seed)
+    return variable(value, value.dtype, name)
+
+
+def random_normal_variable(
+    shape: Any, mean: float, scale: float, dtype: Any = None, name: str | None = None, seed: int | None = None
+) -> Variable:
+    """A variable initialised once with normal draws of this mean and deviation."""
+    value = random.random_normal(_static(shape, "random_normal_variable"), mean, scale, dtype, seed)
+    return variable(value, value.dtype, name)
+
+
+def get_value(x: Any) -> np.ndarray[Any, Any]:
+    """The variable's committed value as a new ndarray (a tensor is evaluated); no engine is asked."""
+    if isinstance(x, Variable):
+        return current().read(x)
+
+    return evaluate(as_tensor(x))
+
+
+def batch_get_value(ops: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """The values of several variables, all of one moment."""
+
+    with current().lock:
+        return [get_value(x) for x in ops]
+
+
+def set_value(x: Any, value: Any) -> None:
+    """Sets a variable from an array or a sparse matrix. Raises ShapeError or DTypeError, and then changes nothing."""
+    batch_set_value([(x, value)])
+
+
+def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
+    """Sets several variables at once: all of them, or none if one value doesn't fit."""
+
+    checked = [(as_variable(x, "set_value"), _fitted(x, value)) for x, value in tuples]
+    current().write(checked)
+
+
+def _fitted(x: Variable, value: Any) -> np.ndarray[Any, Any]:
+    value = as_numpy(densified(value, "set_value"), f"set_value: variable '{x.name}'")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"set_value: the value for variable '{x.name}' is no array: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise DTypeError(f"set_value: {type(value).__name__} isn't an array of numbers (variable '{x.name}')")
+    if array.shape != x.shape:
+        raise ShapeError(
+            f"set_value: variable '{x.name}' has shape {x.shape}, the value {array.shape}; they must be equal"
+        )
+    with np.errstate(all="ignore"):
+        cast_value = array.astype(x.dtype)
+    if x.dtype[0] in "iu" and not np.array_equal(cast_value, array):
+        raise DTypeError(f"set_value: the value doesn't fit into {x.dtype} (variable '{x.name}')")
+    return cast_value
