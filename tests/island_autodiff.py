@@ -52,7 +52,7 @@ def jax_gradients(backend, program, feeds, constants, count, order):
 def torch_gradients(backend, program, feeds, constants, count, order):
     import torch
 
-    make = module("torch_ops").make
+    make = module("torch.ops").make
     with torch.enable_grad():
         given = [torch.tensor(x, requires_grad=i < count) for i, x in enumerate(feeds)]
         values = given + [torch.tensor(x) for x in constants]
@@ -203,9 +203,9 @@ def theano_own(theano):
 
 def cntk_gradients(backend, program, feeds, constants, count, order):
     # The backend's own is a sum and a difference, whose derivative is 1.
-    ops = module("cntk_ops")
+    ops = module("cntk.ops")
     ops.OPS["round"] = lambda b, i, x: ops.result(i, b.engine.round(x.node), [x])
-    stages = backend._stages(program, module("cntk_known").learn(program, constants))
+    stages = backend._stages(program, module("cntk.known").learn(program, constants))
     host = sorted(set(tuple(entry) for stage in stages for entry in stage.facts.get("host", ())))
     if host:
         raise NoDerivative("numpy's: %s" % "; ".join("%s %s" % entry for entry in host))
