@@ -7,7 +7,7 @@ import numpy as np
 from ..base import registrar
 from ..errors import CannotLower
 from ..lowering import InstructionError
-from ..numpy.backend import OPS as DEFINITIONS
+from ..numpy.ops import OPS as DEFINITIONS
 from .known import FLOATS, needed, stand_in
 from .memory import Lent, Storage, array_of
 from .ops import Builder, Val, index_bound, lower, why_not
