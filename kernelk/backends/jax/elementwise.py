@@ -28,7 +28,7 @@ def together(*values):
     return [spread(x, shape) for x in values]
 
 
-def like(value, x):
+def typed(value, x):
     return np.asarray(value, x.dtype)
 
 
@@ -51,7 +51,7 @@ def widened_all(*values):
 
 
 def truth(x):
-    return x if x.dtype == np.bool_ else compare("ne", x, like(0, x))
+    return x if x.dtype == np.bool_ else compare("ne", x, typed(0, x))
 
 
 def _unary(name):
@@ -103,7 +103,7 @@ def _abs(instruction, x):
 @op("sign")
 def _sign(instruction, x):
     # XLA keeps the sign of a zero.
-    return where(compare("eq", x, like(0, x)), like(0, x), lax.sign(x))
+    return where(compare("eq", x, typed(0, x)), typed(0, x), lax.sign(x))
 
 
 @op("exp")
@@ -112,9 +112,9 @@ def _exp(instruction, x):
         return lax.convert_element_type(lax.exp(widened(x)), x.dtype)
     # XLA gives 0 for every power that is less than the least normal number. There these sums are exact.
     start, shift = (-87, 64) if x.dtype == np.float32 else (-708, 512)
-    small = compare("lt", x, like(start, x))
-    power = lax.exp(where(small, lax.add(*together(x, like(shift, x))), x))
-    return where(small, lax.mul(*together(power, like(np.exp(-float(shift)), x))), power)
+    small = compare("lt", x, typed(start, x))
+    power = lax.exp(where(small, lax.add(*together(x, typed(shift, x))), x))
+    return where(small, lax.mul(*together(power, typed(np.exp(-float(shift)), x))), power)
 
 
 @op("log")
@@ -123,10 +123,10 @@ def _log(instruction, x):
         return lax.convert_element_type(lax.log(widened(x)), x.dtype)
     # XLA takes every denormal number for the least normal one.
     least = np.finfo(x.dtype).tiny
-    small = lax.bitwise_and(compare("lt", x, like(least, x)), compare("gt", x, like(0, x)))
+    small = lax.bitwise_and(compare("lt", x, typed(least, x)), compare("gt", x, typed(0, x)))
     power = 2.0 ** np.finfo(x.dtype).nmant
-    raised = lax.log(where(small, lax.mul(*together(x, like(power, x))), x))
-    return where(small, lax.sub(*together(raised, like(np.log(power), x))), raised)
+    raised = lax.log(where(small, lax.mul(*together(x, typed(power, x))), x))
+    return where(small, lax.sub(*together(raised, typed(np.log(power), x))), raised)
 
 
 @op("floor")
@@ -152,18 +152,18 @@ def _power(instruction, x, y):
     if instruction.dtype == "bool":
         raise CannotLower("booleans can't be raised to a power")
     # Squares of the base by the bits of the exponent, wrapping as numpy's do.
-    power, one = lax.full_like(x, 1), like(1, y)
+    power, one = lax.full_like(x, 1), typed(1, y)
     for bit in range(np.dtype(instruction.dtype).itemsize * 8):
         if bit:
             x, y = lax.mul(x, x), lax.shift_right_logical(*together(y, one))
-        power = where(compare("ne", lax.bitwise_and(*together(y, one)), like(0, y)), lax.mul(power, x), power)
+        power = where(compare("ne", lax.bitwise_and(*together(y, one)), typed(0, y)), lax.mul(power, x), power)
     return power
 
 
 def _float_divmod(x, y):
     """numpy's floor_divide and remainder of floats, which differ from floor(x / y) by more than rounding."""
-    zero, one = like(0, x), like(1, x)
-    minus_zero = like(-0.0, x)
+    zero, one = typed(0, x), typed(1, x)
+    minus_zero = typed(-0.0, x)
     remainder, quotient = lax.rem(x, y), lax.div(x, y)
     inexact, negative = compare("ne", remainder, zero), compare("lt", y, zero)
     opposite = lax.bitwise_and(inexact, lax.ne(negative, compare("lt", remainder, zero)))
@@ -171,7 +171,7 @@ def _float_divmod(x, y):
     whole = where(opposite, lax.sub(*together(whole, one)), whole)
     floor = lax.floor(whole)
     # whole is an integer but for rounding.
-    over = compare("gt", lax.sub(whole, floor), like(0.5, x))
+    over = compare("gt", lax.sub(whole, floor), typed(0.5, x))
     floor = where(over, lax.add(*together(floor, one)), floor)
     # A quotient of 0 has its own sign; one below 1 gives a 0 of the same sign.
     signed_zero = where(compare("eq", quotient, zero), quotient, zero)
@@ -191,15 +191,15 @@ def _floor_divide(instruction, x, y):
         return lax.convert_element_type(_float_divmod(*widened_all(x, y))[wanted], x.dtype)
     if instruction.dtype == "bool":
         raise CannotLower("booleans can't be divided")
-    zero = like(0, y)
+    zero = typed(0, y)
     by_zero = compare("eq", y, zero)
-    divisor = where(by_zero, like(1, y), y)
+    divisor = where(by_zero, typed(1, y), y)
     quotient, remainder = lax.div(x, divisor), lax.rem(x, divisor)
     if instruction.dtype not in UNSIGNED:
         # They are rounded to 0 and have the dividend's sign; XLA defines the least integer by -1 as it wraps.
         signs = lax.ne(compare("lt", remainder, zero), compare("lt", divisor, zero))
         down = lax.bitwise_and(compare("ne", remainder, zero), signs)
-        quotient = where(down, lax.sub(*together(quotient, like(1, y))), quotient)
+        quotient = where(down, lax.sub(*together(quotient, typed(1, y))), quotient)
         remainder = where(down, lax.add(remainder, divisor), remainder)
     return where(by_zero, zero, quotient if wanted == 0 else remainder)
 
@@ -228,4 +228,4 @@ def _sigmoid(instruction, x):
 
 @op("relu")
 def _relu(instruction, x):
-    return lax.max(*together(x, like(0, x)))
+    return lax.max(*together(x, typed(0, x)))

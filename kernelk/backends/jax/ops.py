@@ -1,11 +1,11 @@
-"""JAX's table of ops: reductions, arrangement, products and loops here, the rest from elementwise.py and windows.py."""
+"""JAX's table of ops: reductions, arrangement, products and loops; joined with elementwise.py and windows.py."""
 
 import numpy as np
 
 from ..base import registrar
 from ..lowering import lower, python_slices, static_dims
 from . import elementwise, windows
-from .elementwise import FLOATS, like, spread, together, truth, widened, widened_all
+from .elementwise import FLOATS, spread, together, truth, typed, widened, widened_all
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 lax = None
@@ -140,12 +140,12 @@ def _unslice(instruction, piece, like, slices):
     backward = [axis for axis, entry in enumerate(ranges) if entry[3]]
     piece = lax.rev(piece, backward) if backward else piece
     pads = [(first, n - last - 1, step - 1) for (first, last, step, _), n in zip(ranges, like.shape)]
-    return lax.pad(piece, like(0, piece), pads)
+    return lax.pad(piece, typed(0, piece), pads)
 
 
 @op("pad")
 def _pad(instruction, x, pads):
-    return lax.pad(x, like(0, x), [(before, after, 0) for before, after in pads])
+    return lax.pad(x, typed(0, x), [(before, after, 0) for before, after in pads])
 
 
 def _positions(indices):
@@ -222,7 +222,7 @@ def _mean(instruction, x, axes, keepdims):
     wide = widened(x) if instruction.dtype in FLOATS else lax.convert_element_type(x, np.float64)
     count = np.prod([x.shape[axis] for axis in axes], dtype=np.float64)
     total = _reduce(lax.reduce_sum, wide, axes, keepdims)
-    return lax.convert_element_type(lax.div(*together(total, like(count, wide))), x.dtype)
+    return lax.convert_element_type(lax.div(*together(total, typed(count, wide))), x.dtype)
 
 
 @op("softmax")

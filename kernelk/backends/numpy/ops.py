@@ -1,4 +1,4 @@
-"""numpy's table of ops, the living definition of every op's meaning: elementwise.py and windows.py have their own."""
+"""numpy's table of ops, the living definition of every op's meaning; joined with elementwise.py and windows.py."""
 
 import numpy as np
 
