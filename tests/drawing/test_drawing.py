@@ -14,7 +14,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from support import one_line, run_cells, slow_engine
+from helpers.fake_engines import slow_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K

@@ -18,7 +18,7 @@ import weakref
 from typing import Any
 
 import numpy as np
-from support import same_bits
+from helpers.arrays import same_bits
 
 import kernelk
 from kernelk import backend as K

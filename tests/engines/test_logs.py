@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, activate
-from support import alive, one_line, run_cells, run_script, wait_until
+from helpers.engines import WORKERS, activate
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
+from helpers.processes import alive, run_script, wait_until
 
 import kernelk
 from kernelk import backend as K

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Brake, activate
-from support import lacking_engine, run_cells
+from helpers.brake import Brake
+from helpers.engines import activate
+from helpers.fake_engines import lacking_engine
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import alive, environment, run_cells, wait_until
+from helpers.notebooks import run_cells
+from helpers.processes import alive, environment, wait_until
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -23,7 +24,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.engines import Engine
 from kernelk.session import current
-from support import lacking_engine, register
+from helpers.fake_engines import lacking_engine, register
 class Here:
     def setitem(self, where, name, value):
         where[name] = value
