@@ -10,15 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import program, wait_until
+from support import PROJECT, program, wait_until
 
 from kernelk import __version__
 from kernelk.cli import main
 from kernelk.engines import registry
-from kernelk.environments import install, places
+from kernelk.environments import places
 from kernelk.environments.recipes import RECIPES
-
-PROJECT = Path(install.__file__).parent.parent
 
 
 def kernelk(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import absent
-from support import one_line
+from support import PROJECT, one_line
 
 from kernelk import errors
-from kernelk.environments import bundles, install, places
+from kernelk.environments import bundles, places
 from kernelk.environments.recipes import RECIPES, LockedFile
-
-PROJECT = Path(install.__file__).parent.parent
 
 
 def written(path: Path, contents: object, files: dict[str, bytes]) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import absent
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 FIRST = NOTEBOOKS / "01_first_swap.ipynb"
 STATIONS = ["tensorflow", "theano", "cntk", "tensorflow"]
 SWAPS = [("to-theano", "tensorflow", "theano"), ("to-cntk", "theano", "cntk")]

@@ -8,13 +8,13 @@ import os
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from parity import check, gaps, search, slopes, suite
-from parity.__main__ import PAGE, page
-from parity.case import Trial
 from support import lacking_engine
 
 import kernelk
 from kernelk import backend as K
+from parity import check, gaps, search, slopes, suite
+from parity.__main__ import PAGE, page
+from parity.case import Trial
 
 # Another number tries other shapes and values.
 SEED = int(os.environ.get("KERNELK_PARITY_SEED", "1"))

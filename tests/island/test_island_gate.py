@@ -16,7 +16,7 @@ import pytest
 from kernelk.environments.places import require_python
 from kernelk.errors import BackendNotInstalledError
 
-ISLAND = Path(__file__).resolve().parent.parent / "kernelk" / "backends"
+ISLAND = Path(__file__).resolve().parents[2] / "kernelk" / "backends"
 FILES = sorted(ISLAND.rglob("*.py"))
 ENGINES = {"tensorflow", "theano", "cntk", "jax", "torch"}
 

@@ -10,7 +10,7 @@ from conftest import activate
 
 from kernelk import backend as K
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import make_reference
 
 

@@ -12,7 +12,7 @@ import pytest
 from kernelk.environments.places import require_python
 
 HERE = Path(__file__).resolve().parent
-ISLAND = HERE.parent / "kernelk" / "backends"
+ISLAND = HERE.parents[1] / "kernelk" / "backends"
 
 
 def run_script(tmp_path: Path, *arguments: str) -> str:

@@ -36,7 +36,7 @@ from kernelk.environments.recipes import RECIPES, LockedFile, Recipe
 from kernelk.manage import doctor_report
 from kernelk.manage import install as manage_install
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 on_elf = pytest.mark.skipif(

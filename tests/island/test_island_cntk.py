@@ -7,7 +7,7 @@ import pytest
 
 from kernelk.environments import places
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ISLAND = ROOT / "kernelk" / "backends"
 
 if places.installed_python("cntk") is None:
@@ -15,7 +15,7 @@ if places.installed_python("cntk") is None:
 
 
 def under_cntk(script: str, *arguments: str) -> str:
-    command = [str(places.require_python("cntk")), str(ROOT / "tests" / script), str(ISLAND), *arguments]
+    command = [str(places.require_python("cntk")), str(ROOT / "tests" / "island" / script), str(ISLAND), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

@@ -26,7 +26,7 @@ MAIN = "swaps functions feeds handed_out failure interrupted traced differences 
 @cache
 def _run(engine: str, cases: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(TESTS / "in_kernel_cases.py"), engine, *cases.split()],
+        [sys.executable, str(TESTS / "engines" / "in_kernel_cases.py"), engine, *cases.split()],
         # What pytest notes there changes from test to test.
         env=environment(PYTEST_CURRENT_TEST=None),
         capture_output=True,

@@ -23,7 +23,7 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 
 def fresh_process(code):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = "import json\nfrom kernelk.backends.tensorflow.backend import TensorFlowBackend\n" + code
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

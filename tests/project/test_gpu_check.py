@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import activate
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture

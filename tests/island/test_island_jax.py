@@ -25,7 +25,7 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 
 def fresh_process(code, **environment):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = "import json\nimport numpy as np\nfrom kernelk.backends.jax.backend import JaxBackend\n" + code
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env={**os.environ, **environment}
