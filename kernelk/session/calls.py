@@ -12,7 +12,7 @@ import numpy as np
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.interrupts import shield
 from ..engines.storage import Reference, Slots, Storage, Transfer
 from ..errors import EngineError, KernelKError, WorkerDiedError
 from ..graph.nodes import check_generation, located
@@ -264,7 +264,7 @@ class Calls:
         if not updated:
             SEEDS.counter += bool(program.draws)
             return
-        with HeldInterrupt(let_it_end, 0.0):
+        with shield():
             SEEDS.counter += bool(program.draws)
             for slot in updated:
                 slot.flip()

@@ -15,7 +15,7 @@ from .. import config
 from ..display import messages
 from ..engines import registry
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.interrupts import shield
 from ..engines.local_host import LocalHost
 from ..engines.storage import Slots, Storage
 from ..engines.worker_host import WorkerHost
@@ -114,7 +114,7 @@ class Session(HasTraits):
         with self.lock:
             for variable, _ in values:
                 check_generation(variable)
-            with HeldInterrupt(let_it_end, 0.0):
+            with shield():
                 for variable, value in values:
                     variable.slots.write(value)
 

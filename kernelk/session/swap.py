@@ -14,7 +14,7 @@ from ..display import messages
 from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.interrupts import shield
 from ..engines.options import asked, check_honoured, fulfilled, merged
 from ..errors import KernelKError, SwapRefusedError
 from ..graph.nodes import Variable
@@ -111,7 +111,7 @@ def _transaction(
             report.bytes = sum(variable.slots.nbytes for variable in variables)
             report.loaded, report.loaded_bytes = _load(target, variables)
         changed = session.active != engine.name
-        with HeldInterrupt(let_it_end, 0.0):
+        with shield():
             report.restarted = replaces and old is not None and old.started
             session.hosts[engine.name] = target
             session.engine_options[engine.name] = target.options = options
@@ -180,7 +180,7 @@ class _Choice:
         except KernelKError as error:
             messages.say(f"kernelk: {self.active} is active again, and starts at its next use: {error}")
         finally:
-            with HeldInterrupt(let_it_end, 0.0):
+            with shield():
                 for name in [name for name in session.engine_options if name not in self.options]:
                     self.options[name] = {}
                 for name, options in self.options.items():
@@ -206,7 +206,7 @@ def stop_backend(name: str) -> StopReport:
         host = session.hosts.get(name)
         if host is not None and host.started:
             report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
-            with HeldInterrupt(let_it_end, 0.0):
+            with shield():
                 host.stop()
         return report
 

@@ -116,7 +116,7 @@ class Hub:
             self.panels.remove(panel)
         self._known.pop(panel, None)
         if not self.panels:
-            self._deafen()
+            self._stop_listening()
 
     def close(self) -> None:
         """Closes all, and ends what was started for them."""
@@ -124,7 +124,7 @@ class Hub:
         for panel in list(self.panels):
             panel.send({"kind": "closed"})
             panel.close()
-        self._deafen()
+        self._stop_listening()
         self.broken.clear()
         self._waiting.clear()
 
@@ -141,7 +141,7 @@ class Hub:
             self._shell.events.register("pre_run_cell", self._cell_begins)
             self._shell.events.register("post_run_cell", self._cell_ended)
 
-    def _deafen(self) -> None:
+    def _stop_listening(self) -> None:
         if self._listening is None:
             return
         self._listening.unobserve(self._swapped, "active")
@@ -214,16 +214,16 @@ class Hub:
         if do is None:
             return
         # What is said in a cell otherwise would appear in whichever ran last.
-        with self._hearing():
+        with self._capturing():
             try:
                 do(self, panel, message)
             except Exception as error:  # shown in the panel: there is no cell to show it in
                 panel.send(facts.refusal(error))
 
     @contextlib.contextmanager
-    def _hearing(self) -> Iterator[None]:
+    def _capturing(self) -> Iterator[None]:
         """Inside, what is worth a line in a cell is one in the panels."""
-        with messages.heard() as lines:
+        with messages.captured() as lines:
             yield
         for line in lines:
             if line.startswith("kernelk: "):
@@ -250,7 +250,7 @@ class Hub:
         panel.views.discard(str(message.get("view")))
         panel.away = not panel.views
         if all(one.away for one in self.panels):
-            self._deafen()
+            self._stop_listening()
 
     # --- engines ---
 
@@ -301,7 +301,7 @@ class Hub:
     def _take_over(self, engine: Engine, changes: dict[str, Any], host: Host | None = None) -> None:
         session = current()
         try:
-            with self._hearing():
+            with self._capturing():
                 report = swap(session, engine.name, "the panel", changes, host)
         except Exception as error:
             self._failed(engine, error)
@@ -332,7 +332,7 @@ class Hub:
 
         def run() -> None:
             try:
-                with messages.heard():
+                with messages.captured():
                     work()
             except Exception as error:
                 job.error = error
