@@ -18,7 +18,7 @@ from .notebook.expressions import feed_of, split_options, value_of
 from .notebook.graph_magics import GraphMagics
 from .notebook.inspection_magics import InspectionMagics
 from .notebook.timing_magics import TimingMagics
-from .session.current import existing, stop_engines
+from .session.current import stop_engines
 from .source import CELL
 
 
@@ -180,10 +180,7 @@ def load(shell: InteractiveShell) -> None:
         settings = KernelK()
     configurables: list[Any] = shell.configurables
     configurables.append(settings)
-    config.WHEN_MADE.append(settings.attach)
-    made = existing()
-    if made is not None:
-        settings.attach(made)
+    settings.follow()
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -204,7 +201,6 @@ def unload(shell: InteractiveShell) -> None:
     """Takes back what `load` registered and stops all workers; variables stay, and the next use starts a worker."""
     if _Loaded.shell is None:
         return
-    from . import config
 
     widgets = sys.modules.get("kernelk.widgets")
     if widgets is not None:
@@ -218,7 +214,6 @@ def unload(shell: InteractiveShell) -> None:
                 shell.magics_manager.magics[kind].pop(name, None)
         ours.append(shell.magics_manager.registry.pop(kind_of_magics.__name__, None))
     shell.configurables[:] = [one for one in shell.configurables if not any(one is other for other in ours)]
-    config.WHEN_MADE.remove(_Loaded.settings.attach)
     _Loaded.settings.detach()
     shell.config.pop("KernelK", None)
     if _Loaded.configuration is not None:

@@ -75,15 +75,14 @@ def reset() -> None:
     """What a test may have changed, back to how a new session has it; workers go on running."""
     from kernelk import backend as K
     from kernelk import config
-    from kernelk.graph.nodes import GENERATION
-    from kernelk.ops.random import SEEDS
     from kernelk.session.current import current
+    from kernelk.source import CELL
 
     K.clear_session()
     config.reload()
-    SEEDS.restart(None)
-    GENERATION.cell = 0
+    CELL.number = 0
     session = current()
+    session.state.seeds.restart(None)
     session.swaps.clear()
     session.active, session.chosen_by = "numpy", "the tests"
 
@@ -136,7 +135,6 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An engine "spare": numpy in a worker of its own, quick to start, for what concerns workers and not engines."""
     from support import register
 
-    from kernelk.engines import worker_log
     from kernelk.engines.descriptors import Engine
     from kernelk.session.current import current
 
@@ -148,7 +146,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
-    worker_log._logs.pop("spare", None)
+    current()._logs.pop("spare", None)
 
 
 @pytest.fixture

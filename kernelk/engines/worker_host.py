@@ -28,7 +28,7 @@ from .descriptors import Engine
 from .host import Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt
 from .storage import Storage
-from .worker_log import last_words, log_of, note, show, warn_again
+from .worker_log import WorkerLog, last_words, note, show, warn_again
 
 _ISLAND = Path(__file__).parent.parent / "backends"
 
@@ -63,13 +63,19 @@ def kill_group(pid: int) -> None:
 class WorkerHost(Host):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
-    `notify(text)` shows the user a line, e.g. when a worker that has died is started again.
+    `notify(text)` shows the user a line, e.g. when a worker that has died is started again; `log` takes what
+    its workers say.
     """
 
     placement = "worker"
 
     def __init__(
-        self, engine: Engine, storage: Storage, notify: Callable[[str], None], options: dict[str, Any] | None = None
+        self,
+        engine: Engine,
+        storage: Storage,
+        notify: Callable[[str], None],
+        log: WorkerLog,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(engine, storage, options)
         self._notify = notify
@@ -80,7 +86,7 @@ class WorkerHost(Host):
         self._was_started = False
         self._gave_up = False
         self.interpreter: Path | None = None
-        self.log = log_of(engine.name)
+        self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
 

@@ -41,7 +41,6 @@ from ..errors import ArgumentError, BackendNotInstalledError, EngineError, Kerne
 from ..inspection.inventory import Row, names_of, rows
 from ..inspection.summaries import summary
 from ..manage import install
-from ..measure.results import LISTENERS
 from ..session.current import current
 from ..session.session import Session
 from ..session.swap import stop_backend, swap
@@ -135,7 +134,7 @@ class Hub:
             return
         self._listening = current()
         self._listening.observe(self._swapped, "active")
-        LISTENERS.append(self._measured)
+        self._listening.observe(self._measured, "measurements")
         if self._shell is not None:
             # Not "pre_execute" and "post_execute", which stand around a panel's own messages as well.
             self._shell.events.register("pre_run_cell", self._cell_begins)
@@ -145,9 +144,8 @@ class Hub:
         if self._listening is None:
             return
         self._listening.unobserve(self._swapped, "active")
+        self._listening.unobserve(self._measured, "measurements")
         self._listening = None
-        with contextlib.suppress(ValueError):
-            LISTENERS.remove(self._measured)
         if self._shell is not None:
             for event, call in (("pre_run_cell", self._cell_begins), ("post_run_cell", self._cell_ended)):
                 with contextlib.suppress(ValueError):
@@ -165,7 +163,7 @@ class Hub:
     def _swapped(self, change: Any) -> None:
         self._soon("cell", self._refresh)
 
-    def _measured(self) -> None:
+    def _measured(self, change: Any) -> None:
         self._soon("timings", self._tell_timings)
 
     def _soon(self, what: str, call: Callable[[], None]) -> None:
