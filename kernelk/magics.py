@@ -100,12 +100,12 @@ class KernelKMagics(Magics):
         )
         from . import config
         from .engines import registry
-        from .engines.options import asked as options
+        from .engines.options import requested_options
         from .session.current import current
         from .session.swap import swap
 
         name = current().active if given.name is None else given.name
-        changes = options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
+        changes = requested_options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
         report = swap(current(), name, "%kbackend", changes)
         if given.save:
             report.saved = config.save_backend(name)
