@@ -17,9 +17,7 @@ _FRONT = Path(__file__).parent / "front"
 # In the order in which each may use the ones before it; the last is what anywidget calls.
 MODULES = ("dom", "bars", "engines", "values", "tensors", "timings", "graph", "native", "saved", "panel")
 
-_IMPORT = re.compile(
-    r"""^import\s*\{(?P<names>[^}]*)\}\s*from\s*["']\./(?P<module>\w+)\.js["'];?[ \t]*$""", re.MULTILINE
-)
+_IMPORT = re.compile(r"""^import\s*\{([^}]*)\}\s*from\s*["']\./(\w+)\.js["'];?[ \t]*$""", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|let|class)\b)", re.MULTILINE)
 _DECLARED = re.compile(r"^(?:async )?(?:function\*?|const|let|class) (\w+)", re.MULTILINE)
 
@@ -43,19 +41,16 @@ def join_modules(texts: dict[str, str]) -> str:
     """
     parts: list[str] = []
     owners: dict[str, str] = {}
+    last = list(texts)[-1]
     for name, text in texts.items():
-        for found in _IMPORT.finditer(text):
-            for imported in filter(None, (word.strip() for word in found["names"].split(","))):
-                if owners.get(imported) != found["module"]:
-                    raise ValueError(
-                        f"{name}.js imports '{imported}', which no {found['module']}.js before it declares"
-                    )
+        for names, module in _IMPORT.findall(text):
+            for imported in filter(None, (word.strip() for word in names.split(","))):
+                if owners.get(imported) != module:
+                    raise ValueError(f"{name}.js imports '{imported}', which no {module}.js before it declares")
         text = _IMPORT.sub("", text)
-        if name != list(texts)[-1]:
+        if name != last:
             text = _EXPORT.sub("", text)
-            left = re.search(r"^\s*(import|export)\b.*", text, re.MULTILINE)
-        else:
-            left = re.search(r"^\s*import\b.*", text, re.MULTILINE)
+        left = re.search(rf"^\s*(import{'' if name == last else '|export'})\b.*", text, re.MULTILINE)
         if left:
             raise ValueError(f"{name}.js has `{left[0].strip()}`, which can't be joined; write `import {{ a }} from`")
         for declared in _DECLARED.findall(text):
