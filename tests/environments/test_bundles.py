@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.engines import absent
 from helpers.messages import one_line
-from helpers.processes import PROJECT
+from helpers.processes import PATIENCE, PROJECT
 
 from kernelk import errors
 from kernelk.environments import bundles, places
@@ -101,7 +100,7 @@ def kernelk(*arguments: str, **settings: str) -> str:
     """Runs the program, which has to succeed; what it printed."""
     command = [sys.executable, "-m", "kernelk", *arguments]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)} | settings
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -144,9 +143,7 @@ def built(name: str, folder: Path) -> Path:
 
 
 def test_theano_is_bundled_and_installed_without_network(tmp_path: Path) -> None:
-    begin = time.monotonic()
     bundled_and_installed("theano", tmp_path)
-    assert time.monotonic() - begin < 240
 
 
 @pytest.mark.soak
