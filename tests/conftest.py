@@ -22,7 +22,7 @@ from helpers.fake_engines import register  # noqa: E402
 from helpers.marks import mark  # noqa: E402
 
 import kernelk  # noqa: E402
-from kernelk.engines import worker_host, worker_log  # noqa: E402
+from kernelk.engines import worker_host  # noqa: E402
 from kernelk.engines.descriptors import Engine  # noqa: E402
 from kernelk.session.current import current  # noqa: E402
 
@@ -79,7 +79,7 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
-    worker_log._logs.pop("spare", None)
+    current()._logs.pop("spare", None)
 
 
 @pytest.fixture

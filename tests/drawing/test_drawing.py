@@ -22,7 +22,7 @@ from kernelk import backend as K
 from kernelk.drawing.boxes import clean
 from kernelk.drawing.drawing import graph_of
 from kernelk.errors import ArgumentError, StaleTensorError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 
 
 def nodes_of(drawing: Any) -> dict[str, dict[str, Any]]:
@@ -250,10 +250,10 @@ def test_times_are_written_as_well_as_coloured(monkeypatch: pytest.MonkeyPatch) 
     w = K.variable(np.ones((2, 2)))
     y = K.tanh(K.dot(x, w))
     train = K.function([x], [y], [K.update(w, K.exp(y))])
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     drawing = kernelk.draw(train, times=True, feeds={x: np.ones((2, 2))})
     assert np.array_equal(K.get_value(w), np.ones((2, 2)))
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     slow = next(node for node in drawing.as_dict()["nodes"] if node["op"] == "tanh")
     assert slow["time"]["share"] > 0.8
     assert slow["time"]["text"] in slow["lines"]
@@ -315,6 +315,8 @@ def test_the_magic() -> None:
     assert "[dense] 2 ops: matmul, tanh" in cells[3]["out"]
     assert "graph of h, loss" in cells[4]["value"]
     assert cells[5]["out"].rstrip().endswith("True")
-    for cell, words in zip(cells[6:], ["nothing to draw", "--deep 3 isn't allowed", "goes with --times", "NameError"]):
+    for cell, words in zip(
+        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "goes with --times", "NameError"]
+    ):
         assert words in cell["out"]
         assert "%kgraph" in cell["out"]

@@ -11,9 +11,8 @@ from kernelk import backend as K
 from kernelk import config
 from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
-from kernelk.graph.nodes import GENERATION
-from kernelk.ops.random import SEEDS
 from kernelk.session.current import current
+from kernelk.source import CELL
 
 ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
 WORKERS = ("tensorflow", "theano", "cntk", "jax", "torch")
@@ -48,8 +47,8 @@ def reset() -> None:
     """What a test may have changed, back to how a new session has it; workers go on running."""
     K.clear_session()
     config.reload()
-    SEEDS.restart(None)
-    GENERATION.cell = 0
+    CELL.number = 0
     session = current()
+    session.state.seeds.restart(None)
     session.swaps.clear()
     session.active, session.chosen_by = "numpy", "the tests"

@@ -114,7 +114,7 @@ def kernel() -> Iterator[Front]:
 def front(kernel: Front) -> Iterator[Front]:
     """The kernel, with the extension loaded and nothing in the session; unloaded afterwards."""
     kernel.text(
-        "%load_ext kernelk\nK.clear_session()\nfrom kernelk.measure.results import LATEST\nLATEST.clear()\n"
+        "%load_ext kernelk\nK.clear_session()\ncurrent().measurements = {}\n"
         "current().swaps.clear()\nr = kernelk.set_backend('numpy')\n"
         "for name in [n for n in globals() if n in 'xywvf']: del globals()[name]"
     )
@@ -384,9 +384,8 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
 
 def test_nothing_listens_without_a_panel_in_view(front: Front) -> None:
     count = (
-        "from kernelk.measure.results import LISTENERS\n"
-        "print(sum(map(len, get_ipython().events.callbacks.values())), len(LISTENERS), "
-        "len(current()._trait_notifiers.get('active', {}).get('change', [])))"
+        "print(sum(map(len, get_ipython().events.callbacks.values())), "
+        "*(len(current()._trait_notifiers.get(name, {}).get('change', [])) for name in ('active', 'measurements')))"
     )
     before = front.text(count)
     panel = front.open()

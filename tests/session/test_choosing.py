@@ -502,6 +502,10 @@ OFFERED = [
     ("%kdiff y ten", ["tensorflow"]),
     ("%kdiff y tensorflow t", ["theano", "torch"]),
     ("%kdiff y tensorflow theano --t", ["--tolerance"]),
+    ("%kgraph loss --de", ["--depth"]),
+    ("%kshow y tensorflow t", ["theano", "torch"]),
+    ("%kprofile --en", ["--engine"]),
+    ("%%ktime --bu", ["--budget"]),
     ("%%kcompare tensorflow t", ["theano", "torch"]),
     ("%%kcompare torch --th", ["--threads"]),
     ("%%kcompare torch --device c", ["cpu:0"]),
@@ -523,7 +527,7 @@ def test_completion_in_a_shell() -> None:
         f"print(json.dumps([tab(line, {jedi}) for line in {[line for line, _ in OFFERED]}]))" for jedi in (True, False)
     ]
     cells += [
-        "print([name for name in sys.modules if name in ('torch', 'tensorflow', 'jax', 'kernelk.session')])",
+        "print([name for name in sys.modules if name in ('torch', 'tensorflow', 'jax', 'kernelk.session.session')])",
         "%unload_ext kernelk",
         "print(completer.custom_matchers == before)",
     ]

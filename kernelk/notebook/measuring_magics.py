@@ -1,24 +1,27 @@
-"""The magics that measure: `%ktime`, `%kprofile` and `%%kcompare`; each has a Python twin that does the work."""
+"""The magics that measure: `%ktime`, `%kprofile`, `%%kcompare` and `%kdiff`; each has a Python twin for the work."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from ..errors import ArgumentError
-from .arguments import argument, magic_arguments, parse
+from .arguments import Code, Expression, argument, feed_argument, magic_arguments, parse
 from .cell_body import body
+from .expressions import feeds_of, value_of
+
+_OPTIONS_ALONE = "no arguments but options; the code is the cell"
 
 
 @magics_class
-class TimingMagics(Magics):
+class MeasuringMagics(Magics):
     """What is timed is the user's own code: it runs once as it stands, and what it asks of the engine is run again."""
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
-    @magic_arguments()
+    @magic_arguments(_OPTIONS_ALONE, "%ktime K.dot(a, b)")
+    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
     @argument("--budget", metavar="S", help="seconds of running, beside compiling (2)")
     @line_cell_magic
     def ktime(self, line: str, cell: str | None = None) -> Any:
@@ -38,7 +41,8 @@ class TimingMagics(Magics):
         return self._measured(time, self.ktime, line, cell)
 
     @no_var_expand
-    @magic_arguments()
+    @magic_arguments(_OPTIONS_ALONE, "%kprofile K.dot(a, b)")
+    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
     @argument("--budget", metavar="S", help="seconds of running, beside compiling (5)")
     @argument("--engine", action="store_true", help="then what the engine's own profiler says of the call as it runs")
     @line_cell_magic
@@ -60,20 +64,14 @@ class TimingMagics(Magics):
         return self._measured(profile, self.kprofile, line, cell)
 
     def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
-        """What the twin makes of the line's expression or the cell, with the line's options."""
+        """What the twin makes of the line's code or the cell, with the line's options."""
+        given = parse(magic, line, cell)
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
-        given, text = line, cell
-        if cell is None:
-            # What the options are followed by isn't words of a shell.
-            found = re.match(r"\s*((?:--budget(?:\s+|=)\S+\s*|--engine(?:\s+|$))*)(.*)$", line, re.DOTALL)
-            assert found is not None
-            given, text = found[1], found[2]
-        options = vars(parse(magic, given, "no arguments but options; the code is the cell", name))
-        run = body(self.shell, text or "", name, f"%{magic.__name__} K.dot(a, b)")  # type: ignore[arg-type]
-        return twin(run, **{option: value for option, value in options.items() if value})
+        run = body(self.shell, given.code, name, magic.parser.example)  # type: ignore[arg-type]
+        return twin(run, **{option: value for option, value in vars(given).items() if value and option != "code"})
 
     @no_var_expand
-    @magic_arguments()
+    @magic_arguments("engines' names", "%%kcompare tensorflow theano")
     @argument("engines", nargs="*", help="the engines' names; none: all that are installed")
     @argument("--budget", metavar="S", default="10", help="seconds of running in all, beside compiling (10)")
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
@@ -97,9 +95,9 @@ class TimingMagics(Magics):
         """
         from ..measure.comparison import compare
 
-        example = "%%kcompare tensorflow theano"
-        given = parse(self.kcompare, line, "engines' names", example)
-        run = body(self.shell, cell, "%%kcompare", f"{example} and a cell with K.eval(...)")  # type: ignore[arg-type]
+        given = parse(self.kcompare, line)
+        example = f"{self.kcompare.parser.example} and a cell with K.eval(...)"
+        run = body(self.shell, cell, "%%kcompare", example)  # type: ignore[arg-type]
         sweep = None if given.sweep is None else _swept(given.sweep)
         return compare(
             run,
@@ -110,6 +108,32 @@ class TimingMagics(Magics):
             sweep=sweep,
             per_op=given.per_op,
         )
+
+    @no_var_expand
+    @magic_arguments("an expression and two engines' names", "%kdiff y tensorflow cntk --feed x=array --tolerance 1e-3")
+    @argument("target", type=Expression("compare"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument("engines", nargs=2, metavar="ENGINE", help="the two engines' names")
+    @feed_argument
+    @argument("--tolerance", metavar="T", help="what may differ, relative to the values' size")
+    @line_magic
+    def kdiff(self, line: str) -> Any:
+        """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.
+
+        Examples::
+
+          %kdiff y tensorflow cntk                         y: a tensor, a K.function, or an expression for one
+          %kdiff y tensorflow cntk --feed x=np.ones((2, 3)) --feed t=labels --tolerance 1e-3
+
+        A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
+        Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
+        """
+        from ..measure.divergence import diff
+
+        given = parse(self.kdiff, line)
+        shell: Any = self.shell
+        feeds = feeds_of(shell, given.feed, "%kdiff")
+        one, other = given.engines
+        return diff(value_of(shell, given.target, "%kdiff"), one, other, feeds, given.tolerance)
 
 
 def _swept(text: str) -> dict[str, list[float]]:
