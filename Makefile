@@ -15,7 +15,7 @@ STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test lint gate smoke lab screenshots bench parity soak keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench parity soak keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,8 +50,8 @@ lint: $(STAMP)  ## ruff and mypy
 gate: setup  ## the island under a real Python 3.6
 	$(PYTEST) --quiet tests/island/test_island_gate.py
 
-smoke: setup  ## one minute: numpy and one worker, from a swap to a killed worker
-	$(PYTEST) --quiet tests/project/test_smoke.py
+test-fast: setup  ## about a minute: what numpy alone shows of all packages, and one worker, from a swap to its end
+	$(PYTEST) --quiet -m "not (worker or kernel or browser or slow or soak)"
 
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)
