@@ -14,6 +14,8 @@ BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
+# So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
+TESTERS ?= 2
 
 .PHONY: help setup packages demo test lint gate test-fast lab screenshots bench parity soak keras-suite clean
 
@@ -40,7 +42,7 @@ demo: setup  ## the main job: runs the first notebook, prints its table, writes 
 	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
 
 test: setup lint gate  ## the whole suite, after the linters and the island gate
-	$(PYTEST) -m "not soak" --ignore tests/island/test_island_gate.py
+	$(PYTEST) --numprocesses $(TESTERS) --dist loadfile -m "not soak" --ignore tests/island/test_island_gate.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ WORKER = {"activate", "every_engine", "require_python", "worker"}
 
 
 def mark(item: pytest.Function) -> None:
-    """Adds the marks `worker`, `kernel` and `browser` as they apply."""
+    """Adds the marks `worker`, `kernel` and `browser` as they apply, and `soak` where the parity suite does the same."""
     called = _called(item.function, set())
     for name in item.fixturenames:
         called.add(name)
@@ -25,11 +25,14 @@ def mark(item: pytest.Function) -> None:
             if fixture.func.__module__ == item.module.__name__:
                 called |= _called(fixture.func, set())
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    engines = {one for one in parameters if isinstance(one, str) and one in WORKERS}
+    if engines and item.get_closest_marker("values"):
+        item.add_marker("soak")
     if called & BROWSER:
         item.add_marker("browser")
     if called & KERNEL:
         item.add_marker("kernel")
-    if called & WORKER or any(isinstance(one, str) and one in WORKERS for one in parameters):
+    if called & WORKER or engines:
         item.add_marker("worker")
 
 
