@@ -16,7 +16,7 @@ WORKER = {"activate", "every_engine", "require_python", "worker"}
 
 
 def mark(item: pytest.Function) -> None:
-    """Adds the marks `worker`, `kernel` and `browser` as they apply, and `soak` where the parity suite does the same."""
+    """Adds `worker`, `kernel` and `browser` as they apply, and `soak` where the parity suite has the same values."""
     called = _called(item.function, set())
     for name in item.fixturenames:
         called.add(name)
