@@ -40,7 +40,7 @@ demo: setup  ## the main job: runs the first notebook, prints its table, writes 
 	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
 
 test: setup lint gate  ## the whole suite, after the linters and the island gate
-	$(PYTEST) -m "not soak" --ignore tests/test_island_gate.py
+	$(PYTEST) -m "not soak" --ignore tests/island/test_island_gate.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -48,16 +48,16 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 gate: setup  ## the island under a real Python 3.6
-	$(PYTEST) --quiet tests/test_island_gate.py
+	$(PYTEST) --quiet tests/island/test_island_gate.py
 
 smoke: setup  ## one minute: numpy and one worker, from a swap to a killed worker
-	$(PYTEST) --quiet tests/test_smoke.py
+	$(PYTEST) --quiet tests/project/test_smoke.py
 
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)
 
 screenshots: setup  ## the pictures of the panel in docs/images, from its tests in a browser
-	KERNELK_REQUIRE=browser KERNELK_SCREENSHOTS=$(CURDIR)/docs/images $(PYTEST) --quiet tests/test_panel_browser.py
+	KERNELK_REQUIRE=browser KERNELK_SCREENSHOTS=$(CURDIR)/docs/images $(PYTEST) --quiet tests/panel/test_panel_browser.py
 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py

@@ -8,16 +8,15 @@ from copy import deepcopy
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_magic, magics_class
 from traitlets import TraitError
 
 from .errors import ArgumentError
 from .notebook import completion
 from .notebook.arguments import argument, magic_arguments, parse
-from .notebook.expressions import feed_of, split_options, value_of
 from .notebook.graph_magics import GraphMagics
 from .notebook.inspection_magics import InspectionMagics
-from .notebook.timing_magics import TimingMagics
+from .notebook.measuring_magics import MeasuringMagics
 from .session.current import stop_engines
 from .source import CELL
 
@@ -44,7 +43,7 @@ class KernelKMagics(Magics):
             "log": lambda name: log(name or None),
         }
 
-    @magic_arguments()
+    @magic_arguments("one engine's name", "%kbackend tensorflow")
     @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
     @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
     @argument("--threads", metavar="N", help="how many threads it may use; or default")
@@ -82,7 +81,7 @@ class KernelKMagics(Magics):
         save=True), kernelk.set_backend("theano", compiler=False), `with kernelk.using("torch"):`,
         kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
         """
-        given = parse(self.kbackend, line, "one engine's name", "%kbackend tensorflow")
+        given = parse(self.kbackend, line)
         asked = [name for name, value in vars(given).items() if value not in (None, False)]
         chosen = [name for name in asked if name in self.actions]
         if chosen:
@@ -118,38 +117,6 @@ class KernelKMagics(Magics):
             raise ArgumentError(f"%kbackend: {both} exclude one another; e.g. %kbackend {example}")
         return True if yes else False if no else None
 
-    # An expression's braces and dollars are the expression's own.
-    @no_var_expand
-    @line_magic
-    def kdiff(self, line: str) -> Any:
-        """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.
-
-        %kdiff y tensorflow cntk                         y: a tensor, a K.function, or an expression for one
-        %kdiff y tensorflow cntk --feed x=np.ones((2, 3)) --feed t=labels --tolerance 1e-3
-
-        A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
-        Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
-        """
-        head, options = split_options(line)
-        words = head.rsplit(None, 2)
-        usage = "e.g. %kdiff y tensorflow cntk --feed x=array --tolerance 1e-3"
-        if len(words) != 3:
-            raise ArgumentError(f"%kdiff takes an expression and two engines' names, not {line.strip()!r}; {usage}")
-        feeds: dict[Any, Any] = {}
-        tolerance: str | None = None
-        shell: Any = self.shell
-        for option, text in options:
-            given = feed_of(shell, text, "%kdiff") if option == "feed" else None
-            if option == "tolerance" and text:
-                tolerance = text
-            elif given is not None:
-                feeds[given[0]] = given[1]
-            else:
-                raise ArgumentError(f"%kdiff: --{option} {text} isn't known or says nothing; {usage}")
-        from .measure.divergence import diff
-
-        return diff(value_of(shell, words[0], "%kdiff"), words[1], words[2], feeds, tolerance)
-
 
 class _Loaded:
     """What has to be undone at unload."""
@@ -169,7 +136,7 @@ def load(shell: InteractiveShell) -> None:
     from .notebook.settings import KernelK
 
     magics = KernelKMagics(shell)
-    shell.register_magics(magics, TimingMagics(shell), InspectionMagics(shell), GraphMagics(shell))
+    shell.register_magics(magics, MeasuringMagics(shell), InspectionMagics(shell), GraphMagics(shell))
     completion.load(shell, magics)
     problems = list(config.settings().problems)
     try:
@@ -208,7 +175,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]
-    for kind_of_magics in (KernelKMagics, TimingMagics, InspectionMagics, GraphMagics):
+    for kind_of_magics in (KernelKMagics, MeasuringMagics, InspectionMagics, GraphMagics):
         for kind, names in kind_of_magics.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)

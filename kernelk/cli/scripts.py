@@ -63,11 +63,14 @@ def _words(error: Exception) -> str:
 
 def measure(what: str, paths: Sequence[str], options: dict[str, Any], engines: Sequence[str]) -> Any:
     """The result of the twin "time", "profile" or "compare" for these scripts. Raises what the twin raises."""
-    import kernelk
+    from ..measure.comparison import compare
+    from ..measure.profiling import profile
+    from ..measure.timing import time
 
+    twins: dict[str, Callable[..., Any]] = {"time": time, "profile": profile, "compare": compare}
     bodies = [script(path) for path in paths]
     given = {name: value for name, value in options.items() if value is not None}
-    return getattr(kernelk, what)(*bodies, *engines, **given)
+    return twins[what](*bodies, *engines, **given)
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,42 +1,125 @@
-"""How a magic's line becomes arguments: IPython's own decorators, and errors of one line in place of usage texts."""
+"""The one parser of the magics' lines: options are declared once, and completion, help and errors come from there.
+
+Three kinds of lines: words as in a shell; an expression that options follow (`%kdiff y numpy torch --feed x=a[0]`);
+options that code follows (`%ktime --budget 3 f([x])`). An argument's `type`, Expression or Code, says which one it is.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from IPython.core import magic_arguments as _ipython
 from IPython.core.error import UsageError
 
+from ..engines import registry
 from ..errors import ArgumentError
 
-# IPython's decorators, with types.
+# IPython's decorator, with types.
 argument: Callable[..., Callable[[Any], Any]] = _ipython.argument
-magic_arguments: Callable[..., Callable[[Any], Any]] = _ipython.magic_arguments
 
 
-def parse(magic: Any, line: str, words: str, example: str) -> argparse.Namespace:
-    """The arguments of a magic that `magic_arguments` decorates.
+def magic_arguments(takes: str, example: str) -> Callable[[Any], Any]:
+    """Declares a magic that `argument` decorates, for `parse`.
 
-    `words` says what it takes beside options ("one engine's name"), `example` is a line that works. Raises
-    ArgumentError with what is wrong, the nearest option where one isn't known, and that example.
+    `takes` says what it takes beside options ("one engine's name"), `example` is a line that works.
     """
-    parser, name = magic.parser, f"%{magic.__name__}"
-    # A prefix that means one option today would mean another one once there are more.
-    parser.allow_abbrev = False
+
+    def declare(magic: Any) -> Any:
+        magic = _ipython.magic_arguments()(magic)  # type: ignore[no-untyped-call]
+        magic.parser.takes, magic.parser.example = takes, example
+        # A prefix that means one option today would mean another one once there are more.
+        magic.parser.allow_abbrev = False
+        return magic
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The type of a first argument that is Python text up to the first option; `purpose` is what happens to it.
+
+    Engines' names may stand between the two: those of the magic's next argument, as many as its `nargs` says.
+    """
+
+    purpose: str
+
+    def __call__(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Code:
+    """The type of the one argument that is Python text: all that follows the last option."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+
+def feed(text: str) -> tuple[str, str]:
+    """The type of `--feed`: the two Python texts of NAME=ARRAY."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=ARRAY")
+    return name, value
+
+
+feed_argument = argument(
+    "--feed",
+    metavar="NAME=ARRAY",
+    action="append",
+    type=feed,
+    default=[],
+    help="a placeholder's value, both as Python; once for each",
+)
+
+
+def parse(magic: Any, line: str, cell: str | None = None) -> argparse.Namespace:
+    """The arguments of a declared magic: Python arguments as text, the cell as its Code.
+
+    Raises ArgumentError with what is wrong, the nearest option where one isn't known, and an example.
+    """
+    positionals = _positionals(magic)
+    kind = python_kind(magic)
+    if isinstance(kind, Expression):
+        text, words = _split_options(magic, line)
+        names: list[str] = []
+        if len(positionals) > 1:
+            text, names = _split_names(magic, text, positionals[1].nargs, line)
+        if not text:
+            name, example = _name(magic), magic.parser.example
+            raise ArgumentError(f"{name} was given nothing to {kind.purpose}; e.g. {example}; {name}? shows examples")
+        return _parse_words(magic, [*words, "--", text, *names], line)
+    if isinstance(kind, Code) and cell is None:
+        words, code = _split_code(magic, line)
+        return _parse_words(magic, [*words, "--", code], " ".join(words))
+    given = _parse_words(magic, line, line)
+    if isinstance(kind, Code):
+        if vars(given)[positionals[0].dest]:
+            raise _other_words(magic, line, f"%{_name(magic)}")
+        setattr(given, positionals[0].dest, cell)
+    return given
+
+
+def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Namespace:
+    """The arguments of these words, or of a line as a shell splits it; errors show `shown`."""
+    example, name = magic.parser.example, _name(magic)
     try:
-        found, surplus = parser.parse_known_args(shlex.split(line))
+        given, surplus = magic.parser.parse_known_args(shlex.split(words) if isinstance(words, str) else words)
     except (UsageError, ValueError) as error:
         reason = str(error).replace("argument ", "", 1)
-        # An option that lacks its value: with one.
-        for action in parser._actions:
-            if action.metavar and reason.startswith(f"{'/'.join(action.option_strings)}: expected"):
+        for action in magic.parser._actions:
+            lacks_value = action.metavar and reason.startswith(f"{'/'.join(action.option_strings)}: expected")
+            # An example has this option with a value; where an expression is needed, too, the magic's own is better.
+            if lacks_value and not isinstance(python_kind(magic), Expression):
                 example = f"{name} {action.option_strings[0]} {action.metavar}"
         raise ArgumentError(
-            f"{name} {line.strip()} is incomplete or wrong ({reason}); e.g. {example}; {name}? shows examples"
+            f"{name} {shown.strip()} is incomplete or wrong ({reason}); e.g. {example}; {name}? shows examples"
         ) from None
     for word in surplus:
         if word.startswith("-"):
@@ -48,10 +131,81 @@ def parse(magic: Any, line: str, words: str, example: str) -> argparse.Namespace
                 f"{name} has no option {option}: {hint}allowed are {', '.join(known)}; {name}? shows examples"
             )
     if surplus:
-        raise ArgumentError(f"{name} takes {words}, not {line.strip()!r}; e.g. {example}")
-    return found  # type: ignore[no-any-return]
+        raise _other_words(magic, shown)
+    return given  # type: ignore[no-any-return]
+
+
+def _split_options(magic: Any, line: str) -> tuple[str, list[str]]:
+    """What stands before the first option, and each option with all the text up to the next one."""
+    known = "|".join(re.escape(option) for option in options(magic))
+    pattern = rf"(?:^|(?<=\s))((?:{known})(?=[\s=]|$)|--\w[\w-]*(?=\s|$))"
+    head, *pieces = re.split(pattern, line.strip())
+    words = []
+    for option, text in zip(pieces[::2], pieces[1::2]):
+        value = text.strip().removeprefix("=").strip()
+        words.append(f"{option}={value}" if value else option)
+    return head.strip(), words
+
+
+def _split_names(magic: Any, text: str, count: int | str | None, line: str) -> tuple[str, list[str]]:
+    """The expression, and the names after it: so many, or for "*" all that are engines'."""
+    if isinstance(count, int):
+        parts = text.rsplit(None, count)
+        if len(parts) <= count:
+            raise _other_words(magic, line)
+        return parts[0], parts[1:]
+    names: list[str] = []
+    while len(parts := text.rsplit(None, 1)) == 2 and parts[1] in registry.names():
+        text = parts[0].rstrip()
+        names.insert(0, parts[1])
+    return text, names
+
+
+def _split_code(magic: Any, line: str) -> tuple[list[str], str]:
+    """The options at the line's beginning with their values, and the code after them."""
+    words: list[str] = []
+    rest = line.strip()
+    while match := re.match(r"(--\w[\w-]*)(=\S*)?(?:\s+|$)", rest):
+        words.append(match[0].strip())
+        rest = rest[match.end() :]
+        if match[2] is None and rest and takes_value(magic, match[1]):
+            value, *following = rest.split(None, 1)
+            words.append(value)
+            rest = following[0] if following else ""
+    return words, rest
+
+
+def _other_words(magic: Any, line: str, example: str = "") -> ArgumentError:
+    """The error for a line with too many words, or too few."""
+    example = example or magic.parser.example
+    return ArgumentError(f"{_name(magic)} takes {magic.parser.takes}, not {line.strip()!r}; e.g. {example}")
+
+
+def _name(magic: Any) -> str:
+    return f"%{magic.__name__}"
+
+
+def _positionals(magic: Any) -> list[argparse.Action]:
+    return [action for action in magic.parser._actions if not action.option_strings]
+
+
+def python_kind(magic: Any) -> Expression | Code | None:
+    """What of a declared magic's line is Python: an Expression, Code, or nothing."""
+    kind = next((action.type for action in _positionals(magic)), None)
+    return kind if isinstance(kind, (Expression, Code)) else None
 
 
 def options(magic: Any) -> list[str]:
-    """The options that a decorated magic takes, in the order of its help."""
+    """The options that a declared magic takes, in the order of its help."""
     return [option for action in magic.parser._actions for option in action.option_strings]
+
+
+def takes_value(magic: Any, option: str) -> bool:
+    """Whether a value follows the option; False for an unknown one."""
+    action = magic.parser._option_string_actions.get(option)
+    return action is not None and action.nargs != 0
+
+
+def takes_engines(magic: Any) -> bool:
+    """Whether the line names engines."""
+    return any(action.dest == "engines" for action in _positionals(magic))

@@ -16,11 +16,25 @@ from ..engines.descriptors import DEFAULT
 from ..errors import KernelKError
 from ..inspection.columns import COLUMNS, KINDS
 from ..session.current import existing
-from .arguments import options
+from .arguments import Expression, options, python_kind, takes_engines, takes_value
+from .graph_magics import GraphMagics
 from .inspection_magics import InspectionMagics
-from .timing_magics import TimingMagics
+from .measuring_magics import MeasuringMagics
 
-_LINE = re.compile(r"\s*(?:\w+\s*=\s*)?%{0,2}(kbackend|kdiff|kcompare|ktensors|kshow)\s(.*)$", re.DOTALL)
+# Beside %kbackend, which comes with the face.
+_MAGICS = {
+    magic.__name__: magic
+    for magic in (
+        MeasuringMagics.ktime,
+        MeasuringMagics.kprofile,
+        MeasuringMagics.kcompare,
+        MeasuringMagics.kdiff,
+        InspectionMagics.ktensors,
+        GraphMagics.kgraph,
+        GraphMagics.kshow,
+    )
+}
+_LINE = re.compile(rf"\s*(?:\w+\s*=\s*)?%{{0,2}}(kbackend|{'|'.join(_MAGICS)})\s(.*)$", re.DOTALL)
 
 
 def matcher(magics: Any) -> Any:
@@ -28,19 +42,21 @@ def matcher(magics: Any) -> Any:
 
     @context_matcher(identifier="kernelk.magics", priority=1000)  # type: ignore[untyped-decorator]
     def kernelk_magics(context: Any) -> dict[str, Any]:
-        found = _LINE.match(context.line_with_cursor[: context.cursor_position])
-        if found is None:
+        line = _LINE.match(context.line_with_cursor[: context.cursor_position])
+        if line is None:
             return {"completions": [], "suppress": False}
-        word = re.split(r"[\s=]", found[2])[-1]
-        before = found[2][: len(found[2]) - len(word)].replace("=", " ").split()
-        if found[1] == "kbackend":
+        name, text = line.groups()
+        word = re.split(r"[\s=]", text)[-1]
+        before = text[: len(text) - len(word)].replace("=", " ").split()
+        magic = magics.kbackend if name == "kbackend" else _MAGICS[name]
+        if name == "kbackend":
             offered = list(_backend(magics, before, word))
-        elif found[1] == "ktensors":
+        elif name == "ktensors":
             offered = list(_tensors(magics.shell.user_ns, before, word))
         else:
-            offered = list(_compare(before, word) if found[1] == "kcompare" else _diff(before, word, found[1]))
+            offered = list(_compare(before, word) if name == "kcompare" else _beside_python(magic, before, word))
         # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
-        alone = found[1] not in ("kdiff", "kshow") or any(text.startswith(word) for text in offered)
+        alone = python_kind(magic) is None or any(text.startswith(word) for text in offered)
         fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
         if alone and not fitting:
             # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
@@ -85,13 +101,18 @@ def _threads() -> list[str]:
     return [str(n) for n in range(1, count + 1) if n <= 8 or n == count or not n & (n - 1)]
 
 
-def _diff(before: list[str], word: str, magic: str) -> Iterable[str]:
+def _beside_python(magic: Any, before: list[str], word: str) -> Iterable[str]:
+    """Options and engines; the expression or the code is IPython's to complete, and a feed's value is one, too."""
     if word.startswith("-"):
-        return ["--feed", "--tolerance"] if magic == "kdiff" else ["--feed"]
-    # First comes an expression, which is IPython's to complete; a feed's value is one, too.
-    if not before or any(name.startswith("--") for name in before):
+        return options(magic) if isinstance(python_kind(magic), Expression) or not _code_begun(magic, before) else []
+    if not before or any(name.startswith("--") for name in before) or not takes_engines(magic):
         return []
     return [name for name in registry.names() if name not in before]
+
+
+def _code_begun(magic: Any, before: list[str]) -> bool:
+    values = {place + 1 for place, name in enumerate(before) if takes_value(magic, name)}
+    return any(place not in values and not name.startswith("--") for place, name in enumerate(before))
 
 
 def _compare(before: list[str], word: str) -> Iterable[str]:
@@ -102,7 +123,7 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
         return _threads()
     if last in ("--budget", "--sweep"):
         return []
-    left = [name for name in options(TimingMagics.kcompare) if name not in before]
+    left = [name for name in options(MeasuringMagics.kcompare) if name not in before]
     return left if word.startswith("-") else [*(name for name in registry.names() if name not in before), *left]
 
 
@@ -118,7 +139,7 @@ def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterabl
     if not word.startswith("-") and existing() is not None:
         from ..inspection.inventory import names_of
 
-        names = [name for found in names_of(namespace).values() for name in found if " " not in name]
+        names = [name for same in names_of(namespace).values() for name in same if " " not in name]
     return [*names, *left]
 
 

@@ -1,19 +1,14 @@
-"""What the words of a magic's line mean in the notebook: expressions, placeholders, and options with values."""
+"""What Python text in a magic's line stands for: evaluates expressions and feeds in the notebook's names."""
 
 from __future__ import annotations
 
-import re
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
 from ..errors import ArgumentError
-
-
-def split_options(line: str) -> tuple[str, list[tuple[str, str]]]:
-    """What stands before the first option, and each option's name with what follows it: all of it may be Python."""
-    head, *options = re.split(r"(?:^|(?<=\s))--(\w+)(?=\s|$)", line.strip())
-    return head.strip(), [(name, text.strip()) for name, text in zip(options[::2], options[1::2])]
 
 
 def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "") -> Any:
@@ -28,13 +23,13 @@ def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "
         ) from None
 
 
-def feed_of(shell: InteractiveShell, text: str, magic: str) -> tuple[Any, Any] | None:
-    """`--feed`'s NAME=ARRAY: the placeholder that a notebook name stands for (else that name), and the value."""
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not (name and equals and value):
-        return None
-    try:
-        placeholder = value_of(shell, name, magic)
-    except ArgumentError:
-        placeholder = name
-    return placeholder, value_of(shell, value, magic)
+def feeds_of(shell: InteractiveShell, texts: Iterable[tuple[str, str]], magic: str) -> dict[Any, Any]:
+    """The values of `--feed` options by placeholder: the one that a notebook name stands for, else that name."""
+    feeds: dict[Any, Any] = {}
+    for name, value in texts:
+        placeholder: Any = name
+        # Where it is no name of the notebook's, it may be a placeholder's own; whoever takes the feed knows.
+        with contextlib.suppress(ArgumentError):
+            placeholder = value_of(shell, name, magic)
+        feeds[placeholder] = value_of(shell, value, magic)
+    return feeds

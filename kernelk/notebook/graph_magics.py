@@ -8,7 +8,8 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 from ..engines import registry
 from ..errors import ArgumentError
-from .expressions import feed_of, split_options, value_of
+from .arguments import Expression, argument, feed_argument, magic_arguments, parse
+from .expressions import feeds_of, value_of
 
 
 @magics_class
@@ -17,82 +18,66 @@ class GraphMagics(Magics):
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
+    @magic_arguments("an expression", "%kgraph loss --depth 1")
+    @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument("--times", action="store_true", help="with the time of each op by itself on the active engine")
+    @argument("--depth", metavar="N", type=int, help="how many levels of name scopes are opened")
+    @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
+    @feed_argument
     @line_magic
     def kgraph(self, line: str) -> Any:
         """Draws the graph of a tensor, several, or a K.function: nodes with op, name, shape, dtype, cell and line.
 
-        %kgraph loss                      as a picture in a notebook, as text in a terminal
-        %kgraph train --times             with the time of each op by itself on the active engine
-        %kgraph loss --depth 1            one level of name scopes opened; 0: each scope is one box
-        %kgraph loss --all                nothing collapsed, up to 1,000 nodes
-        %kgraph loss --times --feed x=batch
+        Examples::
+
+          %kgraph loss                      as a picture in a notebook, as text in a terminal
+          %kgraph train --times             with the time of each op by itself on the active engine
+          %kgraph loss --depth 1            one level of name scopes opened; 0: each scope is one box
+          %kgraph loss --all                nothing collapsed, up to 1,000 nodes
+          %kgraph loss --times --feed x=batch
 
         More than 200 nodes are collapsed by name scope, then by rows of ops. What it returns has .save("graph.svg").
         Python twin: kernelk.draw(loss, depth=1, times=True, feeds={x: batch}).
         """
-        usage = "e.g. %kgraph loss --depth 1; %kgraph? shows examples"
-        head, options = split_options(line)
-        if not head:
-            raise ArgumentError(f"%kgraph was given nothing to draw; {usage}")
-        depth: Any = None
-        times: Any = None
-        feeds: dict[Any, Any] = {}
-        for option, text in options:
-            if option == "depth" and text.isdecimal() and depth is None:
-                depth = int(text)
-            elif option == "all" and not text and depth is None:
-                depth = "all"
-            elif option == "times" and not text:
-                times = True
-            elif option == "feed" and (given := feed_of(self._shell, text, "%kgraph")) is not None:
-                feeds[given[0]] = given[1]
-            else:
-                raise ArgumentError(
-                    f"%kgraph: --{option} {text} isn't allowed: it takes --times, --depth N or --all, "
-                    f"--feed NAME=ARRAY; {usage}".replace("  ", " ")
-                )
-        if feeds and not times:
+        given = parse(self.kgraph, line)
+        if given.all and given.depth is not None:
+            raise ArgumentError("%kgraph: --depth and --all exclude one another; e.g. %kgraph loss --depth 1")
+        if given.feed and not given.times:
             raise ArgumentError("%kgraph: --feed says what to time, and goes with --times; next: add --times")
         from ..drawing.drawing import draw
 
-        target = value_of(self._shell, head, "%kgraph")
-        return draw(target, depth=depth, times=times, feeds=feeds, names=self._shell.user_ns)
+        shell: Any = self.shell
+        feeds = feeds_of(shell, given.feed, "%kgraph")
+        target = value_of(shell, given.target, "%kgraph")
+        depth: Any = "all" if given.all else given.depth
+        return draw(target, depth=depth, times=given.times or None, feeds=feeds, names=shell.user_ns)
 
     @no_var_expand
+    @magic_arguments("an expression and engines' names", "%kshow y tensorflow theano --feed x=array")
+    @argument("target", type=Expression("show"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument("engines", nargs="*", help="the engines' names; none: those that run, and the active one")
+    @feed_argument
     @line_magic
     def kshow(self, line: str) -> Any:
         """Shows what each engine made of the same graph, in its own words: its graph after its own optimisation.
 
-        %kshow y                                 on the engines that run, and on the active one
-        %kshow y tensorflow theano cntk          on these; those that don't run are started
-        %kshow train theano --feed x=batch       of a K.function, for feeds of these shapes
+        Examples::
+
+          %kshow y                                 on the engines that run, and on the active one
+          %kshow y tensorflow theano cntk          on these; those that don't run are started
+          %kshow train theano --feed x=batch       of a K.function, for feeds of these shapes
 
         TensorFlow: the concrete function. Theano: the optimised graph. CNTK: its Functions. JAX: the jaxpr and what XLA
         makes of it. PyTorch: the function that calls its kernels. numpy: the program, op by op. Nothing is run. What it
         returns has .text("theano"), the whole of a long listing.
         Python twin: kernelk.show(y, "tensorflow", "theano", feeds={x: array}).
         """
-        usage = "e.g. %kshow y tensorflow theano --feed x=array; %kshow? shows examples"
-        head, options = split_options(line)
-        words = head.split()
-        engines: list[str] = []
-        while len(words) > 1 and words[-1] in registry.names():
-            engines.insert(0, words.pop())
-            head = head.rstrip()[: -len(engines[0])].rstrip()
-        if not head:
-            raise ArgumentError(f"%kshow was given nothing to show; {usage}")
-        feeds: dict[Any, Any] = {}
-        for option, text in options:
-            given = feed_of(self._shell, text, "%kshow") if option == "feed" else None
-            if given is None:
-                raise ArgumentError(f"%kshow: --{option} {text} isn't allowed: it takes --feed NAME=ARRAY; {usage}")
-            feeds[given[0]] = given[1]
+        given = parse(self.kshow, line)
         from ..drawing.engine_graphs import show
 
-        engines_known = f"engines are {', '.join(registry.names())}"
-        target = value_of(self._shell, head, "%kshow", engines_known if len(words) > 1 else "")
-        return show(target, *engines, feeds=feeds, names=self._shell.user_ns)
-
-    @property
-    def _shell(self) -> Any:
-        return self.shell
+        shell: Any = self.shell
+        feeds = feeds_of(shell, given.feed, "%kshow")
+        # The last word may be meant for an engine.
+        hint = f"engines are {', '.join(registry.names())}" if len(given.target.split()) > 1 else ""
+        target = value_of(shell, given.target, "%kshow", hint)
+        return show(target, *given.engines, feeds=feeds, names=shell.user_ns)

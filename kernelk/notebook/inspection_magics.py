@@ -12,10 +12,10 @@ from .arguments import argument, magic_arguments, parse
 
 @magics_class
 class InspectionMagics(Magics):
-    """To look changes nothing, and starts no engine."""
+    """Inspecting has no side effects, and starts no engine."""
 
     @no_var_expand
-    @magic_arguments()
+    @magic_arguments("one filter", "%ktensors --values w*")
     @argument("filter", nargs="?", default="", metavar="FILTER", help="a name, a part of one or of an op, or w*")
     @argument("--values", action="store_true", help="with extremes, mean, deviation, NaN, infinity and a histogram")
     @argument("--kind", metavar="K", help="one kind alone: " + ", ".join(KINDS))
@@ -39,11 +39,11 @@ class InspectionMagics(Magics):
         """
         from ..inspection.tensor_list import tensors
 
-        given = parse(self.ktensors, line, "one filter", "%ktensors --values w*")
+        given = parse(self.ktensors, line)
         namespace = self.shell.user_ns  # type: ignore[union-attr]
         return tensors(given.filter, values=given.values, kind=given.kind, sort=given.sort, namespace=namespace)
 
-    @magic_arguments()
+    @magic_arguments("no arguments", "%kpanel")
     @line_magic
     def kpanel(self, line: str) -> Any:
         """Opens a panel under the cell: every engine, tensors with their values, timings, graphs, native forms.
@@ -57,5 +57,5 @@ class InspectionMagics(Magics):
         """
         from ..widgets import panel
 
-        parse(self.kpanel, line, "no arguments", "%kpanel")
+        parse(self.kpanel, line)
         return panel(self.shell.user_ns)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Brake
+from helpers.brake import Brake
 
 import kernelk
 from kernelk import backend as K

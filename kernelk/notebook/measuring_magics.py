@@ -1,0 +1,157 @@
+"""The magics that measure: `%ktime`, `%kprofile`, `%%kcompare` and `%kdiff`; each has a Python twin for the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
+
+from ..errors import ArgumentError
+from .arguments import Code, Expression, argument, feed_argument, magic_arguments, parse
+from .cell_body import body
+from .expressions import feeds_of, value_of
+
+_OPTIONS_ALONE = "no arguments but options; the code is the cell"
+
+
+@magics_class
+class MeasuringMagics(Magics):
+    """What is timed is the user's own code: it runs once as it stands, and what it asks of the engine is run again."""
+
+    # An expression's braces and dollars are the expression's own.
+    @no_var_expand
+    @magic_arguments(_OPTIONS_ALONE, "%ktime K.dot(a, b)")
+    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
+    @argument("--budget", metavar="S", help="seconds of running, beside compiling (2)")
+    @line_cell_magic
+    def ktime(self, line: str, cell: str | None = None) -> Any:
+        """Times an expression, or a cell, on the active engine: to build, to run first, to run when warm, to hand over.
+
+        Examples::
+
+          %ktime K.dot(a, b)               a tensor: it is evaluated
+          %ktime f([x])                    a call of a K.function
+          %ktime --budget 10 f([x])        for 10 seconds
+          %%ktime                          all that the cell evaluates, each kind of call by itself
+
+        What it returns has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
+        """
+        from ..measure.timing import time
+
+        return self._measured(time, self.ktime, line, cell)
+
+    @no_var_expand
+    @magic_arguments(_OPTIONS_ALONE, "%kprofile K.dot(a, b)")
+    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
+    @argument("--budget", metavar="S", help="seconds of running, beside compiling (5)")
+    @argument("--engine", action="store_true", help="then what the engine's own profiler says of the call as it runs")
+    @line_cell_magic
+    def kprofile(self, line: str, cell: str | None = None) -> Any:
+        """Times each op of a call by itself, on its real inputs, beside the call as the engine compiles it.
+
+        Examples::
+
+          %kprofile f([x])                 each op of a call of a K.function, with your lines
+          %kprofile K.softmax(y)           a tensor: it is evaluated
+          %%kprofile --budget 20           the call of the cell that takes longest
+          %kprofile --engine f([x])        and what the engine's own profiler sees, with all that it has fused
+
+        What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
+        kernelk.profile(lambda: f([x]), engine=True).
+        """
+        from ..measure.profiling import profile
+
+        return self._measured(profile, self.kprofile, line, cell)
+
+    def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
+        """What the twin makes of the line's code or the cell, with the line's options."""
+        given = parse(magic, line, cell)
+        name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
+        run = body(self.shell, given.code, name, magic.parser.example)  # type: ignore[arg-type]
+        return twin(run, **{option: value for option, value in vars(given).items() if value and option != "code"})
+
+    @no_var_expand
+    @magic_arguments("engines' names", "%%kcompare tensorflow theano")
+    @argument("engines", nargs="*", help="the engines' names; none: all that are installed")
+    @argument("--budget", metavar="S", default="10", help="seconds of running in all, beside compiling (10)")
+    @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
+    @argument("--threads", metavar="N", help="the same number of threads for all")
+    @argument("--per-op", action="store_true", help="then each op by itself on every engine, for as long again")
+    @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
+    @cell_magic
+    def kcompare(self, line: str, cell: str) -> Any:
+        """Times a cell's calls on several engines side by side, and compares the results.
+
+        Examples::
+
+          %%kcompare tensorflow theano cntk jax torch
+          %%kcompare numpy torch --threads 1 --budget 30
+          %%kcompare tensorflow jax --sweep n=128,256,512
+          %%kcompare theano torch --per-op
+
+        The cell runs once, on the active engine, which stays active. What it returns has .to_frame(), .to_json() and
+        .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
+        bodies on one engine.
+        """
+        from ..measure.comparison import compare
+
+        given = parse(self.kcompare, line)
+        example = f"{self.kcompare.parser.example} and a cell with K.eval(...)"
+        run = body(self.shell, cell, "%%kcompare", example)  # type: ignore[arg-type]
+        sweep = None if given.sweep is None else _swept(given.sweep)
+        return compare(
+            run,
+            *given.engines,
+            budget=given.budget,
+            device=given.device,
+            threads=given.threads,
+            sweep=sweep,
+            per_op=given.per_op,
+        )
+
+    @no_var_expand
+    @magic_arguments("an expression and two engines' names", "%kdiff y tensorflow cntk --feed x=array --tolerance 1e-3")
+    @argument("target", type=Expression("compare"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument("engines", nargs=2, metavar="ENGINE", help="the two engines' names")
+    @feed_argument
+    @argument("--tolerance", metavar="T", help="what may differ, relative to the values' size")
+    @line_magic
+    def kdiff(self, line: str) -> Any:
+        """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.
+
+        Examples::
+
+          %kdiff y tensorflow cntk                         y: a tensor, a K.function, or an expression for one
+          %kdiff y tensorflow cntk --feed x=np.ones((2, 3)) --feed t=labels --tolerance 1e-3
+
+        A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
+        Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
+        """
+        from ..measure.divergence import diff
+
+        given = parse(self.kdiff, line)
+        shell: Any = self.shell
+        feeds = feeds_of(shell, given.feed, "%kdiff")
+        one, other = given.engines
+        return diff(value_of(shell, given.target, "%kdiff"), one, other, feeds, given.tolerance)
+
+
+def _swept(text: str) -> dict[str, list[float]]:
+    """The name and values of `--sweep`. Raises ArgumentError."""
+    name, equals, listed = text.partition("=")
+    try:
+        values = [_number(value) for value in listed.split(",")]
+    except ValueError:
+        values = []
+    if not equals or not name.strip().isidentifier() or not values:
+        raise ArgumentError(
+            f"%%kcompare: --sweep {text} isn't allowed: it takes a name and numbers, e.g. --sweep n=128,256"
+        )
+    return {name.strip(): values}
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

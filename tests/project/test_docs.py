@@ -1,0 +1,54 @@
+"""The pages tell the truth: their Python blocks run, print what is shown under them, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.engines import WORKERS, absent
+from helpers.notebooks import run_cells
+from helpers.processes import PROJECT
+
+from kernelk.engines import registry
+
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
+PAGES += sorted((PROJECT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples(page: Path) -> list[tuple[str, str | None]]:
+    """Each Python block, with the text block that follows it, if one does."""
+    found: list[tuple[str, str | None]] = []
+    for kind, content in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if kind == "python":
+            found.append((content, None))
+        else:
+            found[-1] = (found[-1][0], content.strip())
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
+def test_what_a_page_shows_is_what_is_printed(page: Path, tmp_path: Path) -> None:
+    blocks = examples(page)
+    for name in WORKERS:
+        used = any(re.search(rf'kbackend {name}|"{name}"', code) for code, _ in blocks)
+        if used and not registry.installed(name):
+            absent(name, f"{page.name} uses it")
+    results = run_cells([code for code, _ in blocks], KERAS_HOME=str(tmp_path), KERNELK_QUIET=None)
+    for (code, shown), result in zip(blocks, results):
+        lines = f"{result['err']}{result['out']}".splitlines()
+        # How long this machine takes is no page's to say.
+        told = [line for line in lines if not re.match(r"Using |.* is (starting|compiling): \d+ s", line)]
+        printed = "\n".join(told).strip()
+        assert printed == (shown or ""), code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_file_names_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+    for name in re.findall(r"`((?:kernelk|tests|docs|notebooks|benchmarks)/[\w/.]*)`", text):
+        assert (PROJECT / name).exists(), name

@@ -1,0 +1,53 @@
+"""`benchmarks/gpu_check.py`: what it does on a GPU, done on a processor, and what it says where there is no GPU."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.engines import activate
+from helpers.processes import PROJECT
+
+BENCHMARKS = PROJECT / "benchmarks"
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module("gpu_check")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def test_without_a_gpu_it_says_so(
+    check: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check.gpus()
+    assert "torch lists cpu:0" in capsys.readouterr().out
+    assert not any(device.startswith("cpu") for device in found.values())
+    monkeypatch.setattr(check, "gpus", dict)
+    assert check.main() == 0
+    assert "no GPU: nothing was checked" in capsys.readouterr().out
+
+
+def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    activate("torch")
+    activate("jax")
+    monkeypatch.setattr(check, "gpus", lambda: {"torch": "cpu:0", "jax": "cpu:0"})
+    monkeypatch.setattr(check, "HERE", tmp_path)
+    real = {name: getattr(check.kernelk, name) for name in ("profile", "compare")}
+    for name, call in real.items():
+        monkeypatch.setattr(
+            check.kernelk, name, lambda *what, call=call, budget=0.0: call(*what, budget=0.5), raising=False
+        )
+    assert check.main() == 0
+    text = (tmp_path / "GPU_RESULTS.md").read_text()
+    assert "## torch on cpu:0" in text
+    assert "## jax on cpu:0" in text
+    assert "its ops one by one" in text
+    assert "reference" in text
