@@ -100,7 +100,8 @@ def test_settings_by_config() -> None:
     cells = run_cells(
         [
             "%load_ext kernelk",
-            "from kernelk import backend as K\nfrom kernelk.display import messages\nv = K.variable([1.0])\ny = v * 2\ny.eval()",
+            "from kernelk import backend as K\nfrom kernelk.display import messages\n"
+            "v = K.variable([1.0])\ny = v * 2\ny.eval()",
             "%config KernelK.backend",
             "%config KernelK.backend = 'jax'",
             "r = %kbackend\nprint(r.active, r.chosen_by, K.eval(v + 1).tolist())",

@@ -1,0 +1,70 @@
+"""The panels of two sessions in one process: each hears and does what concerns its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import kernelk
+from kernelk import backend as K
+from kernelk.session import current, entered
+from kernelk.session.session import Session
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Session, Session]]:
+    """Two sessions on numpy, beside the process's own; their panels are closed at the end."""
+    from kernelk.widgets import close_panels
+
+    sessions = Session(), Session()
+    for session in sessions:
+        session.active, session.chosen_by = "numpy", "the tests"
+    yield sessions
+    close_panels()
+    for session in sessions:
+        session.stop_engines()
+
+
+class Told:
+    """What a panel is told."""
+
+    def __init__(self, panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.panel = panel
+        self.messages: list[dict[str, Any]] = []
+        monkeypatch.setattr(panel, "send", self.messages.append)
+
+    def ask(self, **message: Any) -> list[dict[str, Any]]:
+        """The answers to a request, which comes in as a front end's does: from outside any session."""
+        self.messages.clear()
+        self.panel._received(None, {"view": "v", "request": "q", **message}, None)
+        return self.messages
+
+
+def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: pytest.MonkeyPatch, spare: str) -> None:
+    told = []
+    for number, session in enumerate(two):
+        with entered(session):
+            v = K.variable([float(number)], name=f"v{number}")
+            told.append(Told(kernelk.panel({"v": v}), monkeypatch))
+    first, second = told
+    for number, one in enumerate(told):
+        (rows,) = [message["rows"] for message in one.ask(do="hello") if message["kind"] == "rows"]
+        assert [row["name"] for row in rows] == [f"v{number}"]
+    second.messages.clear()
+    own = current().active
+    answers = first.ask(do="swap", engine=spare)
+    assert [message["text"] for message in answers if message["kind"] == "told"][0].startswith("numpy → spare")
+    assert (two[0].active, two[1].active, current().active) == ("spare", "numpy", own)
+    with entered(two[0]):
+        kernelk.time(K.exp(K.variable([1.0])), budget=0.01)
+    assert [message["time"] is None for message in first.messages if message["kind"] == "timings"][-1] is False
+    assert second.messages == []
+    (key,) = second.panel._receive.__self__._known[second.panel]
+    (found,) = [
+        message["found"] for message in second.ask(do="summaries", keys=[key]) if message["kind"] == "summaries"
+    ]
+    assert found[0]["preview"]["values"] == [[1.0]]
+    first.ask(do="stop", engine=spare)
+    assert not two[0].hosts[spare].started
