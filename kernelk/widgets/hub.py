@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -373,19 +374,22 @@ _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
     "native": Hub._native,
 }
 
-_hubs: dict[Session, Hub] = {}
+# A session has its hub, so that the two go together when a host lets a visitor's session go.
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 
 def hub() -> Hub:
     """The current session's hub; made at the first call."""
     session = current()
-    if session not in _hubs:
-        _hubs[session] = Hub(session)
-    return _hubs[session]
+    if session.hub is None:
+        session.hub = Hub(session)
+        _hubs.add(session.hub)
+    return session.hub  # type: ignore[no-any-return]
 
 
 def close() -> None:
     """Closes all panels; the next one begins anew."""
-    while _hubs:
-        _, closing = _hubs.popitem()
-        closing.close()
+    for one in list(_hubs):
+        one.session.hub = None
+        _hubs.discard(one)
+        one.close()

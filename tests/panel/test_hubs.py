@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +11,7 @@ import pytest
 
 import kernelk
 from kernelk import backend as K
-from kernelk.session import current, entered
-from kernelk.session.session import Session
+from kernelk.session import Session, current, entered
 
 
 @pytest.fixture
@@ -66,3 +67,16 @@ def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: py
     assert answer["found"][0]["preview"]["values"] == [[1.0]]
     first.ask(do="stop", engine=spare)
     assert not two[0].hosts[spare].started
+
+
+def test_a_session_that_is_let_go_takes_its_panels_along() -> None:
+    pytest.importorskip("anywidget")
+    session = Session()
+    with entered(session):
+        panel = kernelk.panel({})
+        panel.close()
+    gone = weakref.ref(session), weakref.ref(session.hub)
+    assert None not in [one() for one in gone]
+    del session, panel
+    gc.collect()
+    assert [one() for one in gone] == [None, None]

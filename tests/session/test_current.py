@@ -16,9 +16,8 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, StaleTensorError
 from kernelk.graph import state
-from kernelk.session import current, entered, existing
+from kernelk.session import Session, current, entered, existing
 from kernelk.session.current import PROCESS, stop_engines
-from kernelk.session.session import Session
 
 
 @pytest.fixture
