@@ -35,8 +35,8 @@ def test_a_block_has_its_session_and_what_is_outside_the_process_s(two: tuple[Se
     own = current()
     assert own is PROCESS.session
     assert own not in two
-    with entered(two[0]) as here:
-        assert here is current() is existing() is two[0]
+    with entered(two[0]):
+        assert current() is existing() is two[0]
         with entered(two[1]):
             assert current() is two[1]
         assert current() is two[0]
