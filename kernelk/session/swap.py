@@ -92,7 +92,7 @@ def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, 
 def _decided(
     session: Session, engine: Engine, changes: dict[str, Any], options: dict[str, Any], beside: bool = False
 ) -> Preparation:
-    known_host, known_options = session.hosts.get(engine.name), session.engine_options.get(engine.name, {})
+    known_host, known_options = session.hosts.get(engine.name), dict(session.engine_options.get(engine.name, {}))
     same = options == known_options
     runs = (beside or not same) and runs_with(known_host, options)
     replaces = not same and not runs
