@@ -79,7 +79,8 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
-    current()._logs.pop("spare", None)
+    current().logs.pop("spare", None)
+    current().engine_options.pop("spare", None)
 
 
 @pytest.fixture
