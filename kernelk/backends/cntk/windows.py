@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 
 from ..base import registrar, window_ops
+from ..numpy.windows import elements
 from .nodes import Val, among_zeros
 
 OPS = {}
@@ -237,13 +238,8 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
 
 
 def _counts(lengths, window, strides, pads):
-    """How many elements each window has, padding left out, as (rows, columns, 1)."""
-    found = np.ones((1, 1, 1))
-    for axis, (n, size, stride, (before, after)) in enumerate(zip(lengths, window, strides, pads)):
-        starts = np.arange(0, n + before + after - size + 1, stride) - before
-        inside = np.minimum(starts + size, n) - np.maximum(starts, 0)
-        found = found * inside.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    return found
+    """How many elements each window has, as (rows, columns, 1)."""
+    return elements(lengths, window, strides, pads)[..., None]
 
 
 @op("avg_pool")

@@ -7,7 +7,8 @@ import numpy as np
 
 from ..base import registrar, window_ops
 from ..lowering import resolve_dims
-from .elementwise import widened
+from ..numpy.windows import elements
+from .elementwise import length_of, widened
 
 # Set by `hand_over` when the first backend starts: makers are only called after that.
 torch = None
@@ -71,12 +72,8 @@ def _counts(window, strides, pads):
         key = tuple(x.shape[2:])
         if key not in made:
             made.clear()
-            found = np.ones((1, 1), int)
-            for axis, (n, size, stride, (before, after)) in enumerate(zip(key, window, strides, pads)):
-                starts = np.arange(0, n + before + after - size + 1, stride) - before
-                inside = np.minimum(starts + size, n) - np.maximum(starts, 0)
-                found = found * np.expand_dims(inside, 1 - axis)
-            made[key] = torch.from_numpy(found).to(device=x.device, dtype=x.dtype)[None, None]
+            found = torch.from_numpy(elements(key, window, strides, pads))
+            made[key] = found.to(device=x.device, dtype=x.dtype)[None, None]
         return made[key]
 
     return counts
@@ -143,10 +140,6 @@ def _sharing(window, strides):
     return pool, gradient
 
 
-def _length(value, axis):
-    return value.shape[axis]
-
-
 @maker(*window_ops("conv"))
 def conv(instruction, strides, pads, dilation):
     lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
@@ -168,7 +161,7 @@ def conv_input(instruction, dims, strides, pads, dilation):
     half = instruction.dtype == "float16"
 
     def call(g, kernel, *references):
-        lengths = resolve_dims(dims, (g, kernel) + references, _length)
+        lengths = resolve_dims(dims, (g, kernel) + references, length_of)
         weights, groups = _weights(widened(kernel), depthwise)
         given = _first(widened(g))
         x = _like(given, (given.shape[0], kernel.shape[-2]) + lie.lengths(lengths))
