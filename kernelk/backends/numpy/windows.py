@@ -270,8 +270,8 @@ def _conv(instruction, x, kernel, strides, pads, dilation):
 @op(*window_ops("conv_input"))
 def _conv_input(instruction, g, kernel, *references, **attrs):
     lengths = resolve_dims(attrs["dims"], (g, kernel) + references, lambda value, axis: np.shape(value)[axis])
-    lie = attrs["strides"], attrs["pads"], attrs["dilation"]
-    return conv_input(g, kernel, lengths, *lie, depthwise="depthwise" in instruction.op)
+    geometry = attrs["strides"], attrs["pads"], attrs["dilation"]
+    return conv_input(g, kernel, lengths, *geometry, depthwise="depthwise" in instruction.op)
 
 
 @op(*window_ops("conv_kernel"))

@@ -145,8 +145,8 @@ def _one_hot(instruction, indices, depth):
     # uint64 with int64 would be compared as doubles; the smaller types may not hold every class number.
     dtype = "uint64" if indices.dtype == "uint64" else "int64"
     classes = T.constant(np.arange(depth, dtype=dtype))
-    spread = cast(indices, dtype).dimshuffle(*(list(range(indices.ndim)) + ["x"]))
-    return cast(T.eq(spread, classes), instruction.dtype)
+    column = cast(indices, dtype).dimshuffle(*(list(range(indices.ndim)) + ["x"]))
+    return cast(T.eq(column, classes), instruction.dtype)
 
 
 @op("pad")
