@@ -31,7 +31,7 @@ def backend(engine):
     """kernelk's backend in this process, made before the engine is imported, as kernelk's worker makes it."""
     name = {"tensorflow": "TensorFlow", "cntk": "CNTK"}.get(engine, engine.capitalize())
     options = {"cache": os.environ["KERNELK_CACHE"], "scratch": tempfile.mkdtemp()}
-    return getattr(island(engine + "_backend"), name + "Backend")(options)
+    return getattr(island(engine + ".backend"), name + "Backend")(options)
 
 
 def kernelks(backend, program, folder):
@@ -40,4 +40,4 @@ def kernelks(backend, program, folder):
         [np.load(os.path.join(folder, file)) for file in sorted(os.listdir(folder)) if file.startswith(kind)]
         for kind in ("constant", "variable")
     ]
-    return island("timed").Timed(backend, program, arrays[0], [], arrays[1], [], 0)
+    return island("serving.timed").Timed(backend, program, arrays[0], [], arrays[1], [], 0)

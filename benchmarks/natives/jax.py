@@ -103,7 +103,7 @@ def holder(array):
 def ready(function, *arrays):
     """A call that is over when its result is there; of a program that XLA makes with kernelk's options."""
     held = [jnp.asarray(array) for array in arrays]
-    compiled = jax.jit(function).lower(*held).compile(compiler_options=island("jax_backend").STRICT)
+    compiled = jax.jit(function).lower(*held).compile(compiler_options=island("jax.backend").STRICT)
     return lambda: compiled(*held).block_until_ready()
 
 

@@ -1,5 +1,13 @@
 """The island: all code that touches an engine, in Python 3.6 syntax, on the standard library, numpy and that engine.
 
-Import rules: relative imports only, never the rest of kernelk, so that the same files run in the
-notebook's kernel and in a worker under another interpreter.
+Imports are relative and never leave the island, so that the same files run in the notebook's kernel and in a worker
+under another interpreter. An engine is imported when its backend starts, not when a module is.
+
+Where a line belongs:
+- what every engine has in common lies here: `base` (the contract, with all primitives), `lowering` (a program as
+  backends see it), `choosing` (options), `errors`; `staged` and `segments` cut a program that no engine takes whole;
+- one engine's code lies in the folder of its name, under the same file names in each: `backend` (the class), `ops` (its
+  table of ops), `elementwise` and `windows` (convolution and pooling; parts of that table), `profiler`. What else a
+  folder has is that engine's own;
+- what drives a backend, in a worker or in the kernel, lies in `serving`.
 """

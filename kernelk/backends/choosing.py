@@ -1,11 +1,9 @@
-"""Devices and threads, as every backend checks what it was asked for."""
+"""Options that several backends check alike: the device, threads, denormal numbers."""
 
 from .errors import OptionError
 
 # What a library has but once in a process: said where this is the notebook's own.
 SHARED_THREADS = "%s has one pool of threads in a process: these %d are your own %s code's in this notebook, too"
-
-
 FLUSHES = "%s flushes denormal numbers to zero in the notebook's own process, as is its default; a worker keeps them"
 
 
@@ -47,3 +45,28 @@ def chosen_device(title, name, options, devices, default):
             % (title, str(wanted), ", ".join(devices), name, default)
         )
     return found
+
+
+def wanted_denormals(options):
+    """The option "denormals": "keep", "flush", or None where it isn't given. Raises ValueError."""
+    wanted = options.get("denormals")
+    if wanted not in (None, "keep", "flush"):
+        raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (wanted,))
+    return wanted
+
+
+def settled_denormals(title, wanted, kept, in_kernel, notes, settled):
+    """What an engine does once it is up, "keep" or "flush". Raises ValueError where that isn't what was wanted.
+
+    Where nothing was, and the kernel's own library flushes, `notes` gets a line. `settled`: what settles it.
+    """
+    if in_kernel and not kept and wanted is None:
+        notes.append(FLUSHES % title)
+    if wanted == "keep" and not kept:
+        if in_kernel:
+            raise ValueError(FLUSHES % title + ": leave the option 'denormals' out, or take a worker")
+        raise ValueError(
+            "%s flushes denormals here, as it %s earlier or can't be kept from it:"
+            " restart the process, or leave the option 'denormals' out" % (title, settled)
+        )
+    return "keep" if kept else "flush"

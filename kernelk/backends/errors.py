@@ -1,4 +1,4 @@
-"""The island's own errors, which the contract's two sides know."""
+"""Errors that both sides of the contract know: the backend that raises them and the host that reports them."""
 
 
 class CannotLower(Exception):

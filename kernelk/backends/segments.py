@@ -1,4 +1,4 @@
-"""A long program cut into consecutive ones, for an engine whose compiler takes more than its share for long ones."""
+"""Cuts a long program into consecutive parts, for an engine whose compiler is slow, or fails, on long ones."""
 
 from .lowering import InstructionError, Program
 

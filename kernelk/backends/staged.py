@@ -1,4 +1,4 @@
-"""What an engine leaves out: straight parts and bodies are compiled, loops and searches between them are Python's."""
+"""Loops and searches that an engine lacks, carried out in Python between the parts of a program that it compiles."""
 
 import sys
 

@@ -1,31 +1,26 @@
 """What the conformance cases don't show of the PyTorch backend: whose memory it keeps and reuses, bits, options."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
+from helpers.island import one_op, program, same_as_numpy
 from helpers.processes import PROJECT, TESTS
+from island_ownership import bits
 
-from kernelk.backends.base import DTYPES, PRIMITIVES
-from kernelk.backends.lowering import InstructionError, Program
-from kernelk.backends.numpy.backend import NumpyBackend
+from kernelk.backends.base import PRIMITIVES
+from kernelk.backends.lowering import InstructionError
 
 if importlib.util.find_spec("torch") is None:
     if "torch" in [name.strip() for name in os.environ.get("KERNELK_REQUIRE", "").split(",")]:
         raise RuntimeError("KERNELK_REQUIRE names torch, and PyTorch is not installed")
     pytest.skip("PyTorch is not installed", allow_module_level=True)
 
-pytestmark = pytest.mark.worker
 
-FLOATS = ["float16", "float32", "float64"]
-SIGNED = ["int8", "int16", "int32", "int64"]
-UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 0.5, -2.5, 3.0, 7.0, -7.25, 6e4, np.inf, -np.inf, np.nan]
+pytestmark = pytest.mark.worker
 
 
 @pytest.fixture(scope="module")
@@ -33,31 +28,6 @@ def backend():
     from kernelk.backends.torch.backend import TorchBackend
 
     return TorchBackend({"device": "cpu:0"})
-
-
-def program(**parts):
-    keys = ["inputs", "slots", "draws", "constants", "instructions", "outputs", "updates"]
-    return Program(json.loads(json.dumps({key: parts.get(key, []) for key in keys})))
-
-
-def bits(array):
-    return np.ascontiguousarray(array).tobytes()
-
-
-def one_op(engine, op, attrs, operands, dtype, rank):
-    leaves = [[str(a.dtype), [None] * a.ndim] for a in operands]
-    instruction = [op, list(range(len(operands))), attrs, dtype, [None] * rank]
-    run = engine.compile(program(inputs=leaves, instructions=[instruction], outputs=[len(operands)]), [])
-    return engine.to_numpy(run(operands, [], [])[0][0])
-
-
-def same_as_numpy(backend, op, attrs, operands, dtype, tolerance=0):
-    operands = [np.asarray(operand) for operand in operands]
-    expected = one_op(NumpyBackend({}), op, attrs, operands, dtype, 0)
-    got = one_op(backend, op, attrs, operands, dtype, expected.ndim)
-    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
-    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=0)
-    return got, expected
 
 
 def stepped(backend, run, feeds, state, destinations):
@@ -89,15 +59,6 @@ def test_conformance():
     assert done.stderr == ""
 
 
-def test_facts(backend):
-    facts = json.loads(json.dumps(backend.facts()))
-    assert facts["device"] == "cpu:0"
-    assert facts["device"] in facts["devices"]
-    assert facts["threads"] >= 1
-    assert facts["interpreter"].startswith("Python 3")
-    assert facts["version"][0].isdigit()
-
-
 def test_options(backend):
     with pytest.raises(ValueError, match=r"'tpu:9'.*cpu:0"):
         type(backend)({"device": "tpu:9"})
@@ -109,37 +70,6 @@ def test_options(backend):
         assert type(backend)({"threads": 3}).facts()["threads"] == 3
     finally:
         type(backend)({"threads": before})
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_kept_is_no_view_of_what_is_overwritten(backend, dtype):
-    first, second = np.ones(6, dtype), np.array([0, 1, 0, 1, 0, 1], dtype)
-    views = [
-        ["reshape", [0], {"dims": [6]}, dtype, [6]],
-        ["slice", [0], {"slices": [[None, None, None]]}, dtype, [None]],
-        ["transpose", [0], {"permutation": [0]}, dtype, [None]],
-        ["concatenate", [0], {"axis": 0}, dtype, [None]],
-        ["broadcast_to", [0], {"dims": [6]}, dtype, [6]],
-        ["cast", [0], {"dtype": dtype}, dtype, [None]],
-        ["reshape", [0], {"dims": [6, 1]}, dtype, [6, 1]],
-        ["max", [9], {"axes": [1], "keepdims": False}, dtype, [6]],
-        ["pad", [0], {"pads": [[0, 0]]}, dtype, [None]],
-    ]
-    numbers = [0, *range(3, 9), 10, 11]
-    # The second slot keeps its value, and gives it to the first one's namesakes.
-    updates = [[0, number] for number in numbers] + [[1, 1], [1, 2]]
-    run = backend.compile(
-        program(inputs=[[dtype, [None]]], slots=[[dtype, [6]]] * 2, instructions=views, updates=updates), []
-    )
-    feed, slot = first.copy(), second.copy()
-    destinations = [np.zeros(6, dtype) for _ in updates]
-    state = [backend.load(slot), backend.load(slot)]
-    _, kept = stepped(backend, run, [feed], state, destinations)
-    feed[...], slot[...] = 0, 0
-    for value, destination, expected in zip(kept, destinations, [first] * len(numbers) + [second] * 2):
-        assert bits(backend.to_numpy(value)) == bits(destination) == bits(expected)
-    addresses = {backend.to_numpy(value).ctypes.data for value in kept}
-    assert len(addresses) == len(kept)
 
 
 def momentum(shape):
@@ -201,19 +131,6 @@ def test_destinations_are_optional_and_change_nothing(backend):
     assert other.tolist() == plain[0]
 
 
-def test_one_value_for_two_variables(backend):
-    leaf = ["float32", [2]]
-    run = backend.compile(
-        program(slots=[leaf, leaf], instructions=[["add", [0, 1], {}, *leaf]], updates=[[0, 2], [1, 2]]), []
-    )
-    destinations = [np.zeros(2, "float32") for _ in range(2)]
-    state = [backend.load(np.array(values, "float32")) for values in ([1, 2], [3, 4])]
-    _, kept = stepped(backend, run, [], state, destinations)
-    assert [d.tolist() for d in destinations] == [[4, 6], [4, 6]]
-    destinations[0][...] = 0
-    assert backend.to_numpy(kept[1]).tolist() == [4, 6]
-
-
 def test_intermediates_that_are_seen_elsewhere_are_not_reused(backend):
     leaf, column = ["float32", [3]], ["float32", [3, 1]]
     instructions = [
@@ -237,73 +154,6 @@ def test_intermediates_that_are_seen_elsewhere_are_not_reused(backend):
         assert state.tolist() == [1, 1, 1]
 
 
-def test_fresh_results_are_memory_of_their_own(backend):
-    from kernelk.backends.torch import ops
-
-    for shape in ([], [1], [1, 1], [4, 4]):
-        leaf = ["float32", shape]
-        feed = np.full(shape, 2, "float32")
-        axes = list(range(len(shape)))
-        cases = [(op, [0], {}) for op in ["negative", "sqrt", "exp", "relu", "sigmoid"]]
-        cases += [(op, [0, 0], {}) for op in ["add", "floor_divide", "mod", "power", "maximum"]]
-        cases += [(op, [0], {"axes": axes, "keepdims": True}) for op in ["sum", "max", "min", "mean"]]
-        if shape:
-            cases += [(op, [0], {"axis": 0}) for op in ["cumsum", "cumprod", "softmax"]]
-        if len(shape) == 2:
-            cases.append(("matmul", [0, 0], {"transpose_a": False, "transpose_b": True}))
-        for op, operands, attrs in cases:
-            assert op not in ops.VIEWS
-            reduced = [1] * len(shape) if "axes" in attrs else shape
-            instruction = [op, operands, attrs, "float32", reduced]
-            run = backend.compile(program(inputs=[leaf], instructions=[instruction], outputs=[1]), [])
-            assert not np.shares_memory(backend.to_numpy(run([feed], [], [])[0][0]), feed), (op, shape)
-            assert set(feed.reshape(-1)) == {2}
-
-
-def test_a_slot_is_shared_also_read_only_and_without_a_warning(backend):
-    slot = np.arange(1000, dtype="float32")
-    assert np.shares_memory(backend.to_numpy(backend.load(slot)), slot)
-    slot.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.shares_memory(backend.to_numpy(backend.load(slot)), slot)
-
-
-@pytest.mark.parametrize("offset", [0, 4, 8])
-def test_bits_survive(backend, offset):
-    patterns = np.array([0x7FC00001, 0x7F800001, 0xFFC12345, 0x80000000, 1, 0x007FFFFF], "uint32")
-    source = np.zeros(64, "uint8")[offset : offset + patterns.nbytes].view("float32")
-    source.view("uint32")[...] = patterns
-    value = backend.load(source)
-    assert bits(backend.to_numpy(value)) == bits(patterns)
-    leaf = ["float32", [None]]
-    run = backend.compile(program(inputs=[leaf], slots=[leaf], outputs=[0, 1], updates=[[0, 0]]), [])
-    outputs, kept = run([source], [value], [])
-    destination = np.empty(len(patterns), "float32")
-    for result in outputs + kept:
-        assert bits(backend.to_numpy(backend.commit(result, destination))) == bits(destination) == bits(patterns)
-
-
-@pytest.mark.parametrize("dtype", ["bool", "int16", "uint16", "uint64", "float16", "float64"])
-def test_strided_arrays(backend, dtype):
-    values = np.arange(24).reshape(4, 6).astype(dtype)
-    for view in (values.T, values[::2, ::-1], values[:, 1:3], values[:0], np.asfortranarray(values), values[0, 0]):
-        np.testing.assert_array_equal(backend.to_numpy(backend.load(np.asarray(view))), view)
-    run = backend.compile(
-        program(
-            inputs=[[dtype, [4, 6]]],
-            slots=[[dtype, [6, 4]]],
-            instructions=[["transpose", [0], {"permutation": [1, 0]}, dtype, [6, 4]]],
-            outputs=[2],
-            updates=[[0, 2]],
-        ),
-        [],
-    )
-    destination = np.zeros((6, 4), dtype)
-    (output,), (kept,) = stepped(backend, run, [values], [None], [destination])
-    assert bits(output) == bits(destination) == bits(backend.to_numpy(kept)) == bits(values.T)
-
-
 def test_denormals_are_kept_on_all_threads(backend):
     tiny = np.full(2000000, 1e-40, "float32")
     leaf = ["float32", [None]]
@@ -314,59 +164,6 @@ def test_denormals_are_kept_on_all_threads(backend):
         [np.float32(0.5)],
     )
     assert set(backend.to_numpy(run([tiny], [], [])[0][0])) == {np.float32(1e-40) * np.float32(0.5)}
-
-
-@pytest.mark.parametrize("dtype", SIGNED)
-def test_least_integer_by_minus_one(backend, dtype):
-    least = np.iinfo(dtype).min
-    operands = [np.array([least, least, 7, -7] * 20, dtype), np.array([-1, 0, -1, 0] * 20, dtype)]
-    assert one_op(backend, "floor_divide", {}, operands, dtype, 1).tolist() == [least, 0, -7, 0] * 20
-    assert one_op(backend, "mod", {}, operands, dtype, 1).tolist() == [0] * 80
-    for op in ("abs", "negative", "sign"):
-        same_as_numpy(backend, op, {}, operands[:1], dtype)
-
-
-@pytest.mark.parametrize("dtype", UNSIGNED)
-def test_the_upper_half_of_unsigned_integers(backend, dtype):
-    most = np.iinfo(dtype).max
-    a = np.array([most, most - 1, most // 2 + 1, most // 2, 3, 2, 1, 0], dtype)
-    for op in ["add", "subtract", "multiply", "floor_divide", "mod", "power", "maximum", "minimum"]:
-        same_as_numpy(backend, op, {}, [a[:, None], a[None]], dtype)
-    for op in ["less", "less_equal", "equal", "not_equal"]:
-        same_as_numpy(backend, op, {}, [a[:, None], a[None]], "bool")
-    for op in ["sum", "prod", "max", "min"]:
-        same_as_numpy(backend, op, {"axes": [0], "keepdims": False}, [a], dtype)
-    for op in ["argmax", "argmin"]:
-        same_as_numpy(backend, op, {"axis": 0}, [a[::-1].copy()], "int64")
-    for op in ["cumsum", "cumprod"]:
-        same_as_numpy(backend, op, {"axis": 0}, [a], dtype)
-    for op in ["negative", "abs", "sign"]:
-        same_as_numpy(backend, op, {}, [a], dtype)
-    for target in DTYPES:
-        with np.errstate(all="ignore"):
-            same_as_numpy(backend, "cast", {"dtype": target}, [a], target)
-    for float_dtype in ["float32", "float64"]:
-        high = np.array([most // 2 + 1, 3], float_dtype)
-        same_as_numpy(backend, "cast", {"dtype": dtype}, [high], dtype)
-    same_as_numpy(backend, "matmul", {"transpose_a": False, "transpose_b": True}, [a.reshape(2, 4)] * 2, dtype)
-    table = np.arange(20, dtype="float32")
-    same_as_numpy(backend, "gather", {}, [table, a], "float32")
-    same_as_numpy(backend, "gather", {}, [np.resize(a, 20), a], dtype)
-    same_as_numpy(backend, "scatter_add", {}, [a, a, np.resize(a, 3)], dtype)
-    same_as_numpy(backend, "one_hot", {"depth": 5}, [a], "float32")
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("op", ["add", "divide", "floor_divide", "mod", "power", "maximum", "minimum"])
-def test_all_pairs_of_special_numbers(backend, op, dtype):
-    special = np.array(SPECIAL, dtype)
-    tolerance = {"float16": 2e-3, "float32": 3e-6, "float64": 1e-12}[dtype] if op == "power" else 0
-    with np.errstate(all="ignore"):
-        got, expected = same_as_numpy(backend, op, {}, [special[:, None], special[None, :]], dtype, tolerance)
-    if op not in ("maximum", "minimum"):
-        # Which zero is greater, numpy itself leaves to the processor.
-        zeros = expected == 0
-        np.testing.assert_array_equal(np.signbit(got[zeros]), np.signbit(expected[zeros]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -389,47 +186,7 @@ def test_float64_to_float16_is_rounded_once(backend):
 
 def test_negative_integer_powers_are_refused_as_in_numpy(backend):
     with pytest.raises(InstructionError, match="negative integer powers"):
-        one_op(backend, "power", {}, [np.array([2, 3]), np.array([1, -1])], "int64", 1)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_nan_wins_reductions(backend, dtype):
-    random = np.random.RandomState(0)
-    values = random.standard_normal((37, 333)).astype(dtype)
-    values[random.randint(0, 37, 20), random.randint(0, 333, 20)] = np.nan
-    values[3], values[:, 5] = np.nan, np.inf
-    values[2, 2] = -np.inf
-    for axes in ([0], [1], [0, 1]):
-        for op in ("max", "min"):
-            same_as_numpy(backend, op, {"axes": axes, "keepdims": False}, [values], dtype)
-    for axis in (0, 1):
-        for op in ("argmax", "argmin"):
-            same_as_numpy(backend, op, {"axis": axis}, [values], "int64")
-    same_as_numpy(backend, "argmax", {"axis": 0}, [np.full(100000, -np.inf, dtype)], "int64")
-    same_as_numpy(backend, "argmax", {"axis": 0}, [np.arange(100000).astype("int64") % 7 + 2**60], "int64")
-
-
-def test_booleans_as_numpy_has_them(backend):
-    a, b = np.array([False, False, True, True]), np.array([False, True, False, True])
-    for op in ["add", "multiply", "maximum", "minimum", "less", "less_equal", "equal"]:
-        same_as_numpy(backend, op, {}, [a, b], "bool")
-    for op in ["sum", "prod", "max", "min"]:
-        for operand in (a, a[:2], b[1::2]):
-            same_as_numpy(backend, op, {"axes": [0], "keepdims": True}, [operand], "bool")
-    for op in ["argmax", "argmin"]:
-        same_as_numpy(backend, op, {"axis": 0}, [a], "int64")
-    for op in ["cumsum", "cumprod"]:
-        same_as_numpy(backend, op, {"axis": 0}, [b], "bool")
-    same_as_numpy(backend, "matmul", {"transpose_a": False, "transpose_b": False}, [a[:, None], b[None]], "bool")
-
-
-@pytest.mark.parametrize("op", ["max", "min", "argmax", "argmin"])
-def test_extremes_of_nothing_are_refused(backend, op):
-    attrs = {"axis": 0} if op.startswith("arg") else {"axes": [0], "keepdims": False}
-    for operand in (np.zeros(0, "float32"), np.zeros((0, 3), "int32"), np.zeros((0, 3), "uint32")):
-        dtype = "int64" if op.startswith("arg") else str(operand.dtype)
-        with pytest.raises(InstructionError):
-            one_op(backend, op, attrs, [operand], dtype, operand.ndim - 1)
+        one_op(backend, "power", {}, [np.array([2, 3]), np.array([1, -1])], np.zeros(2, "int64"))
 
 
 def test_errors_name_their_instruction(backend):
@@ -467,18 +224,6 @@ def test_what_follows_from_constants_is_known_but_fails_only_at_the_call(backend
     with pytest.raises(InstructionError) as caught:
         run([np.ones(4, "float32")], [], [])
     assert caught.value.index == 5
-
-
-def test_programs_without_results_and_repeated_results(backend):
-    leaf = ["float32", [None]]
-    run = backend.compile(program(inputs=[leaf]), [])
-    assert run([np.ones(2, "float32")], [], []) == ([], [])
-    instructions = [["negative", [0], {}, *leaf]]
-    parts = dict(inputs=[leaf], slots=[leaf], instructions=instructions)
-    run = backend.compile(program(outputs=[2, 2, 0, 1], updates=[[0, 2]], **parts), [])
-    outputs, kept = run([np.ones(2, "float32")], [backend.load(np.zeros(2, "float32"))], [])
-    got = [backend.to_numpy(value).tolist() for value in outputs + kept]
-    assert got == [[-1, -1], [-1, -1], [1, 1], [0, 0], [-1, -1]]
 
 
 def test_intermediates_are_released(backend):

@@ -10,16 +10,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import helpers.island  # noqa: F401
 import pytest
 from helpers.engines import absent
 from helpers.processes import PROJECT, TESTS
+from island_ownership import CHECKS, Engine
 
 from kernelk.backends import lowering
 from kernelk.environments.places import require_python
 from kernelk.errors import BackendNotInstalledError
-
-pytest.register_assert_rewrite("island_ownership")
-from island_ownership import CHECKS, Engine  # noqa: E402
 
 HERE = {
     "numpy": "NumpyBackend",

@@ -17,7 +17,7 @@ SHORT_ROW = 64
 LARGE = 4096
 
 
-def _spread_far(b, value, shape):
+def _repeated(b, value, shape):
     """An operand that repeats a short row (a bias of few channels) with a longer one: CNTK takes a row at a time."""
     width = int(np.prod(value.real))
     if not 1 < width < SHORT_ROW or value.real != shape[len(shape) - len(value.real) :]:
@@ -44,7 +44,7 @@ def _without_ones(b, value):
 def _plain(name):
     def call(b, instruction, *values):
         if len(values) > 1 and np.prod(instruction.shape) > LARGE:
-            values = [_spread_far(b, _without_ones(b, value), instruction.shape) for value in values]
+            values = [_repeated(b, _without_ones(b, value), instruction.shape) for value in values]
         return result(instruction, getattr(b.engine, name)(*[value.node for value in values]), values)
 
     return call

@@ -1,4 +1,4 @@
-"""What a program's graph alone tells about its values, so that CNTK's guards are built only where they are needed."""
+"""What the graph alone tells about a program's values, so that guards are built only where they are needed."""
 
 import numpy as np
 

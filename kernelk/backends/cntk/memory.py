@@ -1,4 +1,4 @@
-"""Whose memory a CNTK value lies in: an array's, a buffer's that CNTK fills, or CNTK's own until the next call."""
+"""Where a CNTK value lies: in an array, in a buffer that CNTK fills, or in CNTK's own memory until the next call."""
 
 import sys
 

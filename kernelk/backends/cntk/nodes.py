@@ -117,18 +117,18 @@ def among_zeros(b, piece, shape, slices):
         node = reshaped(b, node, (before, count, after))
         if backwards:
             node = engine.slice(node, [1], [0], [count], [-1])
-        spread = count
+        reach = count
         if distance > 1 and count > 1:
             node = reshaped(b, node, (before, count, 1, after))
             node = engine.splice(node, zeros((before, count, distance - 1, after)), axis=2)
             node = reshaped(b, node, (before, count * distance, after))
-            spread = (count - 1) * distance + 1
-            node = engine.slice(node, [1], [0], [spread])
+            reach = (count - 1) * distance + 1
+            node = engine.slice(node, [1], [0], [reach])
         parts = [node]
         if lowest:
             parts.insert(0, zeros((before, lowest, after)))
-        if lowest + spread < length:
-            parts.append(zeros((before, length - lowest - spread, after)))
+        if lowest + reach < length:
+            parts.append(zeros((before, length - lowest - reach, after)))
         node = engine.splice(*parts, axis=1) if len(parts) > 1 else node
         dims[axis] = length
         node = reshaped(b, node, dims)

@@ -1,8 +1,9 @@
-"""CNTK's own ops for the contract's primitives, each with the guards that make its edge values numpy's.
+"""CNTK's table of ops: reductions, arrangement and products; joined with elementwise.py and windows.py.
 
-CNTK computes in float32 and float64 alone. Booleans are 0 or 1 and small integers whole floats inside a graph. Where
-a guard would need what CNTK can't see (the sign of a zero) or would cost far more than the op (rare corners of
-`power`), the graph raises a flag instead, and the whole stage is then computed by numpy's definition.
+Each op has the guards that make its edge values numpy's. CNTK computes in float32 and float64 alone. Booleans are 0 or
+1 and small integers whole floats inside a graph. Where a guard would need what CNTK can't see (the sign of a zero) or
+would cost far more than the op (rare corners of `power`), the graph raises a flag instead, and the whole stage is then
+computed by numpy's definition.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""A program cut into stages, each a CNTK Function or a run of numpy's definitions, and how each stage is run."""
+"""Cuts a program into stages, each a CNTK Function or a run of numpy's definitions, and runs them."""
 
 import weakref
 

@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 
 from ..base import registrar, window_ops
+from ..numpy.windows import elements
 from .nodes import Val, among_zeros
 
 OPS = {}
@@ -46,7 +47,7 @@ def _reached(size, dilation):
     return [(n - 1) * apart + 1 for n, apart in zip(size, dilation)]
 
 
-def _spread(b, value, lengths, distances, first_axis):
+def _with_zeros_between(b, value, lengths, distances, first_axis):
     """`value` with zeros between its elements: as long as `lengths` from `first_axis` on."""
     shape, slices = list(value.shape), [[None, None, None]] * len(value.shape)
     for axis, (length, distance) in enumerate(zip(lengths, distances), first_axis):
@@ -100,7 +101,7 @@ def _weights(b, kernel, dilation, depthwise, turned=False):
     spatial = len(kernel.shape) - 2
     channels, filters = kernel.shape[-2:]
     size = _reached(kernel.shape, dilation)
-    value = _spread(b, kernel, size, dilation, 0)
+    value = _with_zeros_between(b, kernel, size, dilation, 0)
     node = b.whole(value)
     for axis, n in enumerate(size):
         if turned and n > 1:
@@ -152,7 +153,7 @@ def _to_input(b, instruction, g, kernel, dims, strides, pads, dilation):
         _flag_unless(b, g, finite=True)
     size = _reached(kernel.shape, dilation)
     unit = [n - k + 1 for n, k in zip(around, size)]
-    wide = _framed(b, _spread(b, g, unit, strides, 1), [(k - 1, k - 1) for k in size])
+    wide = _framed(b, _with_zeros_between(b, g, unit, strides, 1), [(k - 1, k - 1) for k in size])
     node = _conv(b, _first(b, wide, rank), _weights(b, kernel, dilation, True, True), [1] * len(size), kernel.shape[-2])
     return _result(instruction, _unframed(b, _last(b, node, g.shape[0]), pads, lengths), g)
 
@@ -166,7 +167,7 @@ def _to_kernel(b, instruction, x, g, size, strides, pads, dilation):
         _flag_unless(b, x, finite=True)
     lengths = [(n - 1) * stride + 1 for n, stride in zip(g.shape[1:-1], strides)]
     spatial = list(range(1, rank - 1))
-    weights = _moved(b, b.whole(_spread(b, g, lengths, strides, 1)), [rank - 1, 0] + spatial)
+    weights = _moved(b, b.whole(_with_zeros_between(b, g, lengths, strides, 1)), [rank - 1, 0] + spatial)
     turned = _moved(b, _framed(b, x, pads), [rank - 1, 0] + spatial)
     around = [n + before + after for n, (before, after) in zip(x.shape[1:-1], pads)]
     if depthwise:
@@ -237,13 +238,8 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
 
 
 def _counts(lengths, window, strides, pads):
-    """How many elements each window has, padding left out, as (rows, columns, 1)."""
-    found = np.ones((1, 1, 1))
-    for axis, (n, size, stride, (before, after)) in enumerate(zip(lengths, window, strides, pads)):
-        starts = np.arange(0, n + before + after - size + 1, stride) - before
-        inside = np.minimum(starts + size, n) - np.maximum(starts, 0)
-        found = found * inside.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    return found
+    """How many elements each window has, as (rows, columns, 1)."""
+    return elements(lengths, window, strides, pads)[..., None]
 
 
 @op("avg_pool")

@@ -1,1 +1,1 @@
-"""JAX."""
+"""JAX: a program is compiled by XLA ahead of time, for the shapes at hand."""

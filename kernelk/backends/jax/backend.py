@@ -8,7 +8,14 @@ from contextlib import ExitStack, contextmanager, suppress
 import numpy as np
 
 from ..base import Backend, hand_over
-from ..choosing import FLUSHES, SHARED_THREADS, chosen_device, positive_threads, settled_threads
+from ..choosing import (
+    SHARED_THREADS,
+    chosen_device,
+    positive_threads,
+    settled_denormals,
+    settled_threads,
+    wanted_denormals,
+)
 from ..segments import compile_in_segments
 from . import elementwise, ops, tracing, windows
 from .denormals import keep_denormals
@@ -70,9 +77,7 @@ class JaxBackend(Backend):
     def __init__(self, options):
         global jax, lax
         Backend.__init__(self, options)
-        denormals = options.get("denormals")
-        if denormals not in (None, "keep", "flush"):
-            raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (denormals,))
+        denormals = wanted_denormals(options)
         threads = positive_threads(options)
         import jax
         from jax import lax
@@ -115,16 +120,7 @@ class JaxBackend(Backend):
             self._zero = self._make(np.asarray(0, np.int32))
             self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
             kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
-        self._denormals = "keep" if kept else "flush"
-        if self._in_kernel and not kept and denormals is None:
-            self._notes.append(FLUSHES % "JAX")
-        if denormals == "keep" and not kept:
-            if self._in_kernel:
-                raise ValueError(FLUSHES % "JAX" + ": leave the option 'denormals' out, or take a worker")
-            raise ValueError(
-                "JAX flushes denormals here, as it started earlier or can't be kept from it:"
-                " restart the process, or leave the option 'denormals' out"
-            )
+        self._denormals = settled_denormals("JAX", denormals, kept, self._in_kernel, self._notes, "started")
 
     def _take_shortcuts(self):
         """Finds JAX's inner entries for making and reading an array, 5-50 times as fast.

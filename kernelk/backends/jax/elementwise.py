@@ -15,7 +15,7 @@ FLOATS = ("float16", "float32", "float64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
-def spread(x, shape):
+def broadcast_to(x, shape):
     """`x` broadcast as numpy does it; lax itself broadcasts nothing."""
     own = np.shape(x)
     if own == shape:
@@ -23,9 +23,9 @@ def spread(x, shape):
     return lax.broadcast_in_dim(x, shape, range(len(shape) - len(own), len(shape)))
 
 
-def together(*values):
+def broadcast(*values):
     shape = np.broadcast(*[np.empty(np.shape(x), "V0") for x in values]).shape
-    return [spread(x, shape) for x in values]
+    return [broadcast_to(x, shape) for x in values]
 
 
 def typed(value, x):
@@ -33,12 +33,12 @@ def typed(value, x):
 
 
 def where(condition, x, y):
-    return lax.select(*together(condition, x, y))
+    return lax.select(*broadcast(condition, x, y))
 
 
 def compare(name, x, y):
     """The comparison `name` of lax, broadcast."""
-    return getattr(lax, name)(*together(x, y))
+    return getattr(lax, name)(*broadcast(x, y))
 
 
 def widened(x):
@@ -64,7 +64,7 @@ def _unary(name):
 def _binary(name, boolean=None):
     def call(instruction, x, y):
         chosen = boolean if boolean and instruction.input_dtypes[0] == "bool" else name
-        return getattr(lax, chosen)(*together(x, y))
+        return getattr(lax, chosen)(*broadcast(x, y))
 
     return call
 
@@ -113,8 +113,8 @@ def _exp(instruction, x):
     # XLA gives 0 for every power that is less than the least normal number. There these sums are exact.
     start, shift = (-87, 64) if x.dtype == np.float32 else (-708, 512)
     small = compare("lt", x, typed(start, x))
-    power = lax.exp(where(small, lax.add(*together(x, typed(shift, x))), x))
-    return where(small, lax.mul(*together(power, typed(np.exp(-float(shift)), x))), power)
+    power = lax.exp(where(small, lax.add(*broadcast(x, typed(shift, x))), x))
+    return where(small, lax.mul(*broadcast(power, typed(np.exp(-float(shift)), x))), power)
 
 
 @op("log")
@@ -125,8 +125,8 @@ def _log(instruction, x):
     least = np.finfo(x.dtype).tiny
     small = lax.bitwise_and(compare("lt", x, typed(least, x)), compare("gt", x, typed(0, x)))
     power = 2.0 ** np.finfo(x.dtype).nmant
-    raised = lax.log(where(small, lax.mul(*together(x, typed(power, x))), x))
-    return where(small, lax.sub(*together(raised, typed(np.log(power), x))), raised)
+    raised = lax.log(where(small, lax.mul(*broadcast(x, typed(power, x))), x))
+    return where(small, lax.sub(*broadcast(raised, typed(np.log(power), x))), raised)
 
 
 @op("floor")
@@ -146,7 +146,7 @@ def _select(instruction, condition, x, y):
 
 @op("power")
 def _power(instruction, x, y):
-    x, y = together(x, y)
+    x, y = broadcast(x, y)
     if instruction.dtype in FLOATS:
         return lax.convert_element_type(lax.pow(*widened_all(x, y)), x.dtype)
     if instruction.dtype == "bool":
@@ -155,8 +155,8 @@ def _power(instruction, x, y):
     power, one = lax.full_like(x, 1), typed(1, y)
     for bit in range(np.dtype(instruction.dtype).itemsize * 8):
         if bit:
-            x, y = lax.mul(x, x), lax.shift_right_logical(*together(y, one))
-        power = where(compare("ne", lax.bitwise_and(*together(y, one)), typed(0, y)), lax.mul(power, x), power)
+            x, y = lax.mul(x, x), lax.shift_right_logical(*broadcast(y, one))
+        power = where(compare("ne", lax.bitwise_and(*broadcast(y, one)), typed(0, y)), lax.mul(power, x), power)
     return power
 
 
@@ -168,11 +168,11 @@ def _float_divmod(x, y):
     inexact, negative = compare("ne", remainder, zero), compare("lt", y, zero)
     opposite = lax.bitwise_and(inexact, lax.ne(negative, compare("lt", remainder, zero)))
     whole = lax.div(lax.sub(x, remainder), y)
-    whole = where(opposite, lax.sub(*together(whole, one)), whole)
+    whole = where(opposite, lax.sub(*broadcast(whole, one)), whole)
     floor = lax.floor(whole)
     # whole is an integer but for rounding.
     over = compare("gt", lax.sub(whole, floor), typed(0.5, x))
-    floor = where(over, lax.add(*together(floor, one)), floor)
+    floor = where(over, lax.add(*broadcast(floor, one)), floor)
     # A quotient of 0 has its own sign; one below 1 gives a 0 of the same sign.
     signed_zero = where(compare("eq", quotient, zero), quotient, zero)
     signed_zero = where(compare("lt", quotient, zero), minus_zero, signed_zero)
@@ -186,7 +186,7 @@ def _float_divmod(x, y):
 @op("floor_divide", "mod")
 def _floor_divide(instruction, x, y):
     wanted = 0 if instruction.op == "floor_divide" else 1
-    x, y = together(x, y)
+    x, y = broadcast(x, y)
     if instruction.dtype in FLOATS:
         return lax.convert_element_type(_float_divmod(*widened_all(x, y))[wanted], x.dtype)
     if instruction.dtype == "bool":
@@ -199,7 +199,7 @@ def _floor_divide(instruction, x, y):
         # They are rounded to 0 and have the dividend's sign; XLA defines the least integer by -1 as it wraps.
         signs = lax.ne(compare("lt", remainder, zero), compare("lt", divisor, zero))
         down = lax.bitwise_and(compare("ne", remainder, zero), signs)
-        quotient = where(down, lax.sub(*together(quotient, typed(1, y))), quotient)
+        quotient = where(down, lax.sub(*broadcast(quotient, typed(1, y))), quotient)
         remainder = where(down, lax.add(remainder, divisor), remainder)
     return where(by_zero, zero, quotient if wanted == 0 else remainder)
 
@@ -228,4 +228,4 @@ def _sigmoid(instruction, x):
 
 @op("relu")
 def _relu(instruction, x):
-    return lax.max(*together(x, typed(0, x)))
+    return lax.max(*broadcast(x, typed(0, x)))

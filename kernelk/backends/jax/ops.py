@@ -5,7 +5,7 @@ import numpy as np
 from ..base import registrar
 from ..lowering import lower, python_slices, static_dims
 from . import elementwise, windows
-from .elementwise import FLOATS, spread, together, truth, typed, widened, widened_all
+from .elementwise import FLOATS, broadcast, broadcast_to, truth, typed, widened, widened_all
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 lax = None
@@ -89,7 +89,7 @@ def _reshape(instruction, x, *references, **attrs):
 
 @op("broadcast_to")
 def _broadcast_to(instruction, x, *references, **attrs):
-    return spread(x, tuple(static_dims(instruction, attrs["dims"])))
+    return broadcast_to(x, tuple(static_dims(instruction, attrs["dims"])))
 
 
 @op("transpose")
@@ -222,16 +222,16 @@ def _mean(instruction, x, axes, keepdims):
     wide = widened(x) if instruction.dtype in FLOATS else lax.convert_element_type(x, np.float64)
     count = np.prod([x.shape[axis] for axis in axes], dtype=np.float64)
     total = _reduce(lax.reduce_sum, wide, axes, keepdims)
-    return lax.convert_element_type(lax.div(*together(total, typed(count, wide))), x.dtype)
+    return lax.convert_element_type(lax.div(*broadcast(total, typed(count, wide))), x.dtype)
 
 
 @op("softmax")
 def _softmax(instruction, x, axis):
     wide = widened(x)
     _not_of_nothing(instruction, x, [axis] if wide.size else [])
-    powers = lax.exp(lax.sub(*together(wide, _reduce(lax.reduce_max, wide, [axis], True))))
+    powers = lax.exp(lax.sub(*broadcast(wide, _reduce(lax.reduce_max, wide, [axis], True))))
     total = _reduce(lax.reduce_sum, powers, [axis], True)
-    return lax.convert_element_type(lax.div(*together(powers, total)), x.dtype)
+    return lax.convert_element_type(lax.div(*broadcast(powers, total)), x.dtype)
 
 
 # Loops ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..lowering import lower
-from .elementwise import FLOATS, together
+from .elementwise import FLOATS, broadcast
 from .ops import OPS, scanned
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
@@ -77,7 +77,7 @@ def _ops_for(program, embedded):
 
     def power(instruction, x, y):
         if instruction.index in squares:
-            x, y = together(x, y)
+            x, y = broadcast(x, y)
             return lax.mul(x, x)
         return OPS["power"](instruction, x, y)
 

@@ -45,15 +45,15 @@ def conv(instruction, x, kernel, strides, pads, dilation):
 
 @op(*window_ops("conv_input"))
 def conv_input(instruction, g, kernel, *references, **attrs):
-    lie = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
+    geometry = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
     weights = widened(kernel)
-    result = _adjoint(lambda x: _conv(x, weights, *lie), instruction.shape, widened(g))
+    result = _adjoint(lambda x: _conv(x, weights, *geometry), instruction.shape, widened(g))
     return lax.convert_element_type(result, instruction.dtype)
 
 
 @op(*window_ops("conv_kernel"))
 def conv_kernel(instruction, x, g, size, strides, pads, dilation):
-    lie = strides, pads, dilation, "depthwise" in instruction.op
+    geometry = strides, pads, dilation, "depthwise" in instruction.op
     values = widened(x)
-    result = _adjoint(lambda kernel: _conv(values, kernel, *lie), instruction.shape, widened(g))
+    result = _adjoint(lambda kernel: _conv(values, kernel, *geometry), instruction.shape, widened(g))
     return lax.convert_element_type(result, instruction.dtype)

@@ -1,1 +1,1 @@
-"""numpy, the definition of every op, in the notebook's own process."""
+"""numpy: the definition of every op, and an engine in the notebook's own process."""

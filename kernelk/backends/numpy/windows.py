@@ -46,6 +46,15 @@ def counts(lengths, size, strides, dilation):
     return [(n - whole) // stride + 1 for n, whole, stride in zip(lengths, covered, strides)]
 
 
+def elements(lengths, window, strides, pads):
+    """How many elements each window has, padding left out, as an array with these windows' lengths."""
+    found = np.ones((), int)
+    for n, size, stride, (before, after) in zip(lengths, window, strides, pads):
+        starts = np.arange(0, n + before + after - size + 1, stride) - before
+        found = np.multiply.outer(found, np.minimum(starts + size, n) - np.maximum(starts, 0))
+    return found
+
+
 def places(size, strides, dilation, made):
     """For each place in a window, the index of its elements in all `made` windows of a padded array."""
     for place in itertools.product(*[range(n) for n in size]):
@@ -261,8 +270,8 @@ def _conv(instruction, x, kernel, strides, pads, dilation):
 @op(*window_ops("conv_input"))
 def _conv_input(instruction, g, kernel, *references, **attrs):
     lengths = resolve_dims(attrs["dims"], (g, kernel) + references, lambda value, axis: np.shape(value)[axis])
-    lie = attrs["strides"], attrs["pads"], attrs["dilation"]
-    return conv_input(g, kernel, lengths, *lie, depthwise="depthwise" in instruction.op)
+    geometry = attrs["strides"], attrs["pads"], attrs["dilation"]
+    return conv_input(g, kernel, lengths, *geometry, depthwise="depthwise" in instruction.op)
 
 
 @op(*window_ops("conv_kernel"))

@@ -1,4 +1,4 @@
-"""Carries out a host's requests on one backend: keeps compiled programs and variables' values; in kernel or worker.
+"""Carries out a host's requests on one backend, and keeps its compiled programs and the variables' values.
 
 Arrays in requests are references [segment, offset, dtype, shape] into shared memory. A request that fails changes
 nothing: neither a variable's value nor what is compiled.

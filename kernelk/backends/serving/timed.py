@@ -1,4 +1,4 @@
-"""A program made ready to be timed in the process that runs it: what it reads is held, what it writes is its own."""
+"""A program prepared for timing in the process that runs it, on copies of its own: timing changes no variable."""
 
 import gc
 import time

@@ -1,4 +1,4 @@
-"""What a backend gives that has its engine's own profiler asked: which functions it sees, and what it has seen."""
+"""The interface to an engine's own profiler: what it sees of a call, as rows of operations and seconds."""
 
 from contextlib import contextmanager
 

@@ -1,1 +1,1 @@
-"""TensorFlow 2."""
+"""TensorFlow 2: a program is traced once into a graph, for all shapes."""

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..base import Backend, hand_over
-from ..choosing import FLUSHES, SHARED_THREADS, chosen_device, positive_threads, settled_threads
+from ..choosing import (
+    SHARED_THREADS,
+    chosen_device,
+    positive_threads,
+    settled_denormals,
+    settled_threads,
+    wanted_denormals,
+)
 from ..describing import type_of
 from ..lowering import InstructionError, lower
 from . import elementwise, ops, windows
@@ -56,9 +63,7 @@ class TensorFlowBackend(Backend):
     def __init__(self, options):
         global tf
         Backend.__init__(self, options)
-        denormals = options.get("denormals")
-        if denormals not in (None, "keep", "flush"):
-            raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (denormals,))
+        denormals = wanted_denormals(options)
         threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
         self._notes = []
@@ -93,16 +98,7 @@ class TensorFlowBackend(Backend):
         self._take_shortcuts()
         with tf.device("/device:CPU:0"):
             kept = float(self.to_numpy(tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0
-        self._denormals = "keep" if kept else "flush"
-        if self._in_kernel and not kept and denormals is None:
-            self._notes.append(FLUSHES % "TensorFlow")
-        if denormals == "keep" and not kept:
-            if self._in_kernel:
-                raise ValueError(FLUSHES % "TensorFlow" + ": leave the option 'denormals' out, or take a worker")
-            raise ValueError(
-                "TensorFlow flushes denormals here, as it was loaded earlier or can't be kept from it:"
-                " restart the process, or leave the option 'denormals' out"
-            )
+        self._denormals = settled_denormals("TensorFlow", denormals, kept, self._in_kernel, self._notes, "was loaded")
 
     def _set_threads(self, threads):
         if threads:

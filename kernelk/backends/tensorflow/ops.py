@@ -224,8 +224,8 @@ def _gather(instruction, x, indices):
     # On a CPU an index outside is an error, on a GPU it gives zeros.
     rows = tf.raw_ops.GatherV2(params=x, indices=where(inside, indices, typed(0, indices)), axis=tf.constant(0))
     outside = tf.constant(np.asarray(np.nan if instruction.dtype in FLOATS else 0).astype(instruction.dtype))
-    spread = tf.raw_ops.Reshape(tensor=inside, shape=tf.concat([tf.shape(inside), [1] * (len(x.shape) - 1)], 0))
-    return where(spread, rows, outside)
+    column = tf.raw_ops.Reshape(tensor=inside, shape=tf.concat([tf.shape(inside), [1] * (len(x.shape) - 1)], 0))
+    return where(column, rows, outside)
 
 
 @op("scatter_add")

@@ -99,7 +99,7 @@ def _thinned(strides):
     return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
 
 
-def _spread(g, strides, lengths):
+def _with_zeros_between(g, strides, lengths):
     """`g` with zeros between, as if every stride were 1."""
     shape = tf.stack(_lengths(g, [0]) + list(lengths) + _lengths(g, [-1]))
     rank = len(strides)
@@ -126,7 +126,7 @@ def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
     taken, left = _thinned(strides)
     given, weights = widened(g), widened(kernel)
     if left is not None:
-        given = _spread(given, left, _unit_lengths(dims, _lengths(kernel, [0, 1]), pads))
+        given = _with_zeros_between(given, left, _unit_lengths(dims, _lengths(kernel, [0, 1]), pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
         input_sizes=tf.stack(_lengths(g, [0]) + list(dims) + _lengths(kernel, [-2])),
         filter=weights,
@@ -142,7 +142,7 @@ def _depthwise_conv_kernel(instruction, x, g, size, strides, pads, dilation):
     given = widened(g)
     (channels,), (filters,) = _lengths(x, [-1]), _lengths(g, [-1])
     if left is not None:
-        given = _spread(given, left, _unit_lengths(_spatial(x), size, pads))
+        given = _with_zeros_between(given, left, _unit_lengths(_spatial(x), size, pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=widened(x),
         filter_sizes=tf.stack(list(size) + [channels, filters // channels]),

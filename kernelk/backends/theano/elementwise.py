@@ -158,5 +158,5 @@ def _cast(instruction, x, dtype):
     return cast(x, dtype)
 
 
-def length(value, axis):
+def length_of(value, axis):
     return T.constant(np.array(1, "int64")) if value.broadcastable[axis] else value.shape[axis]

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..lowering import python_slices, resolve_dims
 from . import elementwise, windows
-from .elementwise import cast, length, promising, widened
+from .elementwise import cast, length_of, promising, widened
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 T = None
@@ -87,7 +87,7 @@ def _shape(instruction, x):
 
 @op("reshape")
 def _reshape(instruction, x, *references, **attrs):
-    dims = resolve_dims(attrs["dims"], (x,) + references, length)
+    dims = resolve_dims(attrs["dims"], (x,) + references, length_of)
     if not dims:
         # A vector of no dimensions has no dtype of its own.
         dims = T.constant(np.zeros((0,), "int64"))
@@ -96,7 +96,7 @@ def _reshape(instruction, x, *references, **attrs):
 
 @op("broadcast_to")
 def _broadcast_to(instruction, x, *references, **attrs):
-    dims = resolve_dims(attrs["dims"], (x,) + references, length)
+    dims = resolve_dims(attrs["dims"], (x,) + references, length_of)
     return T.alloc(x, *dims)
 
 
@@ -145,16 +145,16 @@ def _one_hot(instruction, indices, depth):
     # uint64 with int64 would be compared as doubles; the smaller types may not hold every class number.
     dtype = "uint64" if indices.dtype == "uint64" else "int64"
     classes = T.constant(np.arange(depth, dtype=dtype))
-    spread = cast(indices, dtype).dimshuffle(*(list(range(indices.ndim)) + ["x"]))
-    return cast(T.eq(spread, classes), instruction.dtype)
+    column = cast(indices, dtype).dimshuffle(*(list(range(indices.ndim)) + ["x"]))
+    return cast(T.eq(column, classes), instruction.dtype)
 
 
 @op("pad")
 def _pad(instruction, x, pads):
     if not any(before or after for before, after in pads):
         return x
-    lengths = [length(x, axis) + before + after for axis, (before, after) in enumerate(pads)]
-    index = [slice(before, before + length(x, axis)) for axis, (before, _) in enumerate(pads)]
+    lengths = [length_of(x, axis) + before + after for axis, (before, after) in enumerate(pads)]
+    index = [slice(before, before + length_of(x, axis)) for axis, (before, _) in enumerate(pads)]
     return _within_zeros(x, lengths, tuple(index))
 
 
@@ -168,7 +168,7 @@ def _gather(instruction, x, indices):
 def _scatter_add(instruction, values, indices, like):
     # Of `like` the length alone, so that it isn't computed for nothing; a length of 1 stays known.
     kept = (like.broadcastable[0],) + tuple(values.broadcastable[indices.ndim :])
-    return op_classes.NumpyOp("scatter_add", (), values.dtype, kept)(values, indices, length(like, 0))
+    return op_classes.NumpyOp("scatter_add", (), values.dtype, kept)(values, indices, length_of(like, 0))
 
 
 @op("batch_matmul")

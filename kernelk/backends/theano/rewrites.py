@@ -1,4 +1,4 @@
-"""Which of Theano's rewrites a program can't have: they change what it computes, or take too long."""
+"""Theano's rewrites that a program is compiled without: they would change what it computes, or take too long."""
 
 from .elementwise import OPS as ELEMENTWISE
 

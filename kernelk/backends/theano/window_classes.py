@@ -1,7 +1,7 @@
 """Classes of Theano ops with C code, for convolutions and pooling: the backend alone imports this, with a compiler.
 
 Channels stay last: windows are laid out as rows of a matrix, a few lines of windows at a time, and multiplied by BLAS.
-How the windows lie is a parameter of the compiled code, so that one compilation serves all layers of a dtype.
+The windows' geometry is a parameter of the compiled code, so that one compilation serves all layers of a dtype.
 """
 
 import os
@@ -16,9 +16,9 @@ from .op_classes import NumpyOp
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "windows.cpp"), encoding="utf-8") as _file:
     CODE = _file.read()
 
-# For each op: the lengths that windows lie in, the lengths of a window, channels, filters, whether the operands fit,
-# the result's lengths, and the arguments. a and b are the operands, of lengths da and db; the last of an operand's is
-# at `last`. What no operand tells is given: `sizes` as an attribute, `lengths` as the last operand.
+# For each op: the lengths of the array that windows cover, those of a window, channels, filters, whether the operands
+# fit, the result's lengths, and the arguments. a and b are the operands, of lengths da and db; the last of an operand's
+# is at `last`. What no operand tells is given: `sizes` as an attribute, `lengths` as the last operand.
 CASES = {
     "conv": (
         "da + 1",
@@ -71,10 +71,10 @@ LENGTHS = {
 BODY = """
 {
     typedef %(type)s T;
-    const npy_int64* lie = (const npy_int64*)PyArray_DATA(%(lie)s);
-    const int spatial = PyArray_DIMS(%(lie)s)[0] / 5, last = spatial + 1;
+    const npy_int64* geometry = (const npy_int64*)PyArray_DATA(%(geometry)s);
+    const int spatial = PyArray_DIMS(%(geometry)s)[0] / 5, last = spatial + 1;
     npy_intp lengths[3] = {1, 1, 1}, sizes[3] = {1, 1, 1};
-    for (int i = 0; i < spatial; i++) sizes[i] = lie[4 * spatial + i];
+    for (int i = 0; i < spatial; i++) sizes[i] = geometry[4 * spatial + i];
     %(read_lengths)s
     PyArrayObject* a = (PyArrayObject*)PyArray_FROM_OF((PyObject*)%(a)s, NPY_ARRAY_CARRAY_RO);
     PyArrayObject* b = (PyArrayObject*)PyArray_FROM_OF((PyObject*)%(b)s, NPY_ARRAY_CARRAY_RO);
@@ -83,7 +83,7 @@ BODY = """
         const npy_intp *da = PyArray_DIMS(a), *db = PyArray_DIMS(b);
         const T *A = (const T*)PyArray_DATA(a), *B = (const T*)PyArray_DATA(b);
         npy_intp filters = %(filters)s;
-        Windows w(lie, spatial, da[0], %(lengths)s, %(sizes)s, %(channels)s);
+        Windows w(geometry, spatial, da[0], %(lengths)s, %(sizes)s, %(channels)s);
         std::vector<npy_intp> shape;
         %(shape)s
         if (!(%(fits)s)) PyErr_SetString(PyExc_ValueError, "operands of lengths that don't belong together");
@@ -105,11 +105,11 @@ READ_LENGTHS = "for (int i = 0; i < spatial; i++) lengths[i] = *(npy_int64*)PyAr
 class WindowOp(NumpyOp):
     """A function of numpy's windows.py in C, for float32 and float64; "depthwise" ones are numpy's alone."""
 
-    params_type = theano.gof.ParamsType(lie=theano.tensor.lvector)
+    params_type = theano.gof.ParamsType(geometry=theano.tensor.lvector)
 
     @property
-    def lie(self):
-        strides, pads, dilation, sizes = LIES[self.function](*self.attrs)
+    def geometry(self):
+        strides, pads, dilation, sizes = GEOMETRIES[self.function](*self.attrs)
         ends = [before for before, _ in pads], [after for _, after in pads]
         return np.array(list(strides) + ends[0] + ends[1] + list(dilation) + list(sizes), "int64")
 
@@ -145,7 +145,7 @@ class WindowOp(NumpyOp):
             "type": "npy_" + self.dtype,
             "number": "NPY_" + self.dtype.upper(),
             "function": self.function,
-            "lie": sub["params"] + "->lie",
+            "geometry": sub["params"] + "->geometry",
             "fail": sub["fail"],
             "a": arrays[0],
             "b": arrays[-1],
@@ -162,13 +162,13 @@ class WindowOp(NumpyOp):
 
 
 # From the attributes of a function: strides, pads, dilation, and a window's lengths (0: those of an operand).
-LIES = {
+GEOMETRIES = {
     "conv": lambda strides, pads, dilation, depthwise: (strides, pads, dilation, [0] * len(strides)),
     "conv_input": lambda strides, pads, dilation, depthwise: (strides, pads, dilation, [0] * len(strides)),
     "conv_kernel": lambda size, strides, pads, dilation, depthwise: (strides, pads, dilation, size),
 }
 for _name in ("max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"):
-    LIES[_name] = lambda window, strides, pads: (strides, pads, [1] * len(strides), window)
+    GEOMETRIES[_name] = lambda window, strides, pads: (strides, pads, [1] * len(strides), window)
 
 
 def has_code(function, attrs, dtype):

@@ -21,7 +21,7 @@ void gemm(char* ta, char* tb, int m, int n, int k, const double* a, int lda, con
 
 char PLAIN[] = "N", TURNED[] = "T";
 
-// How windows lie along three spatial axes, of which the first ones may be of length 1 for the op's own lack of them.
+// Where windows are along three spatial axes, of which the first ones may be of length 1 for the op's own lack of them.
 struct Windows {
     npy_intp n[3], made[3], size[3], stride[3], before[3], apart[3];
     npy_intp batch, channels, lines, places;

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..base import window_ops
 from ..lowering import resolve_dims
-from .elementwise import length, promising
+from .elementwise import length_of, promising
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 T = None
@@ -46,7 +46,7 @@ def conv(instruction, x, kernel, strides, pads, dilation):
 
 @op(*window_ops("conv_input"))
 def conv_input(instruction, g, kernel, *references, **attrs):
-    lengths = _vector(resolve_dims(attrs["dims"], (g, kernel) + references, length))
+    lengths = _vector(resolve_dims(attrs["dims"], (g, kernel) + references, length_of))
     attrs = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
     return _by_windows("conv_input", instruction, [g, kernel, lengths], attrs)
 
@@ -70,5 +70,5 @@ def placed(instruction, x, other, window, strides, pads):
 @op("avg_pool_grad")
 def avg_pool_grad(instruction, g, like, window, strides, pads):
     # Of `like` the lengths alone, so that it isn't computed for nothing.
-    lengths = _vector([length(like, axis) for axis in range(1, like.ndim - 1)])
+    lengths = _vector([length_of(like, axis) for axis in range(1, like.ndim - 1)])
     return _by_windows("avg_pool_grad", instruction, [g, lengths], (window, strides, pads))

@@ -1,1 +1,1 @@
-"""PyTorch."""
+"""PyTorch: a program becomes one Python function that calls PyTorch's kernels eagerly."""

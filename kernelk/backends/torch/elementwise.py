@@ -64,6 +64,10 @@ def dtype_of(name):
     return getattr(torch, name)
 
 
+def length_of(value, axis):
+    return value.shape[axis]
+
+
 def widened(x):
     """float16 as float32, where it would be rounded at each step."""
     return x.to(torch.float32) if x.dtype is torch.float16 else x

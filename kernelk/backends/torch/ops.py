@@ -6,7 +6,7 @@ from ..base import registrar
 from ..errors import CannotLower
 from ..lowering import Instruction, Steps, python_slices, resolve_dims
 from . import elementwise, windows
-from .elementwise import FLOATS, TWINS, dtype_of, kernel, same, twin, widened
+from .elementwise import FLOATS, TWINS, dtype_of, kernel, length_of, same, twin, widened
 
 # Set by `hand_over` when the first backend starts: makers are only called after that.
 torch = None
@@ -164,17 +164,13 @@ def _shape(instruction):
 # Arrangement ----------------------------------------------------------------------------------------------
 
 
-def _length(value, axis):
-    return value.shape[axis]
-
-
 def _arranged(instruction, dims, method):
     if not any(isinstance(dim, list) for dim in dims):
         dims = tuple(dims)
         return lambda x, *references: method(x, dims)
     if len(instruction.inputs) > 1 and dims == [[1, axis] for axis in range(len(instruction.input_shapes[1]))]:
         return lambda x, like, *references: method(x, like.shape)
-    return lambda *values: method(values[0], resolve_dims(dims, values, _length))
+    return lambda *values: method(values[0], resolve_dims(dims, values, length_of))
 
 
 @maker("reshape")

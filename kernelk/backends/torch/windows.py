@@ -7,7 +7,8 @@ import numpy as np
 
 from ..base import registrar, window_ops
 from ..lowering import resolve_dims
-from .elementwise import widened
+from ..numpy.windows import elements
+from .elementwise import length_of, widened
 
 # Set by `hand_over` when the first backend starts: makers are only called after that.
 torch = None
@@ -34,8 +35,8 @@ def _last(x):
     return x.permute(_LAST[x.dim()])
 
 
-class _Lie(object):
-    """How windows lie, in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
+class _Geometry(object):
+    """Where windows are, in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
 
     def __init__(self, strides, pads, dilation=None, own_padding=True):
         self.strides = tuple(strides)
@@ -71,12 +72,8 @@ def _counts(window, strides, pads):
         key = tuple(x.shape[2:])
         if key not in made:
             made.clear()
-            found = np.ones((1, 1), int)
-            for axis, (n, size, stride, (before, after)) in enumerate(zip(key, window, strides, pads)):
-                starts = np.arange(0, n + before + after - size + 1, stride) - before
-                inside = np.minimum(starts + size, n) - np.maximum(starts, 0)
-                found = found * np.expand_dims(inside, 1 - axis)
-            made[key] = torch.from_numpy(found).to(device=x.device, dtype=x.dtype)[None, None]
+            found = torch.from_numpy(elements(key, window, strides, pads))
+            made[key] = found.to(device=x.device, dtype=x.dtype)[None, None]
         return made[key]
 
     return counts
@@ -91,9 +88,19 @@ def _weights(kernel, depthwise):
     return kernel.permute(_KERNEL[rank]), 1
 
 
-def _backward(lie, g, x, weights, groups, mask):
+def _backward(geometry, g, x, weights, groups, mask):
     return torch.ops.aten.convolution_backward(
-        g, x, weights, None, lie.strides, lie.padding, lie.dilation, False, [0] * len(lie.strides), groups, mask
+        g,
+        x,
+        weights,
+        None,
+        geometry.strides,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        [0] * len(geometry.strides),
+        groups,
+        mask,
     )
 
 
@@ -143,19 +150,23 @@ def _sharing(window, strides):
     return pool, gradient
 
 
-def _length(value, axis):
-    return value.shape[axis]
-
-
 @maker(*window_ops("conv"))
 def conv(instruction, strides, pads, dilation):
-    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    geometry, depthwise = _Geometry(strides, pads, dilation), "depthwise" in instruction.op
     function = torch.conv2d if len(strides) == 2 else torch.conv3d
     half = instruction.dtype == "float16"
 
     def call(x, kernel):
         weights, groups = _weights(widened(kernel), depthwise)
-        y = function(lie.framed(_first(widened(x))), weights, None, lie.strides, lie.padding, lie.dilation, groups)
+        y = function(
+            geometry.framed(_first(widened(x))),
+            weights,
+            None,
+            geometry.strides,
+            geometry.padding,
+            geometry.dilation,
+            groups,
+        )
         y = _last(y)
         return y.to(torch.float16) if half else y
 
@@ -164,16 +175,16 @@ def conv(instruction, strides, pads, dilation):
 
 @maker(*window_ops("conv_input"))
 def conv_input(instruction, dims, strides, pads, dilation):
-    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    geometry, depthwise = _Geometry(strides, pads, dilation), "depthwise" in instruction.op
     half = instruction.dtype == "float16"
 
     def call(g, kernel, *references):
-        lengths = resolve_dims(dims, (g, kernel) + references, _length)
+        lengths = resolve_dims(dims, (g, kernel) + references, length_of)
         weights, groups = _weights(widened(kernel), depthwise)
         given = _first(widened(g))
-        x = _like(given, (given.shape[0], kernel.shape[-2]) + lie.lengths(lengths))
-        result = _backward(lie, given, x, weights, groups, [True, False, False])[0]
-        result = _last(lie.unframed(result))
+        x = _like(given, (given.shape[0], kernel.shape[-2]) + geometry.lengths(lengths))
+        result = _backward(geometry, given, x, weights, groups, [True, False, False])[0]
+        result = _last(geometry.unframed(result))
         return result.to(torch.float16) if half else result
 
     return call
@@ -181,15 +192,15 @@ def conv_input(instruction, dims, strides, pads, dilation):
 
 @maker(*window_ops("conv_kernel"))
 def conv_kernel(instruction, size, strides, pads, dilation):
-    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    geometry, depthwise = _Geometry(strides, pads, dilation), "depthwise" in instruction.op
     half, size = instruction.dtype == "float16", tuple(size)
 
     def call(x, g):
-        values, given = lie.framed(_first(widened(x))), _first(widened(g))
+        values, given = geometry.framed(_first(widened(x))), _first(widened(g))
         channels, filters = values.shape[1], given.shape[1]
         groups = channels if depthwise else 1
         weights = _like(given, (filters, channels // groups) + size)
-        result = _backward(lie, given, values, weights, groups, [False, True, False])[1]
+        result = _backward(geometry, given, values, weights, groups, [False, True, False])[1]
         result = result.permute(_KERNEL_BACK[result.dim()])
         if depthwise:
             result = result.reshape(size + (channels, filters // channels))
@@ -200,7 +211,7 @@ def conv_kernel(instruction, size, strides, pads, dilation):
 
 @maker("max_pool")
 def max_pool(instruction, window, strides, pads):
-    around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
+    around, window, strides = _Geometry(strides, pads, None, False), tuple(window), tuple(strides)
 
     def call(x):
         wide = around.framed(_first(widened(x)), float("-inf"))
@@ -211,7 +222,7 @@ def max_pool(instruction, window, strides, pads):
 
 @maker("max_pool_grad")
 def max_pool_grad(instruction, window, strides, pads):
-    around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
+    around, window, strides = _Geometry(strides, pads, None, False), tuple(window), tuple(strides)
 
     def call(x, g):
         values = _first(widened(x))
@@ -229,7 +240,7 @@ def max_pool_grad(instruction, window, strides, pads):
 
 @maker("avg_pool")
 def avg_pool(instruction, window, strides, pads):
-    around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
+    around, counts = _Geometry(strides, pads, None, False), _counts(window, strides, pads)
     window, strides = tuple(window), tuple(strides)
 
     def call(x):
@@ -242,7 +253,7 @@ def avg_pool(instruction, window, strides, pads):
 
 @maker("avg_pool_grad")
 def avg_pool_grad(instruction, window, strides, pads):
-    around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
+    around, counts = _Geometry(strides, pads, None, False), _counts(window, strides, pads)
     window, strides = tuple(window), tuple(strides)
 
     def call(g, like):
