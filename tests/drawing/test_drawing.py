@@ -316,6 +316,8 @@ def test_the_magic() -> None:
     assert "[dense] 2 ops: matmul, tanh" in cells[3]["out"]
     assert "graph of h, loss" in cells[4]["value"]
     assert cells[5]["out"].rstrip().endswith("True")
-    for cell, words in zip(cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "goes with --times", "NameError"]):
+    for cell, words in zip(
+        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "goes with --times", "NameError"]
+    ):
         assert words in cell["out"]
         assert "%kgraph" in cell["out"]

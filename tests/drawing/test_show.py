@@ -153,5 +153,7 @@ def test_the_magic() -> None:
     assert "multiply" in cells[3]["value"]
     assert "shown for" not in cells[3]["value"]
     assert "K.function" in cells[4]["value"]
-    for cell, words in zip(cells[5:], ["nothing to show", "engines are tensorflow, theano", "--feed: 'x' isn't NAME=ARRAY"]):
+    for cell, words in zip(
+        cells[5:], ["nothing to show", "engines are tensorflow, theano", "--feed: 'x' isn't NAME=ARRAY"]
+    ):
         assert words in cell["out"]
