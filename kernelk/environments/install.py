@@ -1,8 +1,4 @@
-"""Where the engines' environments are, which of them are complete, and their install and removal; `registry` asks here.
-
-Rules of this module: `installed_python` runs no process, so that listing engines stays cheap. An environment counts as
-installed only once its marker file is there, which is written last: whatever stops an install leaves "not installed".
-"""
+"""Installs a recipe's environment in the first folder that takes one, one process at a time; `build` does the work."""
 
 from __future__ import annotations
 
@@ -11,13 +7,12 @@ import errno
 import functools
 import os
 import shutil
-import socket
 import stat
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import filelock
 
 from ..display.progress import Report
 from ..errors import InstallError
@@ -28,95 +23,41 @@ from .places import _folder_name, _places, _read_marker, python_in, root, roots,
 from .recipes import Recipe
 from .runner import Runner
 
-try:
-    import fcntl
-except ImportError:  # no POSIX
-    fcntl = None  # type: ignore[assignment]
+# Without flock a file is the lock. Its owner touches it; left untouched for so long, as by another machine that has
+# gone, it is taken over.
+_LEASE_SECONDS = 120
+_POLL_SECONDS = 0.2
 
-# A lock file that its owner hasn't touched for so long is abandoned; owners touch it far more often.
-_STALE_LOCK_SECONDS = 300
-_TOUCH_SECONDS = 20
-
-
-# ---------------------------------------------------------------------------- places
-
-
-# ---------------------------------------------------------------------------- one at a time
+# What flock says where the system, or the file system, has none.
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file; `waiting` is called once if another process holds it."""
-    with open(path, "a") as file:
-        if _flock(file.fileno(), waiting):
-            yield  # closing the file, or the end of the process in whatever way, releases it
-            return
-    with _held(path.with_suffix(".held"), waiting):
-        yield
-
-
-def _flock(fileno: int, waiting: Callable[[], None]) -> bool:
-    """Waits for the lock; False where the system or the file system has none."""
-    if fcntl is None:
-        return False
+def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock file; `on_wait` is called once if another process holds it. A killed owner leaves it free."""
+    lock: filelock.BaseFileLock = filelock.FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
-        fcntl.flock(fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        waiting()
-        fcntl.flock(fileno, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """The same by a file that is there as long as the lock is held, and is touched as long as its owner lives."""
-    told = False
-    while True:
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(f"{socket.gethostname()} {os.getpid()}")
-            break
-        except FileExistsError:
-            if _abandoned(path):
-                path.unlink(missing_ok=True)
-                continue
-            if not told:
-                waiting()
-                told = True
-            time.sleep(0.2)
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(_TOUCH_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    threading.Thread(target=touch, daemon=True).start()
+        _acquire(lock, on_wait)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        lock = filelock.SoftFileLease(
+            path.with_suffix(".lease"), poll_interval=_POLL_SECONDS, lease_duration=_LEASE_SECONDS
+        )
+        _acquire(lock, on_wait)
     try:
         yield
     finally:
-        done.set()
-        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _abandoned(path: Path) -> bool:
-    """Whether the owner of a held lock is gone: its process on this machine, or any that hasn't touched it for long."""
+def _acquire(lock: filelock.BaseFileLock, on_wait: Callable[[], None]) -> None:
     try:
-        if time.time() - path.stat().st_mtime > _STALE_LOCK_SECONDS:
-            return True
-        host, _, pid = path.read_text(encoding="utf-8").rpartition(" ")
-        if host == socket.gethostname() and os.name == "posix":
-            os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        pass  # it went just now, is being written, or belongs to another user's process
-    return False
-
-
-# ---------------------------------------------------------------------------- install and uninstall
+        # Some versions of filelock clear what a dead owner left at the first try, and take it at the next.
+        lock.acquire(timeout=3 * _POLL_SECONDS)
+    except filelock.Timeout:
+        on_wait()
+        lock.acquire()
 
 
 def install_recipe(
@@ -154,7 +95,7 @@ def install_recipe(
         release()
     waiting = functools.partial(report, f"{name}: another process is installing it; waiting")
     try:
-        with _lock(place / f"{name}.lock", waiting):
+        with one_at_a_time(place / f"{name}.lock", waiting):
             found = _installed_before(recipe, place)
             if found is not None and not rebuild:
                 report(f"{name}: already installed in {found} (by the other process)")
@@ -225,7 +166,7 @@ def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Int
         raise interpreters.nothing_found(recipe, found.broken)
     maker = makers[0]
     waiting = functools.partial(run.say, f"another process is creating a Python {maker.series}; waiting")
-    with _lock(place / f"python-{maker.series}.lock", waiting):
+    with one_at_a_time(place / f"python-{maker.series}.lock", waiting):
         found = interpreters.search(recipe, roots())
         return found.interpreter or create_interpreter(maker, place, run)
 

@@ -14,7 +14,7 @@ from ..display.progress import Progress, Report
 from ..engines import registry
 from ..environments import interpreters
 from ..environments.build import size
-from ..environments.install import _lock, install_recipe
+from ..environments.install import install_recipe, one_at_a_time
 from ..environments.places import MARKER, _places, python_in, root, superseded
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
@@ -85,7 +85,8 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
         releasing(recipe, f"kernelk uninstall {name}")()
     if doomed or _unused_pythons(place):
         try:
-            with _lock(place / f"{name}.lock", functools.partial(report, f"{name}: it is being installed; waiting")):
+            waiting = functools.partial(report, f"{name}: it is being installed; waiting")
+            with one_at_a_time(place / f"{name}.lock", waiting):
                 for path in doomed:
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)
