@@ -11,8 +11,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import filelock
+from typing import TYPE_CHECKING
 
 from ..display.progress import Report
 from ..errors import InstallError
@@ -22,6 +21,9 @@ from .interpreters import Interpreter
 from .places import _folder_name, _places, _read_marker, python_in, root, roots, user_root
 from .recipes import Recipe
 from .runner import Runner
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 # Without flock a file is the lock. Its owner touches it; left untouched for so long, as by another machine that has
 # gone, it is taken over.
@@ -35,7 +37,10 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 @contextlib.contextmanager
 def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Holds a lock file; `on_wait` is called once if another process holds it. A killed owner leaves it free."""
-    lock: filelock.BaseFileLock = filelock.FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
+    # Imported when something is installed: `kernelk list` has to stay light.
+    import filelock
+
+    lock: BaseFileLock = filelock.FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
         _acquire(lock, on_wait)
     except OSError as error:
@@ -51,11 +56,13 @@ def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(lock: filelock.BaseFileLock, on_wait: Callable[[], None]) -> None:
+def _acquire(lock: BaseFileLock, on_wait: Callable[[], None]) -> None:
+    from filelock import Timeout
+
     try:
         # Some versions of filelock clear what a dead owner left at the first try, and take it at the next.
         lock.acquire(timeout=3 * _POLL_SECONDS)
-    except filelock.Timeout:
+    except Timeout:
         on_wait()
         lock.acquire()
 
