@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from jupyter_page import Page, absent, browsing, serving
+from helpers.jupyter_page import Page, absent, browsing, serving
 
 Row = list[str]
 

@@ -17,7 +17,7 @@ import numpy as np
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.graph.nodes import GENERATION
+from kernelk.source import CELL
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_examples import EXAMPLES
@@ -95,7 +95,7 @@ def reset() -> None:
     K.reset_uids()
     K.set_random_seed(0)
     config.reload()
-    GENERATION.cell = 0
+    CELL.number = 0
 
 
 def shown(code: str) -> str:

@@ -86,7 +86,6 @@ from .ops.names import (
     to_dense,
 )
 from .ops.nn import (
-    PHASE,
     dropout,
     elu,
     hard_sigmoid,
@@ -151,8 +150,6 @@ def backend() -> str:
 
 def clear_session() -> None:
     """Frees all variables and compiled programs; tensors made before can't be used any more."""
-    PHASE.placeholder = None
-    PHASE.fixed = None
     current().clear()
 
 

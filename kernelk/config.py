@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -263,6 +262,3 @@ class Limits:
 
 
 LIMITS = Limits()
-
-# Called with the session once it is made; here, so that it need not be made, nor its module imported, for that.
-WHEN_MADE: list[Callable[[Any], None]] = []

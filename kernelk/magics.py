@@ -16,7 +16,7 @@ from .notebook.arguments import argument, magic_arguments, parse
 from .notebook.graph_magics import GraphMagics
 from .notebook.inspection_magics import InspectionMagics
 from .notebook.measuring_magics import MeasuringMagics
-from .session.current import existing, stop_engines
+from .session.current import stop_engines
 from .source import CELL
 
 
@@ -109,12 +109,12 @@ class KernelKMagics(Magics):
         )
         from . import config
         from .engines import registry
-        from .engines.options import asked as options
+        from .engines.options import requested_options
         from .session.current import current
         from .session.swap import swap
 
         name = current().active if given.name is None else given.name
-        changes = options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
+        changes = requested_options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
         report = swap(current(), name, "%kbackend", changes)
         if given.save:
             report.saved = config.save_backend(name)
@@ -157,10 +157,7 @@ def load(shell: InteractiveShell) -> None:
         settings = KernelK()
     configurables: list[Any] = shell.configurables
     configurables.append(settings)
-    config.WHEN_MADE.append(settings.attach)
-    made = existing()
-    if made is not None:
-        settings.attach(made)
+    settings.follow()
 
     def show_cell(info: Any = None) -> None:
         # Not `execution_count`: some versions of IPython raise it before this event, others after the cell.
@@ -181,7 +178,6 @@ def unload(shell: InteractiveShell) -> None:
     """Takes back what `load` registered and stops all workers; variables stay, and the next use starts a worker."""
     if _Loaded.shell is None:
         return
-    from . import config
 
     widgets = sys.modules.get("kernelk.widgets")
     if widgets is not None:
@@ -195,7 +191,6 @@ def unload(shell: InteractiveShell) -> None:
                 shell.magics_manager.magics[kind].pop(name, None)
         ours.append(shell.magics_manager.registry.pop(kind_of_magics.__name__, None))
     shell.configurables[:] = [one for one in shell.configurables if not any(one is other for other in ours)]
-    config.WHEN_MADE.remove(_Loaded.settings.attach)
     _Loaded.settings.detach()
     shell.config.pop("KernelK", None)
     if _Loaded.configuration is not None:

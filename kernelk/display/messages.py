@@ -1,4 +1,4 @@
-"""Lines for the user: where they go, and whether anybody listens."""
+"""Lines for the user: where they go, and whether somebody captures them."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def stream() -> TextIO:
 
 
 # Where lines go instead of into a cell, if somebody else shows them.
-_HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_heard", default=None)
+_CAPTURED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_captured", default=None)
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[list[str]]:
+def captured() -> Iterator[list[str]]:
     """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
     lines: list[str] = []
-    token = _HEARD.set(lines)
+    token = _CAPTURED.set(lines)
     try:
         yield lines
     finally:
-        _HEARD.reset(token)
+        _CAPTURED.reset(token)
 
 
-def somebody_hears() -> bool:
-    """Whether this is inside `heard`: no line is to appear in a cell."""
-    return _HEARD.get() is not None
+def is_captured() -> bool:
+    """Whether this is inside `captured`: no line is to appear in a cell."""
+    return _CAPTURED.get() is not None
 
 
 def say(text: str) -> None:
     """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
-    lines = _HEARD.get()
+    lines = _CAPTURED.get()
     if lines is not None:
         lines.append(text)
     elif not quiet():

@@ -117,7 +117,7 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     `hints` stand in the brackets, as many as fit. The line goes away with the block. It is the main thread's alone, the
     one that Ctrl-C reaches, and nothing is said where the user wants it quiet. A block inside another has no line.
     """
-    told_elsewhere = messages.quiet() or messages.somebody_hears()
+    told_elsewhere = messages.quiet() or messages.is_captured()
     if told_elsewhere or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..graph.nodes import Update, check_generation
-from ..ops.random import SEEDS
 from ..session.current import current
 from ..session.default_feeds import roots_of
 from ..session.function import Function
@@ -225,9 +224,8 @@ def _profiled(target: Any, feeds: Any) -> Any:
     session = current()
     with session.lock:
         before = [(variable, session.read(variable)) for variable in updated]
-        counter = SEEDS.counter
-        try:
-            return profile(target, feeds, budget=2.0)
-        finally:
-            session.write(before)
-            SEEDS.counter = counter
+        with session.state.seeds.counter_kept():
+            try:
+                return profile(target, feeds, budget=2.0)
+            finally:
+                session.write(before)

@@ -1,4 +1,4 @@
-"""Ctrl-C while a worker computes: the kernel alone gets it, waits a little, then ends the worker."""
+"""Ctrl-C during a call: deferred to the end of a commit; a worker that computes on is ended after a grace period."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _main_thread() -> int | None:
     return threading.main_thread().ident
 
 
-class HeldInterrupt:
-    """Holds Ctrl-C back inside the block and raises KeyboardInterrupt at its end, so that a commit is never cut in two.
+class DeferInterrupt:
+    """Defers Ctrl-C inside the block and raises KeyboardInterrupt at its end, so that a commit is never cut in two.
 
     At the first Ctrl-C a timer of `grace` seconds starts that calls `give_up` (the call may still end well before it);
     a second Ctrl-C calls it at once. Outside the main thread, where no signal arrives, it does nothing.
@@ -35,11 +35,11 @@ class HeldInterrupt:
         self._holding = False
         self.interrupted = False
 
-    def __enter__(self) -> HeldInterrupt:
+    def __enter__(self) -> DeferInterrupt:
         if threading.get_ident() == _main_thread():
             previous = _getsignal(_SIGINT)
             # A process that ignores Ctrl-C goes on ignoring it; a block inside another leaves it to the outer one.
-            if callable(previous) and getattr(previous, "__func__", None) is not HeldInterrupt._on_signal:
+            if callable(previous) and getattr(previous, "__func__", None) is not DeferInterrupt._on_signal:
                 self._previous = previous
                 _signal(_SIGINT, self._on_signal)
                 self._holding = True
@@ -67,5 +67,10 @@ class HeldInterrupt:
             raise KeyboardInterrupt from error
 
 
-def let_it_end() -> None:
-    """What gives nothing up: the block goes on to its end, and Ctrl-C counts after it."""
+def shield() -> DeferInterrupt:
+    """A block that must not be cut in two: it goes on to its end, and Ctrl-C counts after it."""
+    return DeferInterrupt(_give_nothing_up, 0.0)
+
+
+def _give_nothing_up() -> None:
+    """Ctrl-C ends nothing early."""

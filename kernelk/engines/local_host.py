@@ -21,7 +21,7 @@ from ..errors import ArgumentError, BackendNotInstalledError, EngineError
 from . import registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error
-from .interrupts import HeldInterrupt, let_it_end
+from .interrupts import shield
 from .storage import Storage
 
 # Notes of backends that the user has been told.
@@ -61,7 +61,7 @@ class LocalHost(Host):
         if self._executor is None:
             begin = time.perf_counter()
             # Half an imported library can't be imported again: Ctrl-C waits for all of it.
-            with HeldInterrupt(let_it_end, 0.0), np.errstate(all="ignore"), self.waiting("starting"):
+            with shield(), np.errstate(all="ignore"), self.waiting("starting"):
                 self._executor = self._started_executor()
             self.start_seconds = time.perf_counter() - begin
             for note in self.facts.get("notes", ()):
@@ -100,7 +100,7 @@ class LocalHost(Host):
         if do == "run":
             message = {**message, "feeds": self._fed, "results": self._wanted}
         # An engine's compiler may keep settings or caches half changed: Ctrl-C waits for it.
-        held = HeldInterrupt(let_it_end, 0.0) if do == "compile" else contextlib.nullcontext()
+        held = shield() if do == "compile" else contextlib.nullcontext()
         try:
             # The user's own setting, by which numpy raises or warns, isn't meant for what the engine does.
             with held, np.errstate(all="ignore"):

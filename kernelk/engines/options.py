@@ -20,7 +20,7 @@ def most_threads() -> int:
     return max(16, 4 * (os.cpu_count() or 1))
 
 
-def asked(
+def requested_options(
     engine: Engine,
     device: Any = None,
     threads: Any = None,
@@ -91,25 +91,25 @@ def _threads(engine: Engine, threads: Any) -> int:
     return count
 
 
-def merged(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
+def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
     """The options after these changes; a host that runs already knows its devices, and nothing is started to ask.
 
     Raises ArgumentError for one that it has not.
     """
-    wanted = {name: value for name, value in {**options, **changes}.items() if value is not None}
-    here = host is not None and host.started and (host.placement == "kernel") == bool(wanted.get("in_kernel"))
+    options = {name: value for name, value in {**options, **changes}.items() if value is not None}
+    here = host is not None and host.started and (host.placement == "kernel") == bool(options.get("in_kernel"))
     if host is not None and here and changes.get("device") is not None and host.facts.get("devices"):
         facts = host.facts
         try:
-            wanted["device"] = chosen_device(
-                host.engine.title, host.engine.name, wanted, facts["devices"], facts["device"]
+            options["device"] = chosen_device(
+                host.engine.title, host.engine.name, options, facts["devices"], facts["device"]
             )
         except OptionError as error:
             raise ArgumentError(str(error)) from None
-    return wanted
+    return options
 
 
-def fulfilled(host: Host | None, options: dict[str, Any]) -> bool:
+def runs_with(host: Host | None, options: dict[str, Any]) -> bool:
     """Whether a host has these options: as it was started, or because what it took by itself is the very same."""
     if host is None or not host.started:
         return False

@@ -26,9 +26,9 @@ from ..errors import ArgumentError, BackendNotInstalledError, EngineError, Worke
 from . import registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error
-from .interrupts import HeldInterrupt
+from .interrupts import DeferInterrupt
 from .storage import Storage
-from .worker_log import last_words, log_of, note, show, warn_again
+from .worker_log import WorkerLog, last_words, note, show, warn_again
 
 _ISLAND = Path(__file__).parent.parent / "backends"
 
@@ -63,13 +63,19 @@ def kill_group(pid: int) -> None:
 class WorkerHost(Host):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
-    `notify(text)` shows the user a line, e.g. when a worker that has died is started again.
+    `notify(text)` shows the user a line, e.g. when a worker that has died is started again; `log` takes what
+    its workers say.
     """
 
     placement = "worker"
 
     def __init__(
-        self, engine: Engine, storage: Storage, notify: Callable[[str], None], options: dict[str, Any] | None = None
+        self,
+        engine: Engine,
+        storage: Storage,
+        notify: Callable[[str], None],
+        log: WorkerLog,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(engine, storage, options)
         self._notify = notify
@@ -80,7 +86,7 @@ class WorkerHost(Host):
         self._was_started = False
         self._gave_up = False
         self.interpreter: Path | None = None
-        self.log = log_of(engine.name)
+        self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
 
@@ -149,27 +155,27 @@ class WorkerHost(Host):
         setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         # One pipe for both, so that they stay in order.
-        ear, mouth = os.pipe()
-        os.set_blocking(ear, False)
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(read_fd, False)
         self._wire = Wire(ours)
         try:
-            with theirs, os.fdopen(mouth, "wb"):
+            with theirs, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
                     [str(self.interpreter), "-I", "-c", _BOOT, argument],
                     stdin=subprocess.DEVNULL,
-                    stdout=mouth,
-                    stderr=mouth,
+                    stdout=write_fd,
+                    stderr=write_fd,
                     pass_fds=[theirs.fileno()],
                     env={**environment, "TMPDIR": self._scratch},
                     # A group of its own: the notebook's interrupt reaches the kernel alone.
                     start_new_session=True,
                 )
         except BaseException:
-            os.close(ear)
+            os.close(read_fd)
             raise
         self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
         self._mark = self.log.total
-        self.log.follow(ear)
+        self.log.follow(read_fd)
         _running.add(self)
 
     def listen(self) -> None:
@@ -189,9 +195,9 @@ class WorkerHost(Host):
     def _hints(self, doing: str) -> list[str]:
         return ["Ctrl-C cancels", *(self.facts.get("while_compiling", ()) if doing == "compiling" else ())]
 
-    def held(self) -> HeldInterrupt:
+    def held(self) -> DeferInterrupt:
         """Ctrl-C waits up to 2 seconds for the call to end; then, or at a second one, the worker is ended."""
-        return HeldInterrupt(self._give_up, 2.0 if self.facts else 0.0)
+        return DeferInterrupt(self._give_up, 2.0 if self.facts else 0.0)
 
     def _give_up(self) -> None:
         self._gave_up = True

@@ -111,14 +111,6 @@ class WorkerLog:
             return b"".join(reversed(found)).decode("utf-8", "replace"), max(count, 0)
 
 
-_logs: dict[str, WorkerLog] = {}
-
-
-def log_of(name: str) -> WorkerLog:
-    """The log of an engine's workers, one for the whole life of the kernel."""
-    return _logs.setdefault(name, WorkerLog())
-
-
 def last_words(text: str) -> str:
     """The line of what a process said at its end that tells most, in brackets for an error message; "" if none does."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -175,6 +167,3 @@ def _category(names: list[str]) -> type[Warning]:
             if isinstance(found, type) and issubclass(found, Warning):
                 return found
     return RuntimeWarning
-
-
-# --- shown on demand ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..errors import ArgumentError, KernelKError, StaleTensorError
 from ..source import Source, caller
+from .state import Generation, State, current_state
 
 if TYPE_CHECKING:
     from ..engines.storage import Slots
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 Shape: TypeAlias = "tuple[int | None, ...]"
 
 _EMPTY: dict[str, Any] = {}
-
-
-class _Generation:
-    """Counts `K.clear_session` calls; a node remembers the one that it was made after."""
-
-    session = 0
-
-
-class _Scope:
-    """The name scopes that are open, joined by slashes; a node remembers those that it was made in."""
-
-    path = ""
-
-
-GENERATION = _Generation()
-SCOPE = _Scope()
-_counter = itertools.count()
 
 
 class Spec(NamedTuple):
@@ -100,9 +83,10 @@ class Tensor:
         self.shape = shape
         self.dtype = dtype
         self.source = source
-        self.uid = next(_counter)
-        self.generation = GENERATION.session
-        self.scope = SCOPE.path
+        state = current_state()
+        self.uid = next(state.numbers)
+        self.generation = state.generation
+        self.scope = state.scope
         self.expansion: Tensor | None = None
         self._name = name
 
@@ -281,25 +265,32 @@ class Update(Tensor):
 
 def mark() -> int:
     """A number between the uids of all tensors made before and after this call."""
-    return next(_counter)
+    return next(current_state().numbers)
 
 
-def check_generation(tensor: Tensor) -> None:
-    """Raises StaleTensorError for a tensor of a cleared session."""
-    if tensor.generation != GENERATION.session:
-        raise StaleTensorError(
-            f"'{tensor.name}' (made in {tensor.source}) belongs to a session that K.clear_session() ended; "
-            f"run the cells that make it again"
-        )
+def check_generation(tensor: Tensor, state: State | None = None) -> None:
+    """Raises StaleTensorError unless the tensor is of this state's generation; the current session's by default."""
+    if tensor.generation is not (state or current_state()).generation:
+        raise stale(tensor.name, tensor.source, tensor.generation)
+
+
+def stale(name: str, source: Source, generation: Generation) -> StaleTensorError:
+    """The error for a tensor or function that isn't of the current session's generation."""
+    made = f"'{name}' (made in {source}) belongs to"
+    if generation.ended:
+        return StaleTensorError(f"{made} a session that K.clear_session() ended; run the cells that make it again")
+    return StaleTensorError(
+        f"{made} another session of this process, and can be used only there; run the cells that make it in this one"
+    )
 
 
 def record(
     op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], infer: Inference, name: str | None = None
 ) -> Tensor:
     """Adds a node: its shape and dtype come from `infer`, which raises what can't work in the user's own line."""
-    session = GENERATION.session
+    generation = current_state().generation
     for tensor in inputs:
-        if tensor.generation != session:
+        if tensor.generation is not generation:
             check_generation(tensor)
     shape, dtype = infer(*inputs, **attrs)
     return Tensor(op, inputs, attrs, shape, dtype, caller(), name)

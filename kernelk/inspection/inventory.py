@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..graph.nodes import GENERATION, Placeholder, Tensor, Variable
+from ..graph.nodes import Placeholder, Tensor, Variable
+from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
 from ..session.function import Function
 from ..session.session import Session
@@ -144,11 +145,28 @@ def stale_names(namespace: Mapping[str, Any]) -> list[str]:
 
 
 def is_stale(value: Tensor | Function) -> bool:
-    """Whether it is from before the last `K.clear_session()`."""
+    """Whether it is from before the last `K.clear_session()`, or of another session."""
+    generation = current_state().generation
+    return any(tensor.generation is not generation for tensor in _tensors(value))
+
+
+def stale_reason(value: Tensor | Function) -> str:
+    """Whose it is, if it is stale."""
+    if _is_foreign(value):
+        return "of another session of this process; next: run its cells in this one"
+    return "of a session that K.clear_session() ended; next: run its cells again"
+
+
+def _is_foreign(value: Tensor | Function) -> bool:
+    """Whether another session, which still goes on, has it."""
+    here = current_state().generation
+    return any(x.generation is not here and not x.generation.ended for x in _tensors(value))
+
+
+def _tensors(value: Tensor | Function) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return value.generation != GENERATION.session
-    tensors = [*value.inputs, *value.outputs, *(variable for variable, _ in value.updates)]
-    return any(tensor.generation != GENERATION.session for tensor in tensors)
+        return [value]
+    return [*value.inputs, *value.outputs, *(variable for variable, _ in value.updates)]
 
 
 def kind_of(value: Tensor | Function) -> str:
@@ -161,7 +179,14 @@ def kind_of(value: Tensor | Function) -> str:
 
 
 def _named(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each tensor and function with each of its names, those in lists, tuples and dicts one level deep included."""
+    """Each tensor and function of this session, or a cleared one, with each of its names.
+
+    Those in lists, tuples and dicts one level deep are included. Another session's are not: it numbers its own.
+    """
+    return ((name, value) for name, value in _held(namespace) if not _is_foreign(value))
+
+
+def _held(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in list(namespace.items()):
         if _IPYTHONS.fullmatch(name):
             continue
@@ -201,7 +226,7 @@ def _living(session: Session, namespace: Mapping[str, Any]) -> list[tuple[Any, l
         elif not is_stale(value):
             found[value.uid] = (value, [name])
     for variable in session.live_variables():
-        if variable.uid not in found and variable.generation == GENERATION.session:
+        if variable.uid not in found and variable.generation is session.state.generation:
             found[variable.uid] = (variable, [])
     for function in list(session.functions):
         if function.uid not in found:

@@ -8,7 +8,7 @@ from ..display.tables import Table, html, plain, size, text
 from ..graph.nodes import Placeholder, Tensor, Update, Variable
 from ..session.current import current
 from ..session.function import Function
-from .inventory import is_stale
+from .inventory import is_stale, stale_reason
 from .summaries import Summary, known
 
 # Of larger values a sample is looked at: this is shown at the end of many cells.
@@ -29,7 +29,7 @@ def pretty(thing: Tensor | Function, printer: Any) -> None:
 
 def _table(thing: Tensor | Function) -> Table:
     if is_stale(thing):
-        rows = [["stale", "of a session that K.clear_session() ended; next: run its cells again"]]
+        rows = [["stale", stale_reason(thing)]]
     elif isinstance(thing, Function):
         rows = _function(thing)
     else:

@@ -33,8 +33,6 @@ import numpy as np
 
 from ..errors import KernelKError, WorkerDiedError
 from ..graph.nodes import LearningPhase, Placeholder, StepInput, Tensor, Update, Variable
-from ..ops.nn import PHASE
-from ..ops.random import SEEDS
 from ..program.resolve import update_value
 from ..session.default_feeds import needed_placeholders
 from ..session.feeds import as_feed, as_phase, last_feed
@@ -276,7 +274,7 @@ def _up_to_date(session: Session, shown: Shown) -> bool:
 
 
 def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Names, most: int) -> Summary:
-    phase = PHASE.fixed or 0
+    phase = session.state.fixed_phase or 0
     switches: dict[Tensor, Any] = {}
     if shown is not None:
         switches = {x: value for x, value in shown.feeds.items() if isinstance(x, LearningPhase)}
@@ -297,15 +295,12 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
             return Summary(tensor.uid, note=f"{host.engine.title} isn't running; next: {command} starts it")
         host.start()
     fed = [as_feed(x, feeds[x]) for x in needed]
-    counter = SEEDS.counter
-    try:
+    with session.state.seeds.counter_kept():
         program, _ = linearised(session, needed, [target], (), phase, host.ops, fed)
         bytes_, _, shape = program.output_arrays(program.specialise(tuple(x.shape for x in fed), host.specialises))[0]
         if bytes_ > MOST_BYTES:
             return Summary(tensor.uid, note=f"its value of shape {shape} takes {bytes_ >> 20} MiB; next: {command}")
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])
-    finally:
-        SEEDS.counter = counter
     note = "drawn afresh at each call" if program.draws else ""
     if isinstance(tensor, Update):
         note = f"what '{names(tensor.variable)}' would become"

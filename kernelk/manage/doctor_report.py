@@ -5,6 +5,7 @@ Nothing of the user's session is touched: each trial has a session, storage and 
 
 from __future__ import annotations
 
+import contextvars
 import os
 import platform
 import shutil
@@ -33,7 +34,7 @@ from ..errors import BackendNotInstalledError, InstallError, KernelKError
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
-from ..session.current import existing
+from ..session.current import entered, existing
 from ..session.function import Function
 from ..session.session import Session
 from ..source import caller
@@ -175,7 +176,11 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
         return found
     hosts: list[Host] = []
     with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
-        futures: dict[str, Future[EngineHealth]] = {e.name: pool.submit(_trial, e, hosts) for e in outside}
+        futures: dict[str, Future[EngineHealth]] = {
+            # A thread of its own context would look for the options of another session.
+            e.name: pool.submit(contextvars.copy_context().run, _trial, e, hosts)
+            for e in outside
+        }
         try:
             late = wait(futures.values(), TRIAL_SECONDS).not_done
         finally:  # Ctrl-C ends them all too
@@ -203,13 +208,15 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
     options = {} if users is None else dict(users.engine_options.get(engine.name, {}))
     options.pop("in_kernel", None)
     session = Session()
-    host = session.make_host(engine.name, options)
+    log = None if users is None else users.log_of(engine.name)
+    host = session.make_host(engine.name, options, log)
     hosts.append(host)
     try:
         begin = time.perf_counter()
         host.start()
         started = time.perf_counter()
-        wrong = _step(session, host)
+        with entered(session):
+            wrong = _step(session, host)
         ended = time.perf_counter()
         facts: dict[str, Any] = {
             "version": str(host.facts.get("version", "")),

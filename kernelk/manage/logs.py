@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..display.tables import size
-from ..engines.worker_log import SHOWN_LINES, log_of
+from ..engines.worker_log import SHOWN_LINES
 from ..errors import ArgumentError
 
 
@@ -48,13 +48,13 @@ def log(name: str | None = None) -> LogReport:
 
     session = current()
     descriptor = engine(name or session.active)
-    found = log_of(descriptor.name)
+    worker_log = session.log_of(descriptor.name)
     host = session.hosts.get(descriptor.name)
     in_kernel = descriptor.in_kernel or (host is not None and host.placement != "worker")
-    if in_kernel and not found.total:
+    if in_kernel and not worker_log.total:
         raise ArgumentError(
             f"{descriptor.title} runs in the notebook's own process and has no log: what it says is in the cells "
             f"already; %kbackend --log takes an engine with a worker"
         )
-    found.drain()
-    return LogReport(descriptor.name, *found.since(0))
+    worker_log.drain()
+    return LogReport(descriptor.name, *worker_log.since(0))

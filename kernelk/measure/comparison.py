@@ -14,7 +14,7 @@ import numpy as np
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.host import Host
-from ..engines.options import asked, check_honoured, merged
+from ..engines.options import changed_options, check_honoured, requested_options
 from ..errors import ArgumentError, KernelKError
 from ..session.current import current
 from ..session.session import Session
@@ -191,13 +191,13 @@ class _Hosts:
     def started(self, name: str) -> Host:
         """The host of an engine, started. Raises KernelKError."""
         session, engine = self._session, registry.engine(name)
-        changes = asked(engine, self._device, self._threads)
+        changes = requested_options(engine, self._device, self._threads)
         if not changes or engine.in_kernel:
             host = session.host(name)
         elif name in self._made:
             host = self._made[name]
         else:
-            options = merged(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+            options = changed_options(session.engine_options.get(name, {}), changes, session.hosts.get(name))
             host = self._made[name] = session.make_host(name, options)
             host.start()
             check_honoured(host, options)

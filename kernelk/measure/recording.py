@@ -12,7 +12,6 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, Variable
-from ..ops.random import SEEDS
 from ..program.program import Program
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
@@ -120,7 +119,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     lock held. Raises ArgumentError for a body that neither evaluates nor returns anything of the kind, and what the
     body raises.
     """
-    recording = Recording(counter=SEEDS.counter)
+    recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:
             raise ArgumentError(f"{asker}: feeds go with a tensor or a K.function; a body feeds its calls itself")
@@ -184,14 +183,14 @@ def restoring(session: Session, recordings: list[Recording]) -> Iterator[Callabl
     for recording in reversed(recordings):
         before.update(recording.before)
     after = {variable: session.read(variable) for variable in before}
-    counter = SEEDS.counter
+    seeds = session.state.seeds
 
     def rewind() -> None:
         session.write(list(before.items()))
-        SEEDS.counter = min(recording.counter for recording in recordings)
+        seeds.counter = min(recording.counter for recording in recordings)
 
-    try:
-        yield rewind
-    finally:
-        session.write(list(after.items()))
-        SEEDS.counter = counter
+    with seeds.counter_kept():
+        try:
+            yield rewind
+        finally:
+            session.write(list(after.items()))

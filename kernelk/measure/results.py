@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..display.export import Exported
 from ..errors import ArgumentError
+from ..session.current import current
 from .estimates import Estimate
 
 
@@ -45,16 +45,11 @@ class Result(Exported):
 
 Measured = TypeVar("Measured", bound=Result)
 
-# The last measurement of each kind, and who wants to know of a new one: what the panel shows.
-LATEST: dict[str, Result] = {}
-LISTENERS: list[Callable[[], object]] = []
-
 
 def noted(kind: str, result: Measured) -> Measured:
-    """The same result, which is now the last of its kind ("time", "profile", "compare")."""
-    LATEST[kind] = result
-    for call in list(LISTENERS):
-        call()
+    """The same result, which is now the session's last of its kind ("time", "profile", "compare"): the panel has it."""
+    session = current()
+    session.measurements = {**session.measurements, kind: result}
     return result
 
 

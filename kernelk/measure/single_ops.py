@@ -16,7 +16,6 @@ from ..graph.nodes import Placeholder, Scan, Tensor
 from ..graph.rules import RULES
 from ..ops.creation import placeholder
 from ..ops.gradients import of_a_gradient
-from ..ops.random import SEEDS
 from ..program.program import Instruction, Program
 from ..session.function import Function
 from ..session.session import Session
@@ -41,7 +40,7 @@ class Nodes:
         self._session = session
         self._roots = roots
         self._phase = phase
-        self._counter = SEEDS.counter
+        self._counter = session.state.seeds.counter
         self.placeholders = list(feeds)
         self.feeds = list(feeds.values())
         # With every op "native", no composite is written out: one node for each op that the user's lines recorded.
@@ -128,9 +127,10 @@ class Nodes:
         self, host: Host, inputs: Sequence[Placeholder], outputs: Sequence[Tensor], feeds: list[Array]
     ) -> list[Array]:
         """The outputs' values from one program on this host, with the draws that the session's next call would get."""
-        SEEDS.counter = self._counter
+        seeds = self._session.state.seeds
+        seeds.counter = self._counter
         program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
-        SEEDS.counter = self._counter
+        seeds.counter = self._counter
         with forgetting([host]):
             return self._session.calls.execute(host, program, feeds, commit=False)[: len(outputs)]
 

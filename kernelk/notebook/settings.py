@@ -10,6 +10,7 @@ from traitlets.config import Configurable
 
 from .. import config
 from ..errors import ArgumentError, KernelKError
+from ..session.current import PROCESS, current
 
 
 class KernelK(Configurable):
@@ -82,7 +83,6 @@ class KernelK(Configurable):
     def _swap(self, change: Any) -> None:
         if self._following:
             return
-        from ..session.current import current
         from ..session.swap import swap
 
         session = current()
@@ -102,8 +102,16 @@ class KernelK(Configurable):
     def _on_active(self, change: Any) -> None:
         self._show(change["new"])
 
-    def attach(self, session: Any) -> None:
-        """From now on `backend` is what the session's active engine is."""
+    def follow(self) -> None:
+        """From now on `backend` is the active engine of the process's session, as soon as there is one."""
+        PROCESS.observe(self._on_made, "session")
+        if PROCESS.session is not None:
+            self._attach(PROCESS.session)
+
+    def _on_made(self, change: Any) -> None:
+        self._attach(change["new"])
+
+    def _attach(self, session: Any) -> None:
         self._session = session
         if not session.announced:
             # Nothing has been computed, and nobody has chosen by hand.
@@ -113,6 +121,7 @@ class KernelK(Configurable):
 
     def detach(self) -> None:
         """Forgets the session, and puts every setting back to its default."""
+        PROCESS.unobserve(self._on_made, "session")
         if self._session is not None:
             self._session.unobserve(self._on_active, "active")
             self._session = None

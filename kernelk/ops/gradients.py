@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..graph.loops import Closure, close_loop, done_anew, stacked
-from ..graph.nodes import SCOPE, Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from ..graph.nodes import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
 from ..graph.rules import RULES, apply, expand
+from ..graph.state import current_state
 from ..source import caller
 from .dtypes import FLOATS, as_tensor
 from .shapes import matmul, sum_to, zeros_shaped
@@ -70,18 +71,15 @@ def gradients(loss: Any, variables: Any) -> Any:
         pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
         found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
     results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
-    _SPANS.append((begin, mark()))
+    current_state().gradient_spans.append((begin, mark()))
     return results[0] if single else results
-
-
-# Between which numbers the nodes lie that `gradients` has made, one pair for each of its calls, in order.
-_SPANS: list[tuple[int, int]] = []
 
 
 def of_a_gradient(node: Tensor) -> bool:
     """Whether `gradients` has made this node."""
-    place = bisect.bisect_right(_SPANS, (node.uid, sys.maxsize)) - 1
-    return place >= 0 and _SPANS[place][0] < node.uid < _SPANS[place][1]
+    spans = current_state().gradient_spans
+    place = bisect.bisect_right(spans, (node.uid, sys.maxsize)) - 1
+    return place >= 0 and spans[place][0] < node.uid < spans[place][1]
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -140,11 +138,12 @@ def _backwards(
 @contextlib.contextmanager
 def _scope_of(node: Tensor) -> Iterator[None]:
     """A gradient's nodes stand in the scope of the node that it goes through."""
-    before, SCOPE.path = SCOPE.path, node.scope
+    state = current_state()
+    before, state.scope = state.scope, node.scope
     try:
         yield
     finally:
-        SCOPE.path = before
+        state.scope = before
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

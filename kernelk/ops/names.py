@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -11,35 +10,36 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError
-from ..graph.nodes import SCOPE, Tensor
+from ..graph.nodes import Tensor
 from ..graph.rules import apply
+from ..graph.state import current_state
 from .dtypes import as_tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_uids: defaultdict[str, int] = defaultdict(int)
-
 
 def get_uid(prefix: str = "") -> int:
     """1, 2, 3 ... for each prefix."""
-    _uids[prefix] += 1
-    return _uids[prefix]
+    uids = current_state().uids
+    uids[prefix] += 1
+    return uids[prefix]
 
 
 def reset_uids() -> None:
     """Starts all prefixes again at 1."""
-    _uids.clear()
+    current_state().uids.clear()
 
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
     """All that is made inside is drawn as one group of this name; tensors' own names stay as they are given."""
-    before = SCOPE.path
-    SCOPE.path = f"{before}/{name}" if before else name
+    state = current_state()
+    before = state.scope
+    state.scope = f"{before}/{name}" if before else name
     try:
-        yield SCOPE.path + "/"
+        yield state.scope + "/"
     finally:
-        SCOPE.path = before
+        state.scope = before
 
 
 def cast_to_floatx(x: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ArgumentError
 from ..graph.nodes import LearningPhase, Tensor
 from ..graph.rules import RULES, Rule, apply
+from ..graph.state import current_state
 from ..source import caller
 from . import elementwise, random
 from .dtypes import as_tensor, floating, operands
@@ -16,30 +17,21 @@ from .shapes import axis_of, broadcast, scalar
 from .shaping import dims_of, shape
 
 
-class _Phase:
-    """The session's learning phase: a value set by `set_learning_phase`, or the placeholder once it is asked for."""
-
-    fixed: int | None = None
-    placeholder: LearningPhase | None = None
-
-
-PHASE = _Phase()
-
-
 def learning_phase() -> int | LearningPhase:
     """0 or 1 if it was set; else the placeholder that is 0 unless a call feeds 1."""
-    if PHASE.fixed is not None:
-        return PHASE.fixed
-    if PHASE.placeholder is None:
-        PHASE.placeholder = LearningPhase("placeholder", (), {}, (), "bool", caller(), "keras_learning_phase")
-    return PHASE.placeholder
+    state = current_state()
+    if state.fixed_phase is not None:
+        return state.fixed_phase
+    if state.phase_placeholder is None:
+        state.phase_placeholder = LearningPhase("placeholder", (), {}, (), "bool", caller(), "keras_learning_phase")
+    return state.phase_placeholder
 
 
 def set_learning_phase(value: int) -> None:
     """Fixes the learning phase to 0 (test) or 1 (train) for graphs written from now on. Raises ArgumentError."""
     if value not in (0, 1):
         raise ArgumentError(f"set_learning_phase: expected 0 or 1, not {value!r}")
-    PHASE.fixed = int(value)
+    current_state().fixed_phase = int(value)
 
 
 def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:

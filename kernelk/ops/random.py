@@ -2,82 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ..errors import DTypeError
 from ..graph.nodes import Draw, Spec, Tensor
+from ..graph.state import current_state
 from ..source import caller
 from .dtypes import FLOATS, cast, check_dtype
 from .shapes import known_dims
 from .shaping import dims_of
 
 
-def _seed_of(entropy: int, *spawn_key: int) -> int:
-    return int(np.random.SeedSequence(entropy, spawn_key=spawn_key).generate_state(1, np.uint64)[0])
-
-
-class Stream:
-    """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
-
-    The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
-    was saved, and the same cells go on with the same draws.
-    """
-
-    def __init__(self, entropy: int | None = None) -> None:
-        self.entropy = secrets.randbits(128) if entropy is None else int(entropy)
-        self.count = 0
-
-    def next(self) -> int:
-        """The number of the next node."""
-        self.count += 1
-        return self.count - 1
-
-    def seed(self, number: int) -> int:
-        """The 64-bit seed of a node."""
-        return _seed_of(self.entropy, number)
-
-
-class _Seeds:
-    """The state of randomness: what `set_random_seed` restarts, and `kernelk.save` keeps."""
-
-    def __init__(self) -> None:
-        self.restart(None)
-
-    def restart(self, seed: int | None) -> None:
-        """Begins anew, from entropy of the system's where there is no seed."""
-        self.fixed = 0 if seed is None else _seed_of(seed)
-        self.stream = Stream(seed)
-        # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
-        self.counter = 0
-
-    def state(self) -> dict[str, int]:
-        """What the next draws follow from."""
-        return {
-            "entropy": self.stream.entropy,
-            "count": self.stream.count,
-            "fixed": self.fixed,
-            "counter": self.counter,
-        }
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
-
-        Plans that hold a seed already have to be made anew.
-        """
-        self.stream.entropy, self.stream.count = state["entropy"], state["count"]
-        self.fixed, self.counter = state["fixed"], state["counter"]
-
-
-SEEDS = _Seeds()
-
-
 def set_random_seed(seed: int) -> None:
     """Restarts all randomness: the same cells run after it draw the same numbers, on every engine."""
-    SEEDS.restart(seed)
+    current_state().seeds.restart(seed)
 
 
 def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:
@@ -87,11 +26,11 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
+    seeds = current_state().seeds
     if seed is None:
-        stream = SEEDS.stream
-        node.seed = partial(stream.seed, stream.next())
+        node.seed = partial(seeds.stream.seed, seeds.stream.next())
     else:
-        node.seed = partial(int, (int(seed) ^ SEEDS.fixed) & (2**64 - 1))
+        node.seed = partial(int, (int(seed) ^ seeds.fixed) & (2**64 - 1))
     return node
 
 

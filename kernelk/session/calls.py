@@ -12,11 +12,11 @@ import numpy as np
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.interrupts import shield
 from ..engines.storage import Reference, Slots, Storage, Transfer
 from ..errors import EngineError, KernelKError, WorkerDiedError
 from ..graph.nodes import check_generation, located
-from ..ops.random import SEEDS
+from ..graph.state import State
 from ..program.program import Program, Specialisation
 
 _plan_numbers = itertools.count()
@@ -44,8 +44,10 @@ class Calls:
     `safe_point` frees what nobody holds any more, before each call.
     """
 
-    def __init__(self, storage: Storage, safe_point: Callable[[], None]) -> None:
+    def __init__(self, storage: Storage, state: State, safe_point: Callable[[], None]) -> None:
         self.transfer = Transfer(storage)
+        self._state = state
+        self._seeds = state.seeds
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
 
@@ -59,7 +61,7 @@ class Calls:
         """
         self._safe_point()
         for variable in program.slots:
-            check_generation(variable)
+            check_generation(variable, self._state)
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         host.listen()
         try:
@@ -131,7 +133,7 @@ class Calls:
             "feeds": references[len(program.constants) :],
             "variables": [variable.slots.reference() for variable in program.slots],
             "draws": _draws(program, specialisation),
-            "counter": SEEDS.counter,
+            "counter": self._seeds.counter,
             "profiled": profiled,
         }
         try:
@@ -235,7 +237,7 @@ class Calls:
             "define": None if known else plan.definition,
             "load": host.loads(plan.slots),
             "sides": [1 - slot.active for slot in plan.updated],
-            "counter": SEEDS.counter,
+            "counter": self._seeds.counter,
         }
         try:
             reply = host.request(message)
@@ -250,7 +252,7 @@ class Calls:
                 self._commit(host, program, plan.updated)
             else:
                 host.forget(plan.updated)
-                SEEDS.counter += bool(program.draws)
+                self._seeds.counter += bool(program.draws)
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
         except BaseException:
@@ -262,10 +264,10 @@ class Calls:
     def _commit(self, host: Host, program: Program, updated: list[Slots]) -> None:
         """Makes a call's new values the committed ones. Ctrl-C waits for it, on engines in this process too."""
         if not updated:
-            SEEDS.counter += bool(program.draws)
+            self._seeds.counter += bool(program.draws)
             return
-        with HeldInterrupt(let_it_end, 0.0):
-            SEEDS.counter += bool(program.draws)
+        with shield():
+            self._seeds.counter += bool(program.draws)
             for slot in updated:
                 slot.flip()
             host.loaded(updated)

@@ -1,41 +1,68 @@
-"""Which session is the current one. Light: it imports the session itself only when the first one is made."""
+"""Which session is the current one. Light: it imports the session itself only when the first one is made.
+
+A kernel has one session, which every thread of it finds. A host with several visitors in one process gives each a
+`Session()` of their own, and runs what is theirs inside `entered(session)`: a thread or an asyncio task that does so
+is that visitor's, for all that it computes. A thread that has entered none works on the process's own session.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .. import config
+from traitlets import Any, HasTraits
+
+from ..graph import state
+from ..graph.state import PROCESS_STATE, current_state
 
 if TYPE_CHECKING:
     from .session import Session
 
 _lock = threading.Lock()
-_session: Session | None = None
+
+
+class _Process(HasTraits):
+    """`session` is the process's own one, None until it is needed: observe it to know when it is made."""
+
+    session = Any(None)
+
+
+PROCESS = _Process()
 
 
 def current() -> Session:
-    """The process's session; made at the first call."""
-    global _session
-    if _session is None:
-        from .session import Session
+    """The session that this code belongs to; the process's own one is made at the first call."""
+    return current_state().session or _made()
 
-        with _lock:
-            if _session is None:
-                _session = Session()
-                for call in list(config.WHEN_MADE):
-                    call(_session)
-    return _session
+
+def _made() -> Session:
+    from .session import Session
+
+    here = current_state()
+    with _lock:
+        if here.session is None:
+            here.session = Session(here)
+            if here is PROCESS_STATE:
+                PROCESS.session = here.session
+        return here.session  # type: ignore[no-any-return]
 
 
 def existing() -> Session | None:
-    """The process's session if there is one already; none is made, and nothing is imported."""
-    return _session
+    """The current session if there is one already; none is made, and nothing is imported."""
+    return current_state().session  # type: ignore[no-any-return]
+
+
+@contextmanager
+def entered(session: Session) -> Iterator[Session]:
+    """Inside, in this thread or asyncio task, `current()` is this session."""
+    with state.entered(session.state):
+        yield session
 
 
 def stop_engines() -> None:
     """Stops every engine of the session, if there is one; variables stay, and the next use starts what it needs."""
-    if _session is not None:
-        with _session.lock:
-            for host in _session.hosts.values():
-                host.stop()
+    session = existing()
+    if session is not None:
+        session.stop_engines()

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
-from ..ops.nn import PHASE
+from ..graph.state import current_state
 from ..program.resolve import update_value
 from .feeds import as_feed, as_phase, last_feed
 from .function import Function
@@ -54,7 +54,7 @@ def known_feeds(
     `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
     Raises FeedError.
     """
-    phase = PHASE.fixed or 0
+    phase = current_state().fixed_phase or 0
     switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
     if switches:
         phase = as_phase(given[switches[0]])

@@ -12,10 +12,10 @@ from ..bounds import drop_oldest
 from ..display import messages
 from ..engines.host import Host
 from ..errors import ArgumentError, FeedError
-from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation
+from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, stale
+from ..graph.state import current_state
 from ..ops.dtypes import as_tensor
 from ..ops.foreign import as_numpy
-from ..ops.nn import PHASE
 from ..program.program import KEY_LENGTH, Program
 from ..program.updates import after, compose
 from ..source import Source, caller
@@ -74,9 +74,11 @@ class Function:
         self._told = False
         for tensor in (*self.inputs, *self.outputs):
             check_generation(tensor)
+        session = current()
+        self.generation = session.state.generation
         if live:
             # A swap checks live functions against its target; an evaluation's passing one isn't among them.
-            current().functions.add(self)
+            session.functions.add(self)
 
     def __call__(self, inputs: Any = ()) -> Any:
         """Feeds `inputs` (one array for each placeholder, in order) and returns the outputs as a list of ndarrays.
@@ -89,7 +91,10 @@ class Function:
         if len(given) != len(self.inputs):
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
             raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
-        phase = PHASE.fixed or 0
+        session = current()
+        if self.generation is not session.state.generation and not self.generation.ended:
+            raise stale(self.name, self.source, self.generation)
+        phase = session.state.fixed_phase or 0
         feeds, sources = [], []
         for placeholder, value in zip(self.inputs, given):
             if isinstance(placeholder, LearningPhase):
@@ -98,7 +103,6 @@ class Function:
             else:
                 feeds.append(as_feed(placeholder, value))
                 sources.append(value)
-        session = current()
         with session.lock:
             host = session.ready_host()
             program = self.program_for(session, host.ops, phase, feeds)
@@ -166,7 +170,7 @@ class Function:
 
     def phases(self) -> tuple[int, ...]:
         """The learning phases that a call of this function may run in."""
-        return (0, 1) if len(self.placeholders) != len(self.inputs) else (PHASE.fixed or 0,)
+        return (0, 1) if len(self.placeholders) != len(self.inputs) else (current_state().fixed_phase or 0,)
 
     def slots(self) -> list[Variable]:
         """The variables that the programs made so far read or update."""

@@ -21,7 +21,6 @@ from .._version import __version__
 from ..display.tables import Rendered, Table, size
 from ..errors import ArgumentError, FileError, KernelKError, LoadRefusedError
 from ..graph.nodes import Variable
-from ..ops.random import SEEDS
 from .current import current
 from .session import Session
 
@@ -134,7 +133,7 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         about = {
             "format": _FORMAT,
             "kernelk": __version__,
-            "random": SEEDS.state(),
+            "random": session.state.seeds.state(),
             "variables": [[key, *_identity(variable)] for key, variable in listed],
         }
         try:

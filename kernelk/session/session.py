@@ -9,19 +9,20 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
-from traitlets import HasTraits, Unicode
+from traitlets import Dict, HasTraits, Unicode
 
 from .. import config
 from ..display import messages
 from ..engines import registry
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
+from ..engines.interrupts import shield
 from ..engines.local_host import LocalHost
 from ..engines.storage import Slots, Storage
 from ..engines.worker_host import WorkerHost
+from ..engines.worker_log import WorkerLog
 from ..errors import KernelKError, WorkerDiedError
-from ..graph.nodes import GENERATION, Tensor, Variable, check_generation
-from ..ops.random import SEEDS
+from ..graph.nodes import Tensor, Variable, check_generation
+from ..graph.state import State
 from .calls import Calls
 
 
@@ -35,12 +36,19 @@ class Shown(NamedTuple):
 
 
 class Session(HasTraits):
-    """One kernel's state. `active` is observable; `chosen_by` says which setting decided it."""
+    """All that one notebook, or one visitor of a host, has.
+
+    `active` (the engine) and `measurements` (the last result of each kind) can be observed; `chosen_by` says which
+    setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
+    session yet. The settings of keras.json and of `c.KernelK` are the process's, and hold for all of its sessions.
+    """
 
     active = Unicode()
+    measurements = Dict()
 
-    def __init__(self) -> None:
+    def __init__(self, state: State | None = None) -> None:
         super().__init__()
+        self.state = State() if state is None else state
         self.lock = threading.RLock()
         self.storage = Storage()
         self.hosts: dict[str, Host] = {}
@@ -51,11 +59,13 @@ class Session(HasTraits):
         self.engine_options: dict[str, dict[str, Any]] = {}  # engine's name -> what the user asked for; see make_host
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
-        self.calls = Calls(self.storage, self.safe_point)
+        self._logs: dict[str, WorkerLog] = {}
+        self.calls = Calls(self.storage, self.state, self.safe_point)
         self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
         self.announced = False
         name, self.chosen_by = config.chosen_backend()
         self.active = name
+        self.state.session = self
 
     # --- variables ---
 
@@ -106,15 +116,15 @@ class Session(HasTraits):
     def read(self, variable: Variable) -> np.ndarray[Any, Any]:
         """A copy of the committed value."""
         with self.lock:
-            check_generation(variable)
+            check_generation(variable, self.state)
             return np.array(variable.slots.view())
 
     def write(self, values: list[tuple[Variable, np.ndarray[Any, Any]]]) -> None:
         """Commits values of the right shapes and dtypes, all at once."""
         with self.lock:
             for variable, _ in values:
-                check_generation(variable)
-            with HeldInterrupt(let_it_end, 0.0):
+                check_generation(variable, self.state)
+            with shield():
                 for variable, value in values:
                     variable.slots.write(value)
 
@@ -123,13 +133,13 @@ class Session(HasTraits):
         with self.lock:
             self.write(values)
             if random is not None:
-                SEEDS.restore(random)
+                self.state.seeds.restore(random)
                 self.calls.drop_plans()  # they hold the seeds
 
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
-            GENERATION.session += 1
+            self.state.clear()
             for host in self.hosts.values():
                 if host.started:
                     with contextlib.suppress(WorkerDiedError):
@@ -149,15 +159,26 @@ class Session(HasTraits):
             host = self.hosts[name] = self.make_host(name, self.engine_options.get(name, {}))
         return host
 
-    def make_host(self, name: str, options: dict[str, Any]) -> Host:
+    def make_host(self, name: str, options: dict[str, Any], log: WorkerLog | None = None) -> Host:
         """A new host, not started and not the session's own yet, for an engine with these options.
 
         `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
+        `log`: where it is to be noted what its worker says, if not in the session's own.
         """
         engine = registry.engine(name)
         if engine.in_kernel or options.get("in_kernel"):
             return LocalHost(engine, self.storage, options)
-        return WorkerHost(engine, self.storage, messages.say, options)
+        return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
+
+    def log_of(self, name: str) -> WorkerLog:
+        """What an engine's workers have said, the dead ones too, for the whole life of the session."""
+        return self._logs.setdefault(name, WorkerLog())
+
+    def stop_engines(self) -> None:
+        """Stops every engine; variables stay, and the next use starts what it needs."""
+        with self.lock:
+            for host in self.hosts.values():
+                host.stop()
 
     def ready_host(self) -> Host:
         """The active engine, started; the first time, one line says which it is."""

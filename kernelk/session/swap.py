@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from ..display import messages
 from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
-from ..engines.interrupts import HeldInterrupt, let_it_end
-from ..engines.options import asked, check_honoured, fulfilled, merged
+from ..engines.interrupts import shield
+from ..engines.options import changed_options, check_honoured, requested_options, runs_with
 from ..errors import KernelKError, SwapRefusedError
-from ..graph.nodes import Variable
-from .current import current
+from ..graph.nodes import LearningPhase, Variable
+from .current import current, entered
+from .feeds import as_feed, as_phase
+from .linearise import linearised
 from .session import Session
 from .swap_report import Reevaluated, StopReport, SwapReport
 
@@ -42,62 +45,97 @@ def set_backend(
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
-    changes = asked(registry.engine(name), device, threads, in_kernel, compiler)
+    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler)
     report = swap(current(), name, "set_backend", changes)
     if save:
         report.saved = config.save_backend(name)
     return report
 
 
-def swap(
-    session: Session, name: str, chosen_by: str, changes: dict[str, Any] | None = None, prepared: Host | None = None
-) -> SwapReport:
-    """The transaction; `chosen_by` is shown as the setting that decided the engine, `changes` are from `asked`.
+@dataclass
+class Preparation:
+    """How a swap will go, decided before anything is started or changed: which host takes over, with which options.
 
-    `prepared`: a host that was started beforehand with these very options; it takes over where a new one is needed,
-    and is stopped where none is.
+    `replaces`: the host takes the place of one with other options. `changes` are what was asked for; `known_host` and
+    `known_options` are the session's own at that time, and tell whether the decision still holds.
+    """
+
+    engine: Engine
+    changes: dict[str, Any]
+    options: dict[str, Any]
+    host: Host
+    replaces: bool
+    known_host: Host | None
+    known_options: dict[str, Any]
+
+    def holds(self, session: Session) -> bool:
+        """Whether it would be decided so now as well: meanwhile, cells may have used or swapped to the engine."""
+        host, name = session.hosts.get(self.engine.name), self.engine.name
+        if host is not self.known_host or session.engine_options.get(name, {}) != self.known_options:
+            return False
+        return host is self.host or not runs_with(host, self.options)
+
+
+def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, beside: bool = False) -> Preparation:
+    """Decides how `name` would become the active engine, with changes that are from `requested_options`.
+
+    `beside`: its host is to be started while the session's own goes on: it is a new one, unless that runs already.
+    Raises UnknownBackendError, and ArgumentError for options that the engine can't have.
     """
     engine = registry.engine(name)
+    changes = changes or {}
     with session.lock:
+        options = changed_options(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+        return _decided(session, engine, changes, options, beside)
+
+
+def _decided(
+    session: Session, engine: Engine, changes: dict[str, Any], options: dict[str, Any], beside: bool = False
+) -> Preparation:
+    known_host, known_options = session.hosts.get(engine.name), session.engine_options.get(engine.name, {})
+    as_it_is = runs_with(known_host, options)
+    replaces = options != known_options and not as_it_is
+    host = known_host
+    if host is None or replaces or (beside and not as_it_is):
+        host = session.make_host(engine.name, options)
+    return Preparation(engine, changes, options, host, replaces, known_host, known_options)
+
+
+def swap(session: Session, name: str, chosen_by: str, changes: dict[str, Any] | None = None) -> SwapReport:
+    """Makes `name` the active engine; `chosen_by` is shown as the setting that decided it."""
+    return take_over(session, prepare(session, name, changes), chosen_by)
+
+
+def take_over(session: Session, prepared: Preparation, chosen_by: str) -> SwapReport:
+    """The transaction. Where the preparation doesn't hold any more, its host is stopped and it is decided anew."""
+    with session.lock, entered(session):
         try:
-            options = merged(session.engine_options.get(name, {}), changes or {}, session.hosts.get(name))
-            return _swap(session, engine, chosen_by, options, prepared)
-        finally:
-            if prepared is not None and session.hosts.get(name) is not prepared:
-                prepared.stop()
+            if not prepared.holds(session):
+                if prepared.host is not prepared.known_host:
+                    prepared.host.stop()
+                prepared = prepare(session, prepared.engine.name, prepared.changes)
+            return _transaction(session, prepared, chosen_by)
+        except SwapRefusedError as error:
+            # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
+            raise error.with_traceback(None) from None
 
 
-def _swap(
-    session: Session, engine: Engine, chosen_by: str, options: dict[str, Any], prepared: Host | None = None
-) -> SwapReport:
-    try:
-        return _transaction(session, engine, chosen_by, options, prepared)
-    except SwapRefusedError as error:
-        # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
-        raise error.with_traceback(None) from None
-
-
-def _transaction(
-    session: Session, engine: Engine, chosen_by: str, options: dict[str, Any], prepared: Host | None
-) -> SwapReport:
+def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> SwapReport:
     session.safe_point()
+    engine, options, target, replaces = prepared.engine, prepared.options, prepared.host, prepared.replaces
+    own = prepared.known_host
     report = SwapReport(session.active, engine.name, chosen_by)
     clock = _Clock(report.seconds)
-    old = session.hosts.get(engine.name)
-    if options == session.engine_options.get(engine.name, {}) or fulfilled(old, options):
-        target = session.host(engine.name)
-        if prepared is not None and not target.started:
-            # As if it had just been started: it stays warm where the session can't move to it.
-            session.hosts[engine.name] = target = old = prepared
-    else:
-        target = prepared or session.make_host(engine.name, options)
-    replaces = target is not old
+    if not replaces:
+        # It stays warm where the session can't move to it.
+        session.hosts[engine.name] = target
     try:
-        report.started = target is prepared or not target.started
-        with clock("start"):
-            target.start()
-        if target is prepared:
+        report.started = target is not own or not target.started
+        if target.started and target is not own:
             report.seconds["start"] = target.start_seconds
+        else:
+            with clock("start"):
+                target.start()
         if replaces:
             check_honoured(target, options)
         if "device" in options:
@@ -111,18 +149,17 @@ def _transaction(
             report.bytes = sum(variable.slots.nbytes for variable in variables)
             report.loaded, report.loaded_bytes = _load(target, variables)
         changed = session.active != engine.name
-        with HeldInterrupt(let_it_end, 0.0):
-            report.restarted = replaces and old is not None and old.started
+        with shield():
+            report.restarted = replaces and own is not None and own.started
             session.hosts[engine.name] = target
             session.engine_options[engine.name] = target.options = options
             session.chosen_by = chosen_by
             session.active = engine.name
     finally:
         # Whichever of the two the session doesn't have now.
-        if replaces and session.hosts.get(engine.name) is not target:
-            target.stop()
-        elif replaces and old is not None:
-            old.stop()
+        for host in (target, own):
+            if host is not None and host is not session.hosts.get(engine.name):
+                host.stop()
     if changed or not session.announced:
         session.announce(target)
     with clock("reevaluate"):
@@ -149,7 +186,7 @@ def using(
     session = current()
     with session.lock:
         before = _Choice(session)
-    changes = asked(registry.engine(name), device, threads, in_kernel, compiler)
+    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler)
     try:
         yield swap(session, name, "using", changes)
     finally:
@@ -176,11 +213,11 @@ class _Choice:
             same = session.active == self.active and session.engine_options.get(self.active, {}) == wanted
             # An engine that wasn't up before isn't started to be left alone again.
             if self.started and not same:
-                _swap(session, registry.engine(self.active), self.chosen_by, wanted)
+                take_over(session, _decided(session, registry.engine(self.active), {}, wanted), self.chosen_by)
         except KernelKError as error:
             messages.say(f"kernelk: {self.active} is active again, and starts at its next use: {error}")
         finally:
-            with HeldInterrupt(let_it_end, 0.0):
+            with shield():
                 for name in [name for name in session.engine_options if name not in self.options]:
                     self.options[name] = {}
                 for name, options in self.options.items():
@@ -206,7 +243,7 @@ def stop_backend(name: str) -> StopReport:
         host = session.hosts.get(name)
         if host is not None and host.started:
             report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
-            with HeldInterrupt(let_it_end, 0.0):
+            with shield():
                 host.stop()
         return report
 
@@ -280,10 +317,6 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
 
 def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
     """Evaluates again what the user has been shown, newest first, until the time box is used up."""
-    from ..graph.nodes import LearningPhase
-    from .feeds import as_feed, as_phase
-    from .linearise import linearised
-
     begin = time.perf_counter()
     shown = list(session.shown.items())
     for done, (tensor, (feeds, before, versions, _)) in enumerate(reversed(shown)):

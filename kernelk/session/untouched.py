@@ -7,19 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from ..engines.host import Host
 from ..errors import WorkerDiedError
-from ..ops.random import SEEDS
 from .session import Session
 
 
 @contextlib.contextmanager
 def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
     """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
-    counter = SEEDS.counter
-    try:
-        with forgetting({*hosts, session.host("numpy")}):
-            yield
-    finally:
-        SEEDS.counter = counter
+    with session.state.seeds.counter_kept(), forgetting({*hosts, session.host("numpy")}):
+        yield
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from ..errors import BackendNotInstalledError, KernelKError
 from ..inspection.inventory import number
 from ..manage.status import EngineStatus, list_backends
 from ..measure.estimates import verdict
-from ..measure.results import LATEST
 from ..measure.timing import shown
 from ..session.session import Session
 from ..session.swap_report import SwapReport
@@ -111,12 +110,13 @@ def in_words(report: SwapReport) -> str:
 
 def timings(session: Session) -> dict[str, Any]:
     """The last measurement of each kind, and the swaps, newest first."""
+    latest = session.measurements
     return {
-        "time": _timed(LATEST.get("time")),
-        "profile": _profiled(LATEST.get("profile")),
-        "engine_profile": _watched(getattr(LATEST.get("profile"), "engine_profile", None)),
-        "compare": _compared(LATEST.get("compare")),
-        "per_op": _op_by_op(getattr(LATEST.get("compare"), "per_op", None)),
+        "time": _timed(latest.get("time")),
+        "profile": _profiled(latest.get("profile")),
+        "engine_profile": _watched(getattr(latest.get("profile"), "engine_profile", None)),
+        "compare": _compared(latest.get("compare")),
+        "per_op": _op_by_op(getattr(latest.get("compare"), "per_op", None)),
         "swaps": [swapped(report) for report in reversed(session.swaps[-MOST_SWAPS:])],
         "swap_count": len(session.swaps),
     }

@@ -18,7 +18,7 @@ What it gets is a dict with "kind":
 
 A panel's requests are done on the kernel's main thread, between cells. Some front ends send them past a running cell,
 to a thread of their own; they wait for its end all the same, and so does one that comes while a cell awaits something.
-An engine starts beside that, in a thread, and only then takes over: cells can be run meanwhile.
+An engine starts beside that, in a thread, and only then takes over: cells can be run meanwhile. See `jobs`.
 """
 
 from __future__ import annotations
@@ -32,62 +32,32 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..display import messages
-from ..engines import registry
-from ..engines.descriptors import Engine
-from ..engines.host import Host
-from ..engines.options import asked, fulfilled, merged
-from ..engines.worker_host import WorkerHost, kill_group
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError
+from ..errors import ArgumentError, KernelKError
 from ..inspection.inventory import Row, names_of, rows
 from ..inspection.summaries import summary
-from ..manage import install
-from ..measure.results import LISTENERS
-from ..session.current import current
+from ..session.current import current, entered
 from ..session.session import Session
-from ..session.swap import stop_backend, swap
+from ..session.swap import stop_backend
 from . import facts, static
+from .jobs import Jobs
 from .model import Panel
 
 # So many seconds of looking at values are one turn; what is left comes in the next, and cells can be run in between.
 TURN = 0.1
-# A job's line is sent no more often than this, in seconds.
-EVERY = 0.25
-
-
-class Job:
-    """What takes seconds: an engine that starts, or is installed, in a thread of its own."""
-
-    def __init__(self, engine: Engine, text: str, host: Host | None = None) -> None:
-        self.engine = engine
-        self.text = text
-        self.host = host
-        self.begin = time.monotonic()
-        self.cancelled = False
-        self.error: Exception | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the front end shows."""
-        return {
-            "engine": self.engine.name,
-            "title": self.engine.title,
-            "text": self.text,
-            "seconds": time.monotonic() - self.begin,
-            "cancel": self.host is not None,
-        }
 
 
 class Hub:
-    """One for the process; it listens only while a panel is in view."""
+    """The one of a session; it listens only while a panel is in view."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.panels: list[Panel] = []
-        self.broken: dict[str, str] = {}
-        self.job: Job | None = None
+        self.jobs = Jobs(self)
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._running = False
         self._waiting: deque[Callable[[], None]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._shell: Any = None
-        self._listening: Session | None = None
+        self._listening = False
         self._known: dict[Panel, dict[int, tuple[Row, int]]] = {}
         self._pending: set[str] = set()
 
@@ -99,15 +69,15 @@ class Hub:
 
         self._shell = get_ipython()
         with contextlib.suppress(RuntimeError):
-            self._loop = asyncio.get_running_loop()
+            self.loop = asyncio.get_running_loop()
         if namespace is None:
             namespace = {} if self._shell is None else self._shell.user_ns
-        panel = Panel(self, namespace)
+        panel = Panel(namespace, self.receive, self.forget)
         self.panels.append(panel)
         self._listen()
         # The beginning of the cell that opens the first one was heard by nobody.
         self._running = self._running or _in_cell(self._shell)
-        self._remember(panel, facts.engines(current(), self.broken), self._rows(panel))
+        self._remember(panel, self._engines(), self._rows(panel))
         return panel
 
     def forget(self, panel: Panel) -> None:
@@ -116,38 +86,37 @@ class Hub:
             self.panels.remove(panel)
         self._known.pop(panel, None)
         if not self.panels:
-            self._deafen()
+            self._stop_listening()
 
     def close(self) -> None:
         """Closes all, and ends what was started for them."""
-        self.cancel()
+        self.jobs.cancel()
         for panel in list(self.panels):
             panel.send({"kind": "closed"})
             panel.close()
-        self._deafen()
-        self.broken.clear()
+        self._stop_listening()
+        self.jobs.broken.clear()
         self._waiting.clear()
 
     # --- what happens in the session ---
 
     def _listen(self) -> None:
-        if self._listening is not None:
+        if self._listening:
             return
-        self._listening = current()
-        self._listening.observe(self._swapped, "active")
-        LISTENERS.append(self._measured)
+        self._listening = True
+        self.session.observe(self._refresh_soon, "active")
+        self.session.observe(self._measured, "measurements")
         if self._shell is not None:
             # Not "pre_execute" and "post_execute", which stand around a panel's own messages as well.
             self._shell.events.register("pre_run_cell", self._cell_begins)
             self._shell.events.register("post_run_cell", self._cell_ended)
 
-    def _deafen(self) -> None:
-        if self._listening is None:
+    def _stop_listening(self) -> None:
+        if not self._listening:
             return
-        self._listening.unobserve(self._swapped, "active")
-        self._listening = None
-        with contextlib.suppress(ValueError):
-            LISTENERS.remove(self._measured)
+        self.session.unobserve(self._refresh_soon, "active")
+        self.session.unobserve(self._measured, "measurements")
+        self._listening = False
         if self._shell is not None:
             for event, call in (("pre_run_cell", self._cell_begins), ("post_run_cell", self._cell_ended)):
                 with contextlib.suppress(ValueError):
@@ -159,30 +128,38 @@ class Hub:
 
     def _cell_ended(self, result: Any = None) -> None:
         self._running = False
-        self._soon("cell", self._refresh)
+        self._refresh_soon()
         self._soon("waiting", self._do_waiting)
 
-    def _swapped(self, change: Any) -> None:
+    def _refresh_soon(self, change: Any = None) -> None:
         self._soon("cell", self._refresh)
 
-    def _measured(self) -> None:
+    def _measured(self, change: Any) -> None:
         self._soon("timings", self._tell_timings)
 
     def _soon(self, what: str, call: Callable[[], None]) -> None:
         """Does it on the main thread once the cell has ended, once however often it was asked for."""
-        if self._loop is None or not self._loop.is_running():
+        if self.loop is None or not self.loop.is_running():
             if not self._running:
-                call()
+                with entered(self.session):
+                    call()
             return
         if what not in self._pending:
             self._pending.add(what)
 
             def run() -> None:
                 self._pending.discard(what)
-                if self._listening is not None:
-                    call()
+                if self._listening:
+                    with entered(self.session):
+                        call()
 
-            self._loop.call_soon_threadsafe(run)
+            self.loop.call_soon_threadsafe(run)
+
+    def after_cell(self, call: Callable[[], None]) -> bool:
+        """Puts the call off to the end of the cell that runs now; False, and nothing is put off, where none does."""
+        if self._running:
+            self._waiting.append(call)
+        return self._running
 
     def _do_waiting(self) -> None:
         while self._waiting and not self._running:
@@ -194,9 +171,8 @@ class Hub:
         """A front end's request, on whatever thread it comes."""
 
         def turn() -> None:
-            if self._running:
+            if self.after_cell(turn):
                 panel.send({"kind": "queued", "request": message.get("request")})
-                self._waiting.append(turn)
                 return
             panel.send({"kind": "ack", "request": message.get("request")})
             self._do(panel, message)
@@ -206,24 +182,24 @@ class Hub:
         else:
             if self._running:
                 panel.send({"kind": "queued", "request": message.get("request")})
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(turn)
+            assert self.loop is not None
+            self.loop.call_soon_threadsafe(turn)
 
     def _do(self, panel: Panel, message: dict[str, Any]) -> None:
         do = _DO.get(str(message.get("do")))
         if do is None:
             return
         # What is said in a cell otherwise would appear in whichever ran last.
-        with self._hearing():
+        with entered(self.session), self.capturing():
             try:
                 do(self, panel, message)
             except Exception as error:  # shown in the panel: there is no cell to show it in
                 panel.send(facts.refusal(error))
 
     @contextlib.contextmanager
-    def _hearing(self) -> Iterator[None]:
+    def capturing(self) -> Iterator[None]:
         """Inside, what is worth a line in a cell is one in the panels."""
-        with messages.heard() as lines:
+        with messages.captured() as lines:
             yield
         for line in lines:
             if line.startswith("kernelk: "):
@@ -239,162 +215,52 @@ class Hub:
         panel.views.add(str(message.get("view")))
         panel.away = False
         self._listen()
-        session = current()
-        panel.send({"kind": "engines", **facts.engines(session, self.broken)})
-        panel.send({"kind": "job", "job": self.job and self.job.as_dict()})
+        panel.send({"kind": "engines", **self._engines()})
+        panel.send(self.jobs.as_message())
         found = self._rows(panel)
         panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in found.values()]})
-        panel.send({"kind": "timings", **facts.timings(session)})
+        panel.send({"kind": "timings", **facts.timings(self.session)})
 
     def _bye(self, panel: Panel, message: dict[str, Any]) -> None:
         panel.views.discard(str(message.get("view")))
         panel.away = not panel.views
         if all(one.away for one in self.panels):
-            self._deafen()
+            self._stop_listening()
 
     # --- engines ---
 
     def _swap(self, panel: Panel, message: dict[str, Any]) -> None:
-        session = current()
-        engine = registry.engine(str(message.get("engine")))
-        if self.job is not None:
-            raise ArgumentError(f"{self.job.text}; one thing at a time: wait for it, or cancel it")
-        changes = asked(engine, message.get("device"), message.get("threads"))
-        with session.lock:
-            before = session.hosts.get(engine.name)
-            options = merged(session.engine_options.get(engine.name, {}), changes, before)
-            if fulfilled(before, options) or self._loop is None:
-                self._take_over(engine, changes)
-                return
-            host = session.make_host(engine.name, options)
-        if not isinstance(host, WorkerHost):
-            self._take_over(engine, changes)
-            return
-        with contextlib.suppress(BackendNotInstalledError):
-            registry.interpreter(engine)
-            self._work(
-                Job(engine, f"{engine.title} is starting", host), host.start, lambda: self._started(engine, changes)
-            )
-            return
-        self._take_over(engine, changes)  # and it says what is missing
+        self.jobs.swap(message)
 
-    def _started(self, engine: Engine, changes: dict[str, Any]) -> None:
-        """Its thread is done: the engine takes the session over, now or when the running cell ends."""
-        job = self.job
-        assert job is not None
-        if self._running:
-            job.text = f"{engine.title} takes over when the running cell ends"
-            self._tell_job()
-            self._waiting.append(lambda: self._started(engine, changes))
-            return
-        self.job = None
-        self._tell_job()
-        if job.cancelled:
-            assert job.host is not None
-            job.host.stop()
-            self.tell({"kind": "told", "level": "info", "text": f"{engine.title}'s start was cancelled", "reasons": []})
-        elif job.error is not None:
-            self._failed(engine, job.error)
-        else:
-            self._take_over(engine, changes, job.host)
+    def _cancel(self, panel: Panel, message: dict[str, Any]) -> None:
+        self.jobs.cancel()
 
-    def _take_over(self, engine: Engine, changes: dict[str, Any], host: Host | None = None) -> None:
-        session = current()
-        try:
-            with self._hearing():
-                report = swap(session, engine.name, "the panel", changes, host)
-        except Exception as error:
-            self._failed(engine, error)
-            return
-        self.broken.pop(engine.name, None)
-        self.tell({"kind": "told", "level": "done", "text": facts.in_words(report), "reasons": []})
-        self._refresh()
-        self._tell_timings()
-
-    def _failed(self, engine: Engine, error: Exception) -> None:
-        if isinstance(error, (EngineError, BackendNotInstalledError)):
-            host = current().hosts.get(engine.name)
-            if host is None or not host.started:
-                self.broken[engine.name] = str(error)
-        told = facts.refusal(error)
-        active = current().active
-        if active != engine.name and "stays active" not in told["text"]:
-            told["text"] += f" ('{active}' stays active)"
-        self.tell(told)
-        self._tell_engines()
-
-    def _work(self, job: Job, work: Callable[[], object], then: Callable[[], None]) -> None:
-        """Does `work` in a thread, and `then` on the main thread."""
-        assert self._loop is not None
-        loop = self._loop
-        self.job = job
-        self._tell_job()
-
-        def run() -> None:
-            try:
-                with messages.heard():
-                    work()
-            except Exception as error:
-                job.error = error
-            loop.call_soon_threadsafe(then)
-
-        threading.Thread(target=run, name="kernelk-panel", daemon=True).start()
-
-    def cancel(self, *_: Any) -> None:
-        """Ends an engine that is starting."""
-        job = self.job
-        if job is not None and job.host is not None and not job.cancelled:
-            job.cancelled = True
-            pid = job.host.pid
-            if pid is not None:
-                kill_group(pid)
+    def _install(self, panel: Panel, message: dict[str, Any]) -> None:
+        self.jobs.install(message)
 
     def _stop(self, panel: Panel, message: dict[str, Any]) -> None:
         report = stop_backend(str(message.get("engine")))
         self.tell({"kind": "told", "level": "done", "text": report.table().title, "reasons": []})
         self._refresh()
 
-    def _install(self, panel: Panel, message: dict[str, Any]) -> None:
-        engine = registry.engine(str(message.get("engine")))
-        if self.job is not None:
-            raise ArgumentError(f"{self.job.text}; one thing at a time: wait for it")
-        if self._loop is None:
-            raise ArgumentError(f"this needs a notebook's kernel; next: {engine.get}")
-        job = Job(engine, f"{engine.title} is being installed")
-        loop, last = self._loop, 0.0
+    def swapped(self) -> None:
+        """Tells what a swap has changed."""
+        self._refresh()
+        self._tell_timings()
 
-        def report(text: str) -> None:
-            nonlocal last
-            job.text = text
-            if time.monotonic() - last > EVERY:
-                last = time.monotonic()
-                loop.call_soon_threadsafe(self._tell_job)
+    def _engines(self) -> dict[str, Any]:
+        return facts.engines(self.session, self.jobs.broken)
 
-        report.moving = report  # type: ignore[attr-defined]
-        self._work(job, lambda: install.install(engine.name, report), lambda: self._installed(engine))
-
-    def _installed(self, engine: Engine) -> None:
-        job, self.job = self.job, None
-        self._tell_job()
-        if job is not None and job.error is not None:
-            self._failed(engine, job.error)
-            return
-        self.broken.pop(engine.name, None)
-        self.tell({"kind": "told", "level": "done", "text": f"{engine.title} is installed", "reasons": []})
-        self._tell_engines()
-
-    def _tell_job(self) -> None:
-        self.tell({"kind": "job", "job": self.job and self.job.as_dict()})
-
-    def _tell_engines(self) -> dict[str, Any]:
-        found = facts.engines(current(), self.broken)
-        self.tell({"kind": "engines", **found})
-        return found
+    def tell_engines(self) -> dict[str, Any]:
+        """Tells how all engines are now."""
+        engines = self._engines()
+        self.tell({"kind": "engines", **engines})
+        return engines
 
     # --- tensors ---
 
     def _rows(self, panel: Panel) -> dict[int, tuple[Row, int]]:
-        found = {row.key: (row, _version(row)) for row in rows(current(), panel.namespace)}
+        found = {row.key: (row, _version(row)) for row in rows(self.session, panel.namespace)}
         self._known[panel] = found
         return found
 
@@ -402,7 +268,7 @@ class Hub:
         """Tells each panel what has changed since it was last told."""
         if not self.panels:
             return
-        engines = self._tell_engines()
+        engines = self.tell_engines()
         for panel in [one for one in self.panels if not one.away]:
             before = self._known.get(panel, {})
             now = self._rows(panel)
@@ -421,7 +287,7 @@ class Hub:
 
     def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
         """Of these keys, as many as one turn has time for."""
-        session, begin = current(), time.perf_counter()
+        begin = time.perf_counter()
         keys = [key for key in message.get("keys", ()) if isinstance(key, int)]
         names = names_of(panel.namespace)
         known = self._known.get(panel, {})
@@ -432,13 +298,13 @@ class Hub:
             target = row and row[0].ref()
             if target is None or row is None or row[0].kind == "function":
                 continue
-            found.append(summary(session, target, names).as_dict())
+            found.append(summary(self.session, target, names).as_dict())
         panel.send({"kind": "summaries", "found": found, "later": keys})
 
     # --- timings, graph, native ---
 
     def _tell_timings(self) -> None:
-        self.tell({"kind": "timings", **facts.timings(current())})
+        self.tell({"kind": "timings", **facts.timings(self.session)})
 
     def _target(self, panel: Panel, message: dict[str, Any]) -> Any:
         row = self._known.get(panel, {}).get(message.get("key", -1))
@@ -499,7 +365,7 @@ _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
     "hello": Hub._hello,
     "bye": Hub._bye,
     "swap": Hub._swap,
-    "cancel": Hub.cancel,
+    "cancel": Hub._cancel,
     "stop": Hub._stop,
     "install": Hub._install,
     "summaries": Hub._summaries,
@@ -507,20 +373,19 @@ _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
     "native": Hub._native,
 }
 
-_hub: Hub | None = None
+_hubs: dict[Session, Hub] = {}
 
 
 def hub() -> Hub:
-    """The process's hub; made at the first call."""
-    global _hub
-    if _hub is None:
-        _hub = Hub()
-    return _hub
+    """The current session's hub; made at the first call."""
+    session = current()
+    if session not in _hubs:
+        _hubs[session] = Hub(session)
+    return _hubs[session]
 
 
 def close() -> None:
     """Closes all panels; the next one begins anew."""
-    global _hub
-    found, _hub = _hub, None
-    if found is not None:
+    while _hubs:
+        _, found = _hubs.popitem()
         found.close()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import traitlets
 
-if TYPE_CHECKING:
-    from .hub import Hub
-
 _FRONT = Path(__file__).parent / "front"
 
-# In the order in which each may use the ones before it.
+# In the order in which each may use the ones before it; the last is what anywidget calls.
 MODULES = ("dom", "bars", "engines", "values", "tensors", "timings", "graph", "native", "saved", "panel")
+
+_IMPORT = re.compile(r"""^import\s*\{([^}]*)\}\s*from\s*["']\./(\w+)\.js["'];?[ \t]*$""", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|let|class)\b)", re.MULTILINE)
+_DECLARED = re.compile(r"^(?:async )?(?:function\*?|const|let|class) (\w+)", re.MULTILINE)
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -27,14 +29,34 @@ def joined() -> str:
     """The front end as the one module that anywidget loads.
 
     The page gets it as text, with no address from which a module could import its neighbours, so they are set one
-    after the other, without what names them to each other: no name is used by two.
+    after the other, without what names them to each other.
     """
-    parts = []
-    for name in MODULES:
-        text = (_FRONT / f"{name}.js").read_text(encoding="utf-8")
-        text = re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", text, flags=re.MULTILINE)
-        if name != MODULES[-1]:
-            text = re.sub(r"^export (?=function|const|class|async)", "", text, flags=re.MULTILINE)
+    return join_modules({name: (_FRONT / f"{name}.js").read_text(encoding="utf-8") for name in MODULES})
+
+
+def join_modules(texts: dict[str, str]) -> str:
+    """ES modules as one: each may import names from those before it, and no two may declare the same name.
+
+    Raises ValueError for anything else that would break in the page only.
+    """
+    parts: list[str] = []
+    owners: dict[str, str] = {}
+    last = list(texts)[-1]
+    for name, text in texts.items():
+        for names, module in _IMPORT.findall(text):
+            for imported in filter(None, (word.strip() for word in names.split(","))):
+                if owners.get(imported) != module:
+                    raise ValueError(f"{name}.js imports '{imported}', which no {module}.js before it declares")
+        text = _IMPORT.sub("", text)
+        if name != last:
+            text = _EXPORT.sub("", text)
+        left = re.search(rf"^\s*(import{'' if name == last else '|export'})\b.*", text, re.MULTILINE)
+        if left:
+            raise ValueError(f"{name}.js has `{left[0].strip()}`, which can't be joined; write `import {{ a }} from`")
+        for declared in _DECLARED.findall(text):
+            if declared in owners:
+                raise ValueError(f"{name}.js and {owners[declared]}.js both declare '{declared}'")
+            owners[declared] = name
         parts.append(text)
     return "\n".join(parts)
 
@@ -46,7 +68,10 @@ def style() -> str:
 
 
 class Panel(anywidget.AnyWidget):
-    """One panel. All that it shows comes as messages of the hub's; `last` is its static form, for a saved notebook."""
+    """One panel. All that it shows comes as messages of the hub's; `last` is its static form, for a saved notebook.
+
+    `receive` is given what its front end sends, `closed` the panel itself when it is taken away.
+    """
 
     _esm = joined()
     _css = style()
@@ -54,8 +79,14 @@ class Panel(anywidget.AnyWidget):
     panel_id = traitlets.Unicode().tag(sync=True)
     last = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, hub: Hub, namespace: dict[str, Any]) -> None:
-        self.hub = hub
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        receive: Callable[[Panel, dict[str, Any]], None],
+        closed: Callable[[Panel], None],
+    ) -> None:
+        self._receive = receive
+        self._closed = closed
         self.namespace = namespace
         self.views: set[str] = set()
         self.away = False  # whether its last view was closed, as by clearing the cell's output
@@ -72,7 +103,7 @@ class Panel(anywidget.AnyWidget):
 
     def _received(self, _: Any, content: Any, buffers: Any) -> None:
         if isinstance(content, dict):
-            self.hub.receive(self, content)
+            self._receive(self, content)
 
     def remember(self, html: str, text: str) -> None:
         """Keeps the static form in step, in the notebook's own output too: it is what is saved."""
@@ -105,7 +136,7 @@ class Panel(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Takes the view away, and lets the static form stand."""
-        self.hub.forget(self)
+        self._closed(self)
         layout = self.layout
         super().close()
         # A widget of its own, which nobody else has.

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PROJECT, program, wait_until
+from helpers.fake_programs import program
+from helpers.processes import PROJECT, wait_until
 
 from kernelk import __version__
 from kernelk.cli import main

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import activate
+from helpers.engines import activate
 
 STEP = """
 import sys

@@ -14,14 +14,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from support import one_line, run_cells, slow_engine
+from helpers.fake_engines import slow_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.drawing.boxes import clean
 from kernelk.drawing.drawing import graph_of
 from kernelk.errors import ArgumentError, StaleTensorError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 
 
 def nodes_of(drawing: Any) -> dict[str, dict[str, Any]]:
@@ -249,12 +251,12 @@ def test_times_are_written_as_well_as_coloured(monkeypatch: pytest.MonkeyPatch) 
     w = K.variable(np.ones((2, 2)))
     y = K.tanh(K.dot(x, w))
     train = K.function([x], [y], [K.update(w, K.exp(y))])
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     start = time.monotonic()
     drawing = kernelk.draw(train, times=True, feeds={x: np.ones((2, 2))})
     assert time.monotonic() - start < 60
     assert np.array_equal(K.get_value(w), np.ones((2, 2)))
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     slow = next(node for node in drawing.as_dict()["nodes"] if node["op"] == "tanh")
     assert slow["time"]["share"] > 0.8
     assert slow["time"]["text"] in slow["lines"]

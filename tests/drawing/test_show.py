@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import lacking_engine, one_line, run_cells
+from helpers.engines import activate
+from helpers.fake_engines import lacking_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, UnknownBackendError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 from kernelk.session.current import current
 
 # What each engine calls a product of matrices, a sum of two tensors, and tanh.
@@ -38,7 +40,7 @@ def test_every_engine_in_its_own_words(every_engine: list[str]) -> None:
     session = current()
     compiled = {name: list(host.compiled) for name, host in session.hosts.items()}
     counts = {name: host.compile_count for name, host in session.hosts.items()}
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     views = kernelk.show(y, *every_engine, feeds={x: np.ones((2, 4))})
     assert [view.engine for view in views.views] == every_engine
     for view in views.views:
@@ -52,7 +54,7 @@ def test_every_engine_in_its_own_words(every_engine: list[str]) -> None:
         assert f"{view.title} {view.ops}" in views.summary
     assert "kernelk 4 ops" in views.summary
     # Nothing was run, kept or changed.
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     assert session.active == "numpy"
     assert {name: list(host.compiled) for name, host in session.hosts.items()} == compiled
     assert {name: host.compile_count for name, host in session.hosts.items()} == counts

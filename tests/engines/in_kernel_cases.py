@@ -18,12 +18,12 @@ import weakref
 from typing import Any
 
 import numpy as np
-from support import same_bits
+from helpers.arrays import same_bits
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import KernelKError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 from kernelk.session.current import current
 from kernelk.session.feeds import as_feed
 
@@ -138,10 +138,10 @@ def functions(name: str) -> Any:
     call = K.function([x, K.learning_phase()], [total, slope, twice, dropped, looped, *drawn])
     data = np.linspace(-1, 1, 8).reshape(2, 4)
     found = []
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     for options in ({}, {"in_kernel": True}):
         use(name, **options)
-        SEEDS.counter = counter
+        current_state().seeds.counter = counter
         found.append([call([data, phase]) for phase in (0, 1, 1)])
     there, here = found
     gaps = [float(np.max(np.abs(a - b))) for p, q in zip(here, there) for a, b in zip(p, q)]

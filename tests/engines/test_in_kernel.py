@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from conftest import absent
-from support import TESTS, environment
+from helpers.engines import absent
+from helpers.processes import TESTS, environment
 
 from kernelk.engines import registry
 from kernelk.engines.descriptors import Engine

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, activate
-from support import alive, one_line, run_cells, run_script, wait_until
+from helpers.engines import WORKERS, activate
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
+from helpers.processes import alive, run_script, wait_until
 
 import kernelk
 from kernelk import backend as K
@@ -113,7 +115,7 @@ def test_in_a_notebooks_cell_a_warning_comes_again_in_the_next_cell() -> None:
     talking = (
         "from kernelk.engines import registry, worker_host as w\nfrom kernelk.engines import Engine\n"
         "from importlib.metadata import EntryPoint\n"
-        "class Known(EntryPoint):\n    def load(self): return Engine('spare', 'Spare', 'numpy_backend', 'NumpyBackend',"
+        "class Known(EntryPoint):\n    def load(self): return Engine('spare', 'Spare', 'numpy', 'NumpyBackend',"
         " imports='numpy')\n"
         "registry._entries()['spare'] = Known('spare', 'a:b', 'kernelk.backends')\n"
         "last = 'importlib.import_module(\"kernelk.backends.serving.worker\").main('\n"

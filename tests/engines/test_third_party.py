@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.fake_engines import register
+from helpers.processes import PROJECT
 from parity import check, suite
-from support import PROJECT, register
 
 import kernelk
 from kernelk import backend as K

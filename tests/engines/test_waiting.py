@@ -16,10 +16,11 @@ import nbformat
 import numpy as np
 import pexpect
 import pytest
-from conftest import activate
+from helpers.engines import activate
+from helpers.notebooks import run_cells
+from helpers.processes import alive, environment, run_script, wait_until
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
-from support import alive, environment, run_cells, run_script, wait_until
 
 from kernelk import backend as K
 from kernelk.display import progress

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, Brake, activate
+from helpers.arrays import DTYPES, same_bits
+from helpers.brake import Brake
+from helpers.engines import WORKERS, activate
+from helpers.processes import alive, environment, run_script, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, alive, environment, run_script, same_bits, wait_until
 
 import kernelk
 from kernelk import backend as K

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import absent
-from support import PROJECT, one_line
+from helpers.engines import absent
+from helpers.messages import one_line
+from helpers.processes import PROJECT
 
 from kernelk import errors
 from kernelk.environments import bundles, places

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.fake_programs import fake_python, this_python
+from helpers.messages import one_line
+from helpers.processes import PROJECT, alive, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_client.manager import start_new_kernel
-from support import alive, fake_python, one_line, this_python, wait_until
 
 import kernelk
 from kernelk import errors
@@ -37,7 +39,6 @@ from kernelk.environments.recipes import RECIPES, LockedFile, Recipe
 from kernelk.manage import doctor_report
 from kernelk.manage import install as manage_install
 
-PROJECT = Path(__file__).parents[2]
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 on_elf = pytest.mark.skipif(

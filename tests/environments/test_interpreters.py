@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import fake_python, one_line, program, this_python
+from helpers.fake_programs import fake_python, program, this_python
+from helpers.messages import one_line
 
 from kernelk import errors
 from kernelk.environments import install, interpreters

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Brake, activate
-from support import one_line, run_cells
+from helpers.brake import Brake
+from helpers.engines import activate
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError
+from kernelk.graph.state import current_state
 from kernelk.inspection import summaries, tensor_list
 from kernelk.inspection.inventory import names_of, rows
 from kernelk.inspection.summaries import Summary, summary
-from kernelk.ops.random import SEEDS
 from kernelk.session.current import current
 
 
@@ -254,18 +256,18 @@ def test_looking_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = K.dropout(v, 0.5)
     change = K.update_add(v, K.random_uniform((2,)))
     printed = K.print_tensor(K.exp(v), "seen")
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     names = {"v": v, "drawn": drawn, "change": change, "printed": printed}
     found = kernelk.tensors(values=True, namespace=names)
     notes = {row.label: one.note for row, one in zip(found.rows, found.summaries) if one is not None}
     assert notes["change"] == "what 'v' would become"
     assert notes["drawn"] == "drawn afresh at each call"
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     assert K.get_value(v).tolist() == [1.0, 2.0]
     for one in names.values():
         one._repr_html_()
     assert capsys.readouterr().out == ""
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
 
 
 def test_no_engine_is_started(spare: str) -> None:

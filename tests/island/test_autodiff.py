@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import WORKERS, absent
+from helpers.engines import WORKERS, absent
 from parity import slopes, suite
 
 import kernelk.backends

@@ -1,21 +1,20 @@
 """The CNTK backend, under the interpreter that its workers have: op by op, then as whole programs."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers.processes import PROJECT, TESTS
 
 from kernelk.environments import places
 
-ROOT = Path(__file__).resolve().parents[2]
-ISLAND = ROOT / "kernelk" / "backends"
+ISLAND = PROJECT / "kernelk" / "backends"
 
 if places.installed_python("cntk") is None:
     pytest.skip("CNTK's environment is not installed (kernelk install cntk)", allow_module_level=True)
 
 
 def under_cntk(script: str, *arguments: str) -> str:
-    command = [str(places.require_python("cntk")), str(ROOT / "tests" / "island" / script), str(ISLAND), *arguments]
+    command = [str(places.require_python("cntk")), str(TESTS / "island" / script), str(ISLAND), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import PROJECT
 
 from kernelk.environments.places import require_python
 from kernelk.errors import BackendNotInstalledError
 
-ISLAND = Path(__file__).resolve().parents[2] / "kernelk" / "backends"
+ISLAND = PROJECT / "kernelk" / "backends"
 FILES = sorted(ISLAND.rglob("*.py"))
 ENGINES = {"tensorflow", "theano", "cntk", "jax", "torch"}
 

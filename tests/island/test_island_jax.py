@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.processes import PROJECT
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
@@ -25,10 +26,9 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 
 def fresh_process(code, **environment):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = "import json\nimport numpy as np\nfrom kernelk.backends.jax.backend import JaxBackend\n" + code
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env={**os.environ, **environment}
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done

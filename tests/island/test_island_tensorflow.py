@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers.processes import PROJECT
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
@@ -23,9 +23,8 @@ UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
 
 def fresh_process(code):
     """Runs `code` in a process of its own, as the threads and the denormals are settled once in each."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = "import json\nfrom kernelk.backends.tensorflow.backend import TensorFlowBackend\n" + code
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 

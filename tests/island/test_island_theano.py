@@ -8,17 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.processes import PROJECT, TESTS
 
 from kernelk.environments.places import require_python
 
-HERE = Path(__file__).resolve().parent
-ISLAND = HERE.parents[1] / "kernelk" / "backends"
+ISLAND = PROJECT / "kernelk" / "backends"
 
 
 def run_script(tmp_path: Path, *arguments: str) -> str:
     work = tmp_path / "work"
     work.mkdir()
-    script = [str(require_python("theano")), str(HERE / "island_theano.py")]
+    script = [str(require_python("theano")), str(TESTS / "island" / "island_theano.py")]
     done = subprocess.run(
         [*script, str(ISLAND), str(tmp_path), *arguments], cwd=work, capture_output=True, text=True, timeout=280
     )
@@ -44,7 +44,7 @@ def test_windows_in_c_agree_with_the_definition(tmp_path: Path) -> None:
         "ISLAND_SAMPLE": "3",
         "ISLAND_OPTIONS": json.dumps({"cache": str(tmp_path)}),
     }
-    script = [str(require_python("theano")), str(HERE / "island_conformance.py")]
+    script = [str(require_python("theano")), str(TESTS / "island" / "island_conformance.py")]
     done = subprocess.run(
         [*script, str(ISLAND), "theano", "TheanoBackend"],
         env={**os.environ, **settings},

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.processes import PROJECT, TESTS
 
 from kernelk.backends.base import DTYPES, PRIMITIVES
 from kernelk.backends.lowering import InstructionError, Program
@@ -19,7 +20,6 @@ if importlib.util.find_spec("torch") is None:
         raise RuntimeError("KERNELK_REQUIRE names torch, and PyTorch is not installed")
     pytest.skip("PyTorch is not installed", allow_module_level=True)
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FLOATS = ["float16", "float32", "float64"]
 SIGNED = ["int8", "int16", "int32", "int64"]
 UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]
@@ -79,8 +79,8 @@ def test_all_primitives_are_defined_and_callable_as_the_contract_says(backend):
 
 
 def test_conformance():
-    script = os.path.join(ROOT, "tests", "island", "island_conformance.py")
-    island = os.path.join(ROOT, "kernelk", "backends")
+    script = str(TESTS / "island" / "island_conformance.py")
+    island = str(PROJECT / "kernelk" / "backends")
     command = [sys.executable, "-W", "error::UserWarning", script, island, "torch", "TorchBackend"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, ISLAND_SAMPLE="3"))
     assert done.returncode == 0, done.stdout + done.stderr

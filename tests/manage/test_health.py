@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENGINES, WORKERS, absent
-from support import PROJECT, alive, environment, fake_python, program, register, run_cells, run_script, wait_until
+from helpers.engines import ENGINES, WORKERS, absent
+from helpers.fake_engines import register
+from helpers.fake_programs import fake_python, program
+from helpers.notebooks import run_cells
+from helpers.processes import PROJECT, TESTS, alive, environment, run_script, wait_until
 
 import kernelk
 from kernelk import backend as K
@@ -166,7 +169,7 @@ def test_ctrl_c_ends_all_trials(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     code = f"""
 import os, sys
-sys.path.insert(0, {str(PROJECT / "tests")!r})
+sys.path.insert(0, {str(TESTS)!r})
 from kernelk.engines import worker_host, registry
 import kernelk
 from importlib.metadata import EntryPoint

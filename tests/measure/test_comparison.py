@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import lacking_engine, one_line, run_cells, slow_engine
+from helpers.engines import activate
+from helpers.fake_engines import lacking_engine, slow_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, BackendNotInstalledError, UnknownBackendError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 from kernelk.session.current import current
 
 BUDGET = 1.0
@@ -68,7 +70,7 @@ def test_the_session_is_as_after_one_run_of_the_body(spare: str) -> None:
     other, v, _ = step()
     other([batch])
     other([batch])
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     made: list[Any] = []
 
     def body() -> None:
@@ -82,7 +84,7 @@ def test_the_session_is_as_after_one_run_of_the_body(spare: str) -> None:
     assert result.equal
     assert K.get_value(w).tolist() == K.get_value(v).tolist()
     assert K.get_value(made[0]).tolist() == [2.0, 3.0]
-    assert SEEDS.counter == counter + 1
+    assert current_state().seeds.counter == counter + 1
     assert current().recorder is None
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Brake, activate
-from support import lacking_engine, run_cells
+from helpers.brake import Brake
+from helpers.engines import activate
+from helpers.fake_engines import lacking_engine
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
@@ -25,8 +27,8 @@ from kernelk.errors import (
     UnknownBackendError,
     WorkerDiedError,
 )
+from kernelk.graph.state import current_state
 from kernelk.measure import single_ops
-from kernelk.ops.random import SEEDS
 from kernelk.session.current import current
 from kernelk.session.session import Session
 
@@ -240,11 +242,11 @@ def test_the_session_stays_as_it_was() -> None:
     _, call, w = network()
     call([np.random.rand(4, 3), 1])
     compiled = {name: list(host.compiled) for name, host in session.hosts.items()}
-    value, counter, shown = K.get_value(w), SEEDS.counter, dict(session.shown)
+    value, counter, shown = K.get_value(w), current_state().seeds.counter, dict(session.shown)
     functions, swaps = len(session.functions), len(session.swaps)
     first = kernelk.diff(call, "theano", "numpy")
     assert session.active == "tensorflow"
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     assert np.array_equal(K.get_value(w), value)
     assert {name: list(session.hosts[name].compiled) for name in compiled} == compiled
     assert (dict(session.shown), len(session.functions), len(session.swaps)) == (shown, functions, swaps)
@@ -367,7 +369,7 @@ def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
     activate("numpy")
     v = K.variable([1.0, 2.0])
     y = K.exp(v) * K.random_uniform((2,))
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     pid = current().host("spare").pid
     assert pid is not None
     brake.hold("exp")
@@ -376,7 +378,7 @@ def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
         kernelk.diff(y, "numpy", "spare")
     thread.join()
     brake.free("exp")
-    assert (SEEDS.counter, current().active) == (counter, "numpy")
+    assert (current_state().seeds.counter, current().active) == (counter, "numpy")
     assert kernelk.diff(y, "numpy", "spare").agrees
 
 
@@ -420,7 +422,7 @@ def test_ctrl_c_leaves_the_session_as_it_was(brake: Brake, times: int) -> None:
     v = K.variable([1.0, 2.0])
     y = K.exp(v) * K.random_uniform((2,))
     K.eval(y)
-    counter, compiled = SEEDS.counter, list(current().hosts["numpy"].compiled)
+    counter, compiled = current_state().seeds.counter, list(current().hosts["numpy"].compiled)
     brake.hold("exp")
 
     def stop() -> None:
@@ -435,7 +437,7 @@ def test_ctrl_c_leaves_the_session_as_it_was(brake: Brake, times: int) -> None:
     thread.join()
     brake.free("exp")
     assert current().active == "numpy"
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     assert list(current().hosts["numpy"].compiled) == compiled
     assert K.get_value(v).tolist() == [1.0, 2.0]
     report = kernelk.diff(y, "numpy", "spare")

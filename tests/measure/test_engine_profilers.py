@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import one_line, run_cells
+from helpers.engines import activate
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError
+from kernelk.graph.state import current_state
 from kernelk.measure.engine_profile import EngineProfile
-from kernelk.ops.random import SEEDS
 from kernelk.session.current import current
 from kernelk.widgets.facts import timings
 
@@ -54,7 +55,7 @@ def folders(name: str) -> set[Path]:
 def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     call, w, batch = step()
     label, names, has_lines = PROFILERS[worker]
-    counter, before = SEEDS.counter, folders(worker)
+    counter, before = current_state().seeds.counter, folders(worker)
     result = kernelk.profile(lambda: call([batch]), budget=BUDGET, engine=True)
     found = own(result)
     assert found.profiler == label
@@ -80,7 +81,7 @@ def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     again, v, _ = step()
     again([batch])
     np.testing.assert_allclose(K.get_value(w), K.get_value(v), rtol=1e-6)
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     assert folders(worker) == before
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import one_line, run_cells, slow_engine
+from helpers.engines import activate
+from helpers.fake_engines import slow_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 from kernelk.session.current import current
 
 BUDGET = 0.3
@@ -30,7 +32,7 @@ def step() -> tuple[Any, Any, Any]:
 
 def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
     call, w, batch = step()
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     result = kernelk.profile(lambda: call([batch]), budget=BUDGET)
     assert result.conditions.engine == backend
     rows = {(op.op, op.part) for op in result.ops}
@@ -47,7 +49,7 @@ def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
     again, v, _ = step()
     again([batch])
     np.testing.assert_allclose(K.get_value(w), K.get_value(v), rtol=1e-6)
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
     text = repr(result)
     assert "its ops one by one" in text
     assert "one by one: forward" in text

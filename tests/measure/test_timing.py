@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import one_line, run_cells, slow_engine
+from helpers.engines import activate
+from helpers.fake_engines import slow_engine
+from helpers.messages import one_line
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, EngineError, FeedError, ShapeError
-from kernelk.ops.random import SEEDS
+from kernelk.graph.state import current_state
 from kernelk.session.current import current
 
 BUDGET = 0.1
@@ -34,7 +36,7 @@ def step(size: int = 8) -> tuple[Any, Any, Any]:
 
 def test_a_call_is_timed_part_by_part(backend: str) -> None:
     call, w, batch = step()
-    counter = SEEDS.counter
+    counter = current_state().seeds.counter
     result = kernelk.time(lambda: call([batch]), budget=BUDGET)
     (found,) = result.calls
     assert found.count == 1
@@ -54,7 +56,7 @@ def test_a_call_is_timed_part_by_part(backend: str) -> None:
     again, v, _ = step()
     again([batch])
     np.testing.assert_allclose(K.get_value(w), K.get_value(v), rtol=1e-6)
-    assert SEEDS.counter == counter
+    assert current_state().seeds.counter == counter
 
 
 def test_a_tensor_is_evaluated_and_a_large_product_takes_longer_than_a_small_one(backend: str) -> None:

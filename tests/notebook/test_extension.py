@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import activate
-from support import run_cells
-from test_magics import Notebook
+from helpers.engines import activate
+from helpers.notebooks import Notebook, run_cells
 
 QUIET: dict[str, Any] = {"KERNELK_BACKEND": "numpy"}
 
@@ -138,8 +137,8 @@ def profile(tmp_path: Path) -> Path:
 
 
 def start(notebook_settings: dict[str, Any]) -> tuple[Any, Any]:
+    from helpers.processes import environment
     from jupyter_client.manager import start_new_kernel
-    from support import environment
 
     return start_new_kernel(env=environment(**notebook_settings, JUPYTER_PREFER_ENV_PATH="1"))
 

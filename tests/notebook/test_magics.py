@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import activate
-from support import alive, environment, run_cells, wait_until
+from helpers.engines import activate
+from helpers.notebooks import Notebook, run_cells
+from helpers.processes import alive, environment, wait_until
 
 import kernelk
 from kernelk import backend as K
@@ -186,34 +187,6 @@ def test_a_file_beside_the_package_is_the_users() -> None:
 
 
 # --- a real kernel --------------------------------------------------------------------------------------------
-
-
-class Notebook:
-    """A Jupyter kernel with a client, as JupyterLab has one."""
-
-    def __init__(self, client: Any, manager: Any) -> None:
-        self.client, self.manager = client, manager
-
-    def start(self, code: str) -> str:
-        return str(self.client.execute(code))
-
-    def outputs(self, request: str) -> list[dict[str, Any]]:
-        """All outputs of a cell, until the kernel is idle again."""
-        found = []
-        while True:
-            message = self.client.get_iopub_msg(timeout=120)
-            if message["parent_header"].get("msg_id") != request:
-                continue
-            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                return found
-            if message["msg_type"] in ("stream", "error", "execute_result", "display_data"):
-                found.append({"type": message["msg_type"], **message["content"]})
-
-    def run(self, code: str) -> list[dict[str, Any]]:
-        return self.outputs(self.start(code))
-
-    def text(self, code: str) -> str:
-        return "".join(output.get("text", "") for output in self.run(code))
 
 
 @pytest.fixture

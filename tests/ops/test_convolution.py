@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers.arrays import assert_close
+from helpers.fake_engines import lacking_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close, lacking_engine
 
 import kernelk
 from kernelk import backend as K

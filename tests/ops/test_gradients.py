@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close, fits
 
 import kernelk
 from kernelk import backend as K
@@ -535,7 +535,7 @@ def test_what_is_refused() -> None:
 
 
 def test_gradients_are_checked_at_a_swap_like_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    from support import lacking_engine
+    from helpers.fake_engines import lacking_engine
 
     lacking_engine(monkeypatch, "poor", ops={"unslice"})
     x = K.variable([1.0, 2.0, 3.0])

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import assert_close, lacking_engine
+from helpers.arrays import assert_close
+from helpers.fake_engines import lacking_engine
 
 import kernelk
 from kernelk import backend as K

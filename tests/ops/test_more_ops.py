@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import assert_close
+from helpers.arrays import assert_close
 
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, ShapeError

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers.arrays import DTYPES, FLOATS, INTEGERS, assert_close, fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import DTYPES, FLOATS, INTEGERS, assert_close, fits
 
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, ShapeError

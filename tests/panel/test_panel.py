@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import alive, environment, run_cells, wait_until
+from helpers.notebooks import run_cells
+from helpers.processes import alive, environment, wait_until
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -23,7 +24,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.engines import Engine
 from kernelk.session import current
-from support import lacking_engine, register
+from helpers.fake_engines import lacking_engine, register
 class Here:
     def setitem(self, where, name, value):
         where[name] = value
@@ -113,7 +114,7 @@ def kernel() -> Iterator[Front]:
 def front(kernel: Front) -> Iterator[Front]:
     """The kernel, with the extension loaded and nothing in the session; unloaded afterwards."""
     kernel.text(
-        "%load_ext kernelk\nK.clear_session()\nfrom kernelk.measure.results import LATEST\nLATEST.clear()\n"
+        "%load_ext kernelk\nK.clear_session()\ncurrent().measurements = {}\n"
         "current().swaps.clear()\nr = kernelk.set_backend('numpy')\n"
         "for name in [n for n in globals() if n in 'xywvf']: del globals()[name]"
     )
@@ -384,9 +385,8 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
 
 def test_nothing_listens_without_a_panel_in_view(front: Front) -> None:
     count = (
-        "from kernelk.measure.results import LISTENERS\n"
-        "print(sum(map(len, get_ipython().events.callbacks.values())), len(LISTENERS), "
-        "len(current()._trait_notifiers.get('active', {}).get('change', [])))"
+        "print(sum(map(len, get_ipython().events.callbacks.values())), "
+        "*(len(current()._trait_notifiers.get(name, {}).get('change', [])) for name in ('active', 'measurements')))"
     )
     before = front.text(count)
     panel = front.open()

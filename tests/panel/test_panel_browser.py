@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import absent
-from jupyter_page import Page, Server, browsing, need_browser, serving
+from helpers.engines import absent
+from helpers.jupyter_page import Page, Server, browsing, need_browser, serving
 
 from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
@@ -153,7 +153,7 @@ def test_swaps_in_lab_by_mouse_and_by_keyboard(lab: Page) -> None:
 def test_a_refusal_and_a_queue(lab: Page) -> None:
     code = """
 from kernelk.engines import Engine
-from support import lacking_engine
+from helpers.fake_engines import lacking_engine
 class Here:
     def setitem(self, where, name, value): where[name] = value
 module = lacking_engine(Here(), "lacking", dtypes={"float64"})

@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import conftest
+# Before kernelk is imported by anything.
+import helpers.own_settings  # noqa: F401
+from helpers.engines import ENGINES, reset
 
 import kernelk
 from kernelk.engines import registry
@@ -23,14 +25,14 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "engines_by_function.md"
 
 def page() -> str:
     """The table of functions and engines, as the cases and the known gaps have it."""
-    titles = [registry.engine(name).title for name in conftest.ENGINES]
+    titles = [registry.engine(name).title for name in ENGINES]
     lines = [
         "# Functions and engines",
         "",
         "Written by `make parity`, which runs each case in each of its dtypes on every engine, with all lengths of its",
         "placeholders known, with none and with some, and compares the results with plain numpy's: integers and bools",
-        "exactly, floats within the tolerances of `tests/support.py`; gradients are compared with finite differences.",
-        "It writes the page when all of them agree.",
+        "exactly, floats within the tolerances of `tests/helpers/arrays.py`; gradients are compared with finite",
+        "differences. It writes the page when all of them agree.",
         "",
         "The number is how many cases the engine passed; a gap stands as its cause, and is explained below the table.",
         "",
@@ -40,7 +42,7 @@ def page() -> str:
     for name in suite.tested():
         mine = [one for one in suite.cases() if one.function == name]
         dtypes = {dtype for one in check.whole(mine, 0, 1) for dtype in (one.dtype, *one.promised())}
-        cells = [_cell(engine, name) for engine in conftest.ENGINES]
+        cells = [_cell(engine, name) for engine in ENGINES]
         shown = "`K." + name + "`" if name != "Tensor" else "operators and `[...]` of `K.Tensor`"
         lines.append(f"| {shown} | {_kinds(dtypes)} | {' | '.join(cells)} |")
     lines += ["", "## Gaps", ""]
@@ -71,7 +73,7 @@ def run(engines: list[str], seed: int, rounds: int, examples: int) -> int:
     current().engine_options["theano"] = {"compiler": ""}
     failed = 0
     for engine in engines:
-        conftest.reset()
+        reset()
         kernelk.set_backend(engine)
         for family in suite.FAMILIES:
             trials = list(check.whole(suite.cases(family), seed, rounds))
@@ -98,13 +100,13 @@ def told(what: str, trials: int, found: list[str], begin: float) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python tests/parity", description=__doc__)
-    parser.add_argument("engines", nargs="*", help=f"all by default: {', '.join(conftest.ENGINES)}")
+    parser.add_argument("engines", nargs="*", help=f"all by default: {', '.join(ENGINES)}")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(2), "little"))
     parser.add_argument("--rounds", type=int, default=3, help="trials of each case and dtype")
     parser.add_argument("--examples", type=int, default=1000, help="trials that hypothesis makes")
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}")
     chosen = parser.parse_args()
-    engines = chosen.engines or list(conftest.ENGINES)
+    engines = chosen.engines or list(ENGINES)
     if not chosen.page:
         print(f"seed {chosen.seed}", flush=True)
         missing = [name for name in engines if not registry.installed(name)]

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from support import ATOL, RTOL, fits
+from helpers.arrays import ATOL, RTOL, fits
 
 import kernelk
 from kernelk import backend as K

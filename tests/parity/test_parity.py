@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 import pytest
+from helpers.fake_engines import lacking_engine
 from hypothesis import given, settings
-from support import lacking_engine
 
 import kernelk
 from kernelk import backend as K

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import assert_close, run_cells
+from helpers.arrays import assert_close
+from helpers.engines import activate
+from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K

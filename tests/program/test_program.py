@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.arrays import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close
 
 from kernelk import backend as K
 from kernelk.graph.nodes import LearningPhase

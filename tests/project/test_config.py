@@ -9,9 +9,10 @@ import types
 from pathlib import Path
 
 import pytest
+from helpers.notebooks import run_cells
+from helpers.processes import run_script
 from hypothesis import given
 from hypothesis import strategies as st
-from support import run_cells, run_script
 
 from kernelk import backend as K
 from kernelk import config

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import WORKERS, absent
-from support import run_cells
+from helpers.engines import WORKERS, absent
+from helpers.notebooks import run_cells
+from helpers.processes import PROJECT
 
 from kernelk.engines import registry
 
-PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
 PAGES += sorted((PROJECT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

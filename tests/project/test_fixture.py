@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import TESTS, environment
+from helpers.processes import TESTS, environment
 
 
 def probe(tmp_path: Path, **settings: str | None) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import activate
+from helpers.engines import activate
+from helpers.processes import PROJECT
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = PROJECT / "benchmarks"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import run_script
+from helpers.processes import run_script
 
 HEAVY = [
     "tensorflow",

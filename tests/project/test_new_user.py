@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import activate
-from support import run_cells
+from helpers.engines import activate
+from helpers.notebooks import run_cells
 
 from kernelk.environments import places
 

@@ -6,15 +6,15 @@ import importlib.util
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
-from conftest import absent
+from helpers.engines import absent
+from helpers.processes import PROJECT
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = PROJECT / "notebooks"
 FIRST = NOTEBOOKS / "01_first_swap.ipynb"
 STATIONS = ["tensorflow", "theano", "cntk", "tensorflow"]
 SWAPS = [("to-theano", "tensorflow", "theano"), ("to-cntk", "theano", "cntk")]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import activate
+from helpers.engines import activate
+from helpers.processes import PROJECT
 
 from kernelk import backend as K
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(PROJECT / "docs"))
 import make_reference
 
 

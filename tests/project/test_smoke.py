@@ -7,8 +7,8 @@ import signal
 from typing import Any
 
 import numpy as np
-from conftest import WORKERS, absent
-from support import wait_until
+from helpers.engines import WORKERS, absent
+from helpers.processes import wait_until
 
 import kernelk
 from kernelk import backend as K

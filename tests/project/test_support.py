@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 
-from conftest import activate
-from support import alive, environment, run_script, wait_until
+from helpers.engines import activate
+from helpers.processes import alive, environment, run_script, wait_until
 
 _WITHOUT = """
 import os, select, signal, socket, sys

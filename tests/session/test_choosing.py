@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import activate
-from support import alive, environment, run_cells, same_bits, wait_until
+from helpers.arrays import same_bits
+from helpers.engines import activate
+from helpers.notebooks import run_cells
+from helpers.processes import alive, environment, wait_until
 
 import kernelk
 from kernelk import backend as K

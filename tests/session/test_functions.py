@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support import FLOATS, INTEGERS, assert_close
+from helpers.arrays import FLOATS, INTEGERS, assert_close
 
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, DTypeError, FeedError, KernelKError, ShapeError, StaleTensorError

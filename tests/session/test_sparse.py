@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.arrays import assert_close
+from helpers.processes import run_script
 from scipy import sparse
-from support import assert_close, run_script
 
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, FeedError, ShapeError

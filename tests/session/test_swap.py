@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Brake
+from helpers.arrays import DTYPES, FLOATS, INTEGERS, assert_close, same_bits
+from helpers.brake import Brake
+from helpers.fake_engines import lacking_engine, register
+from helpers.processes import alive, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, FLOATS, INTEGERS, alive, assert_close, lacking_engine, register, same_bits, wait_until
 
 import kernelk
 from kernelk import backend as K

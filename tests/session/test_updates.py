@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.arrays import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close
 
 import kernelk
 from kernelk import backend as K

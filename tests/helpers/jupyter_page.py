@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import required
-from support import environment, wait_until
+
+from helpers.engines import required
+from helpers.processes import environment, wait_until
 
 CHROMIUM = "/usr/bin/chromium"
 # Without what reaches out; and no sandbox, since tests may run as root in a container.

@@ -1,0 +1,74 @@
+"""The randomness of one session: which seed each recorded draw has, and how many runs have drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+def _seed_of(entropy: int, *spawn_key: int) -> int:
+    import numpy as np  # not before something is drawn: the current session is found without numpy
+
+    return int(np.random.SeedSequence(entropy, spawn_key=spawn_key).generate_state(1, np.uint64)[0])
+
+
+class Stream:
+    """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
+
+    The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
+    was saved, and the same cells go on with the same draws.
+    """
+
+    def __init__(self, entropy: int | None = None) -> None:
+        self.entropy = int.from_bytes(os.urandom(16), "big") if entropy is None else int(entropy)
+        self.count = 0
+
+    def next(self) -> int:
+        """The number of the next node."""
+        self.count += 1
+        return self.count - 1
+
+    def seed(self, number: int) -> int:
+        """The 64-bit seed of a node."""
+        return _seed_of(self.entropy, number)
+
+
+class Seeds:
+    """The state of randomness: what `set_random_seed` restarts, and `kernelk.save` keeps."""
+
+    def __init__(self) -> None:
+        self.restart(None)
+
+    def restart(self, seed: int | None) -> None:
+        """Begins anew, from entropy of the system's where there is no seed."""
+        self.fixed = 0 if seed is None else _seed_of(seed)
+        self.stream = Stream(seed)
+        # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
+        self.counter = 0
+
+    @contextlib.contextmanager
+    def counter_kept(self) -> Iterator[None]:
+        """What is run inside draws what the next call would, and leaves those draws to it."""
+        counter = self.counter
+        try:
+            yield
+        finally:
+            self.counter = counter
+
+    def state(self) -> dict[str, int]:
+        """What the next draws follow from."""
+        return {
+            "entropy": self.stream.entropy,
+            "count": self.stream.count,
+            "fixed": self.fixed,
+            "counter": self.counter,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
+
+        Plans that hold a seed already have to be made anew.
+        """
+        self.stream.entropy, self.stream.count = state["entropy"], state["count"]
+        self.fixed, self.counter = state["fixed"], state["counter"]

@@ -1,0 +1,82 @@
+"""What recording needs to know of its session: generation, numbers, scope, seeds, phase. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from .seeds import Seeds
+
+if TYPE_CHECKING:
+    from .nodes import LearningPhase
+
+
+class Generation:
+    """A session's time from one `K.clear_session()` to the next. A tensor keeps the one that it was made in.
+
+    Compared by identity, so that no two sessions of a process ever share one.
+    """
+
+    __slots__ = ("ended",)
+
+    def __init__(self) -> None:
+        self.ended = False
+
+
+class State:
+    """Everything that recording an op reads or changes beside the graph itself. Each session has one."""
+
+    __slots__ = (
+        "__weakref__",
+        "fixed_phase",
+        "generation",
+        "gradient_spans",
+        "numbers",
+        "phase_placeholder",
+        "scope",
+        "seeds",
+        "session",
+        "uids",
+    )
+
+    def __init__(self) -> None:
+        self.generation = Generation()
+        self.numbers = itertools.count()  # of tensors, in the order in which they are made
+        self.scope = ""  # the name scopes that are open, joined by slashes
+        self.uids: defaultdict[str, int] = defaultdict(int)  # see K.get_uid
+        self.seeds = Seeds()
+        # Between which numbers the nodes lie that `K.gradients` has made, one pair for each of its calls, in order.
+        self.gradient_spans: list[tuple[int, int]] = []
+        self.fixed_phase: int | None = None  # by K.set_learning_phase
+        self.phase_placeholder: LearningPhase | None = None  # made when it is first asked for
+        self.session: Any = None  # the Session that it belongs to, once there is one; nothing here looks into it
+
+    def clear(self) -> None:
+        """Makes all tensors stale, and forgets the learning phase."""
+        self.generation.ended = True
+        self.generation = Generation()
+        self.gradient_spans.clear()
+        self.fixed_phase = None
+        self.phase_placeholder = None
+
+
+# A thread that a user's cell starts has a context of its own: in a process with one session it must find that one.
+PROCESS_STATE = State()
+_STATE: ContextVar[State] = ContextVar("kernelk_state", default=PROCESS_STATE)
+
+# The state of the session that runs here. Each recorded op asks: the bound method costs half of what a function would.
+current_state: Callable[[], State] = _STATE.get
+
+
+@contextmanager
+def entered(state: State) -> Iterator[None]:
+    """Inside, in this thread or asyncio task, ops are recorded for the session that the state belongs to."""
+    token = _STATE.set(state)
+    try:
+        yield
+    finally:
+        _STATE.reset(token)

@@ -1,0 +1,1 @@
+"""What the tests share; a module for each kind of help."""
