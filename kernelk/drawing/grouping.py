@@ -98,8 +98,8 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
         inner = [key for key in sources[box.key] if not graph.boxes[key].is_leaf]
         if len(inner) != 1 or len(targets[inner[0]]) != 1 or inner[0] not in row_of:
             return None
-        found = graph.boxes[inner[0]]
-        return found.key if found.kind == "op" and found.part == box.part and found.scope == box.scope else None
+        source = graph.boxes[inner[0]]
+        return source.key if source.kind == "op" and source.part == box.part and source.scope == box.scope else None
 
     row_of: dict[str, list[str]] = {}
     for box in graph.boxes.values():
@@ -176,13 +176,13 @@ def _merged(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> 
         if len(boxes) > 1:
             made[key] = _group(key, titles[key], boxes, graph.outputs)
             new.update((box.key, key) for box in boxes)
-    found = {new[box.key]: made.get(new[box.key], box) for box in graph.boxes.values()}
+    by_key = {new[box.key]: made.get(new[box.key], box) for box in graph.boxes.values()}
     arrows: dict[tuple[str, str], str] = {}
     for (start, end), label in graph.arrows.items():
         arrow = new[start], new[end]
         if arrow[0] != arrow[1]:
             arrows[arrow] = label if arrow == (start, end) else ""
-    return Graph(_ordered(found, arrows), arrows, list(dict.fromkeys(new[key] for key in graph.outputs)))
+    return Graph(_ordered(by_key, arrows), arrows, list(dict.fromkeys(new[key] for key in graph.outputs)))
 
 
 def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[str, Box]:
@@ -195,17 +195,17 @@ def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[s
     ready = [(box.order, key) for key, box in boxes.items() if not missing[key]]
     heapq.heapify(ready)
     waiting = sorted((box.order, key) for key, box in boxes.items())[::-1]
-    found: dict[str, Box] = {}
+    ordered: dict[str, Box] = {}
     while waiting or ready:
         key = heapq.heappop(ready)[1] if ready else waiting.pop()[1]
-        if key in found:
+        if key in ordered:
             continue
-        found[key] = boxes[key]
+        ordered[key] = boxes[key]
         for user in users[key]:
             missing[user] -= 1
-            if not missing[user] and user not in found:
+            if not missing[user] and user not in ordered:
                 heapq.heappush(ready, (boxes[user].order, user))
-    return found
+    return ordered
 
 
 def _group(key: str, title: str, boxes: list[Box], outputs: Iterable[str]) -> Box:
@@ -218,13 +218,13 @@ def _group(key: str, title: str, boxes: list[Box], outputs: Iterable[str]) -> Bo
             detail += f", {counted(count, kind)}"
     parts = {box.part for box in flat if not box.is_leaf}
     last = next((box for box in reversed(boxes) if not box.is_leaf), boxes[-1])
-    found = Box(
+    group = Box(
         key, "group", ops_summary(flat), max(box.order for box in boxes), title, "", last.shape, last.dtype,
         parts.pop() if len(parts) == 1 else "forward", boxes[0].scope, last.source, detail, held, flat,
     )  # fmt: skip
     wanted = [box for box in flat if box.key in set(outputs)]
-    found.notebook = next((box.notebook for box in wanted if box.notebook), "")
+    group.notebook = next((box.notebook for box in wanted if box.notebook), "")
     times = [box.time for box in boxes if box.time is not None]
     if times:
-        found.time = Time(sum(time.seconds for time in times), sum(time.share for time in times))
-    return found
+        group.time = Time(sum(time.seconds for time in times), sum(time.share for time in times))
+    return group

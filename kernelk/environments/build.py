@@ -118,8 +118,8 @@ class Build:
     def build(self) -> Path:
         """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then."""
         with self._cleared():
-            found = f"Python {self.interpreter.version} ({self.interpreter.source})"
-            self.run.say(f"building with {found} in {self.folder}")
+            python = f"Python {self.interpreter.version} ({self.interpreter.source})"
+            self.run.say(f"building with {python} in {self.folder}")
             self.run("venv", [str(self.interpreter.path), "-I", "-m", "venv", str(self.folder)])
             files = bootstrap_of(self.recipe)
             if files:

@@ -52,12 +52,12 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
             engines = {}
             for recipe in recipes:
                 python = install_recipe(recipe, report)
-                found = _download(recipe, python, Path(scratch), output, report)
+                collected = _download(recipe, python, Path(scratch), output, report)
                 marker = places.marker(recipe.name) or {}
-                files.update({file.name: file for file in found})
+                files.update({file.name: file for file in collected})
                 engines[recipe.name] = {
                     "python": series_of(str(marker["python"])),
-                    "files": [file.name for file in found],
+                    "files": [file.name for file in collected],
                 }
             contents = {"format": _FORMAT, "kernelk": __version__, "platform": sys.platform, "engines": engines}
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:

@@ -180,11 +180,11 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
         if not value:
             continue
         wanted = " or ".join(allowed)
-        found = shutil.which(os.path.expanduser(value))
+        program = shutil.which(os.path.expanduser(value))
         try:
-            if found is None:
+            if program is None:
                 raise BrokenError("no such program")
-            interpreter = probe(Path(os.path.abspath(found)), variable)
+            interpreter = probe(Path(os.path.abspath(program)), variable)
             if interpreter.series not in allowed:
                 raise BrokenError(f"it is Python {interpreter.version}")
         except BrokenError as error:
@@ -252,9 +252,9 @@ def _candidates(series: str, roots: Sequence[Path]) -> Iterator[tuple[str, Path]
     if series == f"{sys.version_info[0]}.{sys.version_info[1]}":
         yield "the kernel's own", Path(sys.executable)
     for name in (f"python{series}", "python3", "python"):
-        found = shutil.which(name)
-        if found:
-            yield "PATH", Path(os.path.abspath(found))
+        program = shutil.which(name)
+        if program:
+            yield "PATH", Path(os.path.abspath(program))
     # pyenv's shims, on PATH, answer only for versions chosen by `pyenv global`: look at the real programs.
     with contextlib.suppress(OSError):
         versions = list((_pyenv_root() / "versions").iterdir())
@@ -303,23 +303,23 @@ def search(recipe: Recipe, roots: Sequence[Path] = ()) -> Search:
                         # A shim or an old `python` is no news; a Python of the right name that fails is.
                         if path.name == f"python{series}" and "shims" not in path.parts:
                             broken.append(f"{path}: {error}")
-            found = seen[path]
-            if found is not None and found.series == series:
-                return Search(found, broken)
+            interpreter = seen[path]
+            if interpreter is not None and interpreter.series == series:
+                return Search(interpreter, broken)
     return Search(None, broken)
 
 
 def makers(recipe: Recipe) -> list[Maker]:
     """The programs on this machine that can create a Python for the recipe, the best version's first."""
-    found = []
+    makers_here = []
     conda = next((path for name in ("mamba", "conda", "micromamba") if (path := shutil.which(name))), None)
     uv = shutil.which("uv")
     for series in recipe.pythons:
         if conda:
-            found.append(Maker(Path(conda), series))
+            makers_here.append(Maker(Path(conda), series))
         elif uv and _uv_offers(uv, series):
-            found.append(Maker(Path(uv), series))
-    return found
+            makers_here.append(Maker(Path(uv), series))
+    return makers_here
 
 
 def _uv_offers(uv: str, series: str) -> bool:

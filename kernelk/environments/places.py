@@ -79,17 +79,17 @@ def marker(name: str) -> dict[str, object] | None:
     """What was written down about the installed environment, with its `folder`; None where there is none."""
     recipe = recipe_for(name)
     for place, series in _places(recipe):
-        found = _read_marker(place, recipe.hash(series))
+        content = _read_marker(place, recipe.hash(series))
         # The link dangles once the Python under it was removed or moved, or may not be read: not installed either.
-        if found is not None and os.path.exists(python_in(place)):
-            return found
+        if content is not None and os.path.exists(python_in(place)):
+            return content
     return None
 
 
 def installed_python(name: str) -> Path | None:
     """The interpreter of the complete environment, or None; runs no process."""
-    found = marker(name)
-    return None if found is None else python_in(Path(str(found["folder"])))
+    content = marker(name)
+    return None if content is None else python_in(Path(str(content["folder"])))
 
 
 def missing(name: str) -> str:
@@ -125,8 +125,8 @@ def superseded(name: str) -> list[Path]:
     recipe = recipe_for(name)
     current = {place for place, _ in _places(recipe)}
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{10}}")
-    found: list[Path] = []
+    folders: list[Path] = []
     for place in roots():
         with contextlib.suppress(OSError):
-            found += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
-    return [place for place in found if place not in current]
+            folders += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
+    return [place for place in folders if place not in current]

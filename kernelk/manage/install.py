@@ -51,8 +51,8 @@ def _recipe_of(name: str) -> Recipe | None:
     """The recipe of an engine, None for one of the kernel's own environment. Raises UnknownBackendError."""
     if name in RECIPES:
         return RECIPES[name]
-    found = registry.engine(BUILDS.get(name, name)).recipe
-    return RECIPES[found] if found is not None else None
+    recipe = registry.engine(BUILDS.get(name, name)).recipe
+    return RECIPES[recipe] if recipe is not None else None
 
 
 def uninstall(name: str, report: Report | None = None) -> list[Path]:
