@@ -204,11 +204,11 @@ def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     else:
         entries = enumerate(list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value))
     first = list(itertools.islice(entries, _FIRST))
-    entries = [entry for entry in first if isinstance(entry[1], (Tensor, Function))]
-    if entries and len(first) == _FIRST:
+    kept = [entry for entry in first if isinstance(entry[1], (Tensor, Function))]
+    if kept and len(first) == _FIRST:
         more = list(itertools.islice(entries, _MOST - _FIRST))
-        entries += [entry for entry in more if isinstance(entry[1], (Tensor, Function))]
-    for key, entry in entries:
+        kept += [entry for entry in more if isinstance(entry[1], (Tensor, Function))]
+    for key, entry in kept:
         yield f"{name}[{_key(key)}]", entry
 
 
