@@ -1,4 +1,4 @@
-"""A graph as boxes and arrows, for `drawing`: what each recorded node is, by the names that its user knows."""
+"""First step of a drawing: turns recorded nodes into boxes and arrows, with the names that their user knows."""
 
 from __future__ import annotations
 

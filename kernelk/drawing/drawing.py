@@ -1,4 +1,4 @@
-"""`%kgraph`: the graph of tensors or of a K.function as text, as a picture, and as plain data for the panel."""
+"""Draws a graph for `%kgraph` and the panel, step by step, and holds the result: text, a picture, plain data."""
 
 from __future__ import annotations
 

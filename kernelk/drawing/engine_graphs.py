@@ -1,4 +1,4 @@
-"""`%kshow`: what each engine made of the same graph, in the engine's own words and side by side."""
+"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph with fewer boxes, for `drawing`: name scopes, straight rows of ops and stretches of the code as one each."""
+"""Second step of a drawing: joins boxes into groups, by name scopes, straight rows of ops and stretches of code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the boxes of a drawing stand: layers from inputs to outputs, ordered and placed by igraph's layout."""
+"""Third step of a drawing: places the boxes in layers from inputs to outputs, by igraph's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A placed graph as one static SVG picture, for `drawing`: no script, no style sheet, its own background."""
+"""Last step of a picture: writes the placed boxes as one static SVG with no script and no style sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds one environment in its final place: venv, pip with hashes, stubs, the check, and last of all the marker.
+"""Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
 `environments` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
 process that was killed, nothing of it stays except its log.

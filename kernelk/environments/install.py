@@ -1,4 +1,4 @@
-"""Installs a recipe's environment in the first folder that takes one, one process at a time; `build` does the work."""
+"""Installs a recipe's environment: the first writable folder, one process at a time, an interpreter, then `build`."""
 
 from __future__ import annotations
 

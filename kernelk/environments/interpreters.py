@@ -1,4 +1,4 @@
-"""Finds the interpreters that environments are built on, and says which program could create one; installs nothing.
+"""Finds the Python interpreters that `install` builds on, or names the program that can create one; installs nothing.
 
 An interpreter counts only once it was run and has given its version.
 """

@@ -1,4 +1,4 @@
-"""Where an environment lies, and whether it is complete. Runs no process, so that listing stays cheap."""
+"""Tells where an environment is and whether it is complete; runs no process, so that listing engines stays cheap."""
 
 from __future__ import annotations
 

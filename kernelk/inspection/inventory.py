@@ -1,4 +1,4 @@
-"""What lives in a session, by its notebook names, for `%ktensors` and the panel; asks no engine, keeps nothing alive.
+"""Collects what lives in a session, by its notebook names, for `%ktensors` and the panel; keeps nothing alive.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 

@@ -1,4 +1,4 @@
-"""What a tensor's value is like, in numbers, for `%ktensors` and the panel; to look changes nothing, starts no engine.
+"""Summarises tensors' values in numbers, for `%ktensors` and the panel; has no side effects, starts no engine.
 
 `Summary.as_dict` is what the panel's front end reads, strict JSON. Numbers that JSON or JavaScript can't hold are
 strings: "NaN", "Infinity", "-Infinity", integers beyond 2**53.

@@ -1,4 +1,4 @@
-"""`%ktensors` and `kernelk.tensors`: the session's inventory as a table, with what the values are like if asked for."""
+"""Makes the list of `%ktensors` from the inventory, with summaries of the values if requested."""
 
 from __future__ import annotations
 

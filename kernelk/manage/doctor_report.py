@@ -1,4 +1,4 @@
-"""`kernelk doctor`: tries each engine in a worker of its own, and says what is missing and the exact next command.
+"""Examines the engines for `doctor`: tries each in a worker, and reports what is missing with the next command.
 
 Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
 """

@@ -1,4 +1,4 @@
-"""`kernelk.install` and `kernelk.uninstall`: an engine by name, and what of this session is in the way."""
+"""Installs and removes engines by name, above `environments.install`: ends what this session runs in them."""
 
 from __future__ import annotations
 

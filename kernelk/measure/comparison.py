@@ -1,4 +1,4 @@
-"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+"""Compares recorded calls for `%%kcompare`: several engines, or several bodies on one, in rounds of random order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of a comparison: tables, data frames, JSON and pictures."""
+"""Holds what `comparison` measured: tables, data frames, JSON and pictures."""
 
 from __future__ import annotations
 

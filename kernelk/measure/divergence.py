@@ -1,4 +1,4 @@
-"""The divergence finder: every node that a tensor needs, computed on two engines, and the first op where they part."""
+"""Finds for `%kdiff` the first op where two engines diverge: computes every node that a tensor needs on both."""
 
 from __future__ import annotations
 

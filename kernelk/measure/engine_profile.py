@@ -1,4 +1,4 @@
-"""What the engine's own profiler says of a call as it really runs, fused: `%kprofile --engine`."""
+"""Asks the engine's own profiler about a call as it really runs, fused, for `%kprofile --engine`."""
 
 from __future__ import annotations
 

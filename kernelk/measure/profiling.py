@@ -1,4 +1,4 @@
-"""Which op takes how long: each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+"""Profiles a recorded call for `%kprofile`: each node by itself on its real inputs, beside the call as compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes behind some tensors, each by itself: for what looks at every op, such as the divergence finder."""
+"""Takes a graph apart for `divergence` and `profiling`: each node by itself, to be computed on its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long calls take on an engine: to build, to run first, to run when warm, to hand over; each figure by itself."""
+"""Times recorded calls for `%ktime`: compile, first run, steady state and transfer, each figure by itself."""
 
 from __future__ import annotations
 
