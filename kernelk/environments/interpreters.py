@@ -134,19 +134,24 @@ def last_line(text: str) -> str:
     return (wrong or said or lines or ["it said nothing"])[-1]
 
 
+def _ask(command: list[str], settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a program for what it prints, in a folder where no file of the user's changes the answer."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_PROBE_SECONDS,
+        env=clean_environment() | (settings or {}),
+        cwd=os.sep,
+    )
+
+
 def probe(path: Path, source: str, inside_environment: bool = False) -> Interpreter:
     """Runs a program to see whether it is a Python that can build environments. Raises BrokenError."""
     try:
-        done = subprocess.run(
-            [str(path), "-E", "-s", "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            env=clean_environment(),
-            cwd=os.sep,
-        )
+        done = _ask([str(path), "-E", "-s", "-c", _PROBE])
     except subprocess.TimeoutExpired:
         raise BrokenError(f"it gave no answer in {_PROBE_SECONDS} s") from None
     except OSError as error:
@@ -231,15 +236,7 @@ def _uv_pythons(series: str) -> Iterator[Path]:
     if uv:
         settings = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_DOWNLOADS": "never"}
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(
-                [uv, "python", "find", "--no-project", series],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_PROBE_SECONDS,
-                env=clean_environment() | settings,
-            )
+            done = _ask([uv, "python", "find", "--no-project", series], settings)
             if done.returncode == 0 and done.stdout.strip():
                 yield Path(done.stdout.strip().splitlines()[-1])
     data = Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share")
@@ -311,29 +308,20 @@ def search(recipe: Recipe, roots: Sequence[Path] = ()) -> Search:
 
 def makers(recipe: Recipe) -> list[Maker]:
     """The programs on this machine that can create a Python for the recipe, the best version's first."""
-    makers_here = []
+    usable = []
     conda = next((path for name in ("mamba", "conda", "micromamba") if (path := shutil.which(name))), None)
     uv = shutil.which("uv")
     for series in recipe.pythons:
         if conda:
-            makers_here.append(Maker(Path(conda), series))
+            usable.append(Maker(Path(conda), series))
         elif uv and _uv_offers(uv, series):
-            makers_here.append(Maker(Path(uv), series))
-    return makers_here
+            usable.append(Maker(Path(uv), series))
+    return usable
 
 
 def _uv_offers(uv: str, series: str) -> bool:
-    command = [uv, "python", "list", series, "--only-downloads"]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            env=clean_environment(),
-        )
+        done = _ask([uv, "python", "list", series, "--only-downloads"])
     except (OSError, subprocess.SubprocessError):
         return False
     return any(line.startswith(f"cpython-{series}.") for line in done.stdout.splitlines())
