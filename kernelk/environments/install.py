@@ -18,7 +18,7 @@ from ..errors import InstallError
 from . import interpreters
 from .build import Build, create_interpreter, disk_error, enough_space
 from .interpreters import Interpreter
-from .places import _folder_name, _places, _read_marker, python_in, root, roots, user_root
+from .places import candidate_folders, folder_name, python_in, read_marker, root, roots, user_root
 from .recipes import Recipe
 from .runner import Runner
 
@@ -110,9 +110,9 @@ def install_recipe(
             enough_space(recipe.title, place, int(1.3 * recipe.bytes), again)
             run = Runner(recipe.title, name, place / f"{name}.log", report, again)
             interpreter = _interpreter(recipe, place, run, offline=wheels is not None)
-            target = place / _folder_name(recipe, interpreter.series)
+            target = place / folder_name(recipe, interpreter.series)
             python = Build(recipe, interpreter, target, run, wheels).build()
-            for other in (path for path, _ in _places(recipe) if path.parent == place and path != target):
+            for other in (path for path, _ in candidate_folders(recipe) if path.parent == place and path != target):
                 shutil.rmtree(other, ignore_errors=True)  # of another Python, or half-built
             closed = private_part(interpreter.path)
             if place != user_root() and closed is not None:
@@ -134,8 +134,8 @@ def private_part(path: Path) -> Path | None:
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
     """The complete environment in a folder of the search up to `last`: one that comes later doesn't fill that one."""
-    for place, series in _places(recipe):
-        there = _read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
+    for place, series in candidate_folders(recipe):
+        there = read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
         if there and roots().index(place.parent) <= roots().index(last):
             return place
     return None

@@ -15,7 +15,7 @@ from ..engines import registry
 from ..environments import interpreters
 from ..environments.build import size
 from ..environments.install import install_recipe, one_at_a_time
-from ..environments.places import MARKER, _places, python_in, root, superseded
+from ..environments.places import MARKER, candidate_folders, python_in, root, superseded
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
 from ..session.current import existing
@@ -73,7 +73,7 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
         report(f"{name}: not installed, nothing to remove")
         return []
     place = root()
-    every = [path for path, _ in _places(recipe) if os.path.isdir(path)] + superseded(name)
+    every = [path for path, _ in candidate_folders(recipe) if os.path.isdir(path)] + superseded(name)
     doomed = [path for path in every if path.parent == place]
     elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
     other = (
