@@ -1,9 +1,8 @@
-"""The IPython side: `%kbackend`, and the cell number that errors and nodes are shown with."""
+"""The face in IPython: `%kbackend`, and what `%load_ext kernelk` and `%unload_ext kernelk` do."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -25,23 +24,34 @@ from .source import CELL
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
-    @property
-    def actions(self) -> dict[str, Callable[[Any], Any]]:
-        """What `%kbackend` does beside choosing an engine; an option's value, where it was given, is the argument."""
-        # The twins are imported when one is called: `%load_ext kernelk` has to stay light.
-        from .manage.doctor_report import doctor
-        from .manage.install import install
-        from .manage.logs import log
-        from .manage.status import list_backends
-        from .session.swap import stop_backend
+    # What `%kbackend` does beside choosing an engine: options, and none goes with another one.
+    actions = ("list", "stop", "install", "doctor", "log")
 
-        return {
-            "list": lambda _: list_backends(),
-            "stop": stop_backend,
-            "install": lambda names: [install(name) for name in names] and None,
-            "doctor": doctor,
-            "log": lambda name: log(name or None),
-        }
+    @staticmethod
+    def _act(action: str, value: Any) -> Any:
+        """Calls an action's Python twin; an option's value, where it was given, is the argument."""
+        # Imported when it is called, and none at the Tab key: `%load_ext kernelk` has to stay light.
+        if action == "stop":
+            from .session.swap import stop_backend
+
+            return stop_backend(value)
+        if action == "install":
+            from .manage.install import install
+
+            for name in value:
+                install(name)
+            return None
+        if action == "doctor":
+            from .manage.doctor_report import doctor
+
+            return doctor(value)
+        if action == "log":
+            from .manage.logs import log
+
+            return log(value or None)
+        from .manage.status import list_backends
+
+        return list_backends()
 
     @magic_arguments("one engine's name", "%kbackend tensorflow")
     @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
@@ -82,17 +92,17 @@ class KernelKMagics(Magics):
         kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
         """
         given = parse(self.kbackend, line)
-        asked = [name for name, value in vars(given).items() if value not in (None, False)]
-        chosen = [name for name in asked if name in self.actions]
+        words = [name for name, value in vars(given).items() if value not in (None, False)]
+        chosen = [name for name in words if name in self.actions]
         if chosen:
-            if len(asked) > 1:
+            if len(words) > 1:
                 raise ArgumentError(
                     f"%kbackend --{chosen[0]} goes with no other option or name, and {line.strip()!r} has more; "
                     "next: one %kbackend for each"
                 )
-            return self.actions[chosen[0]](getattr(given, chosen[0]))
-        if not asked:
-            return self.actions["list"](None)
+            return self._act(chosen[0], getattr(given, chosen[0]))
+        if not words:
+            return self._act("list", None)
         in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
         compiler = self._either(
             given.compiler, given.no_compiler, "--compiler and --no-compiler", "theano --no-compiler"

@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs, lists and examines the engines, and measures scripts; other modules do all the work.
+"""The program `kernelk`: reads its command line and calls what does the work (manage, environments, measure).
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -91,13 +91,13 @@ def _state(engine: Engine) -> str:
             f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
             f"in the environment of kernelk itself, {sys.prefix}"
         )
-    found = places.marker(engine.recipe)
-    if found is not None:
-        versions = found["versions"]
+    marker = places.marker(engine.recipe)
+    if marker is not None:
+        versions = marker["versions"]
         assert isinstance(versions, dict)
         return (
-            f"installed, {engine.title} {found['engine']}, Python {found['python']}, numpy "
-            f"{versions.get('numpy', 'unknown')}, {float(str(found['bytes'])) / 1e6:.0f} MB in {found['folder']}"
+            f"installed, {engine.title} {marker['engine']}, Python {marker['python']}, numpy "
+            f"{versions.get('numpy', 'unknown')}, {float(str(marker['bytes'])) / 1e6:.0f} MB in {marker['folder']}"
         )
     rest = places.half_built(engine.recipe)
     state = "not installed"

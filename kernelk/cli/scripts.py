@@ -1,4 +1,4 @@
-"""Scripts as bodies to measure: what `kernelk time`, `profile` and `compare` hand to the Python twins."""
+"""Turns scripts into functions to measure, for the commands `kernelk time`, `profile` and `compare`."""
 
 from __future__ import annotations
 

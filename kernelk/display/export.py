@@ -1,4 +1,4 @@
-"""What a result can become besides text: a data frame, or JSON with all figures."""
+"""Turns a result into a data frame, or into JSON with all figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`%kshow`: what each engine made of the same graph, in the engine's own words and side by side."""
+"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
                 if not host.started:
                     host.start()
                 with untouched(session, [host]):
-                    found = _described(session, host, target, roots, phase, fed, called)
+                    described = _described(session, host, target, roots, phase, fed, called)
                 version = str(host.facts.get("version", ""))
-                views.append(View(name, engine.title, version, found["kind"], found["ops"], found["text"]))
+                views.append(View(name, engine.title, version, described["kind"], described["ops"], described["text"]))
             except (KernelKError, WorkerDiedError) as error:
                 version = str(host.facts.get("version", "")) if host.facts else ""
                 views.append(View(name, engine.title, version, failure=" ".join(str(error).split())))

@@ -39,8 +39,9 @@ class LocalHost(Host):
     def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
         super().__init__(engine, storage, options)
         if not (engine.in_kernel or engine.in_kernel_too):
+            allowed = registry.names_where(lambda engine: engine.in_kernel_too)
             raise ArgumentError(
-                f"{engine.title} can't run in the notebook's own process: allowed are {', '.join(may_be_in_kernel())}; "
+                f"{engine.title} can't run in the notebook's own process: allowed are {', '.join(allowed)}; "
                 f"next: %kbackend {engine.name}, which gives it a worker"
             )
         self._executor: Executor | None = None
@@ -148,14 +149,3 @@ class LocalHost(Host):
         if self._scratch is not None:
             self._scratch()
             self._scratch = None
-
-
-def may_be_in_kernel() -> list[str]:
-    """The names of engines that may run in the notebook's own process, though they don't always."""
-    found = []
-    for name in registry.names():
-        # A third party's description that can't be loaded is told of where it is asked for.
-        with contextlib.suppress(BackendNotInstalledError):
-            if registry.engine(name).in_kernel_too:
-                found.append(name)
-    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
 from typing import Any
 
 from ..backends.choosing import chosen_device
 from ..backends.errors import OptionError
-from ..errors import ArgumentError, BackendNotInstalledError
+from ..errors import ArgumentError
 from . import registry
 from .descriptors import DEFAULT, Engine
 from .host import Host
@@ -56,23 +55,13 @@ def requested_options(
         if not isinstance(compiler, bool):
             raise ArgumentError(f"compiler={compiler!r} isn't allowed: allowed are True, False and None")
         if not engine.compiles_c:
+            allowed = registry.names_where(lambda engine: engine.compiles_c)
             raise ArgumentError(
                 f"{engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
-                f"{', '.join(that_compile_c())}; next: %kbackend {engine.name}"
+                f"{', '.join(allowed)}; next: %kbackend {engine.name}"
             )
         changes["compiler"] = None if compiler else ""
     return changes
-
-
-def that_compile_c() -> list[str]:
-    """The names of engines that a user may let go without their C compiler."""
-    found = []
-    for name in registry.names():
-        # A third party's description that can't be loaded is told of where it is asked for.
-        with contextlib.suppress(BackendNotInstalledError):
-            if registry.engine(name).compiles_c:
-                found.append(name)
-    return found
 
 
 def _threads(engine: Engine, threads: Any) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
@@ -31,6 +32,17 @@ def names() -> list[str]:
     """All registered backends."""
     known = sorted(_entries())
     return [name for name in _ORDER if name in known] + [name for name in known if name not in _ORDER]
+
+
+def names_where(fits: Callable[[Engine], bool]) -> list[str]:
+    """The backends whose descriptor fits."""
+    fitting = []
+    for name in names():
+        # A third party's descriptor that can't be loaded is reported where its engine is asked for.
+        with contextlib.suppress(BackendNotInstalledError):
+            if fits(engine(name)):
+                fitting.append(name)
+    return fitting
 
 
 def engine(name: str) -> Engine:

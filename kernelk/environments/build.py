@@ -1,4 +1,4 @@
-"""Builds one environment in its final place: venv, pip with hashes, stubs, the check, and last of all the marker.
+"""Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
 `environments` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
 process that was killed, nothing of it stays except its log.
@@ -118,8 +118,8 @@ class Build:
     def build(self) -> Path:
         """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then."""
         with self._cleared():
-            found = f"Python {self.interpreter.version} ({self.interpreter.source})"
-            self.run.say(f"building with {found} in {self.folder}")
+            python = f"Python {self.interpreter.version} ({self.interpreter.source})"
+            self.run.say(f"building with {python} in {self.folder}")
             self.run("venv", [str(self.interpreter.path), "-I", "-m", "venv", str(self.folder)])
             files = bootstrap_of(self.recipe)
             if files:

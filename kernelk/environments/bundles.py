@@ -1,4 +1,4 @@
-"""Bundles: one file with all that an engine's environment is built from, to install it where there is no network.
+"""Writes and installs bundles: one file with all that an environment is built from, for machines without a network.
 
 A bundle is a zip file: `bundle.json` says for which engines and Pythons, `files/` has what pip installs. Its files are
 compared with the lock of the kernelk that installs them, so that a bundle needs no trust of its own.
@@ -52,12 +52,12 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
             engines = {}
             for recipe in recipes:
                 python = install_recipe(recipe, report)
-                found = _download(recipe, python, Path(scratch), output, report)
+                collected = _download(recipe, python, Path(scratch), output, report)
                 marker = places.marker(recipe.name) or {}
-                files.update({file.name: file for file in found})
+                files.update({file.name: file for file in collected})
                 engines[recipe.name] = {
                     "python": series_of(str(marker["python"])),
-                    "files": [file.name for file in found],
+                    "files": [file.name for file in collected],
                 }
             contents = {"format": _FORMAT, "kernelk": __version__, "platform": sys.platform, "engines": engines}
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:

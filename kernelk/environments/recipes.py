@@ -1,4 +1,4 @@
-"""The engines that get an environment of their own: pins, the lock of files that may be installed, and the check.
+"""Describes what `build` builds: for each old engine its pins, the lock file with the allowed files, and the check.
 
 `build` builds what stands here. A lock (`locks/NAME.txt` beside this file) lists, for every platform and Python at
 once, each file with its size and SHA-256; `choose` takes those that one Python on one platform needs.

@@ -1,4 +1,4 @@
-"""A subprocess of an install: run, watched, its output read, its failure put in one line."""
+"""Runs the subprocesses of an installation: watches them, reads their output, puts a failure into one line."""
 
 from __future__ import annotations
 

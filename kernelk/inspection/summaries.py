@@ -1,4 +1,4 @@
-"""What a tensor's value is like, in numbers, for `%ktensors` and the panel; to look changes nothing, starts no engine.
+"""Summarises tensors' values in numbers, for `%ktensors` and the panel; has no side effects, starts no engine.
 
 `Summary.as_dict` is what the panel's front end reads, strict JSON. Numbers that JSON or JavaScript can't hold are
 strings: "NaN", "Infinity", "-Infinity", integers beyond 2**53.
@@ -154,15 +154,15 @@ def summaries(
     session: Session, tensors: Sequence[Any], names: Mapping[int, Sequence[str]] | None, seconds: float
 ) -> list[Summary]:
     """The summaries of several; what is left when these seconds have passed isn't looked at, and says so."""
-    found = []
+    results = []
     end = time.perf_counter() + seconds
     for tensor in tensors:
         if time.perf_counter() > end:
             command = f"%ktensors --values {_Names(names or {})(tensor)}"
-            found.append(Summary(tensor.uid, note=f"not looked at within {seconds:g} s; next: {command}"))
+            results.append(Summary(tensor.uid, note=f"not looked at within {seconds:g} s; next: {command}"))
         else:
-            found.append(summary(session, tensor, names))
-    return found
+            results.append(summary(session, tensor, names))
+    return results
 
 
 def summarised(
@@ -201,8 +201,8 @@ class _Names:
         self._names = names
 
     def __call__(self, tensor: Any) -> str:
-        found = self._names.get(tensor.uid)
-        return found[0] if found else str(tensor.name)
+        names = self._names.get(tensor.uid)
+        return names[0] if names else str(tensor.name)
 
 
 def _line(error: Exception) -> str:
@@ -329,16 +329,16 @@ def _figures(values: Array) -> dict[str, Any]:
         count += part.size
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
-    found: dict[str, Any] = {"nans": nans, "infinities": values.size - nans - count}
+    figures: dict[str, Any] = {"nans": nans, "infinities": values.size - nans - count}
     if not count:
-        return found
+        return figures
     # In units of the largest element: squares and differences of the largest floats have no float of their own.
     unit = max(abs(low), abs(high))
     unit = unit if unit > 1e100 else 1.0
     mean = math.fsum(float((part / unit).sum()) for part in _chunks(values)) / count
     square = math.fsum(float(np.square(part / unit - mean).sum()) for part in _chunks(values)) / count
     exact = values.dtype.kind != "f"
-    found.update(
+    figures.update(
         # Of 64-bit integers float64 doesn't hold every one.
         minimum=int(values.min()) if exact else low,
         maximum=int(values.max()) if exact else high,
@@ -346,7 +346,7 @@ def _figures(values: Array) -> dict[str, Any]:
         std=math.sqrt(square) * unit,
         histogram=_histogram(values, low, high, unit, exact),
     )
-    return found
+    return figures
 
 
 def _histogram(values: Array, low: float, high: float, unit: float, exact: bool) -> Histogram:

@@ -1,4 +1,4 @@
-"""`kernelk doctor`: tries each engine in a worker of its own, and says what is missing and the exact next command.
+"""Examines the engines for `doctor`: tries each in a worker, and reports what is missing with the next command.
 
 Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
 """
@@ -106,22 +106,22 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
     chosen = list(dict.fromkeys(names)) if names else registry.names()
-    found: dict[str, EngineHealth] = {}
+    health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
     for name in chosen:
         try:
             engine = registry.engine(name)
         except BackendNotInstalledError as error:  # an entry point that leads nowhere
-            found[name] = _ill(name, "not installed", error)
+            health[name] = _ill(name, "not installed", error)
             continue
         absent = _absent(engine)
         if absent is not None:
-            found[name] = absent
+            health[name] = absent
         else:
             ready.append(engine)
-    found.update(_trials(ready))
+    health.update(_trials(ready))
     machine, problems = _machine()
-    return HealthReport([found[name] for name in chosen], machine, problems, time.perf_counter() - begin)
+    return HealthReport([health[name] for name in chosen], machine, problems, time.perf_counter() - begin)
 
 
 # ---------------------------------------------------------------------------- engines
@@ -170,10 +170,10 @@ def _absent(engine: Engine) -> EngineHealth | None:
 def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     """Tries the engines at the same time; those of the kernel's own process first, since they take no time."""
     engines = list(engines)
-    found = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
+    health_of = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
     outside = [engine for engine in engines if not engine.in_kernel]
     if not outside:
-        return found
+        return health_of
     hosts: list[Host] = []
     with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
         futures: dict[str, Future[EngineHealth]] = {
@@ -190,8 +190,8 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
         if futures[engine.name] in late:
             words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
             health = EngineHealth(engine.name, "failed", problem=words, next=engine.repair(""))
-        found[engine.name] = health
-    return found
+        health_of[engine.name] = health
+    return health_of
 
 
 def _end(hosts: Iterable[Host]) -> None:

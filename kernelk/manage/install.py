@@ -1,4 +1,4 @@
-"""`kernelk.install` and `kernelk.uninstall`: an engine by name, and what of this session is in the way."""
+"""Installs and removes engines by name, above `environments.install`: ends what this session runs in them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..display.progress import Progress, Report
 from ..engines import registry
 from ..environments import interpreters
 from ..environments.build import size
-from ..environments.install import _lock, install_recipe
-from ..environments.places import MARKER, _places, python_in, root, superseded
+from ..environments.install import install_recipe, one_at_a_time
+from ..environments.places import MARKER, candidate_folders, python_in, root, superseded
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
 from ..session.current import existing
@@ -51,8 +51,8 @@ def _recipe_of(name: str) -> Recipe | None:
     """The recipe of an engine, None for one of the kernel's own environment. Raises UnknownBackendError."""
     if name in RECIPES:
         return RECIPES[name]
-    found = registry.engine(BUILDS.get(name, name)).recipe
-    return RECIPES[found] if found is not None else None
+    recipe = registry.engine(BUILDS.get(name, name)).recipe
+    return RECIPES[recipe] if recipe is not None else None
 
 
 def uninstall(name: str, report: Report | None = None) -> list[Path]:
@@ -73,7 +73,7 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
         report(f"{name}: not installed, nothing to remove")
         return []
     place = root()
-    every = [path for path, _ in _places(recipe) if os.path.isdir(path)] + superseded(name)
+    every = [path for path, _ in candidate_folders(recipe) if os.path.isdir(path)] + superseded(name)
     doomed = [path for path in every if path.parent == place]
     elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
     other = (
@@ -85,7 +85,8 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
         releasing(recipe, f"kernelk uninstall {name}")()
     if doomed or _unused_pythons(place):
         try:
-            with _lock(place / f"{name}.lock", functools.partial(report, f"{name}: it is being installed; waiting")):
+            waiting = functools.partial(report, f"{name}: it is being installed; waiting")
+            with one_at_a_time(place / f"{name}.lock", waiting):
                 for path in doomed:
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What `%kbackend` without a name tells: every engine, its state, and which setting chose the active one."""
+"""Lists the engines for `%kbackend`: each one's state, and which setting chose the active one; starts nothing."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class EngineStatus:
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        place = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
+        process = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
         others = [name for name in self.devices if name != self.device]
         device = f"{self.device} (or {', '.join(others)})" if others else self.device
         memory = size(self.memory) if self.memory else "unknown" if self.running else ""
         threads = str(self.threads or "unknown") if self.running else ""
         version = " ".join(part for part in (self.version, self.interpreter.replace("Python ", "py")) if part)
         compiled = f"{self.compiled} ({size(self.compiled_bytes)})" if self.compile_count else ""
-        return [self.name, self.state, version, place, memory, device, threads, compiled]
+        return [self.name, self.state, version, process, memory, device, threads, compiled]
 
     def lines(self) -> list[str]:
         """What is said below the table."""

@@ -1,4 +1,4 @@
-"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+"""Compares recorded calls for `%%kcompare`: several engines, or several bodies on one, in rounds of random order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .estimates import paired_ratio
 from .profiling import op_times
 from .recording import Recording, record, restoring
 from .results import noted
-from .timing import STILL, WARM_UP, Conditions, Timed, checked_budget, ready
+from .timing import SETTLE_SECONDS, WARM_UP, Conditions, Timed, checked_budget, ready
 
 Array = np.ndarray[Any, Any]
 
@@ -75,10 +75,10 @@ def compare(
     with session.lock:
         session.ready_host()
         if sweep is not None:
-            found: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
+            result: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
         else:
-            found = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
-        return noted("compare", found)
+            result = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+        return noted("compare", result)
 
 
 def _sweep(
@@ -232,20 +232,20 @@ class _Work:
             self._check(side, self._values(host, recording))
             self._rewind()
             timed = [self._open.enter_context(ready(session, host, call)) for call in recording.calls]
-            side.calls = [one.found for one in timed]
+            side.calls = [one.call_time for one in timed]
             self._ready[id(side)] = timed
         except KernelKError as error:
             side.failure = " ".join(str(error).split())
 
     def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
-        found = []
+        values_by_call = []
         for call, feeds in recording.sequence:
             if feeds is not None:
                 program = call.program(self._session, host.ops)
                 values = self._session.calls.execute(host, program, feeds)
-                found.append(values[: len(call.function.outputs)])
-        found.append([self._session.read(variable) for variable in recording.before])
-        return found
+                values_by_call.append(values[: len(call.function.outputs)])
+        values_by_call.append([self._session.read(variable) for variable in recording.before])
+        return values_by_call
 
     def _check(self, side: Side, values: list[list[Array]]) -> None:
         flat = [np.asarray(value) for group in values for value in group]
@@ -287,10 +287,10 @@ class _Work:
                 break
             for side in random.sample(sides, len(sides)):
                 if len(sides) > 1 and not self._result.same_engine:
-                    clock.sleep(STILL)
+                    clock.sleep(SETTLE_SECONDS)
                 try:
                     timed = self._ready[id(side)]
-                    side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
+                    side.rounds.append(sum(one.call_time.count * one.in_turn(longest) for one in timed))
                 except KernelKError as error:
                     side.failure = " ".join(str(error).split())
             sides = [side for side in sides if not side.failure]

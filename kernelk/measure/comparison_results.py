@@ -1,4 +1,4 @@
-"""The results of a comparison: tables, data frames, JSON and pictures."""
+"""Holds what `comparison` measured: tables, data frames, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class OpsResult(Result, Rendered):
                 "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
                 for op in ops
             ]
-            place = first.source.split(": ", 1)[0]
-            rows.append([first.op, place, first.part, str(first.shape), str(first.count), *cells])
+            where = first.source.split(": ", 1)[0]
+            rows.append([first.op, where, first.part, str(first.shape), str(first.count), *cells])
         below = ["each op by itself and unfused, on the same operands: no part of the times above (* the fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
@@ -96,13 +96,13 @@ class OpsResult(Result, Rendered):
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
         """What `plot` draws: the first five ops, each on every engine."""
-        found = [
+        bars = [
             (f"{op.op} {name}", op.steady)
             for ops in self.ops[:5]
             for name, op in zip(self.labels, ops)
             if not op.failure
         ]
-        return [label for label, _ in found], [estimate for _, estimate in found]
+        return [label for label, _ in bars], [estimate for _, estimate in bars]
 
 
 @dataclass(repr=False)
@@ -274,13 +274,13 @@ class SweepResult(Result, Rendered):
     def plot(self, ax: Any = None) -> Any:
         """Time against the value on logarithmic axes, a line for each side with its band; the Matplotlib Axes."""
         ax = ax if ax is not None else new_axes(6)
-        found: dict[str, list[tuple[float, Estimate]]] = {}
+        points: dict[str, list[tuple[float, Estimate]]] = {}
         for value, result in self.points:
             for side in result.sides:
                 if not side.failure:
-                    found.setdefault(side.label, []).append((value, side.steady))
-        scale, unit = unit_of([estimate.value for line in found.values() for _, estimate in line])
-        for (label, line), marker in zip(found.items(), itertools.cycle("os^Dv*")):
+                    points.setdefault(side.label, []).append((value, side.steady))
+        scale, unit = unit_of([estimate.value for line in points.values() for _, estimate in line])
+        for (label, line), marker in zip(points.items(), itertools.cycle("os^Dv*")):
             values = [value for value, _ in line]
             drawn = ax.plot(values, [e.value / scale for _, e in line], marker=marker, label=label, linewidth=2)
             low, high = [e.low / scale for _, e in line], [min(e.high, 2 * e.value) / scale for _, e in line]

@@ -1,4 +1,4 @@
-"""The divergence finder: every node that a tensor needs, computed on two engines, and the first op where they part."""
+"""Finds for `%kdiff` the first op where two engines diverge: computes every node that a tensor needs on both."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ class NodeDiff:
 
     def flags(self, engines: tuple[str, str]) -> str:
         """What is remarkable about it, for the table."""
-        found = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
+        flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            found.append("of its own")
+            flags.append("of its own")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
-                found.append(what if len(named) == 2 else f"{what} on {named[0]}")
-        return ", ".join(found)
+                flags.append(what if len(named) == 2 else f"{what} on {named[0]}")
+        return ", ".join(flags)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Origin:
 class DiffReport(Rendered):
     """What two engines make of the same nodes, feeds, variables and random draws; `rows` are in the graph's order.
 
-    `asked`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
+    `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
     `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
     `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
@@ -136,7 +136,7 @@ class DiffReport(Rendered):
     phase: int
     tolerance: float | None
     rows: list[NodeDiff] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     results: list[Gap] = field(default_factory=list)
     chunk_bytes: list[int] = field(default_factory=list)
@@ -159,11 +159,11 @@ class DiffReport(Rendered):
 
     def _reaching(self) -> set[int]:
         """The rows beyond the tolerance from which others beyond it lead to what was asked for."""
-        found = {i for i in self.asked if self.rows[i].gap.beyond}
+        reaching = {i for i in self.roots if self.rows[i].gap.beyond}
         for i in reversed(range(len(self.rows))):
-            if i in found:
-                found.update(j for j in self.rows[i].inputs if self.rows[j].gap.beyond)
-        return found
+            if i in reaching:
+                reaching.update(j for j in self.rows[i].inputs if self.rows[j].gap.beyond)
+        return reaching
 
     @property
     def culprit(self) -> NodeDiff | None:
@@ -181,29 +181,29 @@ class DiffReport(Rendered):
         a, b = self.engines
         first, culprit = self.first, self.culprit
         if first is not None:
-            found = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
+            findings = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
             if first.own is not None and not first.own.beyond:
-                found.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
+                findings.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
         else:
-            found = [f"{a} and {b} agree within the tolerance"]
+            findings = [f"{a} and {b} agree within the tolerance"]
             absorbed = self.absorbed
             if absorbed:
-                found.append(
+                findings.append(
                     f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
                     f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
-            found.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
+            findings.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
         elif first is not None and not self.own_failure:
-            found.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
-        found += [str(origin) for origin in self.origins]
+            findings.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
+        findings += [str(origin) for origin in self.origins]
         if any(gap.beyond for gap in self.results) != (first is not None):
             worst = max(self.results, key=lambda gap: gap.relative)
-            found.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
+            findings.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
         if self.own_failure:
-            found.append(f"errors of the ops' own are not known: {self.own_failure}")
-        return found
+            findings.append(f"errors of the ops' own are not known: {self.own_failure}")
+        return findings
 
     def table(self) -> Table:
         """The nodes in the graph's order, about the first remarkable one, and the findings."""
@@ -321,7 +321,7 @@ class _Comparison(Nodes):
         for numbers, more in self.chunks():
             result.chunk_bytes.append(self.bytes([*numbers, *more]))
             self._compare_chunk(result, rows, numbers, more)
-        result.asked = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
+        result.roots = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
         for n, x, y in self._results():
             result.results.append(
                 gap_of(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n)

@@ -1,4 +1,4 @@
-"""What the engine's own profiler says of a call as it really runs, fused: `%kprofile --engine`."""
+"""Asks the engine's own profiler about a call as it really runs, fused, for `%kprofile --engine`."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class EngineProfile(Result, Rendered):
         return self.seconds / self.plain
 
     @property
-    def told(self) -> float:
+    def listed_seconds(self) -> float:
         """The seconds of a run that the rows account for; more than the run's where several ran at once."""
         return sum(row.seconds for row in self.rows)
 
     def share(self, row: EngineRow) -> float:
         """A row's part of what all rows took."""
-        return row.seconds / self.told if self.told else 0.0
+        return row.seconds / self.listed_seconds if self.listed_seconds else 0.0
 
     def table(self) -> Table:
         """A row for each thing that ran."""
@@ -92,11 +92,11 @@ class EngineProfile(Result, Rendered):
     def _below(self) -> list[str]:
         if not self.rows:
             return ["it has seen nothing: the engine computes none of this itself"]
-        lines = [
-            f"the rows are {duration(self.told)} of a run, over {self.runs} runs; the rest is what lies between them"
-        ]
-        if self.told > self.seconds:
-            lines = [f"the rows are {duration(self.told)} together, over {self.runs} runs: some of them run at once"]
+        listed = duration(self.listed_seconds)
+        if self.listed_seconds > self.seconds:
+            lines = [f"the rows are {listed} together, over {self.runs} runs: some of them run at once"]
+        else:
+            lines = [f"the rows are {listed} of a run, over {self.runs} runs; the rest is what lies between them"]
         if len(self.rows) > SHOWN_ROWS:
             lines.append(f"{len(self.rows)} rows, {SHOWN_ROWS} shown (.rows has all)")
         return [*lines, self.remark] if self.remark else lines
@@ -147,12 +147,14 @@ def engine_profile(session: Session, host: Host, call: Call, budget: float) -> E
         node = None if instruction is None else program.blamed(specialisation, [instruction])
         return "" if node is None else str(node.source)
 
-    found = [
+    engine_rows = [
         EngineRow(name, calls / runs, seconds / runs, source(instruction))
         for (name, instruction, _), (calls, seconds) in rows.items()
     ]
-    found.sort(key=lambda row: -row.seconds)
-    return EngineProfile(host.profiler["label"], host.engine.name, found, runs, under, plain, host.profiler["remark"])
+    engine_rows.sort(key=lambda row: -row.seconds)
+    return EngineProfile(
+        host.profiler["label"], host.engine.name, engine_rows, runs, under, plain, host.profiler["remark"]
+    )
 
 
 def _in_turns(

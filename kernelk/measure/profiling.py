@@ -1,4 +1,4 @@
-"""Which op takes how long: each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+"""Profiles a recorded call for `%kprofile`: each node by itself on its real inputs, beside the call as compiled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .estimates import Estimate, unsteadiness
 from .recording import Call, record
 from .results import Result, noted
 from .single_ops import Nodes
-from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
+from .timing import SETTLE_SECONDS, CallTime, Conditions, checked_budget, measured, ready, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -258,8 +258,8 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
             own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
         others = len(recording.calls) - 1
-        found = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
-        return noted("profile", found)
+        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
+        return noted("profile", result)
 
 
 def _timed(
@@ -271,7 +271,7 @@ def _timed(
     with ready(session, host, alone) as timed:
         timed.warm_up(budget / 3, min(0.005, budget / 10))
         timed.sample_for(budget * 2 / 3)
-    return timed.found
+    return timed.call_time
 
 
 def _machine(session: Session, host: Host, budget: float) -> Machine:
@@ -311,7 +311,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
         for number, ops in work:
             for host, op in random.sample(list(zip(hosts, ops)), len(hosts)):
                 if len(hosts) > 1:
-                    time.sleep(STILL)
+                    time.sleep(SETTLE_SECONDS)
                 try:
                     op.steady = _by_itself(session, host, nodes, number, known, share)
                 except KernelKError as error:
@@ -321,14 +321,14 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
 
 def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
     """What of these nodes is measured: a loop in place of its items and of its draws."""
-    found: dict[int, None] = {}
+    measured_nodes: dict[int, None] = {}
     for number in numbers:
         node = nodes.nodes[number]
         if node.op == "item":
-            found[nodes.program.instructions[number - nodes.program.first].inputs[0]] = None
+            measured_nodes[nodes.program.instructions[number - nodes.program.first].inputs[0]] = None
         elif number not in nodes.of_loops:
-            found[number] = None
-    return list(found)
+            measured_nodes[number] = None
+    return list(measured_nodes)
 
 
 def _by_itself(

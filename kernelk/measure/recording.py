@@ -1,4 +1,4 @@
-"""What a body of code asks of the engine: it runs once, its calls are noted, and can be done again on any engine."""
+"""First step of every measurement: runs a body of code once and notes its calls, to repeat them on any engine."""
 
 from __future__ import annotations
 

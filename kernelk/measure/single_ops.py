@@ -1,4 +1,4 @@
-"""The nodes behind some tensors, each by itself: for what looks at every op, such as the divergence finder."""
+"""Takes a graph apart for `divergence` and `profiling`: each node by itself, to be computed on its own."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Nodes:
         What is no op that can stand alone (a draw, a loop and its items) is left out.
         """
         leaves = _Leaves(self)
-        found: dict[int, Tensor] = {}
+        tensors: dict[int, Tensor] = {}
         for number in numbers:
             if number < self.program.first:
                 continue
@@ -152,8 +152,8 @@ class Nodes:
             if type(node) is Tensor and node.op != "item":
                 operands = tuple(leaves[n] for n in inputs)
                 shape = self.shapes[number]
-                found[number] = Tensor(node.op, operands, attrs, shape, node.dtype, node.source, node.name)
-        return found, leaves.fed
+                tensors[number] = Tensor(node.op, operands, attrs, shape, node.dtype, node.source, node.name)
+        return tensors, leaves.fed
 
     def loop_alone(self, number: int) -> tuple[list[Tensor], dict[int, Placeholder]]:
         """All values that are used of a loop, as a loop by itself, and its placeholders: see `alone`."""

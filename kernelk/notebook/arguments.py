@@ -142,7 +142,7 @@ def _split_options(magic: Any, line: str) -> tuple[str, list[str]]:
     head, *pieces = re.split(pattern, line.strip())
     words = []
     for option, text in zip(pieces[::2], pieces[1::2]):
-        value = text.strip().removeprefix("=").strip()
+        value = text.removeprefix("=").strip()
         words.append(f"{option}={value}" if value else option)
     return head.strip(), words
 

@@ -1,4 +1,4 @@
-"""A cell's text as a body to run and time: in the notebook's own names, with its last expression's value."""
+"""Between a magic and what measures: turns a cell's text into a function that runs in the notebook's own names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`c.KernelK` in ipython_config.py and `%config KernelK`: settings beside keras.json, each in force at once."""
+"""Takes settings from `%config KernelK` and ipython_config.py (`c.KernelK`), each in force at once."""
 
 from __future__ import annotations
 

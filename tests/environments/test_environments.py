@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -653,63 +654,108 @@ def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
 # ---------------------------------------------------------------------------- one at a time
 
 
-def no_flock(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A system, or a file system, without flock."""
-    if how == "system":
-        monkeypatch.setattr(install, "fcntl", None)
-    else:
+# A process that holds the lock until it is killed; `without_flock` as below.
+HOLDER = """
+import fcntl, sys, time
+from pathlib import Path
+from kernelk.environments import install
+install._LEASE_SECONDS = float(sys.argv[2])
+if sys.argv[3]:
+    def refuse(*arguments):
+        raise OSError(int(sys.argv[3]), "refused")
+    fcntl.flock = refuse
+with install.one_at_a_time(Path(sys.argv[1]), lambda: None):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+NO_FLOCK = [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 
-        def refuse(*arguments: object) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(install.fcntl, "flock", refuse)
+@contextlib.contextmanager
+def held_elsewhere(path: Path, refusal: int | None) -> Iterator[subprocess.Popen[str]]:
+    """A lock that another process holds."""
+    command = [sys.executable, "-c", HOLDER, str(path), str(install._LEASE_SECONDS), str(refusal or "")]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
 
 
-@pytest.mark.parametrize("how", ["system", "file system"])
-def test_the_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    no_flock(monkeypatch, how)
+def without_flock(monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    """A file system that refuses flock with this error; None: it doesn't."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(refusal, "refused")
+
+    if refusal is not None:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("refusal", NO_FLOCK)
+def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    without_flock(monkeypatch, refusal)
     events: list[str] = []
     path = tmp_path / "x.lock"
 
     def second() -> None:
-        with install._lock(path, lambda: events.append("waits")):
+        with install.one_at_a_time(path, lambda: events.append("waits")):
             events.append("second")
 
-    with install._lock(path, lambda: events.append("never")):
+    with install.one_at_a_time(path, lambda: events.append("never")):
         thread = threading.Thread(target=second)
         thread.start()
         assert wait_until(lambda: bool(events))
         events.append("first done")
     thread.join(timeout=PATIENCE)
     assert events == ["waits", "first done", "second"]
-    assert not (tmp_path / "x.held").exists()
+    assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("why", ["untouched", "its process is gone"])
-def test_an_abandoned_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    no_flock(monkeypatch, "file system")
-    held = tmp_path / "x.held"
-    if why == "untouched":
-        held.touch()
-        os.utime(held, (0, 0))
-    else:
-        gone = subprocess.Popen(["/bin/true"])
-        gone.wait()
-        held.write_text(f"{install.socket.gethostname()} {gone.pid}")
+@pytest.mark.parametrize("refusal", NO_FLOCK)
+def test_a_killed_owner_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    without_flock(monkeypatch, refusal)
+    path = tmp_path / "x.lock"
     waited: list[str] = []
-    with install._lock(tmp_path / "x.lock", lambda: waited.append("waited")):
-        assert held.read_text().endswith(f" {os.getpid()}")
+    with held_elsewhere(path, refusal) as holder:
+        holder.kill()
+        holder.wait()
+        with install.one_at_a_time(path, lambda: waited.append("waited")):
+            pass
     assert waited == []
-    assert not held.exists()
 
 
-def test_a_held_lock_is_touched_while_its_owner_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_flock(monkeypatch, "system")
-    monkeypatch.setattr(install, "_TOUCH_SECONDS", 0.05)
-    held = tmp_path / "x.held"
-    with install._lock(tmp_path / "x.lock", lambda: None):
-        os.utime(held, (0, 0))
-        assert wait_until(lambda: held.stat().st_mtime > 1e9)
+def test_without_flock_an_owner_that_stands_still_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one on another machine that is gone: whether its process lives can't be seen from here."""
+    monkeypatch.setattr(install, "_LEASE_SECONDS", 1.5)
+    without_flock(monkeypatch, errno.ENOLCK)
+    path = tmp_path / "x.lock"
+    taken = threading.Event()
+    waited: list[str] = []
+
+    def take() -> None:
+        with install.one_at_a_time(path, lambda: waited.append("waited")):
+            taken.set()
+
+    with held_elsewhere(path, errno.ENOLCK) as holder:
+        thread = threading.Thread(target=take)
+        thread.start()
+        # As long as it lives, it keeps the lock: longer than it would without a sign of life.
+        assert not taken.wait(4)
+        holder.send_signal(signal.SIGSTOP)
+        assert taken.wait(60)
+        thread.join(timeout=PATIENCE)
+        holder.send_signal(signal.SIGCONT)
+    assert waited == ["waited"]
+
+
+def test_what_isnt_flocks_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_flock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="refused"), install.one_at_a_time(tmp_path / "x.lock", lambda: None):
+        pass
 
 
 # ---------------------------------------------------------------------------- stub libraries

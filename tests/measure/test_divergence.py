@@ -575,7 +575,7 @@ def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
     assert [(x.op, x.name, x.shape, x.inputs) for x in parts.rows] == [
         (x.op, x.name, x.shape, x.inputs) for x in whole.rows
     ]
-    assert (parts.asked, parts.own_failure) == (whole.asked, "")
+    assert (parts.roots, parts.own_failure) == (whole.roots, "")
     for one, other in zip(parts.rows, whole.rows):
         assert (one.own is None) == (other.own is None)
         # What an engine fuses depends on what it is asked for: the last bits may be others.
