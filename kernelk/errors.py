@@ -1,4 +1,4 @@
-"""Errors of every stage: each says what happened, what is allowed and the next command, in one line."""
+"""All of kernelk's errors: each says what happened, what is allowed and the next command, in one line."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class EngineError(KernelKError, RuntimeError):
 
 
 class WorkerDiedError(KernelKError, RuntimeError):
-    """The worker process ended in mid-call; no completed call is lost and the next use restarts it.
+    """The worker process ended in the middle of a call; no completed call is lost, and the next use restarts it.
 
     `before_call`: it was gone before it had read the request.
     """

@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs, lists and examines the engines, and measures scripts; other modules do all the work.
+"""The `kernelk` program: installs, lists and checks engines, and times scripts; other modules do all the work.
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -103,7 +103,7 @@ def _state(engine: Engine) -> str:
     state = "not installed"
     if rest:
         words = places.missing(engine.recipe)
-        state = f"not installed to the end ({rest})" if "to the end" in words else words
+        state = f"only partly installed ({rest})" if "only partly" in words else words
     return f"{state}; next: `kernelk install {engine.name}` (Python {' or '.join(RECIPES[engine.recipe].pythons)})"
 
 
@@ -111,7 +111,7 @@ def _bundle(names: Sequence[str], output: str) -> int:
     for name in names:
         if _engine(name, "bundle").recipe is None:
             raise InstallError(
-                f"{name} needs no environment of its own: pip itself can collect it; next: "
+                f"{name} needs no environment of its own: pip itself can download it; next: "
                 f"`{sys.executable} -m pip download --dest FOLDER ...`"
             )
     bundles.bundle(names, Path(output))
@@ -153,38 +153,36 @@ def _measure(chosen: argparse.Namespace) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="kernelk", description="Install, list and examine the engines, and measure scripts on them.")
+    parser = _Parser(prog="kernelk", description="Install, list and check engines, and time scripts on them.")
     parser.add_argument("--version", action="version", version=f"kernelk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     own = ", ".join(RECIPES)
-    installing = commands.add_parser("install", help="build an engine's environment, unless it is there")
+    installing = commands.add_parser("install", help="install an engine, unless it is already installed")
     installing.add_argument("names", nargs="*", metavar="NAME", help=own)
-    installing.add_argument("--rebuild", action="store_true", help="build it again, even if it is there")
-    installing.add_argument(
-        "--from", dest="bundle", metavar="BUNDLE", help="take all files from a bundle, not the network"
-    )
-    uninstalling = commands.add_parser("uninstall", help="remove an engine's environments, older ones too")
+    installing.add_argument("--rebuild", action="store_true", help="install it again, even if it is already installed")
+    installing.add_argument("--from", dest="bundle", metavar="BUNDLE", help="install from a bundle, without network")
+    uninstalling = commands.add_parser("uninstall", help="remove an engine's environments, including older ones")
     uninstalling.add_argument("names", nargs="+", metavar="NAME", help=own)
-    commands.add_parser("list", help="show what is there of each engine: versions, folder and size")
-    bundle = commands.add_parser("bundle", help="write one file that installs engines where there is no network")
+    commands.add_parser("list", help="show what is installed of each engine: versions, folder and size")
+    bundle = commands.add_parser("bundle", help="write one file from which engines can be installed without network")
     bundle.add_argument("names", nargs="+", metavar="NAME", help=own)
     bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
-    doctor = commands.add_parser("doctor", help="try each engine, and say what is missing and the next command")
-    doctor.add_argument("names", nargs="*", metavar="NAME", help="all engines unless some are named")
+    doctor = commands.add_parser("doctor", help="check each engine, and show what is missing and the next command")
+    doctor.add_argument("names", nargs="*", metavar="NAME", help="the engines to check (default: all)")
     compare = commands.add_parser("compare", help="time what a script evaluates, on several engines side by side")
-    words = "the script, and engines' names (none: all that are installed); or several scripts and one engine"
+    words = "a script and engine names (default: all installed); or several scripts and one engine"
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
     compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
-    compare.add_argument("--per-op", action="store_true", help="then each op by itself on every engine")
+    compare.add_argument("--per-op", action="store_true", help="also time each op by itself on every engine")
     measured = {"compare": compare}
     for name, what in (("time", "part by part"), ("profile", "op by op")):
         measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")
         measured[name].add_argument("words", nargs="+", metavar="SCRIPT.py", help="the script")
-    words = "then what the engine's own profiler says of the call as it runs"
+    words = "also run the engine's own profiler on the call"
     measured["profile"].add_argument("--engine", action="store_true", help=words)
     for command in measured.values():
-        command.add_argument("--budget", metavar="S", help="seconds of running, beside compiling")
+        command.add_argument("--budget", metavar="S", help="seconds to run for, not counting compilation")
         command.add_argument("--json", metavar="FILE", help="write all samples there")
         command.add_argument("--plot", metavar="FILE", help="draw a picture there: x.png, x.svg ... (needs Matplotlib)")
     return parser
@@ -210,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader left, as in `kernelk list | head`: nobody is there to complain to
         return 1
     except KeyboardInterrupt:
-        done = "what was begun is not installed" if chosen.command == "install" else "nothing was left half done"
-        _complain(f"stopped; {done}; next: the same command again")
+        done = "the installation was not completed" if chosen.command == "install" else "nothing is left half done"
+        _complain(f"stopped; {done}; next: run the same command again")
         return 130
 
 

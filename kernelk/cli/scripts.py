@@ -1,4 +1,4 @@
-"""Scripts as bodies to measure: what `kernelk time`, `profile` and `compare` hand to the Python twins."""
+"""Runs scripts as bodies to measure, for `kernelk time`, `profile` and `compare`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def script(path: str) -> Callable[[], None]:
     """
     if not Path(path).is_file():
         raise ArgumentError(
-            f"there is no script {path}; next: the path of a Python file that evaluates something with K"
+            f"there is no script {path}; next: give the path of a Python file that evaluates something with K"
         )
     # What a script leaves behind has to live as long as what it has evaluated is run again.
     kept: list[Any] = []
@@ -38,7 +38,7 @@ def script(path: str) -> Callable[[], None]:
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise ArgumentError(
-                    f"{path} ended with {end.code!r}, so nothing was measured; next: run it alone"
+                    f"{path} ended with {end.code!r}, so nothing was measured; next: run it on its own"
                 ) from None
         except Exception as error:
             raise ArgumentError(f"{_place(path, error)}: {_words(error)}; next: python {path}") from None

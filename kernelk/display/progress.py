@@ -1,4 +1,4 @@
-"""What a long task says while it runs: lines that stay, and one that moves, in a terminal and in a notebook alike."""
+"""Progress messages of long tasks: lines that stay, and one that is updated, in terminals and notebooks alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph as boxes and arrows, for `drawing`: what each recorded node is, by the names that its user knows."""
+"""Turns a graph into boxes and arrows for `drawing`, labelled with the user's own names."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
 def _label(node: Tensor, place: int) -> str:
     if isinstance(node, Scan):
         sequences, states = len(node.body.sequences), len(node.body.states)
-        return "step by step" if place < sequences else "at first" if place < sequences + states else ""
+        return "one per step" if place < sequences else "initial state" if place < sequences + states else ""
     labels = _OPERANDS.get(node.op, ())
     return labels[place] if place < len(labels) else ""
 
@@ -202,7 +202,7 @@ def _box(node: Tensor, notebook: str) -> Box:
         length = next((x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None), None)
         detail = f"{holds} ops at each of {'its' if length is None else length} steps"
         if body.reverse:
-            detail += ", from the end"
+            detail += ", backwards"
     elif isinstance(node, Draw):
         op = f"random {node.attrs['kind']}"
     elif isinstance(node, Update):

@@ -1,4 +1,4 @@
-"""`%kshow`: what each engine made of the same graph, in the engine's own words and side by side."""
+"""`%kshow`: each engine's compiled form of the same graph, side by side and in the engine's own format."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Views:
 
 
 def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any] | None = None) -> Views:
-    """What each engine makes of a tensor, several, or a K.function with its updates. The Python twin of `%kshow`.
+    """Shows what each engine makes of a tensor, several, or a K.function with its updates. The twin of `%kshow`.
 
     `engines`: their names, started where they don't run; none: those that run, and the active one. `feeds` maps
     placeholders to arrays, of which only the shapes matter; one that isn't given takes what it was fed last, or zeros
@@ -162,7 +162,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
                 views.append(View(name, engine.title, version, failure=" ".join(str(error).split())))
     graph = graph_of_tensors(target, roots, called)
     nodes = sum(box.kind in ("op", "loop") for box in graph.boxes.values())
-    notes = [f"shown for {', '.join(made)}: nothing was fed yet (--feed NAME=ARRAY says otherwise)"] if made else []
+    notes = [f"shown for {', '.join(made)}: nothing was fed yet (--feed NAME=ARRAY sets it)"] if made else []
     return Views(_name(target, roots, called), nodes, views, notes)
 
 

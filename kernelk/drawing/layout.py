@@ -1,4 +1,4 @@
-"""Where the boxes of a drawing stand: layers from inputs to outputs, ordered and placed by igraph's layout."""
+"""Lays out the boxes of a drawing: in layers from inputs to outputs, ordered and placed by igraph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph as text, for `drawing`: from the outputs down to what they are computed from, a line for each box."""
+"""Writes a graph as text for `drawing`: from the outputs down to the inputs, one line for each box."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class LocalHost(Host):
         if not (engine.in_kernel or engine.in_kernel_too):
             raise ArgumentError(
                 f"{engine.title} can't run in the notebook's own process: allowed are {', '.join(may_be_in_kernel())}; "
-                f"next: %kbackend {engine.name}, which gives it a worker"
+                f"next: %kbackend {engine.name}, which runs it in a worker"
             )
         self._executor: Executor | None = None
         self._scratch: weakref.finalize[..., LocalHost] | None = None

@@ -1,4 +1,4 @@
-"""What a user asks of an engine (device, threads, placement, compiler), checked before any is started."""
+"""An engine's options (device, threads, placement, compiler), checked before any engine is started."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def requested_options(
         if engine.in_kernel:
             if not in_kernel:
                 raise ArgumentError(
-                    f"{engine.title} has no worker, it always runs in the notebook's own process; "
+                    f"{engine.title} has no worker: it always runs in the notebook's own process; "
                     f"next: %kbackend {engine.name}"
                 )
         else:
@@ -57,7 +57,7 @@ def requested_options(
             raise ArgumentError(f"compiler={compiler!r} isn't allowed: allowed are True, False and None")
         if not engine.compiles_c:
             raise ArgumentError(
-                f"{engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
+                f"{engine.title} compiles no C code: --compiler and --no-compiler are only for "
                 f"{', '.join(that_compile_c())}; next: %kbackend {engine.name}"
             )
         changes["compiler"] = None if compiler else ""

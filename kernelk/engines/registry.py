@@ -50,7 +50,7 @@ def _descriptor(name: str) -> Engine:
     entry = _entries()[name]
     package = entry.dist.name if entry.dist is not None else "its package"
     where = f"backend '{name}' of {package}: entry point '{entry.value}'"
-    mend = f"next: pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "mend it"
+    mend = f"next: pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "fix it"
     try:
         descriptor = entry.load()
     except Exception as error:
@@ -73,7 +73,7 @@ def interpreter(descriptor: Engine) -> Path:
         return places.require_python(descriptor.recipe)
     raise BackendNotInstalledError(
         f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix}); next: {descriptor.get}, or "
-        "kernelk.set_backend('numpy'), which is always there"
+        "kernelk.set_backend('numpy'), which is always available"
     )
 
 

@@ -108,8 +108,8 @@ class WorkerHost(Host):
         self.interpreter = registry.interpreter(self.engine)
         if not CAN_PASS_FILES:
             raise EngineError(
-                f"{self.engine.title} needs a worker, which {platform.system()} can't have (no Unix sockets that hand "
-                f"over memory); allowed is what runs in the notebook's own process; next: kernelk.set_backend('numpy')"
+                f"{self.engine.title} needs a worker, impossible on {platform.system()} (no Unix sockets that pass "
+                f"memory); allowed are engines in the notebook's own process; next: kernelk.set_backend('numpy')"
             )
         begin = time.perf_counter()
         with self.held():
@@ -121,7 +121,7 @@ class WorkerHost(Host):
                 words = self._last_words()
                 self.stop()
                 raise EngineError(
-                    f"{self.engine.title}'s worker ended while it started{words}; next: {self.engine.repair(words)}"
+                    f"{self.engine.title}'s worker ended while starting{words}; next: {self.engine.repair(words)}"
                 ) from error
             except OSError as error:
                 self.stop()
@@ -133,9 +133,7 @@ class WorkerHost(Host):
                 raise
         self.start_seconds = time.perf_counter() - begin
         if died and self._was_started:
-            self._notify(
-                f"{self.engine.title}'s worker {ended}; it was started again with all variables, nothing is lost"
-            )
+            self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
         # What is said at a start is for the log alone.
         self.log.drain()
@@ -287,7 +285,7 @@ class WorkerHost(Host):
         else:
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {self._ending()} in the middle of a call{self._last_words()}: that call "
-                f"did not happen, all earlier ones are kept; run the cell again, the worker is restarted by itself"
+                f"did not happen, all earlier ones are kept; run the cell again: the worker restarts automatically"
             )
             error.before_call = before_call
         self._forget()

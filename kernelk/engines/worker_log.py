@@ -1,4 +1,4 @@
-"""What engines' processes say: shown in the cell whose call it was said in, and kept up to a bound on bytes."""
+"""Output of the engines' processes: shown in the cell whose call caused it, and kept up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
         lost += len(data) - SHOWN_BYTES
         text = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
     if lost:
-        text = f"... {size(lost)} of {name}'s output before this aren't shown; next: %kbackend --log {name}\n" + text
+        text = f"... {size(lost)} of {name}'s earlier output not shown; next: %kbackend --log {name}\n" + text
     print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
 
 

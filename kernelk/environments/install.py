@@ -147,7 +147,7 @@ def install_recipe(
             report(f"{name}: already installed in {found}")
             return python_in(found)
         raise InstallError(
-            f"{recipe.title} is in the shared folder {found.parent}, which can't be written; next: let its owner run "
+            f"{recipe.title} is in the shared folder {found.parent}, which you can't write; next: ask its owner to run "
             f"{again}, or put a folder of your own first, KERNELK_ENVS={user_root()}{os.pathsep}{found.parent}"
         )
     if rebuild:
@@ -169,8 +169,8 @@ def install_recipe(
             closed = private_part(interpreter.path)
             if place != user_root() and closed is not None:
                 report(
-                    f"{name}: you alone can use it: its Python is below {closed}, which others may not enter; for a "
-                    f"shared folder name another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
+                    f"{name}: only you can use it: its Python is inside {closed}, which others can't read; for a "
+                    f"shared folder set another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
                     f"{again} with --rebuild"
                 )
             return python

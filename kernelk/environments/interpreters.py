@@ -131,7 +131,7 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
     wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
-    return (wrong or said or lines or ["it said nothing"])[-1]
+    return (wrong or said or lines or ["it printed nothing"])[-1]
 
 
 def probe(path: Path, source: str, inside_environment: bool = False) -> Interpreter:
@@ -148,7 +148,7 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
             cwd=os.sep,
         )
     except subprocess.TimeoutExpired:
-        raise BrokenError(f"it gave no answer in {_PROBE_SECONDS} s") from None
+        raise BrokenError(f"it didn't answer within {_PROBE_SECONDS} s") from None
     except OSError as error:
         raise BrokenError(f"it can't be run: {error.strerror}") from None
     try:
@@ -157,14 +157,14 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
     except (ValueError, IndexError, KeyError, TypeError):
         said = last_line(done.stdout + done.stderr)
-        raise BrokenError(f"it doesn't answer as a Python ({said})") from None
+        raise BrokenError(f"it doesn't behave like a Python ({said})") from None
     if str(base) != prefix and not inside_environment:
         # A virtual environment's Python: build on the one under it, which outlives it.
         series = ".".join(version.split(".")[:2])
         under = base / "bin" / f"python{series}"
         return probe(under, source, inside_environment=True)
     if not fit:
-        raise BrokenError(f"it is Python {version} without venv and ensurepip, which build environments")
+        raise BrokenError(f"it is Python {version} without venv and ensurepip, which environments need")
     return Interpreter(executable, version, source, bool(shared))
 
 
@@ -189,7 +189,7 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
                 raise BrokenError(f"it is Python {interpreter.version}")
         except BrokenError as error:
             raise BackendNotInstalledError(
-                f"{variable} names {value}, but {error}; it must name a Python {wanted}: correct it, or "
+                f"{variable} names {value}, but {error}; it must name a Python {wanted}: change it, or "
                 f"unset it to let kernelk search, then `kernelk install {recipe.name}`"
             ) from None
         return interpreter
@@ -348,6 +348,6 @@ def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError
     return BackendNotInstalledError(
         f"{recipe.title} needs Python {' or '.join(recipe.pythons)}, and none was found (looked at "
         f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's Pythons"
-        f"{''.join(f'; passed over {reason}' for reason in broken[:3])}), nor conda, mamba or uv, which could create "
+        f"{''.join(f'; skipped {reason}' for reason in broken[:3])}), nor conda, mamba or uv, which could create "
         f"one; next: {get}, then `kernelk install {recipe.name}`"
     )

@@ -98,8 +98,8 @@ def missing(name: str) -> str:
     for place, series in _places(recipe):
         if _read_marker(place, recipe.hash(series)) is not None:
             target = os.path.realpath(python_in(place))
-            return f"is installed in {place}, but the Python under it ({target}) is gone or can't be read"
-    return "was not installed to the end" if half_built(name) else "is not installed"
+            return f"is installed in {place}, but its Python ({target}) is gone or can't be read"
+    return "is only partly installed" if half_built(name) else "is not installed"
 
 
 def require_python(name: str) -> Path:

@@ -113,7 +113,7 @@ class Recipe:
             if not fitting:
                 raise InstallError(
                     f"{self.title} can't be installed here: {pin} has no file for {where}; next: use a Python "
-                    f"{' or '.join(self.pythons)} of another build, named by KERNELK_PYTHON_{self.name.upper()}"
+                    f"{' or '.join(self.pythons)} of another build, set with KERNELK_PYTHON_{self.name.upper()}"
                 )
             chosen.append(min(fitting, key=lambda entry: entry[0])[1])
         return chosen

@@ -147,15 +147,15 @@ class Runner:
         if wrong:
             pin, url, expected, got = wrong.groups()
             return InstallError(
-                f"{begin}: {url.rpartition('/')[2]} ({pin}) has not the content that kernelk's lock names (SHA-256 "
-                f"{got[:12]}... instead of {expected[:12]}...): it was damaged on the way, or the index serves another "
-                f"file (log: {self.log}); next: `pip cache purge` and {self.again}, and if it stays, another index "
+                f"{begin}: {url.rpartition('/')[2]} ({pin}) does not match the SHA-256 in kernelk's lock file ("
+                f"{got[:12]}... instead of {expected[:12]}...): it was damaged in transit, or the index serves another "
+                f"file (log: {self.log}); next: `pip cache purge` and {self.again}, or, if that fails, another index "
                 f"(PIP_INDEX_URL)"
             )
         # venv, for one, keeps the reason to itself.
         if _FULL.search(said) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
-                f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log}); next: make room, or "
+                f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log}); next: free space, or "
                 f"choose another folder with KERNELK_ENVS, then {self.again}"
             )
         if _NO_NETWORK.search(said):

@@ -1,4 +1,4 @@
-"""Loops as nodes: what a step computes becomes a closed body, and all that it takes from outside explicit inputs."""
+"""Records loops as nodes: the step becomes a closed body, and everything it uses from outside an explicit input."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Tensor:
 
     def _no_value(self, what: str) -> KernelKError:
         return ArgumentError(
-            f"{what} of the symbolic tensor '{self.name}' isn't known while the graph is written: "
+            f"{what} of the symbolic tensor '{self.name}' isn't known while the graph is being built: "
             f"use K.eval(tensor) for its value, K.equal, K.switch or K.in_train_phase in the graph"
         )
 

@@ -1,4 +1,4 @@
-"""What lives in a session, by its notebook names, for `%ktensors` and the panel; asks no engine, keeps nothing alive.
+"""Lists the contents of a session by notebook name, for `%ktensors` and the panel; asks no engine, holds nothing.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 
@@ -154,7 +154,7 @@ def stale_reason(value: Tensor | Function) -> str:
     """Whose it is, if it is stale."""
     if _is_foreign(value):
         return "of another session of this process; next: run its cells in this one"
-    return "of a session that K.clear_session() ended; next: run its cells again"
+    return "from before K.clear_session(); next: run its cells again"
 
 
 def _is_foreign(value: Tensor | Function) -> bool:

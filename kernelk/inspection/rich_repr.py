@@ -1,4 +1,4 @@
-"""How one tensor or function looks at the end of a cell, in a terminal and in a page; no engine is asked for it."""
+"""Displays a tensor or function at the end of a cell, in a terminal or a notebook, without asking an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tensor's value is like, in numbers, for `%ktensors` and the panel; to look changes nothing, starts no engine.
+"""Statistics of a tensor's value, for `%ktensors` and the panel; has no side effects and starts no engine.
 
 `Summary.as_dict` is what the panel's front end reads, strict JSON. Numbers that JSON or JavaScript can't hold are
 strings: "NaN", "Infinity", "-Infinity", integers beyond 2**53.
@@ -147,7 +147,7 @@ def summary(
         except WorkerDiedError as error:
             return Summary(tensor.uid, note=f"the engine died while this was evaluated: {_line(error)}")
         except (KernelKError, MemoryError) as error:
-            return Summary(tensor.uid, note=_line(error) or "there isn't enough memory to look at it")
+            return Summary(tensor.uid, note=_line(error) or "there isn't enough memory to read it")
 
 
 def summaries(
@@ -159,7 +159,7 @@ def summaries(
     for tensor in tensors:
         if time.perf_counter() > end:
             command = f"%ktensors --values {_Names(names or {})(tensor)}"
-            found.append(Summary(tensor.uid, note=f"not looked at within {seconds:g} s; next: {command}"))
+            found.append(Summary(tensor.uid, note=f"not evaluated within {seconds:g} s; next: {command}"))
         else:
             found.append(summary(session, tensor, names))
     return found
@@ -211,7 +211,7 @@ def _line(error: Exception) -> str:
 
 def _summary(session: Session, tensor: Any, names: _Names, most: int) -> Summary:
     if is_stale(tensor):
-        return Summary(tensor.uid, note="it belongs to a session that K.clear_session() ended; run its cells again")
+        return Summary(tensor.uid, note="it is from before K.clear_session(); run its cells again")
     if isinstance(tensor, Function):
         return Summary(tensor.uid, note=f"a K.function has no value; next: {names(tensor)}([array, ...])")
     known = _known(session, tensor, most)
@@ -249,7 +249,7 @@ def _unfed(placeholder: Placeholder, names: _Names) -> str:
         return f"'{names(placeholder)}' has a value only inside the step of a loop"
     if placeholder.fed_shape is None:
         return f"'{names(placeholder)}' hasn't been fed yet"
-    return f"the array of shape {placeholder.fed_shape} that '{names(placeholder)}' was fed last isn't kept"
+    return f"the array of shape {placeholder.fed_shape} that '{names(placeholder)}' was last fed wasn't kept"
 
 
 def _up_to_date(session: Session, shown: Shown) -> bool:
@@ -301,7 +301,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
         if bytes_ > MOST_BYTES:
             return Summary(tensor.uid, note=f"its value of shape {shape} takes {bytes_ >> 20} MiB; next: {command}")
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])
-    note = "drawn afresh at each call" if program.draws else ""
+    note = "drawn anew at each call" if program.draws else ""
     if isinstance(tensor, Update):
         note = f"what '{names(tensor.variable)}' would become"
     elif value.nbytes <= SHOWN_BYTES:

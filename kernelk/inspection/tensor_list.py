@@ -1,4 +1,4 @@
-"""`%ktensors` and `kernelk.tensors`: the session's inventory as a table, with what the values are like if asked for."""
+"""`%ktensors` and `kernelk.tensors`: the session's tensors and functions as a table, with statistics on request."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class TensorList(Exported, Rendered):
 
     def _title(self) -> str:
         if not self.rows and self.total:
-            return f"none of the session's {self.total} fits {self.asked}; next: %ktensors"
+            return f"none of the session's {self.total} objects matches {self.asked}; next: %ktensors"
         if not self.rows:
-            return "nothing lives in this session yet; next: x = K.placeholder((None, 3)) or w = K.variable(array)"
+            return "this session has no tensors yet; next: x = K.placeholder((None, 3)) or w = K.variable(array)"
         kinds = Counter(row.kind for row in self.rows)
         held = sum(row.bytes or 0 for row in self.rows if row.kind == "variable")
         counted = []
@@ -117,7 +117,7 @@ class TensorList(Exported, Rendered):
         if self.stale:
             names = ", ".join(plain(name) for name in self.stale[:SHOWN_NOTES])
             names += ", ..." if len(self.stale) > SHOWN_NOTES else ""
-            lines.append(f"of a session that K.clear_session() ended: {names}; next: run the cells that make them")
+            lines.append(f"from before K.clear_session(): {names}; next: run the cells that create them")
         return lines
 
     def records(self) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def tensors(
     sort: str | None = None,
     namespace: Mapping[str, Any] | None = None,
 ) -> TensorList:
-    """What lives in the session: variables, placeholders, tensors and functions, by the notebook's names for them.
+    """Lists the session's variables, placeholders, tensors and functions, by the notebook's names for them.
 
     `filter`: a name; a part of one, or of an op; or a pattern such as "w*". `values`: with extremes, mean, deviation,
     NaNs, infinities and a histogram. `kind`: one alone. `sort`: a column; numbers come largest first. `namespace`:

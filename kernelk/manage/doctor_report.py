@@ -1,4 +1,4 @@
-"""`kernelk doctor`: tries each engine in a worker of its own, and says what is missing and the exact next command.
+"""`kernelk doctor`: checks each engine in a separate worker, and says what is missing and the exact next command.
 
 Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
 """
@@ -64,7 +64,7 @@ class EngineHealth:
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        tried = f"right (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
+        tried = f"passed (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
         test = tried if self.state == "well" else ""
         return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
 
@@ -94,12 +94,12 @@ class HealthReport(Rendered):
         below = [*advice, *self.problems]
         below += [f"{name}: {words}" for name, words in self.machine]
         count = sum(engine.state == "well" for engine in self.engines)
-        below.append(f"{count} of {len(self.engines)} engines are well (looked at in {duration(self.seconds)})")
+        below.append(f"{count} of {len(self.engines)} engines passed (checked in {duration(self.seconds)})")
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
 
 def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
-    """Tries the engines of these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
+    """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
     Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
     """
@@ -156,7 +156,7 @@ def _absent(engine: Engine) -> EngineHealth | None:
         makers = interpreters.makers(recipe)
         if found.interpreter is not None:
             python = found.interpreter
-            problem += f"; Python {python.version} for it is here ({python.source}: {python.path})"
+            problem += f"; a suitable Python {python.version} was found ({python.source}: {python.path})"
         elif makers:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
@@ -188,7 +188,7 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     for engine in outside:
         health = futures[engine.name].result()
         if futures[engine.name] in late:
-            words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
+            words = f"{engine.title} didn't answer within {TRIAL_SECONDS:.0f} s"
             health = EngineHealth(engine.name, "failed", problem=words, next=engine.repair(""))
         found[engine.name] = health
     return found
@@ -255,8 +255,8 @@ def _hint(mode: str) -> dict[str, Any]:
         "conda": "conda install -c conda-forge cxx-compiler",
     }
     known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
-    get = known or "install g++ by your system's packages"
-    return {"problem": "without a C++ compiler it runs, but some 2 to 3 times slower", "next": get}
+    get = known or "install g++ with your system's package manager"
+    return {"problem": "without a C++ compiler it works, but about 2 to 3 times slower", "next": get}
 
 
 def _step(session: Session, host: Host) -> str:
@@ -312,8 +312,8 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         refused.append(bool(words))
     if all(refused):
         problems.append(
-            "environments: no folder for them can be written, so nothing can be installed; next: set KERNELK_ENVS to a "
-            "folder that can"
+            "environments: none of the folders is writable, so nothing can be installed; next: set KERNELK_ENVS to a "
+            "writable folder"
         )
     for what, folder, why, mend in (
         ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
@@ -323,14 +323,16 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         facts.append((what, f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
         if words:
             problems.append(
-                f"{what}: {folder} can't be written ({words}): {why}; next: set {mend} to a folder that can"
+                f"{what}: {folder} can't be written ({words}): {why}; next: set {mend} to a writable folder"
             )
     compiler = shutil.which("g++")
-    facts.append(("C++ compiler", compiler or "g++ isn't on PATH; only Theano asks for it, and runs without it"))
+    facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
     name, by = config.chosen_backend()
     facts.append(("engine of a new session", f"{name}, chosen by {by}"))
     if name not in registry.names():
-        problems.append(f"'{name}', chosen by {by}, is no engine; next: choose one of {', '.join(registry.names())}")
+        problems.append(
+            f"'{name}', chosen by {by}, is not a known engine; next: choose one of {', '.join(registry.names())}"
+        )
     # As it is now, which may not be as it was when this process read it.
     if os.path.exists(config.path()):
         problems += config.Config().read().problems

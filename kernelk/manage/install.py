@@ -77,7 +77,7 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     doomed = [path for path in every if path.parent == place]
     elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
     other = (
-        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, by whom that folder belongs to" if elsewhere else ""
+        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, run by the owner of that folder" if elsewhere else ""
     )
     if elsewhere and not doomed:
         raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}; next: {other}")
@@ -99,7 +99,7 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     if not doomed:
         report(f"{name}: not installed, nothing to remove")
     elif elsewhere:
-        report(f"{name}: the one in {elsewhere[0]} stays; to remove it: {other}")
+        report(f"{name}: the one in {elsewhere[0]} was kept; to remove it: {other}")
     return doomed
 
 

@@ -1,4 +1,4 @@
-"""What `%kbackend` without a name tells: every engine, its state, and which setting chose the active one."""
+"""The table that `%kbackend` shows: every engine, its state, and which setting chose the active one."""
 
 from __future__ import annotations
 

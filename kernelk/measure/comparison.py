@@ -1,4 +1,4 @@
-"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+"""Compares the same calls on several engines, or several bodies on one engine, in rounds of random order."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def compare(
     engines = [registry.engine(name).name for name in dict.fromkeys(names)]
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
-            f"compare: {len(targets)} bodies and {len(engines)} engines are too much for one table; "
+            f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined; "
             "name one engine, or give one body"
         )
     if per_op and (len(targets) > 1 or sweep is not None):
-        raise ArgumentError("compare: op by op goes with one body on several engines, without a sweep")
+        raise ArgumentError("compare: per_op needs one body, several engines, and no sweep")
     session = current()
     with session.lock:
         session.ready_host()
@@ -161,14 +161,12 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
     if len({conditions.threads for _, conditions in known}) > 1:
         told = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
         # What runs in this process has the threads that its library was loaded with.
-        remedy = (
-            "OPENBLAS_NUM_THREADS, set before the notebook's kernel starts, is numpy's" if threads else "--threads N"
-        )
-        notes.append(f"threads aren't the same ({told}): {remedy}")
+        remedy = "for numpy, set OPENBLAS_NUM_THREADS before the notebook's kernel starts" if threads else "--threads N"
+        notes.append(f"threads differ ({told}): {remedy}")
     places = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(places) > 1:
         told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(f"devices aren't the same ({told}): --device cpu:0 makes them equal")
+        notes.append(f"devices differ ({told}): use --device cpu:0 for all")
     return notes
 
 
@@ -255,10 +253,10 @@ class _Work:
             return
         expected = [np.asarray(value) for group in self._expected for value in group]
         if [value.shape for value in flat] != [value.shape for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other shapes: they aren't compared")
+            self._result.notes.append(f"{side.label} has results of other shapes, so they aren't compared")
             return
         if [value.dtype for value in flat] != [value.dtype for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other dtypes: the times are of other work")
+            self._result.notes.append(f"{side.label} has results of other dtypes, so the times aren't comparable")
         for value, other in zip(flat, expected):
             with np.errstate(all="ignore"):
                 near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
@@ -303,7 +301,7 @@ class _Work:
         self._pay(sides)
         if rounds < 9 and sides:
             self._result.notes.append(
-                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few to tell; "
+                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict; "
                 f"next: --budget {math.ceil(longest_round * 30 + 1)}"
             )
 

@@ -1,4 +1,4 @@
-"""The divergence finder: every node that a tensor needs, computed on two engines, and the first op where they part."""
+"""Finds where two engines differ: computes every node that a tensor needs on both, and reports the first op."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Gap:
         both = " and ".join(str(value) for value in self.values)
         if not self.worst:
             return both
-        return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
+        return f"{self.beyond} of {self.size} elements exceed the tolerance, the worst is {both} at {list(self.worst)}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class NodeDiff:
         """What is remarkable about it, for the table."""
         found = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            found.append("of its own")
+            found.append("by itself")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
@@ -117,7 +117,7 @@ class Origin:
         where = " and ".join(self.engines)
         if self.row.op in ("placeholder", "variable"):
             return f"the first {self.kind} is in the value of {self.row.label}: {self.row.ranges[0]}"
-        text = f"the first {self.kind} on {where} is made by {self.row.label}"
+        text = f"the first {self.kind} on {where} is produced by {self.row.label}"
         operands = "; ".join(f"'{name}' {span}" for name, span in self.inputs)
         return text + (f", whose operands are {operands}" if operands else "")
 
@@ -183,18 +183,18 @@ class DiffReport(Rendered):
         if first is not None:
             found = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
             if first.own is not None and not first.own.beyond:
-                found.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
+                found.append(f"given {a}'s inputs, {b} agrees there: smaller differences in earlier ops were amplified")
         else:
             found = [f"{a} and {b} agree within the tolerance"]
             absorbed = self.absorbed
             if absorbed:
                 found.append(
-                    f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
+                    f"{len(absorbed)} intermediate nodes exceed the tolerance without affecting the result, "
                     f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
-            found.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
+            found.append(f"given {a}'s inputs, {b} has the largest error of its own at {culprit.label}: {culprit.own}")
         elif first is not None and not self.own_failure:
             found.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
         found += [str(origin) for origin in self.origins]
@@ -202,7 +202,7 @@ class DiffReport(Rendered):
             worst = max(self.results, key=lambda gap: gap.relative)
             found.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
         if self.own_failure:
-            found.append(f"errors of the ops' own are not known: {self.own_failure}")
+            found.append(f"the ops could not be compared one by one: {self.own_failure}")
         return found
 
     def table(self) -> Table:
@@ -212,7 +212,7 @@ class DiffReport(Rendered):
         places = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel of its own", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
         rows = [
             [
                 row.op,
@@ -243,7 +243,7 @@ def diff(
     feeds: Mapping[Any, Any] | None = None,
     tolerance: float | str | None = None,
 ) -> DiffReport:
-    """Every node that `y` needs on two engines, and the first op where they differ. The twin of `%kdiff`.
+    """Computes every node that `y` needs on two engines, and finds the first that differs. The twin of `%kdiff`.
 
     `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
     arrays; those left out take what they were fed last. `tolerance`: relative, to an element and to its tensor's mean

@@ -1,4 +1,4 @@
-"""Which op takes how long: each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+"""`%kprofile`: times each node of a call by itself, on its real inputs, beside the call as it is compiled."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class ProfileResult(Result, Rendered):
             for op in self.ops[:SHOWN_ROWS]
         ]
         whole = self.whole.steady
-        verb = "fusing saves" if self.fusion >= 1 else "by themselves its ops take"
+        verb = "fusion saves" if self.fusion >= 1 else "by themselves its ops take"
         title = (
             f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
@@ -193,17 +193,17 @@ class ProfileResult(Result, Rendered):
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
-            lines.append(f"built in {duration(self.whole.compile_seconds)}, which pays after {pays} runs")
+            lines.append(f"compiled in {duration(self.whole.compile_seconds)}, which pays off after {pays} runs")
         if len(self.ops) > SHOWN_ROWS:
             lines.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
-        lines += [f"{op.op} '{op.name}' has no time: {op.failure}" for op in self.ops if op.failure][:3]
+        lines += [f"{op.op} '{op.name}' could not be timed: {op.failure}" for op in self.ops if op.failure][:3]
         if self.others:
-            lines.append(f"{self.others} other kinds of calls took less, and aren't profiled")
+            lines.append(f"{self.others} other kinds of calls took less time and aren't profiled")
         remark = unsteadiness(self.whole.samples)
         lines += [f"unsteady ({remark})"] if remark else []
         lines.append(
-            f"reached here by itself: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
-            f"{self.machine.bandwidth / 1e9:.3g} GB/s; an op by itself has the engine's whole overhead of a call"
+            f"peak rates measured here: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
+            f"{self.machine.bandwidth / 1e9:.3g} GB/s; each op's time includes the engine's whole overhead of a call"
         )
         return [*lines, *self.notes, self.conditions.words()]
 
@@ -234,7 +234,7 @@ class ProfileResult(Result, Rendered):
 
 
 def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
-    """How long each op of a call takes by itself on the active engine. The Python twin of `%kprofile`.
+    """Times each op of a call by itself on the active engine. The Python twin of `%kprofile`.
 
     `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
     seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:

@@ -1,4 +1,4 @@
-"""What a body of code asks of the engine: it runs once, its calls are noted, and can be done again on any engine."""
+"""Records the calls that a body of code makes while it runs once, so that they can be repeated on any engine."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:
-            raise ArgumentError(f"{asker}: feeds go with a tensor or a K.function; a body feeds its calls itself")
+            raise ArgumentError(f"{asker}: feeds need a tensor or a K.function; a body feeds its calls itself")
         begin = time.perf_counter()
         with _noting(session, recording):
             recording.value = target()
@@ -133,7 +133,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
         if not _evaluable(target):
             raise ArgumentError(
                 f"{asker}: nothing was evaluated, so there is nothing to time; call a K.function or K.eval in the "
-                f"body, or let it end in a tensor (to read a variable is no evaluation)"
+                f"body, or let it end in a tensor (reading a variable doesn't count)"
             )
     roots = roots_of(target, asker)
     phase, fed = known_feeds(target, roots, feeds or {}, asker, magic)

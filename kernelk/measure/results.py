@@ -1,4 +1,4 @@
-"""What results can become: a data frame, JSON with all figures, and of a measurement a picture."""
+"""Exports results: as a data frame, as JSON with all figures, and measurements also as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes behind some tensors, each by itself: for what looks at every op, such as the divergence finder."""
+"""Makes each node of a graph computable by itself, for tools that examine every op, such as `divergence`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Nodes:
         program = self.program
         if not program.instructions and not program.draws:
             raise ArgumentError(
-                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} holds no op, only values that "
-                f"every engine is given bit for bit"
+                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} has no op, only values that "
+                f"every engine receives bit for bit"
             )
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]

@@ -1,4 +1,4 @@
-"""A cell's text as a body to run and time: in the notebook's own names, with its last expression's value."""
+"""Turns a cell's text into a function to run and time, in the notebook's namespace, returning its last expression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Tab key offers on the lines of kernelk's magics: engines, options, devices; it starts and imports none."""
+"""Tab completion for kernelk's magics: engines, options and devices; starts and imports no engine."""
 
 from __future__ import annotations
 

@@ -23,19 +23,19 @@ class KernelK(Configurable):
     ).tag(config=True)
     quiet = Bool(
         False,
-        help="Leaves kernelk's own lines, and what engines print, out of the cells (as KERNELK_QUIET=1 does).",
+        help="Keeps kernelk's own messages, and what engines print, out of the cells (as KERNELK_QUIET=1 does).",
     ).tag(config=True)
     compiled_bytes = Integer(
         config.LIMITS.compiled_bytes,
-        help="Compiled programs of one engine may take so many bytes; the oldest go at the next compilation.",
+        help="How many bytes of compiled programs to keep per engine; the next compilation drops the oldest.",
     ).tag(config=True)
     reevaluation_seconds = Float(
         config.LIMITS.reevaluation_seconds,
-        help="After a swap, tensors that you have seen are evaluated again for so long; 0 leaves it out.",
+        help="Seconds that a swap may spend evaluating again the tensors you have seen; 0 turns this off.",
     ).tag(config=True)
     log_bytes = Integer(
         config.LIMITS.log_bytes,
-        help="So many bytes of what an engine's workers say are kept for %kbackend --log.",
+        help="How many bytes of an engine's output to keep for %kbackend --log.",
     ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ class KernelK(Configurable):
     def _not_negative(self, proposal: Any) -> Any:
         if not 0 <= proposal["value"] < float("inf"):
             name, value = proposal["trait"].name, proposal["value"]
-            raise TraitError(f"KernelK.{name} is a number from 0 on, not {value!r}; e.g. %config KernelK.{name} = 2")
+            raise TraitError(f"KernelK.{name} must be at least 0, not {value!r}; e.g. %config KernelK.{name} = 2")
         return proposal["value"]
 
     @validate("backend")

@@ -47,7 +47,7 @@ def densified(value: Any, what: str) -> Any:
         return value.toarray()
     except MemoryError:
         raise ArgumentError(
-            f"{what}: a sparse matrix of shape {value.shape} is too large to be held densely, as every value is here: "
+            f"{what}: a sparse matrix of shape {value.shape} is too large as a dense array, which K makes of it: "
             f"feed fewer rows at a time, or keep fewer columns"
         ) from None
 

@@ -1,4 +1,4 @@
-"""Arrays of other libraries as numpy's, where a value enters K: on a CPU a view of the same memory, by DLPack."""
+"""Converts other libraries' arrays to numpy where a value enters K: on a CPU as a view, by DLPack."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
         reason = " ".join(str(cause).split())
         raise error(
             f"{what}: {type(value).__name__} of dtype {name} has no values that can be read here "
-            f"({type(cause).__name__}: {reason[:200]}); give a dense tensor of numbers, and call K outside of what the "
+            f"({type(cause).__name__}: {reason[:200]}); give a dense tensor of numbers, and call K outside code the "
             f"library traces or compiles"
         ) from None

@@ -24,7 +24,7 @@ def dot(x: Any, y: Any) -> Tensor:
     k = x.shape[-1]
     meets = y.shape[-2] if y.ndim > 1 else y.shape[0]
     if k != meets and k is not None and meets is not None:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: {k} columns meet {meets} rows")
+        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: inner dimensions {k} and {meets} differ")
     if x.ndim == 2 and y.ndim == 2:
         return matmul(x, y)
     rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
@@ -42,7 +42,7 @@ def dot(x: Any, y: Any) -> Tensor:
 
 
 def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
-    """Products of the samples of two batches: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
+    """Products of two batches, sample by sample: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
 
     Shapes (b, ..., k, ...) and (b, ..., k, ...) give (b, the rest of x, the rest of y), or (b, 1) where nothing is
     left. `axes` may be one int for both; by default it is the last axis of `x` and the last but one of `y` (the last
@@ -80,13 +80,13 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
 
 
 def transpose(x: Any) -> Tensor:
-    """All axes in reverse order."""
+    """`x` with its axes in reverse order."""
     x = as_tensor(x)
     return apply("transpose", x, permutation=list(range(x.ndim))[::-1])
 
 
 def permute_dimensions(x: Any, pattern: Any) -> Tensor:
-    """Axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
+    """`x` with its axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
     x = as_tensor(x)
     order = [int(i) for i in pattern]
     if sorted(order) != list(range(x.ndim)):

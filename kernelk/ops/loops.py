@@ -68,7 +68,7 @@ def loop(
         results, new_states = step(list(elements), list(states))
         if len(new_states) != len(states):
             raise ArgumentError(
-                f"{op}: the step returned {len(new_states)} states, it was given {len(states)}; return as many"
+                f"{op}: the step returned {len(new_states)} states, but was given {len(states)}; return as many"
             )
         made = [as_tensor(new, state.dtype) for new, state in zip(new_states, states)]
         wider = _wider(op, first, made, weak)
@@ -84,7 +84,7 @@ def loop(
         )
         if not fits:
             raise ShapeError(
-                f"{op}: state {number} has shape {state.shape}, the step made it {new.shape}; they must be equal: "
+                f"{op}: state {number} has shape {state.shape}, but the step returned {new.shape}; they must be equal: "
                 f"give an initial state of that shape"
             )
     return record_loop(sequences, first, body, start)
@@ -101,8 +101,8 @@ def _wider(op: str, states: Sequence[Tensor], made: Sequence[Tensor], weak: Sequ
         dtype = promote(state.dtype, new.dtype)
         if dtype != state.dtype and not free:
             raise DTypeError(
-                f"{op}: state {number} is {state.dtype}, the step made it {new.dtype}: give it an initial value of "
-                f"that dtype, or let the step return K.cast(state, '{state.dtype}')"
+                f"{op}: state {number} is {state.dtype}, but the step returned {new.dtype}: give it an initial value "
+                f"of that dtype, or let the step return K.cast(state, '{state.dtype}')"
             )
         wanted.append(dtype)
     return None if wanted == [state.dtype for state in states] else wanted
@@ -224,7 +224,7 @@ def rnn(
 def _states(new_states: Any, states: Sequence[Tensor]) -> list[Any]:
     listed = list(new_states) if isinstance(new_states, (list, tuple)) else [new_states]
     if len(listed) != len(states):
-        raise ArgumentError(f"rnn: the step returned {len(listed)} states, it was given {len(states)}; return as many")
+        raise ArgumentError(f"rnn: the step returned {len(listed)} states, but was given {len(states)}; return as many")
     return listed
 
 
@@ -273,7 +273,7 @@ def _unrolled(
         for number, (old, new) in enumerate(zip(states, new_states)):
             if old.dtype != new.dtype:
                 raise DTypeError(
-                    f"rnn: state {number} is {old.dtype}, the step made it {new.dtype}; cast it with K.cast"
+                    f"rnn: state {number} is {old.dtype}, but the step returned {new.dtype}; cast it with K.cast"
                 )
         if masks:
             mask = _at(masks[0], t)
@@ -300,7 +300,7 @@ def _elements(elems: Any, op: str) -> list[Tensor]:
 
 
 def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: Any = None) -> Any:
-    """`fn` of each element along the first axis of `elems`, stacked along a first axis.
+    """Applies `fn` to each element along the first axis of `elems`, and stacks the results.
 
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
     tensors. `dtype` (nested likewise) is what results are cast to. Raises ShapeError for lengths that differ.
@@ -349,7 +349,7 @@ def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse
 
 
 def foldl(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str | None = None) -> Any:
-    """`fn(accumulated, element)` over the first axis of `elems`, from the first element to the last.
+    """Folds `elems` along its first axis with `fn(accumulated, element)`, from the first element to the last.
 
     It begins with `initializer`, or, without one, with the first element. `elems` and `initializer` may be nested
     lists or tuples of tensors. Raises ShapeError or DTypeError where `fn` changes the accumulated value's.
@@ -358,7 +358,7 @@ def foldl(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str
 
 
 def foldr(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str | None = None) -> Any:
-    """`fn(accumulated, element)` over the first axis of `elems`, from the last element to the first; as `foldl`."""
+    """Folds `elems` with `fn(accumulated, element)` like `foldl`, but from the last element to the first."""
     return _fold("foldr", fn, elems, initializer, reverse=True)
 
 

@@ -86,9 +86,7 @@ def _reduction(op: str, nonempty: bool) -> Any:
         if x.dtype == "bool":
             raise _refuse(op, "bool", "numbers")
         if nonempty and 0 in [x.shape[i] for i in axes]:
-            raise ShapeError(
-                f"{op}: nothing to reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty"
-            )
+            raise ShapeError(f"{op}: can't reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty")
         return reduced(x.shape, axes, keepdims), x.dtype
 
     return infer
@@ -119,7 +117,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
         rest = count(tuple(n for n in shape if n != -1))
         place = shape.index(-1)
         if rest == 0:
-            raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be worked out beside an axis of length 0")
+            raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be inferred beside an axis of length 0")
         if total is None or rest is None:
             shape[place] = None
         elif total % rest:
@@ -129,7 +127,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     elif total is not None:
         wanted = count(tuple(shape))
         if wanted is not None and wanted != total:
-            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) into {tuple(shape)} ({wanted} elements)")
+            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) can't be {tuple(shape)} ({wanted} elements)")
         unknown = [i for i, n in enumerate(shape) if n is None]
         if wanted is None and len(unknown) == 1:
             rest = count(tuple(n for n in shape if n is not None))
@@ -199,7 +197,7 @@ def _infer_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Resul
     if k != j and k is not None and j is not None:
         raise ShapeError(
             f"dot: shapes {a.shape}{' transposed' if transpose_a else ''} and {b.shape}"
-            f"{' transposed' if transpose_b else ''} don't fit: {k} columns meet {j} rows"
+            f"{' transposed' if transpose_b else ''} don't fit: inner dimensions {k} and {j} differ"
         )
     if a.dtype == "bool":
         raise _refuse("dot", "bool", "numbers")

@@ -152,12 +152,12 @@ def reshape(x: Any, shape: Any) -> Tensor:
 
 
 def flatten(x: Any) -> Tensor:
-    """All elements in one axis."""
+    """`x` as a vector of all its elements."""
     return apply("reshape", as_tensor(x), dims=[-1])
 
 
 def batch_flatten(x: Any) -> Tensor:
-    """All axes but the first in one."""
+    """`x` with all axes but the first merged into one."""
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("batch_flatten: a scalar has no first axis")
@@ -165,7 +165,7 @@ def batch_flatten(x: Any) -> Tensor:
 
 
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
-    """A new axis of length 1 at `axis`."""
+    """`x` with a new axis of length 1 at `axis`."""
     x = as_tensor(x)
     place = axis_of(axis, x.ndim + 1, "expand_dims")
     dims: list[Any] = [[0, i] if n is None else n for i, n in enumerate(x.shape)]
@@ -174,7 +174,7 @@ def expand_dims(x: Any, axis: int = -1) -> Tensor:
 
 
 def squeeze(x: Any, axis: int) -> Tensor:
-    """Without `axis`, whose length must be 1. Raises ShapeError."""
+    """`x` without `axis`, whose length must be 1. Raises ShapeError."""
     x = as_tensor(x)
     place = axis_of(axis, x.ndim, "squeeze")
     if x.shape[place] not in (1, None):

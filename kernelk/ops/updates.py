@@ -33,8 +33,8 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     if value.dtype != variable.dtype:
         if promote(value.dtype, variable.dtype) != variable.dtype:
             raise DTypeError(
-                f"{op}: variable '{variable.name}' is {variable.dtype}, the value {value.dtype}: "
-                f"it would lose precision; write K.cast(value, '{variable.dtype}') if that is meant"
+                f"{op}: variable '{variable.name}' is {variable.dtype}, but the value is {value.dtype}: "
+                f"precision would be lost; write K.cast(value, '{variable.dtype}') if you mean that"
             )
         value = cast(value, variable.dtype)
     fits = value.ndim <= variable.ndim and all(

@@ -46,7 +46,7 @@ def output_length(n: int | None, windows: Windows, axis: int, op: str) -> int | 
     reach = windows.reach(axis)
     if n + before + after < reach:
         raise ShapeError(
-            f"{op}: spatial axis {axis} has length {n} and {before} + {after} of padding, a window covers {reach}: "
+            f"{op}: spatial axis {axis} has length {n} and {before} + {after} of padding, but a window covers {reach}: "
             f"the output's length would be negative or 0; use a smaller window or padding='same'"
         )
     made = (n + before + after - reach) // windows.strides[axis] + 1

@@ -568,7 +568,7 @@ def _not_fed(node: Placeholder) -> FeedError:
     if isinstance(node, StepInput):
         return FeedError(
             f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source}): let the step return "
-            f"what is needed of it; neither a tensor outside nor the length of an axis can depend on it"
+            f"what you need of it; no tensor outside, and no length of an axis, can depend on it"
         )
     return FeedError(
         f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed: add it to the "

@@ -1,4 +1,4 @@
-"""What is fed to a tensor that is looked at alone: values that are given, or what its placeholders were fed last."""
+"""Chooses the feeds for a tensor that is evaluated on its own: given values, or its placeholders' last feeds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def known_feeds(
         if len(found) != 1:
             names = ", ".join(f"'{x.name}'" for x in needed) or "none"
             what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
-            why = "several placeholders have the name" if found else "no placeholder that it needs is"
+            why = "several placeholders are named" if found else "it needs no placeholder named"
             raise FeedError(f"{asker}: {why} {what}; it needs {names}")
         known[id(found[0])] = value
     missing = []
@@ -85,6 +85,6 @@ def known_feeds(
                 missing.append(f"'{x.name}' {x.shape} ({x.source})")
     if missing:
         raise FeedError(
-            f"{asker}: what to feed isn't known: {'; '.join(missing)}; give feeds={{placeholder: array}} ({magic})"
+            f"{asker}: feeds are missing for {'; '.join(missing)}; give feeds={{placeholder: array}} ({magic})"
         )
     return phase, {x: as_feed(x, known[id(x)]) for x in needed}

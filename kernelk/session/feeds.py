@@ -41,21 +41,23 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
         array = np.asarray(value)
     except ValueError as error:
         # Nested lists of different lengths.
-        raise FeedError(f"placeholder '{placeholder.name}' was fed what is no array: {error}") from None
+        raise FeedError(
+            f"placeholder '{placeholder.name}' was fed a value that could not be converted to an array: {error}"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise FeedError(
             f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}"
         )
     if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
         raise FeedError(
-            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, the fed array {array.shape}"
+            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}"
         )
     if array.dtype != placeholder.numpy_dtype:
         with np.errstate(all="ignore"):
             cast = array.astype(placeholder.numpy_dtype)
         if placeholder.dtype not in FLOATS and not np.array_equal(cast, array):
             raise DTypeError(
-                f"placeholder '{placeholder.name}' is {placeholder.dtype}, the fed {array.dtype} values don't fit "
+                f"placeholder '{placeholder.name}' is {placeholder.dtype}, but the fed {array.dtype} values don't fit "
                 f"into it: convert them first, e.g. x.astype('{placeholder.dtype}')"
             )
         array = cast

@@ -100,8 +100,8 @@ class Loaded(Rendered, Mapping[str, Array]):
         if self.unused:
             rows.append(["no variable here", f"{len(self.unused)}: {_listed(self.unused)}"])
         if self.missing:
-            rows.append(["not in the file", f"{len(self.missing)}, as they were: {_listed(self.missing)}"])
-        rows.append(["random state", "restored" if self.random else "as it was"])
+            rows.append(["not in the file", f"{len(self.missing)}, unchanged: {_listed(self.missing)}"])
+        rows.append(["random state", "restored" if self.random else "unchanged"])
         return Table(rows, title=f"loaded from {self.path}")
 
 
@@ -145,8 +145,8 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         except OSError as error:
             reason = error.strerror or str(error)
             raise FileError(
-                f"{place} can't be written: {reason}; nothing was saved, and a file that was there is as it was; "
-                f"next: kernelk.save with another path"
+                f"{place} can't be written: {reason}; nothing was saved, and an existing file is unchanged; "
+                f"next: use kernelk.save with another path"
             ) from error
     return Saved(place, [key for key, _ in listed], sum(variable.slots.nbytes for _, variable in listed))
 
@@ -155,7 +155,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
     try:
         place = Path(path).expanduser()
     except TypeError:
-        raise ArgumentError(f"a path is wanted, not {type(path).__name__}; e.g. kernelk.save('weights.npz')") from None
+        raise ArgumentError(f"expected a path, not {type(path).__name__}; e.g. kernelk.save('weights.npz')") from None
     # As numpy has it.
     return place if place.suffix == ".npz" else place.with_name(place.name + ".npz")
 
@@ -244,7 +244,7 @@ def load(
     path: str | os.PathLike[str],
     variables: Iterable[Variable | str] | Mapping[Variable | str, str] | None = None,
 ) -> Loaded:
-    """Gives the live variables their values from an npz file, all of them or none, and restores the random state.
+    """Restores the live variables from an npz file, all of them or none, and the random state.
 
     A variable is found by the name that it was given, one without a name by the line that made it; several of one
     name, in the order in which they were made. `variables` restricts this to some (the random state stays then as it
@@ -265,7 +265,7 @@ def load(
         pairs, missing = _pairs(session, values, known, variables)
         reasons = [reason for key, variable in pairs if (reason := _unfit(key, values[key], variable))]
         if reasons:
-            raise LoadRefusedError(f"{place} doesn't fit, nothing was changed: " + "; ".join(reasons), reasons)
+            raise LoadRefusedError(f"{place} doesn't match, nothing was changed: " + "; ".join(reasons), reasons)
         random = about["random"] if variables is None else None
         session.restore([(variable, values[key]) for key, variable in pairs], random)
     restored = [key for key, _ in pairs]
@@ -276,11 +276,11 @@ def load(
 
 def _read(place: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays of a file and what it says of them. Raises FileError."""
-    foreign = "next: kernelk.load a file that kernelk.save or np.savez wrote"
+    foreign = "next: load a file that kernelk.save or np.savez wrote"
     try:
         file = np.load(place, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise FileError(f"{place} holds one array, not an npz file's several; {foreign}")
+            raise FileError(f"{place} contains a single array and isn't an npz file; {foreign}")
         archive = file.zip
         assert archive is not None
         with file:
@@ -293,16 +293,16 @@ def _read(place: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             told = json.loads(str(about))
             return values, _checked(place, told, values)
     except FileNotFoundError:
-        raise FileError(f"{place} isn't there; next: kernelk.save wrote it elsewhere, or run it first") from None
+        raise FileError(f"{place} doesn't exist; next: check the path, or run kernelk.save first") from None
     except KernelKError:
         raise
     except MemoryError as error:
-        raise FileError(f"{place} doesn't fit into memory; next: kernelk.load on a machine with more") from error
+        raise FileError(f"{place} doesn't fit into memory; next: use kernelk.load on a machine with more") from error
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         # numpy offers to unpickle whatever it doesn't know.
         if "pickle" in reason or "Object arrays" in reason:
-            reason = "it holds objects, or is no npz file at all"
+            reason = "it contains Python objects, or isn't an npz file"
         raise FileError(f"{place} can't be read: {reason}; nothing was changed; {foreign}") from error
 
 
@@ -342,8 +342,8 @@ def _pairs(
             continue
         if keys and len(keys) != len(namesakes):
             reasons.append(
-                f"{identity} stands for {len(keys)} in the file ({_listed(keys)}) and {len(namesakes)} here: say which "
-                f"by kernelk.load(path, variables={{variable: {keys[0]!r}}})"
+                f"{identity} matches {len(keys)} in the file ({_listed(keys)}) and {len(namesakes)} here: say which "
+                f"with kernelk.load(path, variables={{variable: {keys[0]!r}}})"
             )
             continue
         missing += [variable.name for variable in namesakes if not keys and id(variable) in wanted]
@@ -360,6 +360,6 @@ def _unfit(key: str, value: Array, variable: Variable) -> str | None:
     if value.shape == variable.shape and value.dtype.name == variable.dtype:
         return None
     return (
-        f"'{key}' is {value.dtype.name}{value.shape}, variable '{variable.name}' ({variable.source}) "
+        f"'{key}' is {value.dtype.name}{value.shape}, but variable '{variable.name}' ({variable.source}) is "
         f"{variable.dtype}{variable.shape}"
     )

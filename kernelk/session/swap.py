@@ -215,7 +215,7 @@ class _Choice:
             if self.started and not same:
                 take_over(session, _decided(session, registry.engine(self.active), {}, wanted), self.chosen_by)
         except KernelKError as error:
-            messages.say(f"kernelk: {self.active} is active again, and starts at its next use: {error}")
+            messages.say(f"kernelk: {self.active} is active again, and will start when it is next used: {error}")
         finally:
             with shield():
                 for name in [name for name in session.engine_options if name not in self.options]:
@@ -231,7 +231,7 @@ class _Choice:
 
 
 def stop_backend(name: str) -> StopReport:
-    """Stops an engine and gives its memory back; the Python twin of `%kbackend --stop NAME`.
+    """Stops an engine and frees its memory. The Python twin of `%kbackend --stop NAME`.
 
     Variables, functions and the choice of the engine stay: its next use starts it again, with the same options. One
     that isn't running is left alone. Raises UnknownBackendError.
@@ -286,8 +286,7 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
     if reasons:
         listed = list(reasons)
         raise SwapRefusedError(
-            f"{target.engine.title} can't take this session over, '{session.active}' stays active: "
-            + "; ".join(listed),
+            f"{target.engine.title} cannot run this session, '{session.active}' stays active: " + "; ".join(listed),
             listed,
         )
     return len(functions), to_lower
@@ -307,7 +306,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
                 if variable.slots.number in different
             ]
             raise SwapRefusedError(
-                f"{target.engine.title} can't hold every value exactly, nothing was changed: " + "; ".join(reasons),
+                f"{target.engine.title} can't keep every value exact, nothing was changed: " + "; ".join(reasons),
                 reasons,
             )
         target.loaded(slots)

@@ -111,7 +111,7 @@ def get_value(x: Any) -> np.ndarray[Any, Any]:
 
 
 def batch_get_value(ops: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """The values of several variables, all of one moment."""
+    """The values of several variables, all from the same moment."""
 
     with current().lock:
         return [get_value(x) for x in ops]
@@ -134,12 +134,12 @@ def _fitted(x: Variable, value: Any) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ShapeError(f"set_value: the value for variable '{x.name}' is no array: {error}") from None
+        raise ShapeError(f"set_value: the value for variable '{x.name}' isn't an array: {error}") from None
     if array.dtype.kind not in "biuf":
         raise DTypeError(f"set_value: {type(value).__name__} isn't an array of numbers (variable '{x.name}')")
     if array.shape != x.shape:
         raise ShapeError(
-            f"set_value: variable '{x.name}' has shape {x.shape}, the value {array.shape}; they must be equal"
+            f"set_value: variable '{x.name}' has shape {x.shape}, but the value has {array.shape}; they must be equal"
         )
     with np.errstate(all="ignore"):
         cast_value = array.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""What the panel's front end is told, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
+"""The data that the panel's front end receives, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def swapped(report: SwapReport) -> dict[str, Any]:
 def in_words(report: SwapReport) -> str:
     """A swap in one line."""
     if report.origin == report.target and not report.restarted:
-        return f"{report.target} is active already"
+        return f"{report.target} is already active"
     title = f"{report.target} restarted" if report.restarted else f"{report.origin} → {report.target}"
     parts = [f"{title} in {duration(report.total_seconds)}"]
     if report.variables:
@@ -139,9 +139,9 @@ def _timed(result: Any) -> dict[str, Any] | None:
         return None
     bars = []
     for call in result.calls:
-        parts = [("build", call.compile_seconds), ("first run", call.first_seconds), ("whole call", call.call)]
+        parts = [("compile", call.compile_seconds), ("first run", call.first_seconds), ("whole call", call.call)]
         label, steady = call.label, call.steady
-        bars.append(_bar(f"{label}: steady run", steady.value, steady.low, steady.high, shown(steady), strong=True))
+        bars.append(_bar(f"{label}: steady state", steady.value, steady.low, steady.high, shown(steady), strong=True))
         bars += [_bar(f"{label}: {name}", value, value, value, duration(value)) for name, value in parts]
     notes = [*result.notes(), result.conditions.words()]
     return {"title": f"on {result.conditions.engine}", "bars": bars, "notes": notes}
