@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError
+from .errors import ArgumentError, joined
 
 DEFAULTS: dict[str, Any] = {
     "image_data_format": "channels_last",
@@ -186,7 +186,7 @@ def set_image_data_format(data_format: str) -> None:
 def _set(field: str, value: Any) -> None:
     wrong = _check(field, value)
     if wrong:
-        raise ArgumentError(f"set_{field}: {value!r} isn't allowed; {wrong}")
+        raise ArgumentError(f"set_{field}: {value!r} isn't allowed", allowed=wrong)
     settings().values[field] = value
     keras = _keras()
     if keras:
@@ -218,9 +218,9 @@ def save_backend(name: str) -> str:
         settings().save("backend", name)
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"it isn't valid JSON: {error}"
-        return (
-            f"not saved: {path()} can't be written ({reason}); "
-            f"next: fix it, choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}"
+        return joined(
+            f"not saved: {path()} can't be written ({reason})",
+            next_step=f"fix it, choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}",
         )
     saved = f'saved: {path()} has "backend": "{name}"'
     for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):

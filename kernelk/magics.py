@@ -87,8 +87,8 @@ class KernelKMagics(Magics):
         if chosen:
             if len(asked) > 1:
                 raise ArgumentError(
-                    f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}; "
-                    "next: use one %kbackend for each"
+                    f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
+                    next_step="use one %kbackend for each",
                 )
             return self.actions[chosen[0]](getattr(given, chosen[0]))
         if not asked:
@@ -114,7 +114,7 @@ class KernelKMagics(Magics):
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
         """True, False, or None where neither of two options is given."""
         if yes and no:
-            raise ArgumentError(f"%kbackend: {both} exclude each other; e.g. %kbackend {example}")
+            raise ArgumentError(f"%kbackend: {both} exclude each other", next_step=f"%kbackend {example}")
         return True if yes else False if no else None
 
 

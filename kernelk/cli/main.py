@@ -6,7 +6,6 @@ Every problem is one line on standard error and exit status 1, without a traceba
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..environments import build, bundles, places
 from ..environments.recipes import RECIPES
-from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError
+from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, did_you_mean, joined, one_line
 from ..manage.install import BUILDS, install, uninstall
 
 
@@ -27,12 +26,12 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    print("kernelk: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("kernelk: " + one_line(text), file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; next: `kernelk --help`")
+        _complain(joined(message, next_step="`kernelk --help`"))
         raise SystemExit(1)
 
 
@@ -40,9 +39,8 @@ def _engine(name: str, command: str) -> Engine:
     """The engine of that name. Raises UnknownBackendError with the command that was meant, if one is near."""
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if name not in known:
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        meant = f"did you mean `kernelk {command} {close[0]}`? " if close else ""
-        raise UnknownBackendError(f"unknown engine {name!r}: {meant}It is one of {', '.join(sorted(known))}")
+        hint = did_you_mean(name.lower(), known, f"`kernelk {command} {{}}`")
+        raise UnknownBackendError(f"unknown engine {name!r}", allowed=f"{hint}It is one of {', '.join(sorted(known))}")
     return registry.engine(BUILDS.get(name, name))
 
 
@@ -64,7 +62,7 @@ def _install(names: Sequence[str], rebuild: bool, bundle: str | None) -> int:
         bundles.install(Path(bundle), names, rebuild=rebuild)
         return 0
     if not names:
-        _complain("install: name an engine, or a bundle with --from; next: `kernelk list`")
+        _complain(joined("install: name an engine, or a bundle with --from", next_step="`kernelk list`"))
         return 1
     return _each(names, "install", lambda name: install(name, Progress(), rebuild))
 
@@ -74,7 +72,7 @@ def _list() -> int:
         try:
             _say(f"{name}: {_state(registry.engine(name))}")
         except KernelKError as error:
-            _say(f"{name}: can't be used: {' '.join(str(error).split())}")
+            _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
             for place in places.superseded(name):
@@ -86,7 +84,7 @@ def _state(engine: Engine) -> str:
     """What is there of an engine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
-            return f"not installed; next: `{engine.install}`"
+            return joined("not installed", next_step=f"`{engine.install}`")
         return (
             f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
             f"in the environment of kernelk itself, {sys.prefix}"
@@ -102,17 +100,17 @@ def _state(engine: Engine) -> str:
     rest = places.half_built(engine.recipe)
     state = "not installed"
     if rest:
-        words = places.missing(engine.recipe)
-        state = f"only partly installed ({rest})" if "only partly" in words else words
-    return f"{state}; next: `kernelk install {engine.name}` (Python {' or '.join(RECIPES[engine.recipe].pythons)})"
+        state = places.without_python(engine.recipe) or f"only partly installed ({rest})"
+    pythons = " or ".join(RECIPES[engine.recipe].pythons)
+    return joined(state, next_step=f"`kernelk install {engine.name}` (Python {pythons})")
 
 
 def _bundle(names: Sequence[str], output: str) -> int:
     for name in names:
         if _engine(name, "bundle").recipe is None:
             raise InstallError(
-                f"{name} needs no environment of its own: pip itself can download it; next: "
-                f"`{sys.executable} -m pip download --dest FOLDER ...`"
+                f"{name} needs no environment of its own: pip itself can download it",
+                next_step=f"`{sys.executable} -m pip download --dest FOLDER ...`",
             )
     bundles.bundle(names, Path(output))
     return 0
@@ -130,12 +128,13 @@ def _measure(chosen: argparse.Namespace) -> int:
     from . import scripts  # which needs numpy and the whole of K
 
     paths, engines = scripts.split(chosen.words)
-    usage = f"e.g. `kernelk {chosen.command} script.py{' tensorflow torch' if chosen.command == 'compare' else ''}`"
+    usage = f"`kernelk {chosen.command} script.py{' tensorflow torch' if chosen.command == 'compare' else ''}`"
     if not paths:
-        raise ArgumentError(f"{chosen.command}: name a script that evaluates something with K; {usage}")
+        raise ArgumentError(f"{chosen.command}: name a script that evaluates something with K", next_step=usage)
     if chosen.command != "compare" and len(chosen.words) > 1:
         raise ArgumentError(
-            f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses; {usage}"
+            f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses",
+            next_step=usage,
         )
     options = {
         name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op", "engine")
@@ -209,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         done = "the installation was not completed" if chosen.command == "install" else "nothing is left half done"
-        _complain(f"stopped; {done}; next: run the same command again")
+        _complain(joined(f"stopped; {done}", next_step="run the same command again"))
         return 130
 
 

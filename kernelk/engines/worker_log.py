@@ -16,6 +16,7 @@ import numpy as np
 from .. import config
 from ..display import messages
 from ..display.tables import size
+from ..errors import joined
 from ..source import PACKAGE
 
 # Of what is said in one call, a cell shows this much at most, and a log that is shown, this many lines.
@@ -129,7 +130,8 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
         lost += len(data) - SHOWN_BYTES
         text = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
     if lost:
-        text = f"... {size(lost)} of {name}'s earlier output not shown; next: %kbackend --log {name}\n" + text
+        before = f"... {size(lost)} of {name}'s earlier output not shown"
+        text = joined(before, next_step=f"%kbackend --log {name}") + "\n" + text
     print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
 
 

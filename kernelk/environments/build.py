@@ -55,20 +55,20 @@ def enough_space(what: str, place: Path, needed: int, next_step: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InstallError(
-            f"{what} needs {megabytes(needed)} on the disk of {place}, but {megabytes(free)} are free; next: free "
-            f"space, or choose another folder with KERNELK_ENVS, then {next_step}"
+            f"{what} needs {megabytes(needed)} on the disk of {place}, but {megabytes(free)} are free",
+            next_step=f"free space, or choose another folder with KERNELK_ENVS, then {next_step}",
         )
 
 
 def disk_error(title: str, place: Path, error: OSError, next_step: str) -> InstallError:
     """What the file system refused, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason, mend = "no space left on the disk", "free space"
+        reason, remedy = "no space left on the disk", "free space"
     else:
-        reason, mend = str(error.strerror or error), "make it writable"
+        reason, remedy = str(error.strerror or error), "make it writable"
     return InstallError(
-        f"{title} could not be installed in {place}: {reason}; next: {mend}, or choose another folder with "
-        f"KERNELK_ENVS, then {next_step}"
+        f"{title} could not be installed in {place}: {reason}",
+        next_step=f"{remedy}, or choose another folder with KERNELK_ENVS, then {next_step}",
     )
 
 
@@ -175,8 +175,9 @@ class Build:
         if absent:
             raise InstallError(
                 f"{self.recipe.title} could not be installed: the bundle lacks {absent[0]}, which this Python on "
-                f"this machine needs; next: make the bundle on a machine of this kind (`kernelk bundle "
-                f"{self.recipe.name} --output FILE`)"
+                "this machine needs",
+                next_step="make the bundle on a machine of this kind "
+                f"(`kernelk bundle {self.recipe.name} --output FILE`)",
             )
         requirements = self._scratch / "requirements.txt"
         requirements.write_text(requirements_text(files), encoding="utf-8")

@@ -189,8 +189,9 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
                 raise BrokenError(f"it is Python {interpreter.version}")
         except BrokenError as error:
             raise BackendNotInstalledError(
-                f"{variable} names {value}, but {error}; it must name a Python {wanted}: change it, or "
-                f"unset it to let kernelk search, then `kernelk install {recipe.name}`"
+                f"{variable} names {value}, but {error}",
+                allowed=f"it must name a Python {wanted}",
+                next_step=f"change it, or unset it to let kernelk search, then `kernelk install {recipe.name}`",
             ) from None
         return interpreter
     return None
@@ -347,7 +348,8 @@ def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError
     get = by_pyenv if shutil.which("pyenv") or os.path.isdir(_pyenv_root()) else f"{by_pyenv} or {by_conda}"
     return BackendNotInstalledError(
         f"{recipe.title} needs Python {' or '.join(recipe.pythons)}, and none was found (looked at "
-        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's Pythons"
-        f"{''.join(f'; skipped {reason}' for reason in broken[:3])}), nor conda, mamba or uv, which could create "
-        f"one; next: {get}, then `kernelk install {recipe.name}`"
+        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's "
+        f"Pythons{''.join(f'; skipped {reason}' for reason in broken[:3])}), nor conda, mamba or uv, "
+        "which could create one",
+        next_step=f"{get}, then `kernelk install {recipe.name}`",
     )

@@ -51,8 +51,9 @@ class Closure:
             elif node.uid >= start:
                 if isinstance(node, Update):
                     raise UpdateError(
-                        f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a loop's "
-                        f"step: return the value as a state, and update the variable with the final state"
+                        f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a "
+                        "loop's step",
+                        next_step="return the value as a state, and update the variable with the final state",
                     )
                 anew = done_anew(node)
                 if anew or any(id(x) in varying for x in node.inputs):

@@ -30,7 +30,7 @@ from ..engines.host import Host
 from ..engines.worker_host import kill_group
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
-from ..errors import BackendNotInstalledError, InstallError, KernelKError
+from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
@@ -70,7 +70,7 @@ class EngineHealth:
 
     def advice(self) -> str:
         """What is wrong and the next command, in one line; "" if nothing is."""
-        return f"{self.name}: {self.problem}{f'; next: {self.next}' if self.next else ''}" if self.problem else ""
+        return joined(f"{self.name}: {self.problem}", next_step=self.next) if self.problem else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,10 +127,13 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
 # ---------------------------------------------------------------------------- engines
 
 
-def _ill(name: str, state: str, error: Exception, mend: str = "", **facts: Any) -> EngineHealth:
-    """An engine with an error's words; its own next command is taken apart from them, unless there is a better one."""
-    words, _, next_step = " ".join(str(error).split()).partition("; next: ")
-    return EngineHealth(name, state, problem=words, next=mend or next_step, **facts)
+def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any) -> EngineHealth:
+    """An engine with an error's words, and the error's own next command, unless there is a better one."""
+    if isinstance(error, KernelKError):
+        words, next_step = joined(error.problem, error.allowed), error.next_step
+    else:
+        words, next_step = f"{type(error).__name__}: {error}", ""
+    return EngineHealth(name, state, problem=one_line(words), next=repair or one_line(next_step), **facts)
 
 
 def _absent(engine: Engine) -> EngineHealth | None:
@@ -145,8 +148,9 @@ def _absent(engine: Engine) -> EngineHealth | None:
             words = f"{engine.title} isn't installed in {sys.prefix}"
             return EngineHealth(engine.name, "not installed", problem=words, next=engine.get)
         recipe = RECIPES[engine.recipe]
-        if recipe.refusal():
-            return _ill(engine.name, "not installed", InstallError(recipe.refusal()))
+        refusal = recipe.refusal()
+        if refusal is not None:
+            return _ill(engine.name, "not installed", refusal)
         problem = f"{recipe.title} {places.missing(engine.recipe)}"
         command = engine.get
         try:
@@ -235,10 +239,9 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             **_hint(facts["mode"]),
         )
     except KernelKError as error:
-        return _ill(engine.name, "failed", error, engine.repair(str(error)))
+        return _ill(engine.name, "failed", error, engine.repair(error.problem))
     except Exception as error:
-        words = f"{type(error).__name__}: {error}"
-        return _ill(engine.name, "failed", RuntimeError(words), engine.repair(words))
+        return _ill(engine.name, "failed", error, engine.repair(f"{type(error).__name__}: {error}"))
     finally:
         host.stop()
         for number in list(session.storage.segments):
@@ -312,10 +315,12 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         refused.append(bool(words))
     if all(refused):
         problems.append(
-            "environments: none of the folders is writable, so nothing can be installed; next: set KERNELK_ENVS to a "
-            "writable folder"
+            joined(
+                "environments: none of the folders is writable, so nothing can be installed",
+                next_step="set KERNELK_ENVS to a writable folder",
+            )
         )
-    for what, folder, why, mend in (
+    for what, folder, why, setting in (
         ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
         ("temporary files", Path(tempfile.gettempdir()), "no worker can start", "TMPDIR"),
     ):
@@ -323,7 +328,10 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         facts.append((what, f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
         if words:
             problems.append(
-                f"{what}: {folder} can't be written ({words}): {why}; next: set {mend} to a writable folder"
+                joined(
+                    f"{what}: {folder} can't be written ({words}): {why}",
+                    next_step=f"set {setting} to a writable folder",
+                )
             )
     compiler = shutil.which("g++")
     facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
@@ -331,7 +339,10 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
     facts.append(("engine of a new session", f"{name}, chosen by {by}"))
     if name not in registry.names():
         problems.append(
-            f"'{name}', chosen by {by}, is not a known engine; next: choose one of {', '.join(registry.names())}"
+            joined(
+                f"'{name}', chosen by {by}, is not a known engine",
+                next_step=f"choose one of {', '.join(registry.names())}",
+            )
         )
     # As it is now, which may not be as it was when this process read it.
     if os.path.exists(config.path()):

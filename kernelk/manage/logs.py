@@ -53,8 +53,8 @@ def log(name: str | None = None) -> LogReport:
     in_kernel = descriptor.in_kernel or (host is not None and host.placement != "worker")
     if in_kernel and not worker_log.total:
         raise ArgumentError(
-            f"{descriptor.title} runs in the notebook's own process and has no log: its output is in the cells "
-            f"already; %kbackend --log needs an engine in a worker"
+            f"{descriptor.title} runs in the notebook's own process and has no log: its output is in the cells already",
+            allowed="%kbackend --log needs an engine in a worker",
         )
     worker_log.drain()
     return LogReport(descriptor.name, *worker_log.since(0))

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.host import Host
 from ..engines.options import changed_options, check_honoured, requested_options
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..session.current import current
 from ..session.session import Session
 from ..session.untouched import untouched
@@ -26,8 +27,6 @@ from .profiling import op_times
 from .recording import Recording, record, restoring
 from .results import noted
 from .timing import STILL, WARM_UP, Conditions, Timed, checked_budget, ready
-
-Array = np.ndarray[Any, Any]
 
 BUDGET = 10.0
 # So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
@@ -61,13 +60,13 @@ def compare(
     targets = [one for one in what if not isinstance(one, str)]
     if not targets:
         raise ArgumentError(
-            "compare: there is nothing to run; e.g. kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
+            "compare: there is nothing to run", next_step="kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
         )
     engines = [registry.engine(name).name for name in dict.fromkeys(names)]
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
-            f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined; "
-            "name one engine, or give one body"
+            f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined",
+            next_step="name one engine, or give one body",
         )
     if per_op and (len(targets) > 1 or sweep is not None):
         raise ArgumentError("compare: per_op needs one body, several engines, and no sweep")
@@ -94,7 +93,9 @@ def _sweep(
         raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
     (name, values), body = next(iter(sweep.items())), targets[0]
     if not len(values):
-        raise ArgumentError(f"compare: the sweep over {name} has no values; e.g. sweep={{'{name}': [128, 256, 512]}}")
+        raise ArgumentError(
+            f"compare: the sweep over {name} has no values", next_step=f"sweep={{'{name}': [128, 256, 512]}}"
+        )
     points = []
     for value in values:
         one = _compare(
@@ -233,7 +234,7 @@ class _Work:
             side.calls = [one.found for one in timed]
             self._ready[id(side)] = timed
         except KernelKError as error:
-            side.failure = " ".join(str(error).split())
+            side.failure = one_line(error)
 
     def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
         found = []
@@ -290,7 +291,7 @@ class _Work:
                     timed = self._ready[id(side)]
                     side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
                 except KernelKError as error:
-                    side.failure = " ".join(str(error).split())
+                    side.failure = one_line(error)
             sides = [side for side in sides if not side.failure]
             longest_round = max(longest_round, clock.perf_counter() - start)
             rounds += 1
@@ -300,10 +301,9 @@ class _Work:
             side.ratio = paired_ratio(side.rounds, reference.rounds)
         self._pay(sides)
         if rounds < 9 and sides:
-            self._result.notes.append(
-                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict; "
-                f"next: --budget {math.ceil(longest_round * 30 + 1)}"
-            )
+            few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
+            enough = math.ceil(longest_round * 30 + 1)
+            self._result.notes.append(joined(few, next_step=f"--budget {enough}"))
 
     def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
         """Each op of the call that took longest, by itself on every engine that works; None if none does."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..display.tables import Rendered, Table, duration
+from ..errors import joined
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .profiling import SHOWN_ROWS, OpTime
 from .results import Result, new_axes, unit_of
@@ -189,7 +190,7 @@ class CompareResult(Result, Rendered):
                 assert reference is not None
                 lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
                 if not self.same_engine:
-                    lines[-1] += f"; next: %kdiff y {reference.label} {side.label}"
+                    lines[-1] = joined(lines[-1], next_step=f"%kdiff y {reference.label} {side.label}")
             remark = unsteadiness(side.rounds) if not side.failure else ""
             if remark:
                 lines.append(f"{side.label}: unsteady ({remark})")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.tables import Rendered, Table
 from ..engines import registry
 from ..engines.host import Host
@@ -19,8 +20,6 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.untouched import untouched
 from .single_ops import Nodes
-
-Array = np.ndarray[Any, Any]
 
 # By how much two engines' floats may differ without being called different; integers and bools may not at all.
 TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
@@ -253,7 +252,9 @@ def diff(
     """
     engines = [registry.engine(name) for name in (reference, other)]
     if reference == other:
-        raise ArgumentError(f"diff: {reference} was named twice; name two engines, e.g. tensorflow and numpy")
+        raise ArgumentError(
+            f"diff: {reference} was named twice", next_step="name two engines, e.g. tensorflow and numpy"
+        )
     allowed = None if tolerance is None else _checked(tolerance)
     roots = roots_of(y, "diff")
     phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")

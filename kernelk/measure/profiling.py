@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.progress import waiting
 from ..display.tables import Rendered, Table, duration, size
 from ..engines.host import Host
-from ..errors import KernelKError
+from ..errors import KernelKError, one_line
 from ..graph.nodes import Tensor, walk
 from ..ops.creation import placeholder
 from ..ops.gradients import of_a_gradient
@@ -29,8 +30,6 @@ from .recording import Call, record
 from .results import Result, noted
 from .single_ops import Nodes
 from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
-
-Array = np.ndarray[Any, Any]
 
 BUDGET = 5.0
 # Rows that a table shows; the result has them all.
@@ -315,7 +314,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
                 try:
                     op.steady = _by_itself(session, host, nodes, number, known, share)
                 except KernelKError as error:
-                    op.failure = " ".join(str(error).split())
+                    op.failure = one_line(error)
     return list(kinds.values())
 
 

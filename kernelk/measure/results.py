@@ -58,7 +58,9 @@ def new_axes(rows: int) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise ArgumentError("plot needs Matplotlib, which isn't installed; next: pip install matplotlib") from None
+        raise ArgumentError(
+            "plot needs Matplotlib, which isn't installed", next_step="pip install matplotlib"
+        ) from None
     with pyplot.rc_context({"font.size": 14}):
         _, ax = pyplot.subplots(figsize=(10, 1.5 + 0.7 * rows), layout="constrained")
     return ax

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..engines.host import Host
 from ..errors import ArgumentError
 from ..graph.loops import item
@@ -20,8 +21,6 @@ from ..program.program import Instruction, Program
 from ..session.function import Function
 from ..session.session import Session
 from ..session.untouched import forgetting
-
-Array = np.ndarray[Any, Any]
 
 # Of one engine's values so many are held at once, unless those of one op and its operands are more. What comes after is
 # computed by another call, with all that it needs.

@@ -145,7 +145,7 @@ def _swept(text: str) -> dict[str, list[float]]:
         values = []
     if not equals or not name.strip().isidentifier() or not values:
         raise ArgumentError(
-            f"%%kcompare: --sweep {text} isn't allowed: it takes a name and numbers, e.g. --sweep n=128,256"
+            f"%%kcompare: --sweep {text} isn't allowed", allowed="it takes a name and numbers, e.g. --sweep n=128,256"
         )
     return {name.strip(): values}
 

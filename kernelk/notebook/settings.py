@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from traitlets import Bool, Float, Integer, TraitError, Unicode, observe, validate
 from traitlets.config import Configurable
 
 from .. import config
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, did_you_mean
 from ..session.current import PROCESS, current
 
 
@@ -50,9 +49,10 @@ class KernelK(Configurable):
         known = self.traits(config=True)
         for name, value in given.get("KernelK", {}).items():
             if name not in known:
-                near = get_close_matches(name, list(known), n=1)
-                hint = f"did you mean '{near[0]}'? " if near else ""
-                raise ArgumentError(f"KernelK has no setting '{name}': {hint}it has {', '.join(sorted(known))}")
+                hint = did_you_mean(name, known)
+                raise ArgumentError(
+                    f"KernelK has no setting '{name}'", allowed=f"{hint}it has {', '.join(sorted(known))}"
+                )
             setattr(self, name, value)
 
     @validate("compiled_bytes", "reevaluation_seconds", "log_bytes")

@@ -173,7 +173,9 @@ def normalize_data_format(value: Any) -> str:
     """`value` (None: the default) as channels_last or channels_first. Raises ArgumentError."""
     chosen = config.image_data_format() if value is None else str(value).lower()
     if chosen not in config.DATA_FORMATS:
-        raise ArgumentError(f"data_format {value!r} isn't allowed; allowed are {', '.join(config.DATA_FORMATS)}")
+        raise ArgumentError(
+            f"data_format {value!r} isn't allowed", allowed=f"allowed are {', '.join(config.DATA_FORMATS)}"
+        )
     return chosen
 
 
@@ -191,7 +193,9 @@ def resize_images(
     if interpolation == "nearest":
         return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
     if interpolation != "bilinear":
-        raise ArgumentError(f"resize_images: interpolation {interpolation!r}; allowed are nearest and bilinear")
+        raise ArgumentError(
+            f"resize_images: interpolation {interpolation!r}", allowed="allowed are nearest and bilinear"
+        )
     return _interpolated(_interpolated(x, height_factor, rows), width_factor, rows + 1)
 
 

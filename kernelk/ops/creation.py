@@ -32,7 +32,9 @@ def placeholder(
     if ndim is not None and ndim != len(lengths):
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):
-        raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
+        raise ArgumentError(
+            f"placeholder: shape {lengths} holds a negative length", next_step="use None for an unknown one"
+        )
     node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
     node.sparse = bool(sparse)
     return node

@@ -20,7 +20,9 @@ def dot(x: Any, y: Any) -> Tensor:
     """
     x, y = operands(x, y)
     if x.ndim == 0 or y.ndim == 0:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape}: a scalar has no axis to multiply along; use x * y")
+        raise ShapeError(
+            f"dot: shapes {x.shape} and {y.shape}: a scalar has no axis to multiply along", next_step="use x * y"
+        )
     k = x.shape[-1]
     meets = y.shape[-2] if y.ndim > 1 else y.shape[0]
     if k != meets and k is not None and meets is not None:
@@ -57,7 +59,7 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
         axes = (axes, axes)
     first, second = axis_of(axes[0], x.ndim, "batch_dot"), axis_of(axes[1], y.ndim, "batch_dot")
     if 0 in (first, second):
-        raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along; use K.dot for that")
+        raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along", next_step="use K.dot for that")
     if x.shape[first] != y.shape[second] and None not in (x.shape[first], y.shape[second]):
         raise ShapeError(
             f"batch_dot: axis {first} of shape {x.shape} and axis {second} of shape {y.shape} differ in length"

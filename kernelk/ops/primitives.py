@@ -39,7 +39,9 @@ Gradients = Sequence[Tensor | None]
 
 
 def _refuse(op: str, dtype: str, allowed: str) -> DTypeError:
-    return DTypeError(f"{op} isn't defined for {dtype}: it takes {allowed}; cast with K.cast(x, dtype)")
+    return DTypeError(
+        f"{op} isn't defined for {dtype}", allowed=f"it takes {allowed}", next_step="cast with K.cast(x, dtype)"
+    )
 
 
 def _unary(op: str, allowed: frozenset[str] | None) -> Any:
@@ -139,7 +141,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
 def _infer_broadcast_to(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     shape = tuple(known_dims(dims, (x, *references)))
     if min((n for n in shape if n is not None), default=0) < 0:
-        raise ShapeError(f"broadcast_to: shape {shape} holds a negative length; allowed are 0, 1, 2, ...")
+        raise ShapeError(f"broadcast_to: shape {shape} holds a negative length", allowed="allowed are 0, 1, 2, ...")
     known = None not in x.shape + shape
     if len(x.shape) > len(shape) or (broadcast(x.shape, shape, "broadcast_to") != shape and known):
         raise ShapeError(f"broadcast_to: shape {x.shape} doesn't broadcast to {shape}")
@@ -163,7 +165,8 @@ def _infer_concatenate(*parts: Any, axis: int) -> Result:
                 shape[i] = n
             elif n is not None and n != shape[i]:
                 raise ShapeError(
-                    f"concatenate: shapes {parts[0].shape} and {part.shape} differ in axis {i}; only axis {axis} may"
+                    f"concatenate: shapes {parts[0].shape} and {part.shape} differ in axis {i}",
+                    allowed=f"only axis {axis} may",
                 )
     shape[axis] = total
     return tuple(shape), parts[0].dtype

@@ -122,7 +122,9 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             tensor, axis = length
             return [reference(tensor), axis]
         if value is None:
-            raise ArgumentError(f"{op}: a shape can't hold None here; use -1 or K.shape(x)[axis] for an unknown length")
+            raise ArgumentError(
+                f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
+            )
         return int(value)
 
     if isinstance(shape, Tensor) and shape.ndim == 1:
@@ -147,7 +149,7 @@ def reshape(x: Any, shape: Any) -> Tensor:
     dims, references = dims_of(shape, 1, "reshape")
     bad = [n for n in dims if isinstance(n, int) and n < -1]
     if bad:
-        raise ShapeError(f"reshape: {bad[0]} can't be a length; allowed are 0, 1, 2, ... and one -1")
+        raise ShapeError(f"reshape: {bad[0]} can't be a length", allowed="allowed are 0, 1, 2, ... and one -1")
     return apply("reshape", x, *references, dims=dims)
 
 
@@ -195,7 +197,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
     for part in parts[1:]:
         common = promote(common, part.dtype)
     if parts[0].ndim == 0:
-        raise ShapeError("concatenate: scalars have no axis; use K.stack")
+        raise ShapeError("concatenate: scalars have no axis", next_step="use K.stack")
     place = axis_of(axis, parts[0].ndim, "concatenate")
     joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
     joined.sparse = all(part.sparse for part in parts)
@@ -210,9 +212,11 @@ def one_hot(indices: Any, num_classes: int) -> Tensor:
 def one_hot_as(indices: Tensor, depth: int | None, dtype: str) -> Tensor:
     """`one_hot` in another dtype. Raises DTypeError for indices that aren't integers, ShapeError for unknown depth."""
     if indices.dtype not in INTEGERS:
-        raise DTypeError(f"one_hot: indices must be integers, not {indices.dtype}: use K.cast(x, 'int32')")
+        raise DTypeError(f"one_hot: indices must be integers, not {indices.dtype}", next_step="use K.cast(x, 'int32')")
     if depth is None:
-        raise ShapeError("one_hot: the number of classes isn't known; give the predictions' last axis a length")
+        raise ShapeError(
+            "one_hot: the number of classes isn't known", next_step="give the predictions' last axis a length"
+        )
     return apply("one_hot", indices, depth=depth, result=dtype)
 
 

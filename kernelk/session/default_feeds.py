@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from ..arrays import Array
 from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
 from ..graph.state import current_state
 from ..program.resolve import update_value
 from .feeds import as_feed, as_phase, last_feed
 from .function import Function
-
-Array = np.ndarray[Any, Any]
 
 
 def roots_of(y: Any, asker: str) -> list[Tensor]:
@@ -73,7 +70,7 @@ def known_feeds(
             names = ", ".join(f"'{x.name}'" for x in needed) or "none"
             what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
             why = "several placeholders are named" if found else "it needs no placeholder named"
-            raise FeedError(f"{asker}: {why} {what}; it needs {names}")
+            raise FeedError(f"{asker}: {why} {what}", allowed=f"it needs {names}")
         known[id(found[0])] = value
     missing = []
     for x in needed:
@@ -85,6 +82,7 @@ def known_feeds(
                 missing.append(f"'{x.name}' {x.shape} ({x.source})")
     if missing:
         raise FeedError(
-            f"{asker}: feeds are missing for {'; '.join(missing)}; give feeds={{placeholder: array}} ({magic})"
+            f"{asker}: feeds are missing for {'; '.join(missing)}",
+            next_step=f"give feeds={{placeholder: array}} ({magic})",
         )
     return phase, {x: as_feed(x, known[id(x)]) for x in needed}

@@ -202,8 +202,8 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
     name = kwargs.pop("name", None)
     if kwargs:
         raise ArgumentError(
-            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here; "
-            f"leave it out"
+            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here",
+            next_step="leave it out",
         )
     return Function(inputs, outputs, updates, name)
 

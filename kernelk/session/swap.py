@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import config
+from ..arrays import Array
 from ..display import messages
 from ..engines import registry
 from ..engines.descriptors import Engine
@@ -284,10 +285,8 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
         if not any(key.startswith(program.key) for key in target.compiled for program in programs):
             to_lower += 1
     if reasons:
-        listed = list(reasons)
         raise SwapRefusedError(
-            f"{target.engine.title} cannot run this session, '{session.active}' stays active: " + "; ".join(listed),
-            listed,
+            f"{target.engine.title} cannot run this session, '{session.active}' stays active", list(reasons)
         )
     return len(functions), to_lower
 
@@ -305,10 +304,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
                 for variable in variables
                 if variable.slots.number in different
             ]
-            raise SwapRefusedError(
-                f"{target.engine.title} can't keep every value exact, nothing was changed: " + "; ".join(reasons),
-                reasons,
-            )
+            raise SwapRefusedError(f"{target.engine.title} can't keep every value exact, nothing was changed", reasons)
         target.loaded(slots)
     numbers = {number for number, _ in loads}
     return len(loads), sum(entry.nbytes for entry in slots if entry.number in numbers)
@@ -338,7 +334,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
         report.reevaluated.append(Reevaluated(tensor.uid, tensor.name, after.shape, after.dtype.name, gap))
 
 
-def difference(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
+def difference(before: Array, after: Array) -> float:
     """The largest absolute difference; equal NaNs and infinities count as 0, a NaN on one side as infinity."""
     if before.shape != after.shape:
         return float("inf")

@@ -8,7 +8,7 @@ from typing import Any
 from ..display.tables import duration, size
 from ..engines import registry
 from ..engines.options import most_threads
-from ..errors import BackendNotInstalledError, KernelKError
+from ..errors import BackendNotInstalledError, KernelKError, LoadRefusedError, SwapRefusedError, one_line
 from ..inspection.inventory import number
 from ..manage.status import EngineStatus, list_backends
 from ..measure.estimates import verdict
@@ -39,8 +39,8 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
     state, note = status.state, status.note
     if broken and not status.running:
         state, note = "broken", broken
-    elif state.startswith("active"):
-        state = "active" if status.running else state.partition(", ")[2]
+    elif status.name == active:
+        state = "active" if status.running else "not started" if status.installed else "not installed"
     return {
         "name": status.name,
         "title": status.title,
@@ -68,7 +68,7 @@ def _process(status: EngineStatus) -> str:
 
 def _install(status: EngineStatus) -> str:
     """ "button" for what kernelk can install by itself, "note" for what pip has to, "" for what is there."""
-    if "not installed" not in status.state:
+    if status.installed:
         return ""
     try:
         return "button" if registry.engine(status.name).recipe is not None else "note"
@@ -226,10 +226,11 @@ def native(views: Any) -> dict[str, Any]:
 
 def refusal(error: Exception) -> dict[str, Any]:
     """An error as the panel's own message: its reasons one by one, where it has several."""
-    reasons = list(getattr(error, "reasons", []))
-    text = str(error)
-    if reasons:
-        text = text.partition(": ")[0]
-    if not isinstance(error, KernelKError):
-        text = f"{type(error).__name__}: {' '.join(text.split())[:500]}"
+    reasons: list[str] = []
+    if isinstance(error, (SwapRefusedError, LoadRefusedError)):
+        reasons, text = error.reasons, error.problem
+    elif isinstance(error, KernelKError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {one_line(error)[:500]}"
     return {"kind": "told", "level": "error", "text": text, "reasons": reasons}

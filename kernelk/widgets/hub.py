@@ -310,7 +310,7 @@ class Hub:
         row = self._known.get(panel, {}).get(message.get("key", -1))
         target = row and row[0].ref()
         if target is None:
-            raise ArgumentError("this tensor no longer exists; next: choose another")
+            raise ArgumentError("this tensor no longer exists", next_step="choose another")
         return target
 
     def _graph(self, panel: Panel, message: dict[str, Any]) -> None:
