@@ -66,28 +66,30 @@ def test_a_cells_code_is_the_cell() -> None:
 @pytest.mark.parametrize(
     ("magic", "line", "words"),
     [
-        (KPANEL, "now", "%kpanel takes no arguments, not 'now'; e.g. %kpanel"),
+        (KPANEL, "now", "%kpanel takes no arguments, not 'now' ... %kpanel"),
         (KBACKEND, "--thread 2", "%kbackend has no option --thread: did you mean --threads? allowed are --device, "),
-        (KBACKEND, "--threads", "(--threads: expected one argument); e.g. %kbackend --threads N; %kbackend? shows"),
-        (KTIME, "--budget", "(--budget: expected one argument); e.g. %ktime --budget S; %ktime? shows examples"),
+        (KBACKEND, "--threads", "(--threads: expected one argument) ... %kbackend --threads N; %kbackend? shows"),
+        (KTIME, "--budget", "(--budget: expected one argument) ... %ktime --budget S; %ktime? shows examples"),
         (KTIME, "--engine f(x)", "%ktime has no option --engine"),
-        (KGRAPH, "", "%kgraph was given nothing to draw; e.g. %kgraph loss --depth 1; %kgraph? shows examples"),
+        (KGRAPH, "", "%kgraph was given nothing to draw ... %kgraph loss --depth 1; %kgraph? shows examples"),
         (KGRAPH, "--all loss", "%kgraph was given nothing to draw"),
         (KGRAPH, "loss --all 3", "--all: ignored explicit argument '3'"),
         (KGRAPH, "loss --depth many", "--depth: invalid int value: 'many'"),
         (KGRAPH, "loss --fed x=1", "%kgraph has no option --fed: did you mean --feed? allowed are --times, --depth, "),
         (KSHOW, "", "%kshow was given nothing to show"),
         (KSHOW, "y --feed =1", "--feed: '=1' isn't NAME=ARRAY"),
-        (KDIFF, "", "%kdiff takes an expression and two engines' names, not ''; e.g. %kdiff y tensorflow cntk"),
+        (KDIFF, "", "%kdiff takes an expression and two engines' names, not '' ... %kdiff y tensorflow cntk"),
         (KDIFF, "y numpy", "%kdiff takes an expression and two engines' names, not 'y numpy'"),
-        (KDIFF, "y a b --feed x", "--feed: 'x' isn't NAME=ARRAY); e.g. %kdiff y tensorflow cntk --feed x=array"),
-        (KDIFF, "y a b --tolerance", "--tolerance: expected one argument); e.g. %kdiff y tensorflow cntk --feed"),
+        (KDIFF, "y a b --feed x", "--feed: 'x' isn't NAME=ARRAY) ... %kdiff y tensorflow cntk --feed x=array"),
+        (KDIFF, "y a b --tolerance", "--tolerance: expected one argument) ... %kdiff y tensorflow cntk --feed"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_one_line_with_an_example(magic: Any, line: str, words: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         parse(magic, line)
-    assert words in str(caught.value)
+    problem, _, example = words.partition(" ... ")
+    assert problem in str(caught.value)
+    assert example in str(caught.value).partition(problem)[2]
     assert "\n" not in str(caught.value)
 
 
