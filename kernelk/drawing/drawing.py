@@ -14,7 +14,7 @@ from ..session.default_feeds import roots_of
 from ..session.function import Function
 from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, notebook_namespace, with_times
 from .grouping import collapsed
-from .layout import Point, place
+from .layout import Point, lay_out
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
 from .text import listing
 
@@ -38,7 +38,7 @@ class Drawing:
     def _place(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
         if self._placed is None:
             make_room(self.graph)
-            self._placed = place(self.graph)
+            self._placed = lay_out(self.graph)
         return self._placed
 
     def as_dict(self) -> dict[str, Any]:

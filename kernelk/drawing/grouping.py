@@ -31,7 +31,7 @@ def collapsed(graph: Graph, depth: int | str | None, opened: Collection[str]) ->
         small, note = collapsed(graph, None, opened)
         return small, f"{note}; at most {MOST_DRAWN:,} boxes are drawn"
     if isinstance(depth, int):
-        by_scope = _merged(graph, lambda box: _scope_group(box, depth, opened))
+        by_scope = _with_groups(graph, lambda box: _scope_group(box, depth, opened))
         if len(by_scope.boxes) <= MOST_DRAWN:
             return by_scope, _note(graph, by_scope)
     elif len(graph.boxes) <= READABLE:
@@ -57,11 +57,11 @@ def _note(graph: Graph, small: Graph) -> str:
 def _by_scope(graph: Graph, opened: Collection[str]) -> Graph:
     """With as many levels of scopes opened as stay readable."""
     deepest = max((box.scope.count("/") + 1 for box in graph.boxes.values() if box.scope), default=0)
-    small = _merged(graph, lambda box: _update_group(box, opened))
+    small = _with_groups(graph, lambda box: _update_group(box, opened))
     if len(small.boxes) <= READABLE:
         return small
     for depth in reversed(range(deepest)):
-        small = _merged(graph, lambda box, depth=depth: _scope_group(box, depth, opened))  # type: ignore[misc]
+        small = _with_groups(graph, lambda box, depth=depth: _scope_group(box, depth, opened))  # type: ignore[misc]
         if len(small.boxes) <= READABLE:
             break
     return small
@@ -121,7 +121,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
             leaves = {x for x in leaves if graph.boxes[x].kind == "constant"}
         members.update(x for x in leaves if all(user in members for user in targets[x]) and x not in outputs)
         groups.update(dict.fromkeys(members, (key, f"{len(row):,} ops in a row")))
-    return _merged(graph, lambda box: groups.get(box.key))
+    return _with_groups(graph, lambda box: groups.get(box.key))
 
 
 def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
@@ -142,11 +142,11 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
         key = f"stretch:{stretch[0].key}"
         if key not in opened:
             groups.update(dict.fromkeys((box.key for box in stretch), (key, _lines_of(stretch))))
-    small = _merged(graph, lambda box: groups.get(box.key))
+    small = _with_groups(graph, lambda box: groups.get(box.key))
     if len(small.boxes) <= MOST_DRAWN:
         return small
     # So many outputs: they are drawn as one, too.
-    return _merged(small, lambda box: ("outputs", "outputs") if box.key in kept else None)
+    return _with_groups(small, lambda box: ("outputs", "outputs") if box.key in kept else None)
 
 
 def _lines_of(boxes: list[Box]) -> str:
@@ -156,7 +156,7 @@ def _lines_of(boxes: list[Box]) -> str:
     return " to ".join(known) or "one stretch"
 
 
-def _merged(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> Graph:
+def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> Graph:
     """The graph with a box in place of all that have the same group, (key, title); one alone stays what it is."""
     members: dict[str, list[Box]] = {}
     titles: dict[str, str] = {}

@@ -43,7 +43,7 @@ class _Spot:
         self.down: list[_Spot] = []
 
 
-def place(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
+def lay_out(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
     """Sets x and y of boxes whose width and height are known; the arrows' points, and the whole's width and height.
 
     An arrow's points go from the lower edge of a box to the upper edge of another, or the other way round where a

@@ -184,11 +184,14 @@ def tensors(
         matching = [row for row in matching if row.kind == kind]
     criteria = " and ".join([*([f"'{plain(filter)}'"] if filter else []), *([f"kind {kind}"] if kind else [])])
     values = values or sort in VALUE_COLUMNS
-    looked: list[Summary | None] = _looked(matching, names) if values else []
+    figures: list[Summary | None] = _summaries_of(matching, names) if values else []
     if sort is not None:
-        order = sorted(range(len(matching)), key=lambda i: _place(matching[i], looked[i] if looked else None, sort))
-        matching, looked = [matching[i] for i in order], [looked[i] for i in order] if looked else []
-    return TensorList(matching, session.active, len(living), criteria, looked, stale_names(names))
+        order = sorted(
+            range(len(matching)), key=lambda i: _sort_key(matching[i], figures[i] if figures else None, sort)
+        )
+        matching = [matching[i] for i in order]
+        figures = [figures[i] for i in order] if figures else []
+    return TensorList(matching, session.active, len(living), criteria, figures, stale_names(names))
 
 
 def label(row: Row) -> str:
@@ -241,12 +244,12 @@ def _bare(name: str) -> str:
     return name.replace("'", "").replace('"', "").casefold()
 
 
-def _looked(rows: list[Row], names: Mapping[str, Any]) -> list[Summary | None]:
+def _summaries_of(rows: list[Row], names: Mapping[str, Any]) -> list[Summary | None]:
     # What is gone since, by another thread, has no value any more.
     alive = [(i, tensor) for i, row in enumerate(rows) if row.kind != "function" and (tensor := row.ref()) is not None]
-    looked = summaries(current(), [tensor for _, tensor in alive], names_of(names), VALUE_SECONDS)
+    figures = summaries(current(), [tensor for _, tensor in alive], names_of(names), VALUE_SECONDS)
     result: list[Summary | None] = [None] * len(rows)
-    for (i, _), one in zip(alive, looked):
+    for (i, _), one in zip(alive, figures):
         result[i] = one
     return result
 
@@ -256,7 +259,7 @@ def _figure(summary: Summary | None, column: str) -> Any:
     return None if summary is None else getattr(summary, names.get(column, column))
 
 
-def _place(row: Row, summary: Summary | None, column: str) -> Any:
+def _sort_key(row: Row, summary: Summary | None, column: str) -> Any:
     """What sorts a row into its place: texts and ages ascending, numbers descending, what has none last."""
     if column == "made":
         return 0  # as they are
