@@ -100,13 +100,14 @@ def test_settings_by_config() -> None:
     cells = run_cells(
         [
             "%load_ext kernelk",
-            "from kernelk import backend as K, config\nv = K.variable([1.0])\ny = v * 2\ny.eval()",
+            "from kernelk import backend as K\nfrom kernelk.display import messages\n"
+            "v = K.variable([1.0])\ny = v * 2\ny.eval()",
             "%config KernelK.backend",
             "%config KernelK.backend = 'jax'",
             "r = %kbackend\nprint(r.active, r.chosen_by, K.eval(v + 1).tolist())",
             "r = %kbackend numpy",
             "%config KernelK.quiet = True",
-            "r = %config KernelK.backend\nprint(r, K.backend(), config.quiet())",
+            "r = %config KernelK.backend\nprint(r, K.backend(), messages.quiet())",
             "%config KernelK.reevaluation_seconds = 0",
             "r = %kbackend jax\nprint(r.reevaluated, r.not_reevaluated)",
             "%config KernelK.compiled_bytes = 1",
