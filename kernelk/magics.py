@@ -54,19 +54,19 @@ class KernelKMagics(Magics):
         return list_backends()
 
     @magic_arguments("one engine's name", "%kbackend tensorflow")
-    @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
+    @argument("name", nargs="?", help="the engine; without it, options apply to the active one")
     @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
     @argument("--threads", metavar="N", help="how many threads it may use; or default")
     @argument("--in-kernel", action="store_true", help="run it in the notebook's own process")
-    @argument("--worker", action="store_true", help="run it in a process of its own, as is the default")
-    @argument("--no-compiler", action="store_true", help="Theano: compile no C; it answers at once, and slower")
-    @argument("--compiler", action="store_true", help="with the C compiler again, as is the default")
-    @argument("--save", action="store_true", help="keras.json chooses this engine from now on")
-    @argument("--list", action="store_true", help="the table of engines")
-    @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
-    @argument("--install", nargs="+", metavar="NAME", help="build the environments of engines")
-    @argument("--doctor", nargs="*", metavar="NAME", help="try these engines, or all")
-    @argument("--log", nargs="?", const="", metavar="NAME", help="what a worker said lately (the active engine's)")
+    @argument("--worker", action="store_true", help="run it in a process of its own (the default)")
+    @argument("--no-compiler", action="store_true", help="Theano: compile no C: starts at once, runs slower")
+    @argument("--compiler", action="store_true", help="Theano: use the C compiler again (the default)")
+    @argument("--save", action="store_true", help="save the choice in keras.json, for later sessions")
+    @argument("--list", action="store_true", help="show the table of engines")
+    @argument("--stop", metavar="NAME", help="stop an engine and free its memory")
+    @argument("--install", nargs="+", metavar="NAME", help="install engines that need an environment of their own")
+    @argument("--doctor", nargs="*", metavar="NAME", help="check these engines, or all")
+    @argument("--log", nargs="?", const="", metavar="NAME", help="a worker's latest output (the active engine's)")
     @line_magic
     def kbackend(self, line: str) -> Any:
         """Shows or changes the engine under K, its device and its threads.
@@ -78,14 +78,14 @@ class KernelKMagics(Magics):
           %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether it runs already or not
           %kbackend jax --device cuda:0     on that device
           %kbackend --threads default       the active engine decides again
-          %kbackend torch --in-kernel       in the notebook's own process: tensors pass without a copy
-          %kbackend theano --no-compiler    compiles no C: the first answer comes at once, all later ones slower
-          %kbackend theano --compiler       takes that back
+          %kbackend torch --in-kernel       in the notebook's own process: tensors aren't copied
+          %kbackend theano --no-compiler    compiles no C: the first result comes at once, all later ones slower
+          %kbackend theano --compiler       undoes that
           %kbackend tensorflow --save       and in every session from now on
-          %kbackend --stop torch            gives its memory back; it starts again when it is needed
+          %kbackend --stop torch            frees its memory; it starts again when it is needed
           %kbackend --install theano cntk   builds their environments
-          %kbackend --doctor                tries every engine, and says what is missing and the next command
-          %kbackend --log cntk              what CNTK's worker said lately, also after it ended
+          %kbackend --doctor                checks every engine, and shows what is missing and the next command
+          %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("theano", compiler=False), `with kernelk.using("torch"):`,
@@ -97,8 +97,8 @@ class KernelKMagics(Magics):
         if chosen:
             if len(words) > 1:
                 raise ArgumentError(
-                    f"%kbackend --{chosen[0]} goes with no other option or name, and {line.strip()!r} has more; "
-                    "next: one %kbackend for each"
+                    f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
+                    next_step="use one %kbackend for each",
                 )
             return self._act(chosen[0], getattr(given, chosen[0]))
         if not words:
@@ -124,7 +124,7 @@ class KernelKMagics(Magics):
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
         """True, False, or None where neither of two options is given."""
         if yes and no:
-            raise ArgumentError(f"%kbackend: {both} exclude one another; e.g. %kbackend {example}")
+            raise ArgumentError(f"%kbackend: {both} exclude each other", next_step=f"%kbackend {example}")
         return True if yes else False if no else None
 
 
@@ -152,7 +152,7 @@ def load(shell: InteractiveShell) -> None:
     try:
         settings = KernelK(parent=shell)
     except TraitError as error:
-        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is mended")
+        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is fixed")
         config.LIMITS = config.Limits()
         settings = KernelK()
     configurables: list[Any] = shell.configurables

@@ -25,7 +25,9 @@ class Exported:
         try:
             import pandas
         except ImportError:
-            raise ArgumentError("to_frame needs pandas, which isn't installed; next: pip install pandas") from None
+            raise ArgumentError(
+                "to_frame needs pandas, which isn't installed", next_step="pip install pandas"
+            ) from None
         return pandas.DataFrame(self.records())
 
     def to_json(self, path: str | Path | None = None) -> str:

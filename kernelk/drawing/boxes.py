@@ -175,7 +175,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
 def _label(node: Tensor, index: int) -> str:
     if isinstance(node, Scan):
         sequences, states = len(node.body.sequences), len(node.body.states)
-        return "step by step" if index < sequences else "at first" if index < sequences + states else ""
+        return "one per step" if index < sequences else "initial state" if index < sequences + states else ""
     labels = _OPERANDS.get(node.op, ())
     return labels[index] if index < len(labels) else ""
 
@@ -202,7 +202,7 @@ def _box(node: Tensor, notebook: str) -> Box:
         length = next((x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None), None)
         detail = f"{holds} ops at each of {'its' if length is None else length} steps"
         if body.reverse:
-            detail += ", from the end"
+            detail += ", backwards"
     elif isinstance(node, Draw):
         op = f"random {node.attrs['kind']}"
     elif isinstance(node, Update):

@@ -29,7 +29,7 @@ def collapsed(graph: Graph, depth: int | str | None, opened: Collection[str]) ->
         if len(graph.boxes) <= MOST_DRAWN:
             return graph, ""
         small, note = collapsed(graph, None, opened)
-        return small, f"{note}; more than {MOST_DRAWN:,} boxes are never drawn"
+        return small, f"{note}; at most {MOST_DRAWN:,} boxes are drawn"
     if isinstance(depth, int):
         by_scope = _with_groups(graph, lambda box: _scope_group(box, depth, opened))
         if len(by_scope.boxes) <= MOST_DRAWN:

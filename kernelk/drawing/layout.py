@@ -23,7 +23,7 @@ def igraph() -> Any:
         import igraph as module  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise ArgumentError(
-            "a drawing needs igraph, which isn't installed (the text needs nothing); next: pip install igraph"
+            "a drawing needs igraph, which isn't installed (the text needs nothing)", next_step="pip install igraph"
         ) from None
     return module
 

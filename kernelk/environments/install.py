@@ -82,8 +82,9 @@ def install_recipe(
     """
     name = recipe.name
     again = again or f"`kernelk install {name}`"
-    if recipe.refusal():
-        raise InstallError(recipe.refusal())
+    refusal = recipe.refusal()
+    if refusal is not None:
+        raise refusal
     found = _installed_before(recipe, root())
     if found is not None and not rebuild:
         report(f"{name}: already installed in {found}")
@@ -95,8 +96,9 @@ def install_recipe(
             report(f"{name}: already installed in {found}")
             return python_in(found)
         raise InstallError(
-            f"{recipe.title} is in the shared folder {found.parent}, which can't be written; next: let its owner run "
-            f"{again}, or put a folder of your own first, KERNELK_ENVS={user_root()}{os.pathsep}{found.parent}"
+            f"{recipe.title} is in the shared folder {found.parent}, which you can't write",
+            next_step=f"ask its owner to run {again}, or put a folder of your own first, "
+            f"KERNELK_ENVS={user_root()}{os.pathsep}{found.parent}",
         )
     if rebuild:
         release()
@@ -117,8 +119,8 @@ def install_recipe(
             closed = private_part(interpreter.path)
             if place != user_root() and closed is not None:
                 report(
-                    f"{name}: you alone can use it: its Python is below {closed}, which others may not enter; for a "
-                    f"shared folder name another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
+                    f"{name}: only you can use it: its Python is inside {closed}, which others can't read; for a "
+                    f"shared folder set another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
                     f"{again} with --rebuild"
                 )
             return python
@@ -158,8 +160,8 @@ def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
             report(f"{recipe.name}: installing in {place}, since {refused[0]} can't be written")
         return place
     raise InstallError(
-        f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}; next: choose "
-        f"another folder with KERNELK_ENVS, then {again}"
+        f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}",
+        next_step=f"choose another folder with KERNELK_ENVS, then {again}",
     )
 
 

@@ -131,7 +131,7 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
     wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
-    return (wrong or said or lines or ["it said nothing"])[-1]
+    return (wrong or said or lines or ["it printed nothing"])[-1]
 
 
 def _ask(command: list[str], settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -153,7 +153,7 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
     try:
         done = _ask([str(path), "-E", "-s", "-c", _PROBE])
     except subprocess.TimeoutExpired:
-        raise BrokenError(f"it gave no answer in {_PROBE_SECONDS} s") from None
+        raise BrokenError(f"it didn't answer within {_PROBE_SECONDS} s") from None
     except OSError as error:
         raise BrokenError(f"it can't be run: {error.strerror}") from None
     try:
@@ -162,14 +162,14 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
     except (ValueError, IndexError, KeyError, TypeError):
         said = last_line(done.stdout + done.stderr)
-        raise BrokenError(f"it doesn't answer as a Python ({said})") from None
+        raise BrokenError(f"it doesn't behave like a Python ({said})") from None
     if str(base) != prefix and not inside_environment:
         # A virtual environment's Python: build on the one under it, which outlives it.
         series = ".".join(version.split(".")[:2])
         under = base / "bin" / f"python{series}"
         return probe(under, source, inside_environment=True)
     if not fit:
-        raise BrokenError(f"it is Python {version} without venv and ensurepip, which build environments")
+        raise BrokenError(f"it is Python {version} without venv and ensurepip, which environments need")
     return Interpreter(executable, version, source, bool(shared))
 
 
@@ -194,8 +194,9 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
                 raise BrokenError(f"it is Python {interpreter.version}")
         except BrokenError as error:
             raise BackendNotInstalledError(
-                f"{variable} names {value}, but {error}; it must name a Python {wanted}: correct it, or "
-                f"unset it to let kernelk search, then `kernelk install {recipe.name}`"
+                f"{variable} names {value}, but {error}",
+                allowed=f"it must name a Python {wanted}",
+                next_step=f"change it, or unset it to let kernelk search, then `kernelk install {recipe.name}`",
             ) from None
         return interpreter
     return None
@@ -335,7 +336,8 @@ def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError
     get = by_pyenv if shutil.which("pyenv") or os.path.isdir(_pyenv_root()) else f"{by_pyenv} or {by_conda}"
     return BackendNotInstalledError(
         f"{recipe.title} needs Python {' or '.join(recipe.pythons)}, and none was found (looked at "
-        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's Pythons"
-        f"{''.join(f'; passed over {reason}' for reason in broken[:3])}), nor conda, mamba or uv, which could create "
-        f"one; next: {get}, then `kernelk install {recipe.name}`"
+        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's "
+        f"Pythons{''.join(f'; skipped {reason}' for reason in broken[:3])}), nor conda, mamba or uv, "
+        "which could create one",
+        next_step=f"{get}, then `kernelk install {recipe.name}`",
     )

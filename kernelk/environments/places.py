@@ -92,14 +92,19 @@ def installed_python(name: str) -> Path | None:
     return None if content is None else python_in(Path(str(content["folder"])))
 
 
-def missing(name: str) -> str:
-    """Why the engine's environment can't be used, in words, for one that isn't complete."""
+def without_python(name: str) -> str:
+    """What has become of an environment that was complete and can't be used any more, in words; "" for all others."""
     recipe = recipe_for(name)
     for place, series in candidate_folders(recipe):
         if read_marker(place, recipe.hash(series)) is not None:
             target = os.path.realpath(python_in(place))
-            return f"is installed in {place}, but the Python under it ({target}) is gone or can't be read"
-    return "was not installed to the end" if half_built(name) else "is not installed"
+            return f"is installed in {place}, but its Python ({target}) is gone or can't be read"
+    return ""
+
+
+def missing(name: str) -> str:
+    """Why the engine's environment can't be used, in words, for one that isn't complete."""
+    return without_python(name) or ("is only partly installed" if half_built(name) else "is not installed")
 
 
 def require_python(name: str) -> Path:
@@ -107,8 +112,8 @@ def require_python(name: str) -> Path:
     python = installed_python(name)
     if python is None:
         raise BackendNotInstalledError(
-            f"{recipe_for(name).title} {missing(name)}; next: "
-            + in_shell_and_notebook(f"kernelk install {name}", f"%kbackend --install {name}")
+            f"{recipe_for(name).title} {missing(name)}",
+            next_step=in_shell_and_notebook(f"kernelk install {name}", f"%kbackend --install {name}"),
         )
     return python
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import joined
 from ..graph.nodes import Placeholder, Tensor, Variable
 from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
@@ -153,8 +154,8 @@ def is_stale(value: Tensor | Function) -> bool:
 def stale_reason(value: Tensor | Function) -> str:
     """Whose it is, if it is stale."""
     if _is_foreign(value):
-        return "of another session of this process; next: run its cells in this one"
-    return "of a session that K.clear_session() ended; next: run its cells again"
+        return joined("of another session of this process", next_step="run its cells in this one")
+    return joined("from before K.clear_session()", next_step="run its cells again")
 
 
 def _is_foreign(value: Tensor | Function) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from ..display.export import Exported
 from ..display.tables import Rendered, Table, filled, plain, size
-from ..errors import ArgumentError
+from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
 from ..source import PACKAGE
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
@@ -62,9 +61,10 @@ class TensorList(Exported, Rendered):
 
     def _title(self) -> str:
         if not self.rows and self.total:
-            return f"none of the session's {self.total} fits {self.criteria}; next: %ktensors"
+            return joined(f"none of the session's {self.total} objects matches {self.criteria}", next_step="%ktensors")
         if not self.rows:
-            return "nothing lives in this session yet; next: x = K.placeholder((None, 3)) or w = K.variable(array)"
+            make = "x = K.placeholder((None, 3)) or w = K.variable(array)"
+            return joined("this session has no tensors yet", next_step=make)
         kinds = Counter(row.kind for row in self.rows)
         held = sum(row.bytes or 0 for row in self.rows if row.kind == "variable")
         counted = []
@@ -118,7 +118,8 @@ class TensorList(Exported, Rendered):
         if self.stale:
             names = ", ".join(plain(name) for name in self.stale[:SHOWN_NOTES])
             names += ", ..." if len(self.stale) > SHOWN_NOTES else ""
-            lines.append(f"of a session that K.clear_session() ended: {names}; next: run the cells that make them")
+            old = f"from before K.clear_session(): {names}"
+            lines.append(joined(old, next_step="run the cells that create them"))
         return lines
 
     def records(self) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def tensors(
     sort: str | None = None,
     namespace: Mapping[str, Any] | None = None,
 ) -> TensorList:
-    """What lives in the session: variables, placeholders, tensors and functions, by the notebook's names for them.
+    """Lists the session's variables, placeholders, tensors and functions, by the notebook's names for them.
 
     `filter`: a name; a part of one, or of an op; or a pattern such as "w*". `values`: with extremes, mean, deviation,
     NaNs, infinities and a histogram. `kind`: one alone. `sort`: a column; numbers come largest first. `namespace`:
@@ -172,7 +173,8 @@ def tensors(
         _check("column", sort, COLUMNS)
     if not isinstance(filter, str):
         raise ArgumentError(
-            f"tensors: the filter is a name or a part of one, not {type(filter).__name__}; e.g. kernelk.tensors('w*')"
+            f"tensors: the filter is a name or a part of one, not {type(filter).__name__}",
+            next_step="kernelk.tensors('w*')",
         )
     session = current()
     names = _names() if namespace is None else namespace
@@ -216,10 +218,9 @@ def _names() -> Mapping[str, Any]:
 
 def _check(what: str, given: Any, allowed: Sequence[str]) -> None:
     if given not in allowed:
-        near = difflib.get_close_matches(str(given), allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise ArgumentError(
-            f"tensors: there is no {what} {plain(str(given))!r}: {hint}allowed are {', '.join(allowed)}"
+            f"tensors: there is no {what} {plain(str(given))!r}",
+            allowed=f"{did_you_mean(str(given), allowed, '{}')}allowed are {', '.join(allowed)}",
         )
 
 

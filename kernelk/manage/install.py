@@ -39,8 +39,8 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
         if not registry.installed(engine.name):
             command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
             raise BackendNotInstalledError(
-                f"{name} needs no environment of its own and is not installed; next: "
-                + in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else "")
+                f"{name} needs no environment of its own and is not installed",
+                next_step=in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else ""),
             )
         report(f"{name}: already installed; it needs no environment of its own")
         return Path(sys.executable)
@@ -67,8 +67,8 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     if recipe is None:
         if registry.installed(BUILDS.get(name, name)):
             raise InstallError(
-                f"{name} is in the environment that kernelk itself runs in ({sys.prefix}); next: "
-                f"`{sys.executable} -m pip uninstall {name}`"
+                f"{name} is in the environment that kernelk itself runs in ({sys.prefix})",
+                next_step=f"`{sys.executable} -m pip uninstall {name}`",
             )
         report(f"{name}: not installed, nothing to remove")
         return []
@@ -77,10 +77,10 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     doomed = [path for path in every if path.parent == place]
     elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
     other = (
-        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, by whom that folder belongs to" if elsewhere else ""
+        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, run by the owner of that folder" if elsewhere else ""
     )
     if elsewhere and not doomed:
-        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}; next: {other}")
+        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}", next_step=other)
     if doomed:
         releasing(recipe, f"kernelk uninstall {name}")()
     if doomed or _unused_pythons(place):
@@ -94,13 +94,13 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
                     _remove(python, report, name)
         except OSError as error:
             raise InstallError(
-                f"{recipe.title} could not be removed from {place}: {error.strerror or error}; next: make it writable, "
-                f"then `kernelk uninstall {name}`"
+                f"{recipe.title} could not be removed from {place}: {error.strerror or error}",
+                next_step=f"make it writable, then `kernelk uninstall {name}`",
             ) from error
     if not doomed:
         report(f"{name}: not installed, nothing to remove")
     elif elsewhere:
-        report(f"{name}: the one in {elsewhere[0]} stays; to remove it: {other}")
+        report(f"{name}: the one in {elsewhere[0]} was kept; to remove it: {other}")
     return doomed
 
 
@@ -131,7 +131,7 @@ def _stop_workers(recipe: Recipe, command: str) -> None:
         if host.engine.recipe == recipe.name and host.started:
             if session.active == host.engine.name:
                 raise InstallError(
-                    f"{recipe.title} is this notebook's active engine; next: kernelk.set_backend('numpy'), then "
-                    f"`{command}`"
+                    f"{recipe.title} is this notebook's active engine",
+                    next_step=f"kernelk.set_backend('numpy'), then `{command}`",
                 )
             host.stop()

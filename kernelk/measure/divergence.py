@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.tables import Rendered, Table
 from ..engines import registry
 from ..engines.host import Host
@@ -19,8 +20,6 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.untouched import untouched
 from .single_ops import Nodes
-
-Array = np.ndarray[Any, Any]
 
 # By how much two engines' floats may differ without being called different; integers and bools may not at all.
 TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
@@ -67,7 +66,7 @@ class Gap:
         both = " and ".join(str(value) for value in self.values)
         if not self.worst:
             return both
-        return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
+        return f"{self.beyond} of {self.size} elements exceed the tolerance, the worst is {both} at {list(self.worst)}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class NodeDiff:
         """What is remarkable about it, for the table."""
         flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            flags.append("of its own")
+            flags.append("by itself")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
@@ -117,7 +116,7 @@ class Origin:
         where = " and ".join(self.engines)
         if self.row.op in ("placeholder", "variable"):
             return f"the first {self.kind} is in the value of {self.row.label}: {self.row.ranges[0]}"
-        text = f"the first {self.kind} on {where} is made by {self.row.label}"
+        text = f"the first {self.kind} on {where} is produced by {self.row.label}"
         operands = "; ".join(f"'{name}' {span}" for name, span in self.inputs)
         return text + (f", whose operands are {operands}" if operands else "")
 
@@ -183,18 +182,22 @@ class DiffReport(Rendered):
         if first is not None:
             findings = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
             if first.own is not None and not first.own.beyond:
-                findings.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
+                findings.append(
+                    f"given {a}'s inputs, {b} agrees there: smaller differences in earlier ops were amplified"
+                )
         else:
             findings = [f"{a} and {b} agree within the tolerance"]
             absorbed = self.absorbed
             if absorbed:
                 findings.append(
-                    f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
+                    f"{len(absorbed)} intermediate nodes exceed the tolerance without affecting the result, "
                     f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
-            findings.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
+            findings.append(
+                f"given {a}'s inputs, {b} has the largest error of its own at {culprit.label}: {culprit.own}"
+            )
         elif first is not None and not self.own_failure:
             findings.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
         findings += [str(origin) for origin in self.origins]
@@ -202,7 +205,7 @@ class DiffReport(Rendered):
             worst = max(self.results, key=lambda gap: gap.relative)
             findings.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
         if self.own_failure:
-            findings.append(f"errors of the ops' own are not known: {self.own_failure}")
+            findings.append(f"the ops could not be compared one by one: {self.own_failure}")
         return findings
 
     def table(self) -> Table:
@@ -212,7 +215,7 @@ class DiffReport(Rendered):
         places = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel of its own", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
         rows = [
             [
                 row.op,
@@ -243,7 +246,7 @@ def diff(
     feeds: Mapping[Any, Any] | None = None,
     tolerance: float | str | None = None,
 ) -> DiffReport:
-    """Every node that `y` needs on two engines, and the first op where they differ. The twin of `%kdiff`.
+    """Computes every node that `y` needs on two engines, and finds the first that differs. The twin of `%kdiff`.
 
     `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
     arrays; those left out take what they were fed last. `tolerance`: relative, to an element and to its tensor's mean
@@ -253,7 +256,9 @@ def diff(
     """
     engines = [registry.engine(name) for name in (reference, other)]
     if reference == other:
-        raise ArgumentError(f"diff: {reference} was named twice; name two engines, e.g. tensorflow and numpy")
+        raise ArgumentError(
+            f"diff: {reference} was named twice", next_step="name two engines, e.g. tensorflow and numpy"
+        )
     allowed = None if tolerance is None else _checked(tolerance)
     roots = roots_of(y, "diff")
     phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")

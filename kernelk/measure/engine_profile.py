@@ -72,7 +72,7 @@ class EngineProfile(Result, Rendered):
     def table(self) -> Table:
         """A row for each thing that ran."""
         lines = any(row.source for row in self.rows)
-        header = ["what ran", *(["written in"] if lines else []), "calls in a run", "time in a run", "share"]
+        header = ["what ran", *(["written in"] if lines else []), "calls per run", "time per run", "share"]
         rows = [
             [
                 _short(row.name),
@@ -84,19 +84,19 @@ class EngineProfile(Result, Rendered):
             for row in self.rows[:SHOWN_ROWS]
         ]
         title = (
-            f"{self.profiler}, of the call as {self.engine} runs it: {duration(self.seconds)} a run under the "
+            f"{self.profiler}, for the call as {self.engine} runs it: {duration(self.seconds)} per run with the "
             f"profiler, {self.slowdown:.2f}x the {duration(self.plain)} without it"
         )
         return Table(rows, header, title=title, below="\n".join(self._below()))
 
     def _below(self) -> list[str]:
         if not self.rows:
-            return ["it has seen nothing: the engine computes none of this itself"]
+            return ["the profiler recorded nothing: the engine computes none of this itself"]
         listed = duration(self.listed_seconds)
         if self.listed_seconds > self.seconds:
-            lines = [f"the rows are {listed} together, over {self.runs} runs: some of them run at once"]
+            lines = [f"the rows add up to {listed} per run, over {self.runs} runs: some run at once"]
         else:
-            lines = [f"the rows are {listed} of a run, over {self.runs} runs; the rest is what lies between them"]
+            lines = [f"the rows add up to {listed} per run, over {self.runs} runs; the rest is time between them"]
         if len(self.rows) > SHOWN_ROWS:
             lines.append(f"{len(self.rows)} rows, {SHOWN_ROWS} shown (.rows has all)")
         return [*lines, self.remark] if self.remark else lines
@@ -128,12 +128,12 @@ def check_profiler(host: Host) -> None:
     """Raises ArgumentError for a started engine without a profiler of its own."""
     if not host.profiler:
         raise ArgumentError(
-            f"{host.engine.title} has no profiler of its own that tells of single ops; next: %kprofile without --engine"
+            f"{host.engine.title} has no profiler of its own for single ops", next_step="%kprofile without --engine"
         )
 
 
 def engine_profile(session: Session, host: Host, call: Call, budget: float) -> EngineProfile:
-    """What the engine's own profiler says of one kind of call. `budget`: seconds of running, beside compiling.
+    """What the engine's own profiler says of one kind of call. `budget`: seconds to run for, not counting compilation.
 
     The call is compiled anew for it, and nothing of the session changes. Raises EngineError.
     """

@@ -65,7 +65,7 @@ def verdict(ratio: Estimate) -> str:
     if ratio.high < 1 - RESOLUTION:
         return "faster"
     if ratio.low == 0 or ratio.high - ratio.low > 0.2:
-        return "not known: needs a larger budget"
+        return "unclear: needs a larger budget"
     return "no difference"
 
 
@@ -80,8 +80,8 @@ def unsteadiness(samples: Sequence[float]) -> str:
         remarks.append(f"the second half took {second / first:.2f}x the first")
     low, middle, high = np.percentile(values, [25, 50, 75])
     if (high - low) / middle > 2 * STEADY:
-        remarks.append(f"the middle half spreads over {(high - low) / middle:.0%}")
+        remarks.append(f"the middle half of the samples spans {(high - low) / middle:.0%}")
     outliers = int((values > high + 3 * (high - low)).sum())
     if outliers > len(values) // 20:
-        remarks.append(f"{outliers} of {len(values)} samples are far out")
+        remarks.append(f"{outliers} of {len(values)} samples are outliers")
     return ", ".join(remarks)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.progress import waiting
 from ..display.tables import Rendered, Table, duration, size
 from ..engines.host import Host
-from ..errors import KernelKError
+from ..errors import KernelKError, one_line
 from ..graph.nodes import Tensor, walk
 from ..ops.creation import placeholder
 from ..ops.gradients import of_a_gradient
@@ -29,8 +30,6 @@ from .recording import Call, record
 from .results import Result, noted
 from .single_ops import Nodes
 from .timing import SETTLE_SECONDS, CallTime, Conditions, checked_budget, measured, ready, shown
-
-Array = np.ndarray[Any, Any]
 
 BUDGET = 5.0
 # Rows that a table shows; the result has them all.
@@ -177,7 +176,7 @@ class ProfileResult(Result, Rendered):
             for op in self.ops[:SHOWN_ROWS]
         ]
         whole = self.whole.steady
-        verb = "fusing saves" if self.fusion >= 1 else "by themselves its ops take"
+        verb = "fusion saves" if self.fusion >= 1 else "by themselves its ops take"
         title = (
             f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
@@ -193,17 +192,17 @@ class ProfileResult(Result, Rendered):
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
-            lines.append(f"built in {duration(self.whole.compile_seconds)}, which pays after {pays} runs")
+            lines.append(f"compiled in {duration(self.whole.compile_seconds)}, which pays off after {pays} runs")
         if len(self.ops) > SHOWN_ROWS:
             lines.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
-        lines += [f"{op.op} '{op.name}' has no time: {op.failure}" for op in self.ops if op.failure][:3]
+        lines += [f"{op.op} '{op.name}' could not be timed: {op.failure}" for op in self.ops if op.failure][:3]
         if self.others:
-            lines.append(f"{self.others} other kinds of calls took less, and aren't profiled")
+            lines.append(f"{self.others} other kinds of calls took less time and aren't profiled")
         remark = unsteadiness(self.whole.samples)
         lines += [f"unsteady ({remark})"] if remark else []
         lines.append(
-            f"reached here by itself: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
-            f"{self.machine.bandwidth / 1e9:.3g} GB/s; an op by itself has the engine's whole overhead of a call"
+            f"peak rates measured here: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
+            f"{self.machine.bandwidth / 1e9:.3g} GB/s; each op's time includes the engine's whole overhead of a call"
         )
         return [*lines, *self.notes, self.conditions.words()]
 
@@ -234,7 +233,7 @@ class ProfileResult(Result, Rendered):
 
 
 def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
-    """How long each op of a call takes by itself on the active engine. The Python twin of `%kprofile`.
+    """Times each op of a call by itself on the active engine. The Python twin of `%kprofile`.
 
     `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
     seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:
@@ -315,7 +314,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
                 try:
                     op.steady = _by_itself(session, host, nodes, number, known, share)
                 except KernelKError as error:
-                    op.failure = " ".join(str(error).split())
+                    op.failure = one_line(error)
     return list(kinds.values())
 
 

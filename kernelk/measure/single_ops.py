@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..engines.host import Host
 from ..errors import ArgumentError
 from ..graph.loops import item
@@ -20,8 +21,6 @@ from ..program.program import Instruction, Program
 from ..session.function import Function
 from ..session.session import Session
 from ..session.untouched import forgetting
-
-Array = np.ndarray[Any, Any]
 
 # Of one engine's values so many are held at once, unless those of one op and its operands are more. What comes after is
 # computed by another call, with all that it needs.
@@ -49,8 +48,8 @@ class Nodes:
         program = self.program
         if not program.instructions and not program.draws:
             raise ArgumentError(
-                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} holds no op, only values that "
-                f"every engine is given bit for bit"
+                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} has no op, only values that "
+                f"every engine receives bit for bit"
             )
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]

@@ -154,7 +154,7 @@ class TimeResult(Result, Rendered):
         return sum(call.count * call.steady.value for call in self.calls)
 
     def notes(self) -> list[str]:
-        """What a reader has to know to believe the figures."""
+        """Warnings that belong to the figures."""
         notes = []
         for call in self.calls:
             remark = unsteadiness(call.samples)
@@ -172,7 +172,7 @@ class TimeResult(Result, Rendered):
                 title=f"{call.label}: {shown(call.steady)} on {self.conditions.engine}",
                 below="\n".join(below),
             )
-        header = ["call", "times", "build", "first run", "steady run", "whole call", "inputs"]
+        header = ["call", "times", "compile", "first run", "steady state", "whole call", "inputs"]
         rows = [
             [
                 call.label,
@@ -192,10 +192,10 @@ class TimeResult(Result, Rendered):
     def _pairs(self, call: CallTime) -> list[list[str]]:
         samples = f"median of {len(call.samples)} samples of {call.loops} runs, {CONFIDENCE:.0%} interval"
         rows = [
-            ["steady run", f"{shown(call.steady)}, {samples}"],
-            ["build", duration(call.compile_seconds)],
+            ["steady state", f"{shown(call.steady)}, {samples}"],
+            ["compile", duration(call.compile_seconds)],
             ["first run", duration(call.first_seconds)],
-            ["hand over", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
+            ["transfer", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
             *([["commit", f"{duration(call.commit)} for new values"]] if call.commit else []),
             ["whole call", f"{duration(call.call)} through kernelk"],
             *([["in the cell", f"{call.count} times, all steady runs {duration(self.steady)}"]] * (call.count > 1)),
@@ -203,7 +203,7 @@ class TimeResult(Result, Rendered):
             ["outputs", ", ".join(call.outputs) or "none"],
         ]
         if self.python_seconds > 0.05 * self.steady:
-            rows.append(["Python", f"{duration(self.python_seconds)} in the cell, beside its calls"])
+            rows.append(["Python", f"{duration(self.python_seconds)} in the cell, outside its calls"])
         return rows
 
     def records(self) -> list[dict[str, Any]]:
@@ -250,7 +250,7 @@ def checked_budget(budget: Any, asker: str) -> float:
 
 
 def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
-    """How long something takes on the active engine, each part by itself. The Python twin of `%ktime`.
+    """Times code on the active engine, each part separately. The Python twin of `%ktime`.
 
     `target`: a body, as a function without arguments that evaluates something; or a tensor, several, or a K.function,
     with `feeds` (placeholder to array) or what its placeholders were fed last. It runs once as always; its calls are

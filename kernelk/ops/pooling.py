@@ -73,7 +73,7 @@ def _pool(
     first = channels_first(data_format)
     padding = check_padding(padding, op)
     if pool_mode not in ("max", "avg"):
-        raise ArgumentError(f"{op}: pool_mode {pool_mode!r} isn't allowed; allowed are max, avg")
+        raise ArgumentError(f"{op}: pool_mode {pool_mode!r} isn't allowed", allowed="allowed are max, avg")
     check_rank(x, spatial, op)
     moved = to_last(x, first)
     size = per_axis(pool_size, spatial, "pool_size", op)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..backends.lowering import Instruction as Lowered
 from ..bounds import drop_oldest
 from ..errors import FeedError, KernelKError, ShapeError
@@ -135,8 +136,8 @@ class Loop:
         if len(lengths) > 1:
             raise located(
                 ShapeError(
-                    f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}; their first axes "
-                    f"must be equal"
+                    f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}",
+                    allowed="their first axes must be equal",
                 ),
                 source,
             )
@@ -151,8 +152,9 @@ class Loop:
             ):
                 raise located(
                     ShapeError(
-                        f"a loop's state has shape {initial} at first and {new} after a step; they must be equal: "
-                        f"give the initial state the shape that the step returns"
+                        f"a loop's state has shape {initial} at first and {new} after a step",
+                        allowed="they must be equal",
+                        next_step="give the initial state the shape that the step returns",
                     ),
                     source,
                 )
@@ -180,7 +182,7 @@ class Program:
         updates: Sequence[tuple[Variable, Tensor]],
         phase: int,
         ops: frozenset[str],
-        values: dict[int, np.ndarray[Any, Any]] | None = None,
+        values: dict[int, Array] | None = None,
         required: Sequence[Tensor] | None = None,
     ) -> None:
         self._phase = phase
@@ -188,7 +190,7 @@ class Program:
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
         self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
-        self.printed: list[tuple[Print, np.ndarray[Any, Any]]] = []
+        self.printed: list[tuple[Print, Array]] = []
         self.slots: list[Variable] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
@@ -412,7 +414,7 @@ class Program:
                 raise located(error, instruction.node.source) from None
         return shapes
 
-    def from_shapes(self, feed_shapes: Sequence[Shape]) -> list[np.ndarray[Any, Any]] | None:
+    def from_shapes(self, feed_shapes: Sequence[Shape]) -> list[Array] | None:
         """The outputs where they follow from the feeds' shapes and constants alone; None where they don't.
 
         Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
@@ -422,7 +424,7 @@ class Program:
 
         shapes = self.infer(feed_shapes)
         start = self.first - len(self.constants)
-        known: dict[int, np.ndarray[Any, Any]] = {start + i: node.array for i, node in enumerate(self.constants)}
+        known: dict[int, Array] = {start + i: node.array for i, node in enumerate(self.constants)}
         for number, (node, inputs, attrs, loop) in enumerate(self.instructions, self.first):
             if node.op == "shape":
                 known[number] = np.asarray(shapes[inputs[0]], dtype=node.dtype)
@@ -460,7 +462,8 @@ class Program:
                 # Unknown lengths let it be written; a backend might spread it over the variable.
                 raise ShapeError(
                     f"update: variable '{self.slots[slot].name}' ({self.slots[slot].source}) has shape "
-                    f"{self.slots[slot].shape}, at this call the value {exact[n]}; they must be equal"
+                    f"{self.slots[slot].shape}, at this call the value {exact[n]}",
+                    allowed="they must be equal",
                 )
         # What a loop without steps would have made can be told from exact shapes only.
         if mode == "all" or _without_steps(exact):
@@ -567,12 +570,13 @@ class Program:
 def _not_fed(node: Placeholder) -> FeedError:
     if isinstance(node, StepInput):
         return FeedError(
-            f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source}): let the step return "
-            f"what is needed of it; neither a tensor outside nor the length of an axis can depend on it"
+            f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source})",
+            allowed="no tensor outside, and no length of an axis, can depend on it",
+            next_step="let the step return what you need of it",
         )
     return FeedError(
-        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed: add it to the "
-        f"inputs of K.function, or use tensor.eval({{placeholder: value}})"
+        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed",
+        next_step="add it to the inputs of K.function, or use tensor.eval({placeholder: value})",
     )
 
 

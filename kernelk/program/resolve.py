@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from ..arrays import Array
 from ..graph.nodes import Tensor, Update
 from ..graph.rules import RULES, apply, expand
 
@@ -50,9 +49,7 @@ class Reader:
     `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
     """
 
-    def __init__(
-        self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, np.ndarray[Any, Any]]
-    ) -> None:
+    def __init__(self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, Array]) -> None:
         self.leaves = {id(leaf) for leaf in leaves}
         self.phase = phase
         self.ops = ops

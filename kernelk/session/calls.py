@@ -7,8 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
 from ..engines.host import Host
@@ -32,8 +31,8 @@ class Plan(NamedTuple):
     number: int
     segment: int | None
     definition: dict[str, Any]
-    feeds: list[np.ndarray[Any, Any]]
-    outputs: list[np.ndarray[Any, Any]]
+    feeds: list[Array]
+    outputs: list[Array]
     slots: list[Slots]
     updated: list[Slots]
 
@@ -51,9 +50,7 @@ class Calls:
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
 
-    def execute(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], commit: bool = True
-    ) -> list[np.ndarray[Any, Any]]:
+    def execute(self, host: Host, program: Program, feeds: list[Array], commit: bool = True) -> list[Array]:
         """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
 
         `feeds` have the inputs' dtypes and shapes that fit. Without `commit` the updates are computed and forgotten.
@@ -81,9 +78,9 @@ class Calls:
         host: Host,
         program: Program,
         specialisation: Specialisation,
-        feeds: list[np.ndarray[Any, Any]],
+        feeds: list[Array],
         commit: bool,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Array]:
         with host.held():
             if specialisation.key in host.compiled:
                 host.compiled.move_to_end(specialisation.key)
@@ -106,7 +103,7 @@ class Calls:
         host.remember(specialisation.key, reply)
 
     def make_timed(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], profiled: bool = False
+        self, host: Host, program: Program, feeds: list[Array], profiled: bool = False
     ) -> tuple[int, float, float]:
         """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
 
@@ -143,9 +140,7 @@ class Calls:
             raise _blamed(error, program, specialisation) from None
         return number, reply["compile"], reply["first"]
 
-    def describe(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], names: list[str]
-    ) -> dict[str, Any]:
+    def describe(self, host: Host, program: Program, feeds: list[Array], names: list[str]) -> dict[str, Any]:
         """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
 
         `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
@@ -162,7 +157,7 @@ class Calls:
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
 
-    def _written(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
+    def _written(self, arrays: list[Array]) -> list[Reference]:
         """Copies arrays into the transfer segment; where they lie there."""
         self._begin(sum(aligned(array.nbytes) for array in arrays))
         references = []
@@ -185,9 +180,7 @@ class Calls:
             program.plans.clear()
         self._planned.clear()
 
-    def _plan(
-        self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
-    ) -> Plan:
+    def _plan(self, host: Host, program: Program, specialisation: Specialisation, feeds: list[Array]) -> Plan:
         """The plan of this call, made at the first one of its kind."""
         key = (host, tuple([feed.shape for feed in feeds]))
         plan = program.plans.get(key)
@@ -226,9 +219,9 @@ class Calls:
         host: Host,
         program: Program,
         specialisation: Specialisation,
-        feeds: list[np.ndarray[Any, Any]],
+        feeds: list[Array],
         commit: bool,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Array]:
         plan = self._plan(host, program, specialisation, feeds)
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
@@ -279,7 +272,9 @@ def _check_able(host: Host, program: Program) -> None:
     reasons = program.lacking(host.ops, host.dtypes)
     reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
     if reasons:
-        raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+        raise EngineError(
+            f"{host.engine.title} can't run this: {'; '.join(reasons)}", next_step="choose an engine that can"
+        )
 
 
 def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
@@ -298,5 +293,5 @@ def _blamed(error: EngineError, program: Program, specialisation: Specialisation
     node = program.blamed(specialisation, [index, *details.get("inside", ())])
     if node is None:
         return error
-    error.args = (f"{error.args[0]} (op {node.op})",)
+    error.remark(f"op {node.op}")
     return located(error, node.source)

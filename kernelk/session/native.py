@@ -30,8 +30,9 @@ def native(x: Any, feeds: dict[Tensor, Any] | None = None) -> Any:
             allowed = registry.names_where(lambda engine: engine.in_kernel_too)
             name = host.engine.name if host.engine.name in allowed else "torch"
             raise ArgumentError(
-                f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave; allowed are engines "
-                f"in the notebook's own process ({', '.join(allowed)}); next: %kbackend {name} --in-kernel"
+                f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave",
+                allowed=f"allowed are engines in the notebook's own process ({', '.join(allowed)})",
+                next_step=f"%kbackend {name} --in-kernel",
             )
         if isinstance(tensor, Update):
             evaluate(tensor, feeds)
