@@ -200,5 +200,5 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_installed(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, problems = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert problems == "kernelk: stopped; what was begun is not installed; next: the same command again\n"
+    assert problems == "kernelk: stopped; the installation was not completed; next: run the same command again\n"
     assert "cntk: not installed; next: `kernelk install cntk`" in kernelk(tmp_path, "list").stdout

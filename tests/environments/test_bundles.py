@@ -41,7 +41,7 @@ LOCKED: LockedFile = RECIPES["theano"].locked()[0]
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path / "nothing", "can't be read: No such file or directory; next: name the bundle's file"),
+        (lambda path: path / "nothing", "can't be read: No such file or directory; next: check the path"),
         (lambda path: path, "can't be read: Is a directory"),
         (lambda path: written(path / "b", "{", {}), "isn't a bundle, or wasn't copied to its end"),
         (lambda path: written(path / "b", [], {}), "isn't a bundle, or wasn't copied to its end"),
@@ -132,7 +132,7 @@ def bundled_and_installed(name: str, folder: Path) -> None:
     assert f"ready: {name} " in said
     assert str(folder / "envs") in kernelk("list", **offline)
     checked = kernelk("doctor", name, **offline)
-    assert "1 of 1 engines are well" in checked
+    assert "1 of 1 engines passed" in checked
     assert kernelk("install", "--from", str(path), **offline).endswith(f"already installed in {built(name, folder)}\n")
     noted = json.loads((built(name, folder) / "kernelk.json").read_text())
     assert set(noted["files"]) == set(inside)

@@ -100,7 +100,7 @@ def test_a_python_that_is_gone_is_told(bare: Path) -> None:
     (place / "bin/python").symlink_to(bare / "removed")
     with pytest.raises(errors.BackendNotInstalledError, match="next: `kernelk install theano`") as caught:
         places.require_python("theano")
-    assert f"is installed in {place}, but the Python under it ({bare / 'removed'}) is gone" in one_line(caught.value)
+    assert f"is installed in {place}, but its Python ({bare / 'removed'}) is gone" in one_line(caught.value)
 
 
 def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +341,7 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     killed.kill()
     finish(killed)
     assert places.half_built("tiny") == place
-    assert places.missing("tiny") == "was not installed to the end"
+    assert places.missing("tiny") == "is only partly installed"
 
     # The check fails: the last line of what it said.
     tiny_wheel(tiny)
@@ -469,7 +469,7 @@ def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> No
         def hear(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 said.append(message["content"]["text"])
-                if "checking that it computes" in message["content"]["text"] and not stopped:
+                if "checking that it works" in message["content"]["text"] and not stopped:
                     stopped.append(True)
                     manager.interrupt_kernel()
 

@@ -95,7 +95,7 @@ def test_a_setting_comes_first(bare: Path, monkeypatch: pytest.MonkeyPatch, vari
     ("script", "said"),
     [
         ("echo Python 3.5.2", "doesn't answer as a Python (Python 3.5.2)"),
-        ("exit 3", "it said nothing"),
+        ("exit 3", "it printed nothing"),
         ("exec /bin/sleep 60", "gave no answer"),
         (None, "no such program"),
     ],
@@ -135,7 +135,7 @@ def test_no_interpreter_says_where_it_looked_and_what_to_do(bare: Path) -> None:
     with pytest.raises(errors.BackendNotInstalledError) as caught:
         find(RECIPES["cntk"])
     message = one_line(caught.value)
-    for part in ("CNTK 2.7 needs Python 3.6", "PATH", str(bare / ".pyenv"), "conda", f"passed over {broken}"):
+    for part in ("CNTK 2.7 needs Python 3.6", "PATH", str(bare / ".pyenv"), "conda", f"skipped {broken}"):
         assert part in message
     assert message.endswith("next: `pyenv install 3.6.15`, then `kernelk install cntk`")
 
@@ -215,5 +215,5 @@ def test_a_python_that_cannot_be_created_is_one_line_and_leaves_nothing(
     one_line(caught.value)
     assert not (bare / "envs" / "python-3.6").exists()
     program(bare / "bin" / "conda", "echo done")
-    with pytest.raises(errors.InstallError, match=r"conda said that it was done, and left no python3\.6"):
+    with pytest.raises(errors.InstallError, match=r"conda reported success, but there is no python3\.6"):
         manage_install.install("cntk", lambda text: None)

@@ -245,7 +245,7 @@ def test_bad_input_is_one_line() -> None:
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         (("numpy",), {}, ArgumentError, "there is nothing to run"),
         ((y, "nunpy"), {}, UnknownBackendError, "did you mean 'numpy'"),
-        ((y, y, "numpy", "torch"), {}, ArgumentError, "too much for one table"),
+        ((y, y, "numpy", "torch"), {}, ArgumentError, "cannot be combined"),
         ((y, "numpy"), {"budget": -1}, ArgumentError, "the budget is a number of seconds"),
         ((y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "one function of it as the body"),
         ((lambda n: y, "numpy"), {"sweep": {"n": []}}, ArgumentError, "has no values"),
@@ -266,7 +266,7 @@ def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     slow_engine(monkeypatch, {"exp": 0.05})
     result = kernelk.compare(K.exp(K.variable([1.0])), "slow", "numpy", budget=0.01)
     assert len(result.sides[0].rounds) == 1
-    assert "only 1 round in 0.01 s, too few to tell; next: --budget" in repr(result)
+    assert "only 1 round in 0.01 s, too few for a verdict; next: --budget" in repr(result)
 
 
 def test_the_magic() -> None:

@@ -240,7 +240,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.ones(3))
     with pytest.raises(FileError, match="holds one array"):
         kernelk.load(tmp_path / "one.npy")
-    with pytest.raises(ArgumentError, match="a path is wanted, not int"):
+    with pytest.raises(ArgumentError, match="expected a path, not int"):
         kernelk.load(3)  # type: ignore[arg-type]
 
 

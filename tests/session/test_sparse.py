@@ -83,7 +83,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FeedError, match=r"placeholder 'x' .* was fed a sparse matrix: .*sparse=True"):
         x.eval({x: matrix})
     y = K.placeholder((None, 4), name="y", sparse=True)
-    with pytest.raises(FeedError, match=r"has shape \(None, 4\), the fed array \(4, 5\)"):
+    with pytest.raises(FeedError, match=r"has shape \(None, 4\), but was fed \(4, 5\)"):
         y.eval({y: matrix})
     with pytest.raises(ArgumentError, match=r"K\.variable\(matrix\)"):
         K.constant(matrix)

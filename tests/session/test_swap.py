@@ -405,7 +405,7 @@ def test_reevaluation_has_a_time_box(spare: str, monkeypatch: pytest.MonkeyPatch
     report = kernelk.set_backend(spare)
     assert report.reevaluated == []
     assert report.not_reevaluated == 5
-    assert "5 shown tensors (time box)" in repr(report)
+    assert "5 displayed tensors (time limit)" in repr(report)
     assert K.backend() == spare
 
 
@@ -516,7 +516,7 @@ def test_all_obstacles_are_listed_before_anything_changes(monkeypatch: pytest.Mo
     ):
         assert sum(bool(re.search(words, reason)) for reason in reasons) == 1, (words, reasons)
     text = str(caught.value)
-    assert text.startswith("Poor can't take this session over, 'numpy' stays active: ")
+    assert text.startswith("Poor cannot run this session, 'numpy' stays active: ")
     assert all(reason in text for reason in reasons)
     assert "\n" not in text
     witness.intact()
@@ -635,7 +635,7 @@ def test_a_worker_that_ends_while_it_starts(spare: str, monkeypatch: pytest.Monk
     witness = Witness()
     with monkeypatch.context() as patch:
         patch.setattr(host, "_BOOT", f"import sys\nprint('its last words', file=sys.stderr, flush=True)\n{boot}")
-        with pytest.raises(EngineError, match="Spare's worker ended while it started") as caught:
+        with pytest.raises(EngineError, match="Spare's worker ended while starting") as caught:
             kernelk.set_backend(spare)
         assert "next: `pip install --force-reinstall numpy`" in str(caught.value)
         assert "\n" not in str(caught.value)
