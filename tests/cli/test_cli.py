@@ -56,7 +56,7 @@ def test_list_without_any_environment(tmp_path: Path) -> None:
 def test_list_shows_a_half_built_folder(tmp_path: Path) -> None:
     folder = tmp_path / "envs" / places.folder("theano").name
     folder.mkdir(parents=True)
-    assert f"theano: not installed to the end ({folder})" in kernelk(tmp_path, "list").stdout
+    assert f"theano: only partly installed ({folder})" in kernelk(tmp_path, "list").stdout
 
 
 def test_list_shows_what_is_installed() -> None:

@@ -43,15 +43,15 @@ LOCKED: LockedFile = RECIPES["theano"].locked()[0]
     [
         (lambda path: path / "nothing", "can't be read: No such file or directory; next: check the path"),
         (lambda path: path, "can't be read: Is a directory"),
-        (lambda path: written(path / "b", "{", {}), "isn't a bundle, or wasn't copied to its end"),
-        (lambda path: written(path / "b", [], {}), "isn't a bundle, or wasn't copied to its end"),
+        (lambda path: written(path / "b", "{", {}), "isn't a bundle, or wasn't copied completely"),
+        (lambda path: written(path / "b", [], {}), "isn't a bundle, or wasn't copied completely"),
         (lambda path: written(path / "b", {"format": 7, "kernelk": "9.0"}, {}), "was made by kernelk 9.0 in a form"),
         (lambda path: written(path / "b", contents(files=("x.whl",)), {"x.whl": b""}), "isn't in the lock of this"),
         (lambda path: written(path / "b", contents(python="2.7"), {}), "is for Python 2.7, and Theano 1.0.5 runs on"),
         (lambda path: written(path / "b", contents(files=(LOCKED.name,)), {}), f"is damaged: {LOCKED.name} in it"),
         (
             lambda path: written(path / "b", contents(files=(LOCKED.name,)), {LOCKED.name: b"other"}),
-            f"is damaged: {LOCKED.name} in it has not the content that kernelk's lock names",
+            f"is damaged: {LOCKED.name} in it does not match the SHA-256 in kernelk's lock file",
         ),
         (lambda path: written(path / "b", contents(name="mxnet"), {}), "no environment to install for 'mxnet'"),
     ],
@@ -66,7 +66,7 @@ def test_what_is_no_good_bundle_is_one_line(bare: Path, make: Callable[[Path], P
 def test_a_bundle_cut_short_is_one_line(bare: Path) -> None:
     path = written(bare / "b", contents(), {"x": bytes(100_000)})
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(errors.InstallError, match="wasn't copied to its end; next: copy it again") as caught:
+    with pytest.raises(errors.InstallError, match="wasn't copied completely; next: copy it again") as caught:
         bundles.install(path, report=lambda text: None)
     one_line(caught.value)
 
@@ -89,7 +89,7 @@ def test_a_machine_without_the_bundles_python(bare: Path, monkeypatch: pytest.Mo
 
 def test_a_bundle_cannot_be_written(bare: Path) -> None:
     for output in (bare / "no" / "such" / "folder.bundle", bare):
-        with pytest.raises(errors.InstallError, match="name a file in a folder that exists") as caught:
+        with pytest.raises(errors.InstallError, match="its folder must exist") as caught:
             bundles.bundle(["theano"], output, report=lambda text: None)
         one_line(caught.value)
 

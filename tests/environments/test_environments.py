@@ -77,7 +77,7 @@ def test_without_a_marker_it_is_not_installed(bare: Path) -> None:
     assert places.half_built("cntk") == place
     with pytest.raises(errors.BackendNotInstalledError) as caught:
         places.require_python("cntk")
-    assert "not installed to the end; next: `kernelk install cntk`" in one_line(caught.value)
+    assert "is only partly installed; next: `kernelk install cntk`" in one_line(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["marker cut off", "other pins", "python gone"])
@@ -205,7 +205,7 @@ def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatc
     monkeypatch.setattr(install, "private_part", lambda path: Path("/home/me"))
     said: list[str] = []
     manage_install.install("tiny", said.append)
-    assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
+    assert "only you can use it: its Python is inside /home/me, which others can't read" in said[-1]
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     tiny_wheel(tiny)
     status, output, problems = finish(start_install(tiny, "import tiny; raise ValueError('one is two')"))
     assert status == 1
-    assert "which an earlier install left" in output
+    assert "left by an earlier install" in output
     assert "check failed: ValueError: one is two (log: " in problems
     assert left(place.parent) == []
 
@@ -380,7 +380,7 @@ def test_a_wrong_hash_is_one_line_and_installs_nothing(tiny: Path) -> None:
     with pytest.raises(errors.InstallError, match="next: `pip cache purge` and `kernelk install tiny`") as caught:
         manage_install.install("tiny", lambda text: None)
     message = one_line(caught.value)
-    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) has not the content that kernelk's lock names" in message
+    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) does not match the SHA-256 in kernelk's lock file" in message
     assert f"SHA-256 {wrong[:12]}... instead of {right[:12]}..." in message
     assert places.installed_python("tiny") is None
     assert left(places.root()) == []

@@ -94,7 +94,7 @@ def test_a_setting_comes_first(bare: Path, monkeypatch: pytest.MonkeyPatch, vari
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("echo Python 3.5.2", "doesn't answer as a Python (Python 3.5.2)"),
+        ("echo Python 3.5.2", "doesn't behave like a Python (Python 3.5.2)"),
         ("exit 3", "it printed nothing"),
         ("exec /bin/sleep 60", "gave no answer"),
         (None, "no such program"),

@@ -219,7 +219,7 @@ def test_a_machine_without_an_old_python(tmp_path: Path) -> None:
     get = "`pyenv install 3.6.15` or `conda create -n py36 -c conda-forge python=3.6`"
     assert cntk.endswith(f"next: {get}, then `kernelk install cntk`")
     assert "Theano 1.0.5 needs Python 3.6 or 3.8" in line(done, "theano: ")
-    assert line(done, "C++ compiler: ").startswith("C++ compiler: g++ isn't on PATH; only Theano asks for it")
+    assert line(done, "C++ compiler: ").startswith("C++ compiler: g++ isn't on the PATH; only Theano uses it")
     assert not (tmp_path / ".local").exists()
 
 

@@ -394,8 +394,8 @@ def test_what_is_refused(monkeypatch: Any) -> None:
         (ArgumentError, "tolerance is a number like 1e-4, not 'big'", (y, "numpy", "theano"), {"tolerance": "big"}),
         (ArgumentError, "not -1", (y, "numpy", "theano"), {"tolerance": -1}),
         (FeedError, r"has shape \(None, 3\), but was fed \(2, 2\)", (y, "numpy", "theano", {x: np.ones((2, 2))}), {}),
-        (FeedError, "no placeholder that it needs is 'v'; it needs 'x'", (y, "numpy", "theano", {v: data}), {}),
-        (FeedError, "no placeholder that it needs is 'q'", (y, "numpy", "theano", {"q": data}), {}),
+        (FeedError, "it needs no placeholder named 'v'; it needs 'x'", (y, "numpy", "theano", {v: data}), {}),
+        (FeedError, "it needs no placeholder named 'q'", (y, "numpy", "theano", {"q": data}), {}),
     ]
     for error, words, arguments, options in refusals:
         with pytest.raises(error, match=words) as caught:

@@ -185,7 +185,7 @@ def test_a_configuration_with_a_wrong_value_doesnt_stop_the_extension(profile: P
     try:
         notebook = Notebook(client, manager)
         said = notebook.text("%load_ext kernelk")
-        assert "kernelk: c.KernelK in IPython's configuration: KernelK.log_bytes is a number from 0 on" in said
+        assert "kernelk: c.KernelK in IPython's configuration: KernelK.log_bytes must be at least 0" in said
         assert len(said.splitlines()) == 1
         assert notebook.text("from kernelk import config\nprint(config.LIMITS == config.Limits())") == "True\n"
     finally:

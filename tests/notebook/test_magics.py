@@ -62,7 +62,7 @@ def test_a_swap_by_magic(worker: str) -> None:
     )
     assert [cell["error"] for cell in cells] == [None] * 9, cells
     assert cells[3]["out"] == f"{worker} %kbackend 1\n"
-    assert "active already" in cells[4]["value"]
+    assert "already active" in cells[4]["value"]
     assert cells[5]["out"] == f"[2.0, 3.0] {worker}\n"
     assert f"active: {worker}, chosen by %kbackend" in cells[6]["value"]
     assert f"{worker} -> numpy" in cells[7]["value"]
@@ -119,7 +119,7 @@ def test_errors_are_one_line_with_the_cell_and_the_line() -> None:
     )
     fed = one_line(cells[4].copy() | {"out": cells[4]["out"].removeprefix("1\n")})
     assert "placeholder 'x' (cell 4, line 1: x = K.placeholder((None, 3), name='x')) has shape (None, 3)" in fed
-    assert fed.endswith("the fed array (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
+    assert fed.endswith("but was fed (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
     assert one_line(cells[5]).startswith("FeedError: function takes 1 inputs ('x'), but 0 were given (cell 6, line 1")
     assert one_line(cells[6]).endswith("(cell 7, line 2: return K.reshape(z, (5, 5)))")
     late = one_line(cells[8])

@@ -352,7 +352,7 @@ def test_save_writes_the_name_and_leaves_the_rest(keras_json: Path) -> None:
 def test_save_says_where_keras_3_would_stop(keras_json: Path) -> None:
     activate("theano")
     saved = kernelk.set_backend("theano", save=True).saved
-    assert "doesn't know 'theano' and stops at `import keras`" in saved
+    assert "doesn't know 'theano' and fails at `import keras`" in saved
     assert "undo it with %kbackend tensorflow --save" in saved
     assert "\n" not in saved
 
@@ -449,11 +449,11 @@ REFUSED = [
         "--compiler and --no-compiler exclude each other; next: %kbackend theano --no-",
     ),
     ("cntk --no-compiler", "are for theano; next: %kbackend cntk"),
-    ("--compiler", "numpy compiles no C code that could be left out"),
+    ("--compiler", "numpy compiles no C code: --compiler"),
     ("--device gpu:0", "numpy has no device 'gpu:0' here: allowed are cpu:0"),
-    ("torch --stop numpy", "--stop goes with no other option or name"),
+    ("torch --stop numpy", "--stop can't be combined with other options or names"),
     ("--stop nump", "did you mean 'numpy'?"),
-    ("--list --save", "--list goes with no other option or name"),
+    ("--list --save", "--list can't be combined with other options or names"),
     ("--install teano", "did you mean 'theano'?"),
     ("--doctor teano", "did you mean 'theano'?"),
     ("--help", "has no option --help"),
