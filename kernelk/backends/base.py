@@ -170,6 +170,21 @@ def registrar(table):
     return op
 
 
+def window_ops(name):
+    """The composites that are one function of windows: those of `name` ("conv"), dilated, and of each channel alone."""
+    return [prefix + name for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
+
+
+def hand_over(modules, **engine):
+    """Gives the island's modules the engine's, by name: `hand_over([ops, windows], torch=torch)`.
+
+    An engine is imported when its backend starts, later than the modules that use it: each has its name as a global,
+    None until then.
+    """
+    for module in modules:
+        vars(module).update(engine)
+
+
 class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 

@@ -143,7 +143,7 @@ class _Host(object):
 
     def __init__(self, staged, instruction):
         # Not with this module: most programs have no such instruction, and the kernel imports the module early.
-        from .numpy.backend import OPS
+        from .numpy.ops import OPS
 
         self._compute = OPS[instruction.op]
         self._backend = staged.backend

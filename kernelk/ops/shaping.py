@@ -77,7 +77,7 @@ def known_integer(x: Tensor) -> int | None:
     if x.op in ("cast", "identity"):
         return operands[0]
     # Writing a graph imports no backend, unless it computes with lengths.
-    from ..backends.numpy.backend import OPS as NUMPY
+    from ..backends.numpy.ops import OPS as NUMPY
 
     call = Lowered(0, x.op, (), {}, x.dtype, ())
     return int(NUMPY[x.op](call, *[np.asarray(n, dtype=x.dtype) for n in operands]))

@@ -420,7 +420,7 @@ class Program:
         Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
         """
         # Writing a graph imports no backend.
-        from ..backends.numpy.backend import OPS as NUMPY
+        from ..backends.numpy.ops import OPS as NUMPY
 
         shapes = self.infer(feed_shapes)
         start = self.first - len(self.constants)

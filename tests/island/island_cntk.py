@@ -790,9 +790,8 @@ def main(folder):
     global CNTK, NUMPY, OPS, lowering
     island(folder)
     lowering = importlib.import_module("island.lowering")
-    numpy_backend = importlib.import_module("island.numpy.backend")
-    OPS = numpy_backend.OPS
-    NUMPY = numpy_backend.NumpyBackend({})
+    OPS = importlib.import_module("island.numpy.ops").OPS
+    NUMPY = importlib.import_module("island.numpy.backend").NumpyBackend({})
     CNTK = importlib.import_module("island.cntk.backend").CNTKBackend({})
     failed = 0
     for function in CHECKS:

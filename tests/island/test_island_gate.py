@@ -23,7 +23,7 @@ ENGINES = {"tensorflow", "theano", "cntk", "jax", "torch"}
 
 # Files that import their engine when they are imported themselves, which their backend alone does, once it has started.
 _PICKLED = "Theano pickles ops into its compile cache by module and name, so they need a module's level"
-AFTER_START = {"theano/ops.py": _PICKLED, "theano/window_ops.py": _PICKLED}
+AFTER_START = {"theano/op_classes.py": _PICKLED, "theano/window_classes.py": _PICKLED}
 
 # Run by Python 3.6 itself: compiles every file, then imports what may be imported without an engine.
 _UNDER_36 = """

@@ -91,7 +91,7 @@ def run_all(engine, instructions, operands, constants=(), outputs=None, slots=Fa
 
 def all_as_numpy(backend, cases, tolerance=0):
     """Compares the cases (op, attrs, operands, dtype) with numpy, as one program; returns (got, expected) of each."""
-    from kernelk.backends.numpy.backend import OPS
+    from kernelk.backends.numpy.ops import OPS
 
     operands = {id(array): array for _, _, arrays, _ in cases for array in arrays}
     numbers = {key: number for number, key in enumerate(operands)}

@@ -165,7 +165,7 @@ def test_kept_draws_and_feeds_of_any_shape(backend, shape):
 
 
 def test_ops_taken_for_fresh_write_nowhere_but_in_memory_of_their_own(backend):
-    from kernelk.backends.tensorflow.backend import FRESH
+    from kernelk.backends.tensorflow.ops import FRESH
 
     feed = aligned(np.linspace(1, 2, 64, dtype="float32").reshape(8, 8))
     slot = aligned(np.full((8, 8), 2, "float32"))
@@ -200,7 +200,7 @@ def test_ops_taken_for_fresh_write_nowhere_but_in_memory_of_their_own(backend):
 
 
 def test_rows_and_products_kept_are_no_views(backend):
-    from kernelk.backends.tensorflow.backend import FRESH
+    from kernelk.backends.tensorflow.ops import FRESH
 
     assert {"gather", "scatter_add", "batch_matmul"} <= FRESH
     for rows in (1, 4):

@@ -524,12 +524,12 @@ def test_lengths_from_outside_values(backend: str) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_failure_inside_names_the_line_in_the_step(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelk.backends.numpy import backend
+    from kernelk.backends.numpy import ops
 
     def fail(instruction: Any, x: Any) -> Any:
         raise RuntimeError("no power")
 
-    monkeypatch.setitem(backend.OPS, "exp", fail)
+    monkeypatch.setitem(ops.OPS, "exp", fail)
     if staged:
         lacking_engine(monkeypatch, "plain", ops={"scan", "item"})
 

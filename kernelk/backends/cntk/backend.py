@@ -18,9 +18,9 @@ from ..errors import CannotLower, OptionError
 from ..lowering import InstructionError
 from .known import learn, needed
 from .memory import Held, Lent
+from .ops import OPS
 from .profiler import CNTKProfiler
 from .stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
-from .windows import OPS
 
 # Distributed training alone uses MPI, but the libraries are linked with it.
 MPI = ("libmpi.so.12", "libmpi_cxx.so.1")

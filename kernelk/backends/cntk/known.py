@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..numpy.backend import OPS
+from ..numpy.ops import OPS
 
 # float32 holds every whole number up to here, so that indices may travel as floats.
 EXACT_LIMIT = 2**24

@@ -7,10 +7,13 @@ import numpy as np
 from ..base import registrar
 from ..errors import CannotLower
 from ..lowering import InstructionError
-from ..numpy.backend import OPS as DEFINITIONS
+from ..numpy.elementwise import widened
+from ..numpy.ops import OPS as DEFINITIONS
 from .known import FLOATS, needed, stand_in
+from .limits import index_bound, why_not
 from .memory import Lent, Storage, array_of
-from .ops import Builder, Val, index_bound, lower, why_not
+from .nodes import Builder, Val
+from .ops import lower
 
 # The definitions, and the composites that CNTK has natively written out for the dtypes and shapes that it hasn't.
 HOST_OPS = dict(DEFINITIONS)
@@ -24,15 +27,11 @@ BORROW_BYTES = 1 << 17
 LEND_BYTES = 1 << 17
 
 
-def _wide(x):
-    return x.astype(np.float32) if x.dtype == np.float16 else x
-
-
 @op("softmax")
 def _softmax(instruction, x, axis):
     if x.size == 0:
         return x
-    powers = np.exp(_wide(x) - np.max(_wide(x), axis=axis, keepdims=True))
+    powers = np.exp(widened(x) - np.max(widened(x), axis=axis, keepdims=True))
     return (powers / np.sum(powers, axis=axis, keepdims=True)).astype(x.dtype)
 
 
@@ -40,13 +39,13 @@ def _softmax(instruction, x, axis):
 def _log_softmax(instruction, x, axis):
     if x.size == 0:
         return x
-    shifted = _wide(x) - np.max(_wide(x), axis=axis, keepdims=True)
+    shifted = widened(x) - np.max(widened(x), axis=axis, keepdims=True)
     return (shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype)
 
 
 @op("sigmoid")
 def _sigmoid(instruction, x):
-    wide = _wide(x)
+    wide = widened(x)
     return (1 / (1 + np.exp(-wide))).astype(x.dtype)
 
 

@@ -1,18 +1,19 @@
-"""CNTK's convolutions and pooling, entered into its table of ops; like that table's own, with numpy's edge values.
+"""CNTK's convolutions and pooling, with numpy's edge values: part of its table of ops.
 
 CNTK wants one sample's channels first, and a batch axis of its own. It has no gradients to call and no dilation on a
 CPU, and slices with a step take far longer than what they feed: so a gradient is another convolution, in which zeros
-stand between the elements. Where a zero might meet an infinity, the graph raises a flag (see cntk_ops).
+stand between the elements. Where a zero might meet an infinity, the graph raises a flag (see ops.py).
 """
 
 import itertools
 
 import numpy as np
 
-from ..lowering import Instruction
-from .ops import OPS, Val, op, unslice
+from ..base import registrar, window_ops
+from .nodes import Val, among_zeros
 
-__all__ = ["OPS"]
+OPS = {}
+op = registrar(OPS)
 
 
 def _moved(b, node, permutation):
@@ -53,7 +54,7 @@ def _spread(b, value, lengths, distances, first_axis):
         shape[axis], slices[axis] = length, [0, (count - 1) * distance + 1, distance]
     if tuple(shape) == value.shape:
         return value
-    return unslice(b, Instruction(0, "unslice", (), {}, value.dtype, shape), value, slices)
+    return among_zeros(b, value, tuple(shape), slices)
 
 
 def _framed(b, value, pads, fill=0):
@@ -118,11 +119,7 @@ def _result(instruction, node, value):
     return Val(node, value.dtype, instruction.shape, instruction.shape)
 
 
-def _kinds(part):
-    return [prefix + part for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
-
-
-@op(*_kinds("conv"))
+@op(*window_ops("conv"))
 def _forwards(b, instruction, x, kernel, strides, pads, dilation):
     depthwise = "depthwise" in instruction.op
     if max(dilation) > 1:
@@ -133,7 +130,7 @@ def _forwards(b, instruction, x, kernel, strides, pads, dilation):
     return _result(instruction, _last(b, y, x.shape[0]), x)
 
 
-@op(*_kinds("conv_input"))
+@op(*window_ops("conv_input"))
 def _to_input(b, instruction, g, kernel, dims, strides, pads, dilation):
     depthwise, rank = "depthwise" in instruction.op, len(g.shape)
     lengths = instruction.shape[1:-1]
@@ -160,7 +157,7 @@ def _to_input(b, instruction, g, kernel, dims, strides, pads, dilation):
     return _result(instruction, _unframed(b, _last(b, node, g.shape[0]), pads, lengths), g)
 
 
-@op(*_kinds("conv_kernel"))
+@op(*window_ops("conv_kernel"))
 def _to_kernel(b, instruction, x, g, size, strides, pads, dilation):
     """A convolution of x with g, where samples are channels: plain, x's channels are samples, else groups."""
     engine, depthwise, rank = b.engine, "depthwise" in instruction.op, len(x.shape)

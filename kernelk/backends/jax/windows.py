@@ -1,17 +1,17 @@
-"""XLA's convolutions; in the island, beside the JAX backend, which enters them. Pooling is left to the decompositions:
+"""XLA's convolutions: part of JAX's table of ops.
 
-XLA fuses their slices, and its own gradient of a maximum passes over NaN.
+Pooling is left to the decompositions: XLA fuses their slices, and its own gradient of a maximum passes over NaN.
 """
 
-import numpy as np
+from ..base import registrar, window_ops
+from .elementwise import widened
 
-# The engine's modules, set by the backend: op functions are only called after that.
+# Set by `hand_over` when the first backend starts: op functions are only called after that.
 jax = None
 lax = None
 
-
-def _widened(x):
-    return lax.convert_element_type(x, np.float32) if x.dtype == np.float16 else x
+OPS = {}
+op = registrar(OPS)
 
 
 def _conv(x, kernel, strides, pads, dilation, depthwise):
@@ -37,27 +37,23 @@ def _adjoint(function, shape, g):
     return result
 
 
-def enter(op):
-    """Enters the op functions by `op`, a registrar."""
+@op(*window_ops("conv"))
+def conv(instruction, x, kernel, strides, pads, dilation):
+    y = _conv(widened(x), widened(kernel), strides, pads, dilation, "depthwise" in instruction.op)
+    return lax.convert_element_type(y, instruction.dtype)
 
-    def kinds(part):
-        return [prefix + part for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
 
-    @op(*kinds("conv"))
-    def conv(instruction, x, kernel, strides, pads, dilation):
-        y = _conv(_widened(x), _widened(kernel), strides, pads, dilation, "depthwise" in instruction.op)
-        return lax.convert_element_type(y, instruction.dtype)
+@op(*window_ops("conv_input"))
+def conv_input(instruction, g, kernel, *references, **attrs):
+    lie = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
+    weights = widened(kernel)
+    result = _adjoint(lambda x: _conv(x, weights, *lie), instruction.shape, widened(g))
+    return lax.convert_element_type(result, instruction.dtype)
 
-    @op(*kinds("conv_input"))
-    def conv_input(instruction, g, kernel, *references, **attrs):
-        lie = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
-        weights = _widened(kernel)
-        result = _adjoint(lambda x: _conv(x, weights, *lie), instruction.shape, _widened(g))
-        return lax.convert_element_type(result, instruction.dtype)
 
-    @op(*kinds("conv_kernel"))
-    def conv_kernel(instruction, x, g, size, strides, pads, dilation):
-        lie = strides, pads, dilation, "depthwise" in instruction.op
-        values = _widened(x)
-        result = _adjoint(lambda kernel: _conv(values, kernel, *lie), instruction.shape, _widened(g))
-        return lax.convert_element_type(result, instruction.dtype)
+@op(*window_ops("conv_kernel"))
+def conv_kernel(instruction, x, g, size, strides, pads, dilation):
+    lie = strides, pads, dilation, "depthwise" in instruction.op
+    values = widened(x)
+    result = _adjoint(lambda kernel: _conv(values, kernel, *lie), instruction.shape, widened(g))
+    return lax.convert_element_type(result, instruction.dtype)

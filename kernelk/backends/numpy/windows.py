@@ -1,4 +1,4 @@
-"""The definition of convolutions and pooling, in numpy: entered into the numpy backend's table of ops, and Theano's.
+"""The definition of convolutions and pooling, in numpy: part of its table of ops, and what Theano has no C code for.
 
 Every function takes arrays with a batch axis, spatial axes and channels last; what differs by spatial axis (strides,
 pads, dilation, window) is a sequence with one entry for each.
@@ -8,13 +8,15 @@ import itertools
 
 import numpy as np
 
+from ..base import registrar, window_ops
+from ..lowering import resolve_dims
+from .elementwise import widened
+
+OPS = {}
+op = registrar(OPS)
+
 # Windows are laid out as rows of a matrix for as many samples at a time as this allows.
 PATCH_BYTES = 1 << 24
-
-
-def widened(x):
-    """float16 as float32, in which it is accumulated."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def reach(size, dilation):
@@ -248,42 +250,46 @@ def avg_pool_grad(g, lengths, window, strides, pads):
     return result.astype(g.dtype, copy=False)
 
 
-def enter(op, resolve_dims):
-    """Enters the composites' op functions by `op`, a registrar."""
+# As ops ---------------------------------------------------------------------------------------------------
 
-    def kinds(part):
-        return [prefix + part for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
 
-    @op(*kinds("conv"))
-    def _conv(instruction, x, kernel, strides, pads, dilation):
-        return conv(x, kernel, strides, pads, dilation, "depthwise" in instruction.op)
+@op(*window_ops("conv"))
+def _conv(instruction, x, kernel, strides, pads, dilation):
+    return conv(x, kernel, strides, pads, dilation, "depthwise" in instruction.op)
 
-    @op(*kinds("conv_input"))
-    def _conv_input(instruction, g, kernel, *references, **attrs):
-        lengths = resolve_dims(attrs["dims"], (g, kernel) + references, lambda value, axis: np.shape(value)[axis])
-        lie = attrs["strides"], attrs["pads"], attrs["dilation"]
-        return conv_input(g, kernel, lengths, *lie, depthwise="depthwise" in instruction.op)
 
-    @op(*kinds("conv_kernel"))
-    def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
-        return conv_kernel(x, g, size, strides, pads, dilation, "depthwise" in instruction.op)
+@op(*window_ops("conv_input"))
+def _conv_input(instruction, g, kernel, *references, **attrs):
+    lengths = resolve_dims(attrs["dims"], (g, kernel) + references, lambda value, axis: np.shape(value)[axis])
+    lie = attrs["strides"], attrs["pads"], attrs["dilation"]
+    return conv_input(g, kernel, lengths, *lie, depthwise="depthwise" in instruction.op)
 
-    @op("max_pool")
-    def _max_pool(instruction, x, window, strides, pads):
-        return max_pool(x, window, strides, pads)
 
-    @op("max_pool_grad")
-    def _max_pool_grad(instruction, x, g, window, strides, pads):
-        return max_pool_grad(x, g, window, strides, pads)
+@op(*window_ops("conv_kernel"))
+def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
+    return conv_kernel(x, g, size, strides, pads, dilation, "depthwise" in instruction.op)
 
-    @op("max_pool_pick")
-    def _max_pool_pick(instruction, x, h, window, strides, pads):
-        return max_pool_pick(x, h, window, strides, pads)
 
-    @op("avg_pool")
-    def _avg_pool(instruction, x, window, strides, pads):
-        return avg_pool(x, window, strides, pads)
+@op("max_pool")
+def _max_pool(instruction, x, window, strides, pads):
+    return max_pool(x, window, strides, pads)
 
-    @op("avg_pool_grad")
-    def _avg_pool_grad(instruction, g, like, window, strides, pads):
-        return avg_pool_grad(g, np.shape(like)[1:-1], window, strides, pads)
+
+@op("max_pool_grad")
+def _max_pool_grad(instruction, x, g, window, strides, pads):
+    return max_pool_grad(x, g, window, strides, pads)
+
+
+@op("max_pool_pick")
+def _max_pool_pick(instruction, x, h, window, strides, pads):
+    return max_pool_pick(x, h, window, strides, pads)
+
+
+@op("avg_pool")
+def _avg_pool(instruction, x, window, strides, pads):
+    return avg_pool(x, window, strides, pads)
+
+
+@op("avg_pool_grad")
+def _avg_pool_grad(instruction, g, like, window, strides, pads):
+    return avg_pool_grad(g, np.shape(like)[1:-1], window, strides, pads)

@@ -8,7 +8,7 @@ from ..xplane import on_device, own_times, trace_file, trace_folder
 
 # "k3/MatMul:_MklMatMul": the node and the kernel; the executor's own events have other names.
 _KERNEL = re.compile(r"^([^:\s]+):([A-Za-z_]\w*)$")
-# The scope that names the instruction: see tensorflow_backend.
+# The scope that names the instruction: see ops.SCOPED.
 _INSTRUCTION = re.compile(r"^(?:.*/)?k(\d+)/")
 
 

@@ -1,16 +1,17 @@
-"""TensorFlow's kernels for convolutions and pooling; in the island, beside the TensorFlow backend, which enters them.
+"""TensorFlow's kernels for convolutions and pooling: part of its table of ops.
 
 What its kernels on a CPU can't do is left to the decompositions, as dilation, or done by others.
 """
 
 import numpy as np
 
-# The engine's module, set by the backend: op functions are only called after that.
+from ..lowering import resolve_dims
+from .elementwise import widened
+
+# Set by `hand_over` when the first backend starts: op functions are only called after that.
 tf = None
 
-
-def _wide(x):
-    return tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+OPS = {}
 
 
 def _entries(strides):
@@ -57,7 +58,7 @@ def _around(lengths, pads):
 
 
 def _conv(instruction, x, kernel, strides, pads, dilation):
-    values, weights, entries = _wide(x), _wide(kernel), _entries(strides)
+    values, weights, entries = widened(x), widened(kernel), _entries(strides)
     if len(strides) == 2:
         y = tf.raw_ops.Conv2D(input=values, filter=weights, strides=entries, **_placed(pads))
     else:
@@ -66,7 +67,7 @@ def _conv(instruction, x, kernel, strides, pads, dilation):
 
 
 def _conv_input(instruction, g, kernel, dims, strides, pads):
-    values, weights, entries = _wide(g), _wide(kernel), _entries(strides)
+    values, weights, entries = widened(g), widened(kernel), _entries(strides)
     ends = _lengths(g, [0]), _lengths(kernel, [-2])
     if len(strides) == 2:
         sizes = tf.stack(ends[0] + list(dims) + ends[1])
@@ -81,7 +82,7 @@ def _conv_input(instruction, g, kernel, dims, strides, pads):
 
 
 def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
-    values, given, entries = _wide(x), _wide(g), _entries(strides)
+    values, given, entries = widened(x), widened(g), _entries(strides)
     sizes = tf.stack(list(size) + _lengths(x, [-1]) + _lengths(g, [-1]))
     if len(strides) == 2:
         kernel = tf.raw_ops.Conv2DBackpropFilter
@@ -109,7 +110,7 @@ def _spread(g, strides, lengths):
 
 def _depthwise_conv(instruction, x, kernel, strides, pads, dilation):
     taken, left = _thinned(strides)
-    y = tf.raw_ops.DepthwiseConv2dNative(input=_wide(x), filter=_wide(kernel), strides=taken, **_placed(pads))
+    y = tf.raw_ops.DepthwiseConv2dNative(input=widened(x), filter=widened(kernel), strides=taken, **_placed(pads))
     if left is not None:
         rank = len(left)
         y = tf.raw_ops.StridedSlice(input=y, begin=[0] * rank, end=[0] * rank, strides=left, begin_mask=15, end_mask=15)
@@ -123,7 +124,7 @@ def _unit_lengths(lengths, size, pads):
 
 def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
     taken, left = _thinned(strides)
-    given, weights = _wide(g), _wide(kernel)
+    given, weights = widened(g), widened(kernel)
     if left is not None:
         given = _spread(given, left, _unit_lengths(dims, _lengths(kernel, [0, 1]), pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
@@ -138,12 +139,12 @@ def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
 
 def _depthwise_conv_kernel(instruction, x, g, size, strides, pads, dilation):
     taken, left = _thinned(strides)
-    given = _wide(g)
+    given = widened(g)
     (channels,), (filters,) = _lengths(x, [-1]), _lengths(g, [-1])
     if left is not None:
         given = _spread(given, left, _unit_lengths(_spatial(x), size, pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=_wide(x),
+        input=widened(x),
         filter_sizes=tf.stack(list(size) + [channels, filters // channels]),
         out_backprop=given,
         strides=taken,
@@ -157,7 +158,7 @@ def _pools(window, strides):
 
 
 def _max_pool(instruction, x, window, strides, pads):
-    values = _wide(x)
+    values = widened(x)
     # TensorFlow's kernel passes over NaN, and has the least float for a maximum of -inf. Neither leaves a sum finite.
     total = tf.raw_ops.Sum(input=values, axis=list(range(len(x.shape))))
     settings = dict(_pools(window, strides), **_placed(pads))
@@ -187,9 +188,9 @@ def _max_of_slices(x, window, strides):
 
 
 def _max_pool_grad(instruction, x, g, window, strides, pads):
-    values, settings = _wide(x), dict(_pools(window, strides), **_placed(pads))
+    values, settings = widened(x), dict(_pools(window, strides), **_placed(pads))
     best = tf.raw_ops.MaxPool(input=values, **settings)
-    result = tf.raw_ops.MaxPoolGrad(orig_input=values, orig_output=best, grad=_wide(g), **settings)
+    result = tf.raw_ops.MaxPoolGrad(orig_input=values, orig_output=best, grad=widened(g), **settings)
     return tf.cast(result, x.dtype)
 
 
@@ -202,14 +203,14 @@ def _share(lengths, dtype, window, strides, pads):
 
 
 def _avg_pool(instruction, x, window, strides, pads):
-    values = _wide(x)
+    values = widened(x)
     y = tf.raw_ops.AvgPool(value=_framed(values, pads), padding="VALID", **_pools(window, strides))
     y = tf.raw_ops.RealDiv(x=y, y=_share(_spatial(x), y.dtype, window, strides, pads))
     return tf.cast(y, x.dtype)
 
 
 def _avg_pool_grad(instruction, g, like, window, strides, pads):
-    given, lengths = _wide(g), _spatial(like)
+    given, lengths = widened(g), _spatial(like)
     given = tf.raw_ops.RealDiv(x=given, y=_share(lengths, given.dtype, window, strides, pads))
     shape = tf.stack(_lengths(g, [0]) + _around(lengths, pads) + _lengths(like, [-1]))
     result = tf.raw_ops.AvgPoolGrad(orig_input_shape=shape, grad=given, padding="VALID", **_pools(window, strides))
@@ -245,30 +246,30 @@ def _never_empty(function, batches):
     return call
 
 
-def enter(op, resolve_dims):
-    """Enters the op functions by `op`, a registrar; the lengths of values as `resolve_dims` finds them."""
+def _resolving(function):
+    """`function` of the lengths themselves, in place of what refers to them."""
 
-    def resolving(function):
-        def call(instruction, g, kernel, *references, **attrs):
-            def length(value, axis):
-                return _lengths(value, [axis])[0]
+    def call(instruction, g, kernel, *references, **attrs):
+        def length(value, axis):
+            return _lengths(value, [axis])[0]
 
-            dims = resolve_dims(attrs["dims"], (g, kernel) + references, length)
-            return function(instruction, g, kernel, dims, attrs["strides"], attrs["pads"])
+        dims = resolve_dims(attrs["dims"], (g, kernel) + references, length)
+        return function(instruction, g, kernel, dims, attrs["strides"], attrs["pads"])
 
-        return call
+    return call
 
-    for name, function, batches in (
-        ("conv", _conv, 1),
-        ("conv_input", resolving(_conv_input), 1),
-        ("conv_kernel", _conv_kernel, 2),
-        ("depthwise_conv", _depthwise_conv, 1),
-        ("depthwise_conv_input", resolving(_depthwise_conv_input), 1),
-        ("depthwise_conv_kernel", _depthwise_conv_kernel, 2),
-        ("max_pool", _max_pool, 1),
-        ("max_pool_grad", _max_pool_grad, 2),
-        ("avg_pool", _avg_pool, 1),
-        # Of the second operand only the lengths of rows and columns count.
-        ("avg_pool_grad", _avg_pool_grad, 1),
-    ):
-        op(name)(_never_empty(function, batches))
+
+for _name, _function, _batches in (
+    ("conv", _conv, 1),
+    ("conv_input", _resolving(_conv_input), 1),
+    ("conv_kernel", _conv_kernel, 2),
+    ("depthwise_conv", _depthwise_conv, 1),
+    ("depthwise_conv_input", _resolving(_depthwise_conv_input), 1),
+    ("depthwise_conv_kernel", _depthwise_conv_kernel, 2),
+    ("max_pool", _max_pool, 1),
+    ("max_pool_grad", _max_pool_grad, 2),
+    ("avg_pool", _avg_pool, 1),
+    # Of the second operand only the lengths of rows and columns count.
+    ("avg_pool_grad", _avg_pool_grad, 1),
+):
+    OPS[_name] = _never_empty(_function, _batches)

@@ -1,271 +1,210 @@
-"""Theano ops whose meaning is numpy's: part of the Theano backend, which alone imports this, after setting the flags.
-
-They stand in a module of their own since Theano pickles them into the keys of its compile cache by module and name.
-"""
+"""Theano's table of ops: reductions, arrangement and products; joined with elementwise.py and windows.py."""
 
 import numpy as np
-import theano
-from theano import scalar
 
-from ..numpy import windows
+from ..lowering import python_slices, resolve_dims
+from . import elementwise, windows
+from .elementwise import cast, length, promising, widened
 
+# Set by `hand_over` when the first backend starts: op functions are only called after that.
+T = None
+theano = None
+op_classes = None
+with_c = False
 
-class NumpyOp(theano.Op):
-    """A numpy function as an op, for what Theano's C code lacks or does otherwise; the same in every mode."""
-
-    __props__ = ("function", "attrs", "dtype", "broadcastable")
-    # Keeps Theano from trying, and announcing that it gave up, C code for float16.
-    _f16_ok = True
-
-    def __init__(self, function, attrs, dtype, broadcastable):
-        self.function = function
-        self.attrs = attrs
-        self.dtype = dtype
-        self.broadcastable = broadcastable
-
-    def make_node(self, *values):
-        output = theano.tensor.TensorType(self.dtype, self.broadcastable)()
-        return theano.Apply(self, [theano.tensor.as_tensor_variable(value) for value in values], [output])
-
-    def perform(self, node, inputs, output_storage):
-        output_storage[0][0] = np.asarray(FUNCTIONS[self.function](*(tuple(inputs) + self.attrs)))
-
-    def infer_shape(self, node, shapes):
-        if self.function in ("cast", "cumsum", "cumprod"):
-            return shapes
-        raise theano.tensor.ShapeError("known after the op alone")
+OPS = dict(elementwise.OPS, **windows.OPS)
+op = promising(OPS)
 
 
-def widened(x):
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+# Reductions -----------------------------------------------------------------------------------------------
 
 
-def accumulate(function):
-    def call(x, axis):
-        wide = widened(x)
-        return function(wide, axis=axis, dtype=wide.dtype).astype(x.dtype, copy=False)
-
-    return call
-
-
-def gather(x, indices):
-    """numpy's `take`, but for the rows that there aren't."""
-    inside = np.asarray((indices >= 0) & (indices < len(x)))
-    if inside.all() and len(x):
-        return x.take(indices.astype(np.intp), axis=0, mode="clip")
-    rows = np.full(indices.shape + x.shape[1:], np.nan if x.dtype.kind == "f" else 0, x.dtype)
-    if inside.any():
-        rows[inside] = x.take(indices[inside].astype(np.intp), axis=0, mode="clip")
-    return rows
+@op("sum", "prod")
+def _sum(instruction, x, axes, keepdims):
+    if not axes:
+        return x
+    x = widened(x)
+    reduce = T.sum if instruction.op == "sum" else T.prod
+    return cast(reduce(x, axis=axes, keepdims=keepdims, dtype=x.dtype, acc_dtype=x.dtype), instruction.dtype)
 
 
-# From this many elements in a row on, one call of numpy for each different index beats `reduceat`.
-LONG_ROWS = 16
+def _extreme(name, scalar_op):
+    @op(name)
+    def call(instruction, x, axes, keepdims):
+        if not axes:
+            return x
+        if x.dtype in ("int64", "uint64"):
+            # The C code of Theano's reduction passes through doubles.
+            kept = [
+                keepdims if axis in axes else bool(broadcastable)
+                for axis, broadcastable in enumerate(x.broadcastable)
+                if keepdims or axis not in axes
+            ]
+            return op_classes.NumpyOp(name, (tuple(axes), keepdims), x.dtype, tuple(kept))(x)
+        y = widened(x)
+        reduced = T.elemwise.CAReduce(getattr(theano.scalar, scalar_op), axes)(y)
+        if keepdims:
+            reduced = T.basic.makeKeepDims(y, reduced, axes)
+        return cast(reduced, instruction.dtype)
 
 
-def scatter_add(values, indices, length):
-    """What np.add.at does to zeros, some ten times as fast: rows of one index are brought together, then added."""
-    wide = widened(values)
-    total = np.zeros((length,) + values.shape[indices.ndim :], wide.dtype)
-    inside = np.asarray((indices >= 0) & (indices < length))
-    rows, places = wide[inside], indices[inside].astype(np.intp)
-    if rows.size:
-        order = np.argsort(places, kind="stable")
-        rows, places = rows[order], places[order]
-        starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
-        if rows.size < LONG_ROWS * len(rows):
-            total[places[starts]] += np.add.reduceat(rows, starts, axis=0, dtype=total.dtype)
-        else:
-            for start, stop in zip(starts, list(starts[1:]) + [len(rows)]):
-                total[places[start]] += np.sum(rows[start:stop], axis=0, dtype=total.dtype)
-    return total.astype(values.dtype, copy=False)
+_extreme("max", "maximum")
+_extreme("min", "minimum")
 
 
-def batch_matmul(a, b, transpose_a, transpose_b):
-    left = np.swapaxes(a, -1, -2) if transpose_a else a
-    right = np.swapaxes(b, -1, -2) if transpose_b else b
-    return np.matmul(widened(left), widened(right)).astype(a.dtype, copy=False)
+@op("argmax")
+def _argmax(instruction, x, axis):
+    return cast(T.argmax(widened(x), axis=axis), "int64")
 
 
-# None of them may return a view of an operand: Theano would not know, and overwrite the one for the other.
-FUNCTIONS = {
-    "argmin": lambda x, axis: np.argmin(x, axis=axis).astype(np.int64),
-    "avg_pool": windows.avg_pool,
-    "avg_pool_grad": windows.avg_pool_grad,
-    "batch_matmul": batch_matmul,
-    "cast": lambda x, dtype: x.astype(dtype),
-    "conv": windows.conv,
-    "conv_input": windows.conv_input,
-    "conv_kernel": windows.conv_kernel,
-    "cumprod": accumulate(np.cumprod),
-    "cumsum": accumulate(np.cumsum),
-    "gather": gather,
-    "max": lambda x, axes, keepdims: np.max(x, axis=axes, keepdims=keepdims),
-    "max_pool": windows.max_pool,
-    "max_pool_grad": windows.max_pool_grad,
-    "max_pool_pick": windows.max_pool_pick,
-    "min": lambda x, axes, keepdims: np.min(x, axis=axes, keepdims=keepdims),
-    "power": np.power,
-    "scatter_add": scatter_add,
-}
+@op("argmin")
+def _argmin(instruction, x, axis):
+    # Theano's own is the argmax of -x, which wraps for unsigned integers and for the lowest signed one.
+    kept = x.broadcastable[:axis] + x.broadcastable[axis + 1 :]
+    return op_classes.NumpyOp("argmin", (axis,), "int64", kept)(x)
 
 
-class Round(scalar.UnaryScalarOp):
-    """numpy's rint: halves to the even neighbour. The C code of Theano's own makes 0.0 of -0.5."""
-
-    nfunc_spec = ("rint", 1, 1)
-
-    def c_code_cache_version(self):
-        return (1,)
-
-    def c_code(self, node, name, inputs, outputs, sub):
-        return "%s = rint(%s);" % (outputs[0], inputs[0])
-
-    def impl(self, x):
-        return np.rint(x)
+@op("cumsum", "cumprod")
+def _cumulative(instruction, x, axis):
+    return op_classes.NumpyOp(instruction.op, (axis,), x.dtype, tuple(x.broadcastable))(x)
 
 
-class _Binary(scalar.BinaryScalarOp):
-    def c_code_cache_version(self):
-        return (1,)
-
-    def c_code(self, node, name, inputs, outputs, sub):
-        dtype = node.outputs[0].type.dtype
-        code = self.float_code if dtype.startswith("float") else self.integer_code
-        names = {"x": inputs[0], "y": inputs[1], "z": outputs[0], "fail": sub["fail"], "T": "npy_" + dtype}
-        names["U"] = names["T"] if dtype.startswith("u") else "npy_u" + dtype
-        return "{ %s }" % (code % names)
+@op("size")
+def _size(instruction, x, axes):
+    size = T.constant(np.array(1, "int64"))
+    for axis in axes:
+        size = size * x.shape[axis]
+    return cast(size, instruction.dtype)
 
 
-class FloorDivide(_Binary):
-    """numpy's floor_divide. No remainder operator in the C code: Theano formats the text once more."""
-
-    nfunc_spec = ("floor_divide", 2, 1)
-    # Dividing the lowest integer by -1 traps, so -1 is a negation, which wraps.
-    integer_code = """
-        %(T)s x_ = %(x)s, y_ = %(y)s;
-        if (y_ == 0) %(z)s = 0;
-        else if (y_ == (%(T)s)-1 && (%(T)s)-1 < (%(T)s)1) %(z)s = (%(T)s)((%(U)s)0 - (%(U)s)x_);
-        else {
-            %(T)s q_ = x_ / y_;
-            %(T)s r_ = x_ - q_ * y_;
-            %(z)s = q_ - (r_ != 0 && ((x_ < 0) != (y_ < 0)));
-        }"""
-    float_code = """
-        %(T)s x_ = %(x)s, y_ = %(y)s;
-        if (y_ == 0) %(z)s = x_ / y_;
-        else {
-            %(T)s m_ = fmod(x_, y_);
-            %(T)s d_ = (x_ - m_) / y_;
-            if (m_ != 0 && (y_ < 0) != (m_ < 0)) d_ -= 1;
-            if (d_ != 0) {
-                %(T)s f_ = floor(d_);
-                %(z)s = d_ - f_ > (%(T)s)0.5 ? f_ + 1 : f_;
-            }
-            else %(z)s = copysign((%(T)s)0, x_ / y_);
-        }"""
-
-    def impl(self, x, y):
-        return np.floor_divide(x, y)
+@op("shape")
+def _shape(instruction, x):
+    return cast(T.shape(x), "int32") if x.ndim else T.constant(np.zeros((0,), "int32"))
 
 
-class Mod(_Binary):
-    """numpy's mod: the divisor's sign."""
-
-    nfunc_spec = ("mod", 2, 1)
-    integer_code = """
-        %(T)s x_ = %(x)s, y_ = %(y)s;
-        if (y_ == 0 || (y_ == (%(T)s)-1 && (%(T)s)-1 < (%(T)s)1)) %(z)s = 0;
-        else {
-            %(T)s r_ = x_ - (x_ / y_) * y_;
-            %(z)s = (r_ != 0 && ((r_ < 0) != (y_ < 0))) ? r_ + y_ : r_;
-        }"""
-    float_code = """
-        %(T)s y_ = %(y)s;
-        %(T)s m_ = fmod((%(T)s)%(x)s, y_);
-        if (y_ == 0) %(z)s = m_;
-        else if (m_ != 0) %(z)s = ((y_ < 0) != (m_ < 0)) ? m_ + y_ : m_;
-        else %(z)s = copysign((%(T)s)0, y_);"""
-
-    def impl(self, x, y):
-        return np.mod(x, y)
+# Arrangement ----------------------------------------------------------------------------------------------
 
 
-class Power(_Binary):
-    """Theano's own power counts in doubles for integers and is rewritten to sqrt and inv where they differ."""
-
-    nfunc_spec = ("power", 2, 1)
-    integer_code = """
-        npy_uint64 b_ = %(x)s, r_ = 1;
-        %(T)s e_ = %(y)s;
-        if (e_ < 0) {
-            PyErr_SetString(PyExc_ValueError, "Integers to negative integer powers are not allowed.");
-            %(fail)s
-        }
-        while (e_) {
-            if (e_ & 1) r_ *= b_;
-            b_ *= b_;
-            e_ >>= 1;
-        }
-        %(z)s = (%(T)s)r_;"""
-    float_code = "%(z)s = pow((%(T)s)%(x)s, (%(T)s)%(y)s);"
-
-    def impl(self, x, y):
-        return np.power(x, y)
+@op("reshape")
+def _reshape(instruction, x, *references, **attrs):
+    dims = resolve_dims(attrs["dims"], (x,) + references, length)
+    if not dims:
+        # A vector of no dimensions has no dtype of its own.
+        dims = T.constant(np.zeros((0,), "int64"))
+    return T.reshape(x, dims, ndim=len(attrs["dims"]))
 
 
-class Maximum(_Binary):
-    """For integers: the C code of Theano's own mentions NaN, which makes its result a double."""
-
-    nfunc_spec = ("maximum", 2, 1)
-    integer_code = "%(z)s = (%(y)s) > (%(x)s) ? (%(y)s) : (%(x)s);"
-
-    def impl(self, x, y):
-        return np.maximum(x, y)
+@op("broadcast_to")
+def _broadcast_to(instruction, x, *references, **attrs):
+    dims = resolve_dims(attrs["dims"], (x,) + references, length)
+    return T.alloc(x, *dims)
 
 
-class Minimum(_Binary):
-    nfunc_spec = ("minimum", 2, 1)
-    integer_code = "%(z)s = (%(y)s) < (%(x)s) ? (%(y)s) : (%(x)s);"
-
-    def impl(self, x, y):
-        return np.minimum(x, y)
+@op("transpose")
+def _transpose(instruction, x, permutation):
+    return x.dimshuffle(*permutation)
 
 
-def elementwise(scalar_class, name):
-    output_types = scalar.same_out if issubclass(scalar_class, scalar.UnaryScalarOp) else scalar.upcast_out
-    return theano.tensor.Elemwise(scalar_class(output_types, name=name), nfunc_spec=scalar_class.nfunc_spec)
+@op("concatenate")
+def _concatenate(instruction, *values, **attrs):
+    return T.join(attrs["axis"], *values) if len(values) > 1 else values[0]
 
 
-round_to_even = elementwise(Round, "round_to_even")
-floor_divide = elementwise(FloorDivide, "floor_divide")
-mod = elementwise(Mod, "mod")
-power = elementwise(Power, "power")
-maximum = elementwise(Maximum, "integer_maximum")
-minimum = elementwise(Minimum, "integer_minimum")
+@op("unconcatenate")
+def _unconcatenate(instruction, whole, *parts, **attrs):
+    axis, part = attrs["axis"], attrs["part"]
+    start = T.constant(np.array(0, "int64"))
+    for value in parts[:part]:
+        start = start + value.shape[axis]
+    index = [slice(None)] * whole.ndim
+    index[axis] = slice(start, start + parts[part].shape[axis])
+    return whole[tuple(index)]
 
 
-class WriteIntoDestination(theano.gof.opt.Optimizer):
-    """The last step: what computes a variable's new value allocates its result instead of reusing a temporary.
+@op("slice")
+def _slice(instruction, x, slices):
+    return x[python_slices(slices)] if slices else x
 
-    An op that allocates writes into the array it finds in its output's storage, so the new value is born in
-    the variable's inactive slot; an op that works inside a temporary would leave it there, to be copied.
-    """
 
-    def __init__(self, first):
-        self.first = first
+@op("unslice")
+def _unslice(instruction, piece, like, slices):
+    if not slices:
+        return piece
+    return _within_zeros(piece, [like.shape[axis] for axis in range(like.ndim)], python_slices(slices))
 
-    def add_requirements(self, fgraph):
-        pass
 
-    def apply(self, fgraph):
-        for output in fgraph.outputs[self.first :]:
-            node = output.owner
-            if node is None or type(node.op) is not theano.tensor.Elemwise or not node.op.inplace_pattern:
-                continue
-            if len(node.outputs) != 1:
-                continue
-            op = theano.tensor.Elemwise(node.op.scalar_op, nfunc_spec=node.op.nfunc_spec)
-            new = op(*node.inputs)
-            theano.gof.opt.copy_stack_trace(output, new)
-            fgraph.replace_all_validate([(output, new)], reason="write_into_destination")
+def _within_zeros(piece, lengths, index):
+    # In float16, Theano does without C and prints that it does.
+    filling = widened(piece)
+    hole = T.alloc(np.zeros((), filling.dtype), *lengths)[index]
+    return cast(T.set_subtensor(hole, T.patternbroadcast(filling, hole.broadcastable)), piece.dtype)
+
+
+@op("one_hot")
+def _one_hot(instruction, indices, depth):
+    # uint64 with int64 would be compared as doubles; the smaller types may not hold every class number.
+    dtype = "uint64" if indices.dtype == "uint64" else "int64"
+    classes = T.constant(np.arange(depth, dtype=dtype))
+    spread = cast(indices, dtype).dimshuffle(*(list(range(indices.ndim)) + ["x"]))
+    return cast(T.eq(spread, classes), instruction.dtype)
+
+
+@op("pad")
+def _pad(instruction, x, pads):
+    if not any(before or after for before, after in pads):
+        return x
+    lengths = [length(x, axis) + before + after for axis, (before, after) in enumerate(pads)]
+    index = [slice(before, before + length(x, axis)) for axis, (before, _) in enumerate(pads)]
+    return _within_zeros(x, lengths, tuple(index))
+
+
+@op("gather")
+def _gather(instruction, x, indices):
+    kept = tuple(indices.broadcastable) + tuple(x.broadcastable[1:])
+    return op_classes.NumpyOp("gather", (), x.dtype, kept)(x, indices)
+
+
+@op("scatter_add")
+def _scatter_add(instruction, values, indices, like):
+    # Of `like` the length alone, so that it isn't computed for nothing; a length of 1 stays known.
+    kept = (like.broadcastable[0],) + tuple(values.broadcastable[indices.ndim :])
+    return op_classes.NumpyOp("scatter_add", (), values.dtype, kept)(values, indices, length(like, 0))
+
+
+@op("batch_matmul")
+def _batch_matmul(instruction, a, b, transpose_a, transpose_b):
+    # Theano's own takes three axes alone, and without C a loop in Python.
+    kept = tuple(x or y for x, y in zip(a.broadcastable[:-2], b.broadcastable[:-2]))
+    kept += (a.broadcastable[-1 if transpose_a else -2], b.broadcastable[-2 if transpose_b else -1])
+    return op_classes.NumpyOp("batch_matmul", (transpose_a, transpose_b), a.dtype, kept)(a, b)
+
+
+@op("matmul")
+def _matmul(instruction, a, b, transpose_a, transpose_b):
+    a, b = widened(a), widened(b)
+    return cast(T.dot(a.T if transpose_a else a, b.T if transpose_b else b), instruction.dtype)
+
+
+# Composites that are better in one piece ------------------------------------------------------------------
+
+
+@op("softmax")
+def _softmax(instruction, x, axis):
+    y = widened(x)
+    if with_c and x.ndim == 2 and axis == 1:
+        return cast(T.nnet.softmax(y), instruction.dtype)
+    small = T.exp(y - _extreme_kept(y, axis))
+    return cast(small / T.sum(small, axis=axis, keepdims=True, dtype=y.dtype, acc_dtype=y.dtype), instruction.dtype)
+
+
+@op("log_softmax")
+def _log_softmax(instruction, x, axis):
+    y = widened(x)
+    shifted = y - _extreme_kept(y, axis)
+    # Where one class takes nearly all, the total is barely above 1 and float32 would keep few digits of its log.
+    total = T.sum(T.exp(shifted), axis=axis, keepdims=True, dtype="float64", acc_dtype="float64")
+    return cast(shifted - cast(T.log(total), y.dtype), instruction.dtype)
+
+
+def _extreme_kept(x, axis):
+    return T.basic.makeKeepDims(x, T.elemwise.CAReduce(theano.scalar.maximum, [axis])(x), [axis])

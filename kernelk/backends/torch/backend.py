@@ -1,4 +1,4 @@
-"""The PyTorch backend: in the island, beside the numpy one; a program is one Python function of PyTorch's kernels."""
+"""The PyTorch backend: a program is one Python function of PyTorch's kernels."""
 
 import itertools
 import re
@@ -6,14 +6,14 @@ import sys
 
 import numpy as np
 
-from ..base import Backend
+from ..base import Backend, hand_over
 from ..choosing import chosen_device, positive_threads
 from ..describing import ops_in
 from ..lowering import InstructionError
-from . import ops, windows
+from . import elementwise, ops, windows
 from .profiler import TorchProfiler
 
-# Set when the first TorchBackend is made.
+# Imported when the first TorchBackend is made.
 torch = None
 
 # Results of constants alone up to this many bytes are computed once, at the compilation.
@@ -58,7 +58,7 @@ class TorchBackend(Backend):
         Backend.__init__(self, options)
         import torch
 
-        ops.torch = windows.torch = torch
+        hand_over([elementwise, ops, windows], torch=torch)
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
@@ -145,9 +145,9 @@ class TorchBackend(Backend):
         return TorchProfiler(self)
 
     def describe(self, program, run, names):
-        text, ops = run.code.described(names)
+        text, count = run.code.described(names)
         kind = "eager: no graph, this function calls PyTorch's kernels one after the other"
-        return {"kind": kind, "ops": ops, "text": text}
+        return {"kind": kind, "ops": count, "text": text}
 
     def compile(self, program, constants):
         leaves = [self._place(np.array(array)) for array in constants]
@@ -230,7 +230,7 @@ class _Code(object):
         self.kernels = []
         for instruction in program.instructions:
             try:
-                self.kernels.append(ops.kernel(instruction))
+                self.kernels.append(elementwise.kernel(instruction))
                 self.calls.append(ops.make(instruction))
             except Exception as error:
                 raise InstructionError(instruction, error) from error

@@ -1,18 +1,19 @@
-"""PyTorch's kernels for convolutions and pooling; in the island, beside the PyTorch ops, which enter them.
+"""PyTorch's kernels for convolutions and pooling: part of its table of makers (see ops.py).
 
 Channels come last in kernelk's arrays: seen by PyTorch, which wants them second, that is its "channels last" memory.
 """
 
 import numpy as np
 
+from ..base import registrar, window_ops
 from ..lowering import resolve_dims
+from .elementwise import widened
 
-# The engine's module, set by the backend: makers are only called after that.
+# Set by `hand_over` when the first backend starts: makers are only called after that.
 torch = None
 
-
-def _wide(x):
-    return x.to(torch.float32) if x.dtype is torch.float16 else x
+MAKERS = {}
+maker = registrar(MAKERS)
 
 
 # (batch, *spatial, channels) -> (batch, channels, *spatial), and back
@@ -128,7 +129,7 @@ def _sharing(window, strides):
     def pool(x):
         # What a call that failed has left
         places.clear()
-        found, where = torch.ops.aten.max_pool2d_with_indices(_first(_wide(x)), *settings)
+        found, where = torch.ops.aten.max_pool2d_with_indices(_first(widened(x)), *settings)
         places.append(where)
         return _last(found).to(x.dtype)
 
@@ -137,7 +138,7 @@ def _sharing(window, strides):
             # The pooling's value was known when the program was made.
             pool(x)
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return _last(backward(_first(_wide(g)), _first(_wide(x)), *settings, places.pop())).to(x.dtype)
+        return _last(backward(_first(widened(g)), _first(widened(x)), *settings, places.pop())).to(x.dtype)
 
     return pool, gradient
 
@@ -146,110 +147,110 @@ def _length(value, axis):
     return value.shape[axis]
 
 
-def enter(maker):
-    """Enters the makers by `maker`, a registrar."""
+@maker(*window_ops("conv"))
+def conv(instruction, strides, pads, dilation):
+    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    function = torch.conv2d if len(strides) == 2 else torch.conv3d
+    half = instruction.dtype == "float16"
 
-    def kinds(part):
-        return [prefix + part for prefix in ("", "dilated_", "depthwise_", "dilated_depthwise_")]
+    def call(x, kernel):
+        weights, groups = _weights(widened(kernel), depthwise)
+        y = function(lie.framed(_first(widened(x))), weights, None, lie.strides, lie.padding, lie.dilation, groups)
+        y = _last(y)
+        return y.to(torch.float16) if half else y
 
-    @maker(*kinds("conv"))
-    def conv(instruction, strides, pads, dilation):
-        lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
-        function = torch.conv2d if len(strides) == 2 else torch.conv3d
-        half = instruction.dtype == "float16"
+    return call
 
-        def call(x, kernel):
-            weights, groups = _weights(_wide(kernel), depthwise)
-            y = function(lie.framed(_first(_wide(x))), weights, None, lie.strides, lie.padding, lie.dilation, groups)
-            y = _last(y)
-            return y.to(torch.float16) if half else y
 
-        return call
+@maker(*window_ops("conv_input"))
+def conv_input(instruction, dims, strides, pads, dilation):
+    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    half = instruction.dtype == "float16"
 
-    @maker(*kinds("conv_input"))
-    def conv_input(instruction, dims, strides, pads, dilation):
-        lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
-        half = instruction.dtype == "float16"
+    def call(g, kernel, *references):
+        lengths = resolve_dims(dims, (g, kernel) + references, _length)
+        weights, groups = _weights(widened(kernel), depthwise)
+        given = _first(widened(g))
+        x = _like(given, (given.shape[0], kernel.shape[-2]) + lie.lengths(lengths))
+        result = _backward(lie, given, x, weights, groups, [True, False, False])[0]
+        result = _last(lie.unframed(result))
+        return result.to(torch.float16) if half else result
 
-        def call(g, kernel, *references):
-            lengths = resolve_dims(dims, (g, kernel) + references, _length)
-            weights, groups = _weights(_wide(kernel), depthwise)
-            given = _first(_wide(g))
-            x = _like(given, (given.shape[0], kernel.shape[-2]) + lie.lengths(lengths))
-            result = _backward(lie, given, x, weights, groups, [True, False, False])[0]
-            result = _last(lie.unframed(result))
-            return result.to(torch.float16) if half else result
+    return call
 
-        return call
 
-    @maker(*kinds("conv_kernel"))
-    def conv_kernel(instruction, size, strides, pads, dilation):
-        lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
-        half, size = instruction.dtype == "float16", tuple(size)
+@maker(*window_ops("conv_kernel"))
+def conv_kernel(instruction, size, strides, pads, dilation):
+    lie, depthwise = _Lie(strides, pads, dilation), "depthwise" in instruction.op
+    half, size = instruction.dtype == "float16", tuple(size)
 
-        def call(x, g):
-            values, given = lie.framed(_first(_wide(x))), _first(_wide(g))
-            channels, filters = values.shape[1], given.shape[1]
-            groups = channels if depthwise else 1
-            weights = _like(given, (filters, channels // groups) + size)
-            result = _backward(lie, given, values, weights, groups, [False, True, False])[1]
-            result = result.permute(_KERNEL_BACK[result.dim()])
-            if depthwise:
-                result = result.reshape(size + (channels, filters // channels))
-            return result.to(torch.float16) if half else result
+    def call(x, g):
+        values, given = lie.framed(_first(widened(x))), _first(widened(g))
+        channels, filters = values.shape[1], given.shape[1]
+        groups = channels if depthwise else 1
+        weights = _like(given, (filters, channels // groups) + size)
+        result = _backward(lie, given, values, weights, groups, [False, True, False])[1]
+        result = result.permute(_KERNEL_BACK[result.dim()])
+        if depthwise:
+            result = result.reshape(size + (channels, filters // channels))
+        return result.to(torch.float16) if half else result
 
-        return call
+    return call
 
-    @maker("max_pool")
-    def max_pool(instruction, window, strides, pads):
-        around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
 
-        def call(x):
-            wide = around.framed(_first(_wide(x)), float("-inf"))
-            return _last(torch.max_pool2d(wide, window, strides)).to(x.dtype)
+@maker("max_pool")
+def max_pool(instruction, window, strides, pads):
+    around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
 
-        return call
+    def call(x):
+        wide = around.framed(_first(widened(x)), float("-inf"))
+        return _last(torch.max_pool2d(wide, window, strides)).to(x.dtype)
 
-    @maker("max_pool_grad")
-    def max_pool_grad(instruction, window, strides, pads):
-        around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
+    return call
 
-        def call(x, g):
-            values = _first(_wide(x))
-            if any(around.flat):
-                # What is put around must not be the first of equals.
-                values = torch.clamp(values, min=torch.finfo(values.dtype).min)
-            wide = around.framed(values, float("-inf"))
-            settings = window, strides, (0, 0), (1, 1), False
-            _, places = torch.ops.aten.max_pool2d_with_indices(wide, *settings)
-            backward = torch.ops.aten.max_pool2d_with_indices_backward
-            return _last(around.unframed(backward(_first(_wide(g)), wide, *settings, places))).to(x.dtype)
 
-        return call
+@maker("max_pool_grad")
+def max_pool_grad(instruction, window, strides, pads):
+    around, window, strides = _Lie(strides, pads, None, False), tuple(window), tuple(strides)
 
-    @maker("avg_pool")
-    def avg_pool(instruction, window, strides, pads):
-        around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
-        window, strides = tuple(window), tuple(strides)
+    def call(x, g):
+        values = _first(widened(x))
+        if any(around.flat):
+            # What is put around must not be the first of equals.
+            values = torch.clamp(values, min=torch.finfo(values.dtype).min)
+        wide = around.framed(values, float("-inf"))
+        settings = window, strides, (0, 0), (1, 1), False
+        _, places = torch.ops.aten.max_pool2d_with_indices(wide, *settings)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return _last(around.unframed(backward(_first(widened(g)), wide, *settings, places))).to(x.dtype)
 
-        def call(x):
-            values = _first(_wide(x))
-            totals = torch.ops.aten.avg_pool2d(around.framed(values), window, strides, (0, 0), False, True, 1)
-            return _last(totals / counts(values)).to(x.dtype)
+    return call
 
-        return call
 
-    @maker("avg_pool_grad")
-    def avg_pool_grad(instruction, window, strides, pads):
-        around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
-        window, strides = tuple(window), tuple(strides)
+@maker("avg_pool")
+def avg_pool(instruction, window, strides, pads):
+    around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
+    window, strides = tuple(window), tuple(strides)
 
-        def call(g, like):
-            values, given = _first(like), _first(_wide(g))
-            shape = (given.shape[0], given.shape[1]) + around.lengths(values.shape[2:])
-            settings = window, strides, (0, 0), False, True, 1
-            backward = torch.ops.aten.avg_pool2d_backward
-            result = backward(given / counts(_like(given, values.shape)), _like(given, shape), *settings)
-            return _last(around.unframed(result)).to(g.dtype)
+    def call(x):
+        values = _first(widened(x))
+        totals = torch.ops.aten.avg_pool2d(around.framed(values), window, strides, (0, 0), False, True, 1)
+        return _last(totals / counts(values)).to(x.dtype)
 
-        return call
+    return call
+
+
+@maker("avg_pool_grad")
+def avg_pool_grad(instruction, window, strides, pads):
+    around, counts = _Lie(strides, pads, None, False), _counts(window, strides, pads)
+    window, strides = tuple(window), tuple(strides)
+
+    def call(g, like):
+        values, given = _first(like), _first(widened(g))
+        shape = (given.shape[0], given.shape[1]) + around.lengths(values.shape[2:])
+        settings = window, strides, (0, 0), False, True, 1
+        backward = torch.ops.aten.avg_pool2d_backward
+        result = backward(given / counts(_like(given, values.shape)), _like(given, shape), *settings)
+        return _last(around.unframed(result)).to(g.dtype)
+
+    return call

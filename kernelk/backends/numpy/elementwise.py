@@ -1,0 +1,86 @@
+"""numpy's elementwise ops, the definition of all others' meaning: part of the table of ops."""
+
+import numpy as np
+
+from ..base import registrar
+
+OPS = {}
+op = registrar(OPS)
+
+
+def widened(x):
+    """float16 sums lose everything below 1/2048 of the running total, so they are accumulated in float32."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def _elementwise(function):
+    def call(instruction, *values):
+        return function(*values)
+
+    return call
+
+
+for _name, _function in {
+    "negative": np.negative,
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "logical_not": np.logical_not,
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "power": np.power,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "select": np.where,
+    "sign": np.sign,
+}.items():
+    OPS[_name] = _elementwise(_function)
+
+
+def _but_minus_one(y):
+    """A divisor with 1 for -1: numpy before 1.20 ends the process, or gives 0, at the least integer by -1."""
+    return np.where(np.equal(y, -1), np.ones((), np.asarray(y).dtype), y)
+
+
+@op("mod")
+def _mod(instruction, x, y):
+    return np.mod(x, _but_minus_one(y) if np.asarray(x).dtype.kind == "i" else y)
+
+
+@op("floor_divide")
+def _floor_divide(instruction, x, y):
+    kind = np.asarray(x).dtype.kind
+    if kind == "i":
+        return np.where(np.equal(y, -1), np.negative(x), np.floor_divide(x, _but_minus_one(y)))
+    quotient = np.floor_divide(x, y)
+    if kind != "f":
+        return quotient
+    # numpy before 1.20 gives NaN for x // 0; the definition may not depend on the interpreter that runs it.
+    return np.where(np.equal(y, 0), np.divide(x, y), quotient)
+
+
+@op("cast")
+def _cast(instruction, x, dtype):
+    return np.asarray(x).astype(dtype)
+
+
+@op("floor")
+def _floor(instruction, x):
+    return np.floor(x) if instruction.dtype.startswith("float") else x
+
+
+@op("round")
+def _round(instruction, x):
+    return np.rint(x) if instruction.dtype.startswith("float") else x

@@ -1,0 +1,213 @@
+"""TensorFlow's elementwise ops, each with what makes its edge values numpy's: part of its table of ops."""
+
+import numpy as np
+
+from ..base import registrar
+from ..errors import CannotLower
+
+# Set by `hand_over` when the first backend starts: op functions are only called after that.
+tf = None
+
+OPS = {}
+op = registrar(OPS)
+
+FLOATS = ("float16", "float32", "float64")
+UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
+
+
+def typed(value, x):
+    return tf.constant(value, dtype=x.dtype)
+
+
+def widened(x):
+    """float16 as float32, where it would be rounded at each step."""
+    return tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+
+
+def widened_all(*values):
+    return [widened(x) for x in values]
+
+
+def where(condition, x, y):
+    return tf.raw_ops.SelectV2(condition=condition, t=x, e=y)
+
+
+def signed(x):
+    """Unsigned integers as signed ones that wrap alike; others as they are."""
+    if x.dtype == tf.uint64:
+        return tf.bitcast(x, tf.int64)
+    wider = {tf.uint8: tf.int32, tf.uint16: tf.int32, tf.uint32: tf.int64}.get(x.dtype)
+    return x if wider is None else tf.cast(x, wider)
+
+
+def unsigned_again(x, dtype):
+    if dtype == "uint64":
+        return tf.bitcast(x, tf.uint64)
+    return tf.cast(x, dtype)
+
+
+def _raw_unary(name):
+    def call(instruction, x):
+        return getattr(tf.raw_ops, name)(x=x)
+
+    return call
+
+
+def _raw_binary(name, boolean=None):
+    def call(instruction, x, y):
+        chosen = boolean if boolean and instruction.input_dtypes[0] == "bool" else name
+        return getattr(tf.raw_ops, chosen)(x=x, y=y)
+
+    return call
+
+
+for _name, _kernel in {
+    "sqrt": "Sqrt",
+    "exp": "Exp",
+    "log": "Log",
+    "tanh": "Tanh",
+    "sin": "Sin",
+    "cos": "Cos",
+    "logical_not": "LogicalNot",
+}.items():
+    OPS[_name] = _raw_unary(_kernel)
+
+for _name, _kernels in {
+    "add": ("AddV2", "LogicalOr"),
+    "subtract": ("Sub",),
+    "multiply": ("Mul", "LogicalAnd"),
+    "divide": ("RealDiv",),
+    "maximum": ("Maximum", "LogicalOr"),
+    "minimum": ("Minimum", "LogicalAnd"),
+    "logical_and": ("LogicalAnd",),
+    "logical_or": ("LogicalOr",),
+    "equal": ("Equal",),
+    "not_equal": ("NotEqual",),
+}.items():
+    OPS[_name] = _raw_binary(*_kernels)
+
+
+@op("less", "less_equal")
+def _less(instruction, x, y):
+    if instruction.input_dtypes[0] == "bool":
+        # False < True; TensorFlow doesn't order booleans.
+        x, y = tf.cast(x, tf.uint8), tf.cast(y, tf.uint8)
+    kernel = tf.raw_ops.Less if instruction.op == "less" else tf.raw_ops.LessEqual
+    return kernel(x=x, y=y)
+
+
+@op("negative")
+def _negative(instruction, x):
+    if instruction.dtype in UNSIGNED:
+        return tf.raw_ops.Sub(x=typed(0, x), y=x)
+    return tf.raw_ops.Neg(x=x)
+
+
+@op("abs")
+def _abs(instruction, x):
+    if instruction.dtype in UNSIGNED or instruction.dtype == "bool":
+        return x
+    return tf.raw_ops.Abs(x=x)
+
+
+@op("sign")
+def _sign(instruction, x):
+    if instruction.dtype in UNSIGNED:
+        return tf.cast(tf.raw_ops.NotEqual(x=x, y=typed(0, x)), x.dtype)
+    return tf.raw_ops.Sign(x=x)
+
+
+@op("floor", "round")
+def _whole(instruction, x):
+    if instruction.dtype not in FLOATS:
+        return x
+    # Round takes the even neighbour of a half; Rint would too, but lacks float16.
+    return tf.raw_ops.Floor(x=x) if instruction.op == "floor" else tf.raw_ops.Round(x=x)
+
+
+@op("select")
+def _select(instruction, condition, x, y):
+    shapes = instruction.input_shapes
+    if instruction.dtype in FLOATS and shapes[1:] == (instruction.shape, ()) and _is_zero(y):
+        # TensorFlow takes three times as long to spread a scalar. MulNoNan keeps to 0 whatever meets a 0.
+        return tf.raw_ops.MulNoNan(x=x, y=tf.cast(condition, x.dtype))
+    return where(condition, x, y)
+
+
+def _is_zero(x):
+    """Whether a scalar is a constant +0."""
+    value = tf.get_static_value(x)
+    return value is not None and value == 0 and not np.signbit(value)
+
+
+@op("power")
+def _power(instruction, x, y):
+    return unsigned_again(tf.raw_ops.Pow(x=signed(x), y=signed(y)), instruction.dtype)
+
+
+def _float_divmod(x, y):
+    """numpy's floor_divide and remainder of floats, which differ from floor(x / y) by more than rounding."""
+    zero, one = typed(0, x), typed(1, x)
+    minus_zero = typed(-0.0, x)
+    remainder = tf.raw_ops.TruncateMod(x=x, y=y)
+    quotient = tf.raw_ops.RealDiv(x=x, y=y)
+    by_zero = tf.raw_ops.Equal(x=y, y=zero)
+    inexact = tf.raw_ops.NotEqual(x=remainder, y=zero)
+    negative = tf.raw_ops.Less(x=y, y=zero)
+    opposite = tf.logical_and(inexact, tf.not_equal(negative, tf.less(remainder, zero)))
+    whole = tf.raw_ops.RealDiv(x=tf.raw_ops.Sub(x=x, y=remainder), y=y)
+    whole = where(opposite, whole - one, whole)
+    floor = tf.raw_ops.Floor(x=whole)
+    # whole is an integer but for rounding.
+    floor = where(tf.greater(whole - floor, typed(0.5, x)), floor + one, floor)
+    # A quotient of 0 has its own sign; one below 1 gives a 0 of the same sign.
+    signed_zero = where(tf.equal(quotient, zero), quotient, zero)
+    signed_zero = where(tf.less(quotient, zero), minus_zero, signed_zero)
+    floor = where(tf.not_equal(whole, zero), floor, signed_zero)
+    floor = where(by_zero, quotient, floor)
+    modulus = where(opposite, remainder + y, remainder)
+    modulus = where(inexact, modulus, where(negative, minus_zero, zero))
+    return floor, modulus
+
+
+@op("floor_divide", "mod")
+def _floor_divide(instruction, x, y):
+    quotient = instruction.op == "floor_divide"
+    if instruction.dtype in FLOATS:
+        result = _float_divmod(*widened_all(x, y))[0 if quotient else 1]
+        return tf.cast(result, x.dtype)
+    if instruction.dtype == "bool":
+        raise CannotLower("booleans can't be divided")
+    # TensorFlow refuses to divide an integer by 0, wherever in the array it is.
+    zero = tf.raw_ops.Equal(x=y, y=typed(0, y))
+    divisor = where(zero, typed(1, y), y)
+    if quotient:
+        return where(zero, typed(0, x), tf.raw_ops.FloorDiv(x=x, y=divisor))
+    return tf.raw_ops.FloorMod(x=x, y=divisor)
+
+
+@op("cast")
+def cast(instruction, x, dtype):
+    if dtype == "bool":
+        return x if x.dtype == tf.bool else tf.raw_ops.NotEqual(x=x, y=typed(0, x))
+    return tf.cast(x, dtype)
+
+
+@op("sigmoid")
+def _sigmoid(instruction, x):
+    return tf.raw_ops.Sigmoid(x=x)
+
+
+@op("sigmoid_grad")
+def _sigmoid_grad(instruction, y, g):
+    return tf.raw_ops.SigmoidGrad(y=y, dy=g)
+
+
+@op("tanh_grad")
+def _tanh_grad(instruction, y, g):
+    return tf.raw_ops.TanhGrad(y=y, dy=g)
+
+
+@op("relu")
+def _relu(instruction, x):
+    return tf.raw_ops.Relu(features=x)
