@@ -33,6 +33,7 @@ from ..environments.recipes import RECIPES
 from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
+from ..ops import primitives as _rules  # noqa: F401 (enters the rules of matmul and the other primitives)
 from ..ops.gradients import gradients
 from ..session.current import entered, existing
 from ..session.function import Function

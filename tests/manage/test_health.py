@@ -227,7 +227,9 @@ def test_a_machine_with_an_old_python_and_no_environment(tmp_path: Path) -> None
     python = fake_python(tmp_path / "bin" / "python3.6", "3.6.15")
     done = doctor(tmp_path, "cntk", PATH=str(tmp_path / "bin"))
     assert done.returncode == 1
-    said = f"CNTK 2.7 is not installed; Python 3.6.15 was found (PATH: {python}); next: `kernelk install cntk`"
+    said = (
+        f"CNTK 2.7 is not installed; a suitable Python 3.6.15 was found (PATH: {python}); next: `kernelk install cntk`"
+    )
     assert line(done, "cntk: ") == f"cntk: {said} (in a notebook: `%kbackend --install cntk`)"
 
 

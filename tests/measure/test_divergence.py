@@ -146,9 +146,7 @@ def test_a_defect_that_is_absorbed_is_told_apart(monkeypatch: Any) -> None:
     assert report.first is None
     assert [row.op for row in report.absorbed] == ["tanh", "multiply"]
     assert report.culprit is report.absorbed[0]
-    assert "2 intermediate nodes exceed the tolerance without affecting the result, first at tanh" in repr(
-        report
-    )
+    assert "2 intermediate nodes exceed the tolerance without affecting the result, first at tanh" in repr(report)
     report = kernelk.diff([bent + 5.0, bent], "numpy", other)
     assert report.first is report.culprit
     assert report.absorbed == []
@@ -361,7 +359,9 @@ def test_an_engine_that_cant_take_ops_one_by_one(monkeypatch: Any) -> None:
     report = kernelk.diff(K.exp(x * 2.0) * 3.0, "numpy", "other", {x: [1.0, 2.0]})
     assert report.agrees
     assert [row.own for row in report.rows] == [None] * 4
-    assert "the ops could not be compared one by one: Other failed: CannotLower: one input is all it takes" in repr(report)
+    assert "the ops could not be compared one by one: Other failed: CannotLower: one input is all it takes" in repr(
+        report
+    )
 
 
 def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:

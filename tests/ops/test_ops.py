@@ -631,7 +631,11 @@ def test_the_guides_settings() -> None:
 @pytest.mark.parametrize(
     ("write", "error", "words"),
     [
-        (lambda x: K.dot(x, K.ones((3, 2))), ShapeError, r"\(None, 4\) and \(3, 2\) don't fit: inner dimensions 4 and 3 differ"),
+        (
+            lambda x: K.dot(x, K.ones((3, 2))),
+            ShapeError,
+            r"\(None, 4\) and \(3, 2\) don't fit: inner dimensions 4 and 3 differ",
+        ),
         (lambda x: x + K.ones((3,)), ShapeError, r"\(None, 4\) and \(3,\) don't broadcast"),
         (
             lambda x: K.reshape(K.ones((3, 4)), (5, 2)),

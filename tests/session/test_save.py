@@ -127,9 +127,7 @@ def test_namesakes_are_told_apart_by_age_and_the_newest_has_the_name(tmp_path: P
     assert [K.get_value(x).item() for x in (old, taken, new, *loose)] == [1.0, 2.0, 3.0, 4.0, 5.0]
     del old
     K.set_value(new, [0.0])
-    with pytest.raises(
-        LoadRefusedError, match=r"variable 'w' matches 2 in the file \(w, w#3\) and 1 here"
-    ) as caught:
+    with pytest.raises(LoadRefusedError, match=r"variable 'w' matches 2 in the file \(w, w#3\) and 1 here") as caught:
         kernelk.load(file)
     one_line(caught.value)
     assert K.get_value(new).item() == 0.0
