@@ -49,7 +49,7 @@ def find_compiler(wanted):
     if path is None:
         if wanted:
             raise OptionError(
-                "compiler %r isn't found" % wanted, allowed="allowed: a C++ compiler's name or path, \"\" or None"
+                "compiler %r isn't found" % wanted, allowed='allowed: a C++ compiler\'s name or path, "" or None'
             )
         return "", "no compiler: g++ isn't found"
     if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
