@@ -1,4 +1,4 @@
-"""The IPython extension: `%kbackend`, `%kdiff`, and the cell numbers shown with errors and nodes."""
+"""The face in IPython: `%kbackend`, and what `%load_ext kernelk` and `%unload_ext kernelk` do."""
 
 from __future__ import annotations
 

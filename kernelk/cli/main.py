@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs, lists and checks engines, and times scripts; other modules do all the work.
+"""The program `kernelk`: reads its command line and calls what does the work (manage, environments, measure).
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """

@@ -1,4 +1,4 @@
-"""Runs scripts as bodies to measure, for `kernelk time`, `profile` and `compare`."""
+"""Turns scripts into functions to measure, for the commands `kernelk time`, `profile` and `compare`."""
 
 from __future__ import annotations
 

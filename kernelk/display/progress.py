@@ -1,4 +1,4 @@
-"""Progress messages of long tasks: lines that stay, and one that is updated, in terminals and notebooks alike."""
+"""Shows the progress of a long task: lines that stay and one that is rewritten, in a terminal and in a notebook."""
 
 from __future__ import annotations
 

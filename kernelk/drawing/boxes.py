@@ -1,4 +1,4 @@
-"""Turns a graph into boxes and arrows for `drawing`, labelled with the user's own names."""
+"""First step of a drawing: turns recorded nodes into boxes and arrows, with the names that their user knows."""
 
 from __future__ import annotations
 

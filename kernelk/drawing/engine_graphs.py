@@ -1,4 +1,4 @@
-"""`%kshow`: each engine's compiled form of the same graph, side by side and in the engine's own format."""
+"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
 
 from __future__ import annotations
 

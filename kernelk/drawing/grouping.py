@@ -1,4 +1,4 @@
-"""Groups the boxes of a large graph for `drawing`: by name scope, by chain of ops, and by stretch of code."""
+"""Second step of a drawing: joins boxes into groups, by name scopes, straight rows of ops and stretches of code."""
 
 from __future__ import annotations
 

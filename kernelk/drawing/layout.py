@@ -1,4 +1,4 @@
-"""Lays out the boxes of a drawing: in layers from inputs to outputs, ordered and placed by igraph."""
+"""Third step of a drawing: places the boxes in layers from inputs to outputs, by igraph's layout."""
 
 from __future__ import annotations
 

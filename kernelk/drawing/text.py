@@ -1,4 +1,4 @@
-"""Writes a graph as text for `drawing`: from the outputs down to the inputs, one line for each box."""
+"""Last step in a terminal: writes the boxes as text, from the outputs down to what they are computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles: one file with everything that an engine's environment is built from, for machines without network.
+"""Writes and installs bundles: one file with all that an environment is built from, for machines without a network.
 
 A bundle is a zip file: `bundle.json` says for which engines and Pythons, `files/` has what pip installs. Its files are
 compared with the lock of the kernelk that installs them, so that a bundle needs no trust of its own.

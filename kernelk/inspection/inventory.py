@@ -1,4 +1,4 @@
-"""Lists the contents of a session by notebook name, for `%ktensors` and the panel; asks no engine, holds nothing.
+"""Collects what lives in a session, by its notebook names, for `%ktensors` and the panel; keeps nothing alive.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 

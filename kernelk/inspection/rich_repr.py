@@ -1,4 +1,4 @@
-"""Displays a tensor or function at the end of a cell, in a terminal or a notebook, without asking an engine."""
+"""Shows one tensor or function at the end of a cell, in a terminal and in a page; no engine computes for it."""
 
 from __future__ import annotations
 

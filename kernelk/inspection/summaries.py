@@ -1,4 +1,4 @@
-"""Statistics of a tensor's value, for `%ktensors` and the panel; has no side effects and starts no engine.
+"""Summarises tensors' values in numbers, for `%ktensors` and the panel; has no side effects, starts no engine.
 
 `Summary.as_dict` is what the panel's front end reads, strict JSON. Numbers that JSON or JavaScript can't hold are
 strings: "NaN", "Infinity", "-Infinity", integers beyond 2**53.

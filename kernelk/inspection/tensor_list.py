@@ -1,4 +1,4 @@
-"""`%ktensors` and `kernelk.tensors`: the session's tensors and functions as a table, with statistics on request."""
+"""Makes the list of `%ktensors` from the inventory, with summaries of the values if requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kernelk doctor`: checks each engine in a separate worker, and says what is missing and the exact next command.
+"""Examines the engines for `doctor`: tries each in a worker, and reports what is missing with the next command.
 
 Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
 """
@@ -33,7 +33,6 @@ from ..environments.recipes import RECIPES
 from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
-from ..ops import primitives as _rules  # noqa: F401 (enters the rules of matmul and the other primitives)
 from ..ops.gradients import gradients
 from ..session.current import entered, existing
 from ..session.function import Function

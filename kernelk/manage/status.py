@@ -1,4 +1,4 @@
-"""The table that `%kbackend` shows: every engine, its state, and which setting chose the active one."""
+"""Lists the engines for `%kbackend`: each one's state, and which setting chose the active one; starts nothing."""
 
 from __future__ import annotations
 

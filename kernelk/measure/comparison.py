@@ -1,4 +1,4 @@
-"""Compares the same calls on several engines, or several bodies on one engine, in rounds of random order."""
+"""Compares recorded calls for `%%kcompare`: several engines, or several bodies on one, in rounds of random order."""
 
 from __future__ import annotations
 

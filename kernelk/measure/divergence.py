@@ -1,4 +1,4 @@
-"""Finds where two engines differ: computes every node that a tensor needs on both, and reports the first op."""
+"""Finds for `%kdiff` the first op where two engines diverge: computes every node that a tensor needs on both."""
 
 from __future__ import annotations
 

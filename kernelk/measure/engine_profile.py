@@ -1,4 +1,4 @@
-"""`%kprofile --engine`: runs the engine's own profiler on a call as it really runs, fused."""
+"""Asks the engine's own profiler about a call as it really runs, fused, for `%kprofile --engine`."""
 
 from __future__ import annotations
 

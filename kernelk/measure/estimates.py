@@ -1,4 +1,4 @@
-"""Statistics of samples: medians and paired ratios with confidence intervals, and whether the machine was steady."""
+"""Estimates from samples: medians and paired ratios with confidence intervals, and whether the machine was steady."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`%kprofile`: times each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+"""Profiles a recorded call for `%kprofile`: each node by itself on its real inputs, beside the call as compiled."""
 
 from __future__ import annotations
 

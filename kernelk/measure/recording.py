@@ -1,4 +1,4 @@
-"""Records the calls that a body of code makes while it runs once, so that they can be repeated on any engine."""
+"""First step of every measurement: runs a body of code once and notes its calls, to repeat them on any engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes each node of a graph computable by itself, for tools that examine every op, such as `divergence`."""
+"""Takes a graph apart for `divergence` and `profiling`: each node by itself, to be computed on its own."""
 
 from __future__ import annotations
 

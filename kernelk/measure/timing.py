@@ -1,4 +1,4 @@
-"""Times calls on an engine: compile, first run, steady state, transfer; each figure separately."""
+"""Times recorded calls for `%ktime`: compile, first run, steady state and transfer, each figure by itself."""
 
 from __future__ import annotations
 

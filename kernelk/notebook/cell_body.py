@@ -1,4 +1,4 @@
-"""Turns a cell's text into a function to run and time, in the notebook's namespace, returning its last expression."""
+"""Between a magic and what measures: turns a cell's text into a function that runs in the notebook's own names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tab completion for kernelk's magics: engines, options and devices; starts and imports no engine."""
+"""Completes the lines of kernelk's magics at the Tab key: engines, options, devices; it starts no engine."""
 
 from __future__ import annotations
 
