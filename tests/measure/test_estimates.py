@@ -87,6 +87,6 @@ def test_unsteady_samples_are_called_so() -> None:
     calm = generator.normal(1, 0.01, 100)
     assert unsteadiness(calm) == ""
     assert "second half took 1.5" in unsteadiness(np.concatenate([calm[:50], calm[50:] * 1.5]))
-    assert "spreads" in unsteadiness(generator.lognormal(0, 0.3, 100))
+    assert "spans" in unsteadiness(generator.lognormal(0, 0.3, 100))
     assert "outliers" in unsteadiness(np.concatenate([calm, np.full(12, 9.0)])[generator.permutation(112)])
     assert "only 2 samples" in unsteadiness([1.0, 1.0])

@@ -439,7 +439,7 @@ REFUSED = [
     ("torch --threads=0", "threads='0' isn't allowed: allowed are 1 to "),
     ("torch --threads", "--threads: expected one argument"),
     ("torch --threads -3", "threads='-3' isn't allowed"),
-    ("torch --in-kernel --worker", "--in-kernel and --worker exclude one another"),
+    ("torch --in-kernel --worker", "--in-kernel and --worker exclude each other"),
     ("theano --in-kernel", "next: %kbackend theano, which runs it in a worker"),
     ("cntk --in-kernel", "next: %kbackend cntk, which runs it in a worker"),
     ("numpy --worker", "numpy has no worker"),

@@ -176,7 +176,7 @@ def test_inputs_must_be_placeholders() -> None:
     with pytest.raises(ArgumentError, match="inputs must be placeholders"):
         K.function([v], [v])
     x = K.placeholder(())
-    with pytest.raises(ArgumentError, match="twice among the inputs"):
+    with pytest.raises(ArgumentError, match="appears twice in the inputs"):
         K.function([x, x], [x])
 
 

@@ -72,7 +72,7 @@ def test_to_dense_is_dense() -> None:
 def test_set_value_takes_a_matrix_whole_or_not_at_all() -> None:
     v = K.variable(sparse.csr_matrix(DENSE))
     K.set_value(v, sparse.csr_matrix(2 * DENSE))
-    with pytest.raises(ShapeError, match=r"\(4, 5\), the value \(2, 5\)"):
+    with pytest.raises(ShapeError, match=r"\(4, 5\), but the value has \(2, 5\)"):
         K.set_value(v, sparse.csr_matrix(DENSE[:2]))
     assert np.array_equal(K.get_value(v), 2 * DENSE)
 

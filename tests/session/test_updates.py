@@ -201,13 +201,13 @@ def test_an_arrays_floats_take_the_variables_dtype(backend: str) -> None:
         assert_close(K.get_value(v), np.array(wanted, "float32"))
     integer = K.variable([1, 2], dtype="int32")
     for update in (K.update, K.update_add, K.update_sub):
-        with pytest.raises(DTypeError, match="is int32, the value float64"):
+        with pytest.raises(DTypeError, match="is int32, but the value is float64"):
             update(integer, np.array([0.5, 1.0]))
 
 
 def test_precision_is_never_lost_in_silence() -> None:
     v = K.variable([1.0], name="w")
-    with pytest.raises(DTypeError, match=r"'w' is float32, the value float64.*K\.cast\(value, 'float32'\)"):
+    with pytest.raises(DTypeError, match=r"'w' is float32, but the value is float64.*K\.cast\(value, 'float32'\)"):
         K.update(v, K.constant([1.0], dtype="float64"))
     integer = K.variable([1], dtype="int32")
     with pytest.raises(DTypeError):
