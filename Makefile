@@ -14,8 +14,10 @@ BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
+# So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
+TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate smoke lab screenshots bench parity soak keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench parity soak keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,7 +42,7 @@ demo: setup  ## the main job: runs the first notebook, prints its table, writes 
 	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
 
 test: setup lint gate  ## the whole suite, after the linters and the island gate
-	$(PYTEST) -m "not soak" --ignore tests/island/test_island_gate.py
+	$(PYTEST) --numprocesses $(TESTERS) --dist loadfile -m "not soak" --ignore tests/island/test_island_gate.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -50,8 +52,8 @@ lint: $(STAMP)  ## ruff and mypy
 gate: setup  ## the island under a real Python 3.6
 	$(PYTEST) --quiet tests/island/test_island_gate.py
 
-smoke: setup  ## one minute: numpy and one worker, from a swap to a killed worker
-	$(PYTEST) --quiet tests/project/test_smoke.py
+test-fast: setup  ## about a minute: what numpy alone shows of all packages, and one worker, from a swap to its end
+	$(PYTEST) --quiet -m "not (worker or kernel or browser or slow or soak)"
 
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)

@@ -132,7 +132,7 @@ class UpdateError(KernelKError, ValueError):
 
 
 class StaleTensorError(KernelKError, RuntimeError):
-    """A tensor or variable from before `K.clear_session()` was used after it."""
+    """A tensor or variable from before `K.clear_session()` was used after it, or one of another session."""
 
 
 class _Refused(KernelKError):

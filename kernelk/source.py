@@ -14,7 +14,10 @@ PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 class _Cell:
-    """The number of the cell that runs now; 0 outside a notebook."""
+    """The number of the cell that runs now; 0 outside a notebook.
+
+    The process's and no session's: IPython has one shell, which runs one cell at a time, and errors are shown by it.
+    """
 
     number = 0
 

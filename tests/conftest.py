@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 from helpers.brake import BRAKED, Brake  # noqa: E402
 from helpers.engines import ENGINES, WORKERS, activate, reset  # noqa: E402
 from helpers.fake_engines import register  # noqa: E402
+from helpers.marks import mark  # noqa: E402
 
 import kernelk  # noqa: E402
 from kernelk.engines import worker_host  # noqa: E402
@@ -78,7 +79,8 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host = current().hosts.pop("spare", None)
     if host is not None:
         host.stop()
-    current()._logs.pop("spare", None)
+    current().logs.pop("spare", None)
+    current().engine_options.pop("spare", None)
 
 
 @pytest.fixture
@@ -91,6 +93,13 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by what it costs."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            mark(item)
 
 
 def pytest_report_header() -> str:

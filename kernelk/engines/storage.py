@@ -171,7 +171,7 @@ class Transfer:
                 self._storage.drop_segment(self.segment)
             self.segment = self._storage.new_segment(max(1 << 20, size * 5 // 4))
 
-    def place(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:
+    def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:
         """The next array of this call: its reference and the ndarray itself."""
         assert self.segment is not None
         offset = self._used

@@ -103,13 +103,13 @@ class WorkerLog:
         """What was said after a mark, as far as it is held, and how many bytes of it aren't."""
         with self._lock:
             count = self.total - mark
-            found: list[bytes] = []
+            pieces: list[bytes] = []
             for piece in reversed(self._pieces):
                 if count <= 0:
                     break
-                found.append(piece[-count:])
-                count -= len(found[-1])
-            return b"".join(reversed(found)).decode("utf-8", "replace"), max(count, 0)
+                pieces.append(piece[-count:])
+                count -= len(pieces[-1])
+            return b"".join(reversed(pieces)).decode("utf-8", "replace"), max(count, 0)
 
 
 def last_words(text: str) -> str:

@@ -92,7 +92,7 @@ class Calls:
         _check_able(host, program)
         encoded, _ = program.encode(specialisation)
         constants = [node.array for node in program.constants]
-        references = self._place(constants)
+        references = self._written(constants)
         try:
             with host.waiting("compiling"):
                 reply = host.request(
@@ -120,7 +120,7 @@ class Calls:
             "slots": [*encoded["inputs"], *encoded["slots"]],
             "updates": [[slot + shift, number] for slot, number in encoded["updates"]],
         }
-        references = self._place([*(node.array for node in program.constants), *feeds])
+        references = self._written([*(node.array for node in program.constants), *feeds])
         number = next(_timed_numbers)
         message = {
             "do": "time",
@@ -149,7 +149,7 @@ class Calls:
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
         encoded, _ = program.encode(specialisation)
-        references = self._place([node.array for node in program.constants])
+        references = self._written([node.array for node in program.constants])
         message = {"do": "describe", "program": encoded, "constants": references, "names": names}
         try:
             with host.held(), host.waiting("compiling"):
@@ -157,12 +157,13 @@ class Calls:
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
 
-    def _place(self, arrays: list[Array]) -> list[Reference]:
+    def _written(self, arrays: list[Array]) -> list[Reference]:
+        """Copies arrays into the transfer segment; where they lie there."""
         self._begin(sum(aligned(array.nbytes) for array in arrays))
         references = []
         for array in arrays:
-            reference, place = self.transfer.place(array.nbytes, array.dtype.name, array.shape)
-            place[...] = array
+            reference, memory = self.transfer.reserve(array.nbytes, array.dtype.name, array.shape)
+            memory[...] = array
             references.append(reference)
         return references
 
@@ -187,8 +188,8 @@ class Calls:
             return plan  # type: ignore[no-any-return]
         outputs = program.output_arrays(specialisation)
         self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
-        fed = [self.transfer.place(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
-        results = [self.transfer.place(*output) for output in outputs]
+        fed = [self.transfer.reserve(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
+        results = [self.transfer.reserve(*output) for output in outputs]
         slots = [variable.slots for variable in program.slots]
         updated = [slots[slot] for slot, _ in program.updates]
         definition = {

@@ -8,8 +8,7 @@ is that visitor's, for all that it computes. A thread that has entered none work
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from traitlets import Any, HasTraits
@@ -54,11 +53,9 @@ def existing() -> Session | None:
     return current_state().session  # type: ignore[no-any-return]
 
 
-@contextmanager
-def entered(session: Session) -> Iterator[Session]:
+def entered(session: Session) -> AbstractContextManager[None]:
     """Inside, in this thread or asyncio task, `current()` is this session."""
-    with state.entered(session.state):
-        yield session
+    return state.entered(session.state)
 
 
 def stop_engines() -> None:

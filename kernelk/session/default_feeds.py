@@ -65,13 +65,13 @@ def known_feeds(
         if isinstance(y, Function) and any(key is x for x in y.inputs) and not any(key is x for x in needed):
             # Its call takes a value for it, and does nothing with it.
             continue
-        found = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
-        if len(found) != 1:
+        matching = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
+        if len(matching) != 1:
             names = ", ".join(f"'{x.name}'" for x in needed) or "none"
             what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
-            why = "several placeholders are named" if found else "it needs no placeholder named"
+            why = "several placeholders are named" if matching else "it needs no placeholder named"
             raise FeedError(f"{asker}: {why} {what}", allowed=f"it needs {names}")
-        known[id(found[0])] = value
+        known[id(matching[0])] = value
     missing = []
     for x in needed:
         if id(x) not in known:

@@ -126,14 +126,14 @@ class Function:
     def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:
         """The program for a backend that defines `ops`."""
         key: Any = (phase, ops)
-        found = self._programs.get(key)
-        if found is not None:
-            return found
+        known = self._programs.get(key)
+        if known is not None:
+            return known
         if feeds is not None:
             shapes = tuple([feed.shape for feed in feeds])
-            found = self._programs.get((phase, ops, shapes))
-            if found is not None:
-                return found
+            known = self._programs.get((phase, ops, shapes))
+            if known is not None:
+                return known
         program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
         self._keys[program.key] = None
         drop_oldest(self._keys, MANY_KEYS)

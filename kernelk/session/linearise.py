@@ -40,10 +40,10 @@ def linearised(
             host = session.host("numpy")
             host.start()
             program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)
-            found = program.from_shapes([feed.shape for feed in feeds])
-            needs = "values" if found is None or program.prints or "values" in (needs, inner) else "shapes"
-            if found is None:
-                found = session.calls.execute(host, program, feeds)
-            values.update({id(tensor): value for tensor, value in zip(needed.tensors, found)})
+            lengths = program.from_shapes([feed.shape for feed in feeds])
+            needs = "values" if lengths is None or program.prints or "values" in (needs, inner) else "shapes"
+            if lengths is None:
+                lengths = session.calls.execute(host, program, feeds)
+            values.update({id(tensor): value for tensor, value in zip(needed.tensors, lengths)})
             # What is printed on the way stands behind the outputs that were asked for.
-            printed += [*program.printed, *zip(program.prints, found[len(needed.tensors) :])]
+            printed += [*program.printed, *zip(program.prints, lengths[len(needed.tensors) :])]

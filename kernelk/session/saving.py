@@ -117,7 +117,7 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
     array for each variable, under its name; of several with one name the newest has it, older ones are "w#2", "w#3".
     Raises ArgumentError for a name that no live variable has, FileError where the file can't be written.
     """
-    place = _place(path)
+    place = _npz_path(path)
     session = current()
     # What only a cycle of garbage holds is no variable of the user's any more.
     gc.collect()
@@ -149,7 +149,7 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
     return Saved(place, [key for key, _ in listed], sum(variable.slots.nbytes for _, variable in listed))
 
 
-def _place(path: str | os.PathLike[str]) -> Path:
+def _npz_path(path: str | os.PathLike[str]) -> Path:
     try:
         place = Path(path).expanduser()
     except TypeError:
@@ -253,10 +253,10 @@ def load(
     An npz file by others gives values by name. Raises FileError for a file that can't be read, LoadRefusedError where
     a shape, a dtype or a number of namesakes doesn't fit.
     """
-    place = Path(path) if isinstance(path, (str, os.PathLike)) else _place(path)
+    place = Path(path) if isinstance(path, (str, os.PathLike)) else _npz_path(path)
     place = place.expanduser()
     if not place.exists():
-        place = _place(place)
+        place = _npz_path(place)
     values, about = _read(place)
     known = {Identity(kind, text): list[str]() for _, kind, text in about["variables"]}
     for key, kind, text in reversed(about["variables"]):

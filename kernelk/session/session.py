@@ -58,11 +58,12 @@ class Session(HasTraits):
         self.shown: weakref.WeakKeyDictionary[Tensor, Shown] = weakref.WeakKeyDictionary()
         self.swaps: list[Any] = []
         self.engine_options: dict[str, dict[str, Any]] = {}  # engine's name -> what the user asked for; see make_host
+        self.logs: dict[str, WorkerLog] = {}
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
-        self._logs: dict[str, WorkerLog] = {}
         self.calls = Calls(self.storage, self.state, self.safe_point)
         self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
+        self.hub: Any = None  # what tells the panels, once one was open: see widgets
         self.announced = False
         name, self.chosen_by = config.chosen_backend()
         self.active = name
@@ -171,7 +172,7 @@ class Session(HasTraits):
 
     def log_of(self, name: str) -> WorkerLog:
         """What an engine's workers have said, the dead ones too, for the whole life of the session."""
-        return self._logs.setdefault(name, WorkerLog())
+        return self.logs.setdefault(name, WorkerLog())
 
     def stop_engines(self) -> None:
         """Stops every engine; variables stay, and the next use starts what it needs."""

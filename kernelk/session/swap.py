@@ -53,7 +53,7 @@ def set_backend(
     return report
 
 
-@dataclass
+@dataclass(slots=True)
 class Preparation:
     """How a swap will go, decided before anything is started or changed: which host takes over, with which options.
 
@@ -93,11 +93,12 @@ def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, 
 def _decided(
     session: Session, engine: Engine, changes: dict[str, Any], options: dict[str, Any], beside: bool = False
 ) -> Preparation:
-    known_host, known_options = session.hosts.get(engine.name), session.engine_options.get(engine.name, {})
-    as_it_is = runs_with(known_host, options)
-    replaces = options != known_options and not as_it_is
+    known_host, known_options = session.hosts.get(engine.name), dict(session.engine_options.get(engine.name, {}))
+    same = options == known_options
+    runs = (beside or not same) and runs_with(known_host, options)
+    replaces = not same and not runs
     host = known_host
-    if host is None or replaces or (beside and not as_it_is):
+    if host is None or replaces or (beside and not runs):
         host = session.make_host(engine.name, options)
     return Preparation(engine, changes, options, host, replaces, known_host, known_options)
 

@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -217,8 +218,8 @@ class Hub:
         self._listen()
         panel.send({"kind": "engines", **self._engines()})
         panel.send(self.jobs.as_message())
-        found = self._rows(panel)
-        panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in found.values()]})
+        listed = self._rows(panel).values()
+        panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in listed]})
         panel.send({"kind": "timings", **facts.timings(self.session)})
 
     def _bye(self, panel: Panel, message: dict[str, Any]) -> None:
@@ -260,9 +261,9 @@ class Hub:
     # --- tensors ---
 
     def _rows(self, panel: Panel) -> dict[int, tuple[Row, int]]:
-        found = {row.key: (row, _version(row)) for row in rows(self.session, panel.namespace)}
-        self._known[panel] = found
-        return found
+        known = {row.key: (row, _version(row)) for row in rows(self.session, panel.namespace)}
+        self._known[panel] = known
+        return known
 
     def _refresh(self) -> None:
         """Tells each panel what has changed since it was last told."""
@@ -279,8 +280,8 @@ class Hub:
             panel.send({"kind": "changes", "changed": changed, "gone": gone})
             self._remember(panel, engines, now)
 
-    def _remember(self, panel: Panel, engines: dict[str, Any], found: dict[int, tuple[Row, int]]) -> None:
-        listed = [row for row, _ in found.values()]
+    def _remember(self, panel: Panel, engines: dict[str, Any], known: dict[int, tuple[Row, int]]) -> None:
+        listed = [row for row, _ in known.values()]
         words = f"active: {engines['active']}, chosen by {engines['chosen_by']}"
         html = static.as_html(engines, listed, words, panel.mark)
         panel.remember(html, static.as_text(engines, listed, words))
@@ -291,15 +292,15 @@ class Hub:
         keys = [key for key in message.get("keys", ()) if isinstance(key, int)]
         names = names_of(panel.namespace)
         known = self._known.get(panel, {})
-        found: list[dict[str, Any]] = []
-        while keys and (not found or time.perf_counter() - begin < TURN):
+        summaries: list[dict[str, Any]] = []
+        while keys and (not summaries or time.perf_counter() - begin < TURN):
             key = keys.pop(0)
             row = known.get(key)
             target = row and row[0].ref()
             if target is None or row is None or row[0].kind == "function":
                 continue
-            found.append(summary(self.session, target, names).as_dict())
-        panel.send({"kind": "summaries", "found": found, "later": keys})
+            summaries.append(summary(self.session, target, names).as_dict())
+        panel.send({"kind": "summaries", "found": summaries, "later": keys})
 
     # --- timings, graph, native ---
 
@@ -317,25 +318,25 @@ class Hub:
         from ..drawing.drawing import draw
 
         key = message.get("key")
-        found: dict[str, Any] = {"kind": "graph", "for": key, "graph": None, "error": ""}
+        answer: dict[str, Any] = {"kind": "graph", "for": key, "graph": None, "error": ""}
         try:
             target = self._target(panel, message)
             opened = [name for name in message.get("opened", ()) if isinstance(name, str)]
             drawing = draw(target, opened=opened, times=bool(message.get("times")) or None, names=panel.namespace)
-            found["graph"] = drawing.as_dict()
+            answer["graph"] = drawing.as_dict()
         except KernelKError as error:
-            found["error"] = str(error)
-        panel.send(found)
+            answer["error"] = str(error)
+        panel.send(answer)
 
     def _native(self, panel: Panel, message: dict[str, Any]) -> None:
         from ..drawing.engine_graphs import show
 
         key = message.get("key")
         try:
-            found = facts.native(show(self._target(panel, message), names=panel.namespace))
+            views = facts.native(show(self._target(panel, message), names=panel.namespace))
         except KernelKError as error:
-            found = {"columns": [], "note": "", "error": str(error)}
-        panel.send({"kind": "native", "for": key, **found})
+            views = {"columns": [], "note": "", "error": str(error)}
+        panel.send({"kind": "native", "for": key, **views})
 
 
 def _in_cell(shell: Any) -> bool:
@@ -373,19 +374,22 @@ _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
     "native": Hub._native,
 }
 
-_hubs: dict[Session, Hub] = {}
+# A session has its hub, so that the two go together when a host lets a visitor's session go.
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 
 def hub() -> Hub:
     """The current session's hub; made at the first call."""
     session = current()
-    if session not in _hubs:
-        _hubs[session] = Hub(session)
-    return _hubs[session]
+    if session.hub is None:
+        session.hub = Hub(session)
+        _hubs.add(session.hub)
+    return session.hub  # type: ignore[no-any-return]
 
 
 def close() -> None:
     """Closes all panels; the next one begins anew."""
-    while _hubs:
-        _, found = _hubs.popitem()
-        found.close()
+    for one in list(_hubs):
+        one.session.hub = None
+        _hubs.discard(one)
+        one.close()

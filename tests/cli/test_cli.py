@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.fake_programs import program
-from helpers.processes import PROJECT, wait_until
+from helpers.processes import PATIENCE, PROJECT, wait_until
 
 from kernelk import __version__
 from kernelk.cli import main
@@ -29,7 +29,7 @@ def kernelk(home: Path, *arguments: str, **settings: str) -> subprocess.Complete
         "KERNELK_ENVS": str(home / "envs"),
     }
     command = [sys.executable, "-m", "kernelk", *arguments]
-    return subprocess.run(command, env=environment | settings, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment | settings, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def problem(done: subprocess.CompletedProcess[str]) -> str:
@@ -62,7 +62,7 @@ def test_list_shows_a_half_built_folder(tmp_path: Path) -> None:
 def test_list_shows_what_is_installed() -> None:
     installed = {name: places.marker(name) for name in RECIPES}
     command = [sys.executable, "-m", "kernelk", "list"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if "other pins" not in line)
     for name, noted in installed.items():
@@ -145,7 +145,9 @@ def test_an_engine_of_the_kernels_own_environment_is_used_from_there(tmp_path: P
         "print(str(r.interpreter(e)) == sys.executable, r.version(e))"
     )
     environment = os.environ | {"PYTHONPATH": path}
-    asked = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    asked = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert asked.stdout == "True 9.8.7\n", asked.stderr
     listed = kernelk(tmp_path, "list", PYTHONPATH=path).stdout
     assert "tensorflow: installed, TensorFlow 9.8.7, Python " in listed
@@ -185,7 +187,7 @@ def test_the_reader_may_leave(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "kernelk", "list"]
-    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     os.close(write)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -198,7 +200,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_installed(tmp_path: Path) -> None
     process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert wait_until((tmp_path / "begun").exists)
     process.send_signal(signal.SIGINT)
-    _, problems = process.communicate(timeout=20)
+    _, problems = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert problems == "kernelk: stopped; the installation was not completed; next: run the same command again\n"
     assert "cntk: not installed; next: `kernelk install cntk`" in kernelk(tmp_path, "list").stdout

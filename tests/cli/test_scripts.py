@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.engines import activate
+from helpers.processes import PATIENCE
 
 STEP = """
 import sys
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def kernelk(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kernelk", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == status, done
     assert "Traceback" not in done.stderr
     return done

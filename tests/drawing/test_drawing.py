@@ -7,7 +7,6 @@ import builtins
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -252,9 +251,7 @@ def test_times_are_written_as_well_as_coloured(monkeypatch: pytest.MonkeyPatch) 
     y = K.tanh(K.dot(x, w))
     train = K.function([x], [y], [K.update(w, K.exp(y))])
     counter = current_state().seeds.counter
-    start = time.monotonic()
     drawing = kernelk.draw(train, times=True, feeds={x: np.ones((2, 2))})
-    assert time.monotonic() - start < 60
     assert np.array_equal(K.get_value(w), np.ones((2, 2)))
     assert current_state().seeds.counter == counter
     slow = next(node for node in drawing.as_dict()["nodes"] if node["op"] == "tanh")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from helpers.engines import absent
-from helpers.processes import TESTS, environment
+from helpers.processes import PATIENCE, TESTS, environment
 
 from kernelk.engines import registry
 from kernelk.engines.descriptors import Engine
@@ -31,7 +31,7 @@ def _run(engine: str, cases: str) -> subprocess.CompletedProcess[str]:
         env=environment(PYTEST_CURRENT_TEST=None),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
 
 

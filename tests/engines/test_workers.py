@@ -21,7 +21,7 @@ import pytest
 from helpers.arrays import DTYPES, same_bits
 from helpers.brake import Brake
 from helpers.engines import WORKERS, activate
-from helpers.processes import alive, environment, run_script, wait_until
+from helpers.processes import PATIENCE, alive, environment, run_script, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -270,7 +270,11 @@ def cpu(pid: int) -> int:
 
 def test_a_kernel_that_ends_leaves_nothing_behind(worker: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _KERNEL, worker, "end"], env=environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", _KERNEL, worker, "end"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     pid, scratch = json.loads(done.stdout.splitlines()[-1])

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.engines import absent
 from helpers.messages import one_line
-from helpers.processes import PROJECT
+from helpers.processes import PATIENCE, PROJECT
 
 from kernelk import errors
 from kernelk.environments import bundles, places
@@ -101,7 +100,7 @@ def kernelk(*arguments: str, **settings: str) -> str:
     """Runs the program, which has to succeed; what it printed."""
     command = [sys.executable, "-m", "kernelk", *arguments]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)} | settings
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -144,9 +143,7 @@ def built(name: str, folder: Path) -> Path:
 
 
 def test_theano_is_bundled_and_installed_without_network(tmp_path: Path) -> None:
-    begin = time.monotonic()
     bundled_and_installed("theano", tmp_path)
-    assert time.monotonic() - begin < 240
 
 
 @pytest.mark.soak
@@ -154,7 +151,9 @@ def test_cntk_is_bundled_and_installed_without_network(tmp_path: Path) -> None:
     bundled_and_installed("cntk", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["theano", pytest.param("cntk", marks=pytest.mark.soak)])
+# `make setup` does it too, and the sizes change with the pins alone.
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["theano", "cntk"])
 def test_an_engine_is_installed_from_the_index_with_hashes(name: str, tmp_path: Path) -> None:
     said = kernelk("install", name, KERNELK_ENVS=str(tmp_path / "envs"))
     noted = json.loads((built(name, tmp_path) / "kernelk.json").read_text())

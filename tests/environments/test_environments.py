@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import pytest
 from helpers.fake_programs import fake_python, this_python
 from helpers.messages import one_line
-from helpers.processes import PROJECT, alive, wait_until
+from helpers.processes import PATIENCE, PROJECT, alive, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_client.manager import start_new_kernel
@@ -305,7 +304,7 @@ def start_install(folder: Path, *check: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, problems = process.communicate(timeout=100)
+    output, problems = process.communicate(timeout=PATIENCE)
     return process.returncode, output, problems
 
 
@@ -453,7 +452,7 @@ process.wait()
     assert wait_until(lambda: note.exists() and note.read_text() != "")
     os.kill(stopped.pid, signal.SIGINT)
     assert finish(stopped)[0] != 0
-    assert wait_until(lambda: not alive(int(note.read_text())), 5)
+    assert wait_until(lambda: not alive(int(note.read_text())))
     assert places.installed_python("tiny") is None
     assert left(places.root()) == []
 
@@ -474,7 +473,7 @@ def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> No
                     manager.interrupt_kernel()
 
         def run(code: str) -> dict[str, Any]:
-            reply: dict[str, Any] = client.execute_interactive(code, timeout=60, output_hook=hear)["content"]
+            reply: dict[str, Any] = client.execute_interactive(code, timeout=PATIENCE, output_hook=hear)["content"]
             return reply
 
         assert run(register)["status"] == "ok"
@@ -679,9 +678,9 @@ def test_the_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with install._lock(path, lambda: events.append("never")):
         thread = threading.Thread(target=second)
         thread.start()
-        assert wait_until(lambda: bool(events), 10)
+        assert wait_until(lambda: bool(events))
         events.append("first done")
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE)
     assert events == ["waits", "first done", "second"]
     assert not (tmp_path / "x.held").exists()
 
@@ -710,7 +709,7 @@ def test_a_held_lock_is_touched_while_its_owner_lives(tmp_path: Path, monkeypatc
     held = tmp_path / "x.held"
     with install._lock(tmp_path / "x.lock", lambda: None):
         os.utime(held, (0, 0))
-        assert wait_until(lambda: held.stat().st_mtime > 1e9, 10)
+        assert wait_until(lambda: held.stat().st_mtime > 1e9)
 
 
 # ---------------------------------------------------------------------------- stub libraries
@@ -797,7 +796,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 def test_the_engine_imports_and_computes(engine: str) -> None:
     recipe = RECIPES[engine]
     command = [str(need(engine)), "-I", "-c", recipe.check]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     noted = places.marker(engine)
     assert noted is not None
@@ -812,9 +811,7 @@ def test_a_second_install_starts_no_process(engine: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "Popen", forbidden)
     said: list[str] = []
-    started = time.perf_counter()
     assert manage_install.install(engine, report=said.append) == need(engine)
-    assert time.perf_counter() - started < 1
     assert len(said) == 1
     assert "already installed" in said[0]
 
@@ -839,5 +836,5 @@ except RuntimeError:
     print("refused")
 """
     command = [str(need("cntk")), "-I", "-W", "ignore", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

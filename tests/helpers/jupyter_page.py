@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers.engines import required
-from helpers.processes import environment, wait_until
+from helpers.processes import PATIENCE, environment, wait_until
 
 CHROMIUM = "/usr/bin/chromium"
 # Without what reaches out; and no sandbox, since tests may run as root in a container.
@@ -141,6 +141,7 @@ class Page:
         self.server = server
         self.front = front
         self.errors: list[str] = []
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
 
@@ -151,8 +152,8 @@ class Page:
             path.write_text(json.dumps(written(cells)))
         place = f"lab/tree/{name}?reset" if self.front == "lab" else f"notebooks/{name}"
         self.page.goto(f"{self.server.url}/{place}")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'", timeout=60_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'")
         self.own_errors = list(self.errors)
         return self
 
@@ -164,7 +165,7 @@ class Page:
         """Runs these cells, each when the one before has ended."""
         for place in places:
             self.start(place)
-            self.page.wait_for_function(_ENDED, arg=place, timeout=120_000)
+            self.page.wait_for_function(_ENDED, arg=place)
             cell = self.page.locator(".jp-Notebook .jp-Cell").nth(place)
             error = cell.locator('[data-mime-type="application/vnd.jupyter.error"]')
             assert error.count() == 0, error.all_inner_texts()
@@ -174,7 +175,7 @@ class Page:
         cell = self.page.locator(".jp-Notebook .jp-Cell").nth(place)
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_function(_RUN_SINCE, arg=place, timeout=30_000)
+        self.page.wait_for_function(_RUN_SINCE, arg=place)
 
     def output(self, place: int, text: str) -> None:
         """Waits until a cell has printed a text: a cell's end may be told before what it has printed."""
@@ -195,7 +196,7 @@ class Page:
     def restart(self) -> None:
         """Restarts the kernel."""
         self.page.evaluate(f"() => ({_NOTEBOOK}).context.sessionContext.restartKernel()")
-        self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'", timeout=60_000)
+        self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'")
 
     def new_errors(self) -> list[str]:
         """What the console and the page have complained of since the notebook was open."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from helpers.processes import environment
+from helpers.processes import PATIENCE, environment
 
 _CELLS = """
 import json, sys
@@ -16,6 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 shell = InteractiveShell.instance(colors="nocolor")
 shell.ast_node_interactivity = "last_expr"
+# Lines that count seconds come where the machine is slow: no part of what a cell prints.
+from kernelk.display import progress
+progress.DELAY = 1e6
 result = []
 for cell in json.loads(sys.stdin.read()):
     with capture_output() as captured:
@@ -42,7 +45,7 @@ def run_cells(cells: Sequence[str], **settings: str | None) -> list[dict[str, An
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -62,7 +65,7 @@ class Notebook:
         """All outputs of a cell, until the kernel is idle again."""
         found = []
         while True:
-            message = self.client.get_iopub_msg(timeout=120)
+            message = self.client.get_iopub_msg(timeout=PATIENCE)
             if message["parent_header"].get("msg_id") != request:
                 continue
             if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":

@@ -13,6 +13,9 @@ from typing import Any
 
 import kernelk
 
+# So long may another process take, on a machine however busy: it ends only what hangs.
+PATIENCE = 300
+
 PROJECT = Path(kernelk.__file__).parent.parent
 TESTS = Path(__file__).parent.parent
 
@@ -28,14 +31,14 @@ def run_script(code: str, **settings: str | None) -> Any:
     """Runs code in a new interpreter; what it leaves in `result` comes back by way of JSON."""
     script = f"{code}\nimport json as _json, sys as _sys\n_sys.stdout.flush()\nprint('\\n' + _json.dumps(result))"
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(**settings), capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", script], env=environment(**settings), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def wait_until(predicate: Callable[[], bool], seconds: float = 60) -> bool:
-    """Waits for something that other processes do; False if it hasn't happened after a generous time."""
+def wait_until(predicate: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+    """Waits for something that other processes do; False if it hasn't happened after all that time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if predicate():

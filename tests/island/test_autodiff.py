@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from helpers.engines import WORKERS, absent
+from helpers.processes import PATIENCE
 from parity import slopes, suite
 
 import kernelk.backends
@@ -175,7 +176,7 @@ def autodiff(engine: str, order: int, cases: list[tuple[Wanted, dict[str, Any], 
         absent(engine, error)
     island = Path(kernelk.backends.__file__).parent
     script = [python, HERE / "island_autodiff.py", island, engine, folder / "cases.npz", folder / "results.npz"]
-    done = subprocess.run(list(map(str, script)), cwd=folder, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(list(map(str, script)), cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     with np.load(folder / "results.npz") as results:
         return {name: results[name] for name in results.files}

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from helpers.processes import PROJECT, TESTS
+from helpers.processes import PATIENCE, PROJECT, TESTS
 
 from kernelk.environments import places
 
@@ -15,7 +15,7 @@ if places.installed_python("cntk") is None:
 
 def under_cntk(script: str, *arguments: str) -> str:
     command = [str(places.require_python("cntk")), str(TESTS / "island" / script), str(ISLAND), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import PROJECT
+from helpers.processes import PATIENCE, PROJECT
 
 from kernelk.environments.places import require_python
 from kernelk.errors import BackendNotInstalledError
@@ -70,7 +70,7 @@ def under_36() -> Any:
         [str(python), "-I", "-B", "-W", "error", "-c", _UNDER_36, json.dumps([str(ISLAND), names, list(AFTER_START)])],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         cwd=os.sep,
     )
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,8 @@ if importlib.util.find_spec("jax") is None:
         pytest.fail("JAX is not installed, and KERNELK_REQUIRE names it", pytrace=False)
     pytest.skip("JAX is not installed", allow_module_level=True)
 
+pytestmark = pytest.mark.worker
+
 FLOATS = ["float16", "float32", "float64"]
 SIGNED = ["int8", "int16", "int32", "int64"]
 UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]

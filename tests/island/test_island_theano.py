@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.processes import PROJECT, TESTS
+from helpers.processes import PATIENCE, PROJECT, TESTS
 
 from kernelk.environments.places import require_python
 
@@ -20,7 +20,7 @@ def run_script(tmp_path: Path, *arguments: str) -> str:
     work.mkdir()
     script = [str(require_python("theano")), str(TESTS / "island" / "island_theano.py")]
     done = subprocess.run(
-        [*script, str(ISLAND), str(tmp_path), *arguments], cwd=work, capture_output=True, text=True, timeout=280
+        [*script, str(ISLAND), str(tmp_path), *arguments], cwd=work, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -50,7 +50,7 @@ def test_windows_in_c_agree_with_the_definition(tmp_path: Path) -> None:
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE,
     )
     assert ", 0 failed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(done.stdout.rpartition("\n")[0].rpartition("\n")[2].split()[0]) > 100

@@ -21,6 +21,8 @@ if importlib.util.find_spec("torch") is None:
         raise RuntimeError("KERNELK_REQUIRE names torch, and PyTorch is not installed")
     pytest.skip("PyTorch is not installed", allow_module_level=True)
 
+pytestmark = pytest.mark.worker
+
 FLOATS = ["float16", "float32", "float64"]
 SIGNED = ["int8", "int16", "int32", "int64"]
 UNSIGNED = ["uint8", "uint16", "uint32", "uint64"]

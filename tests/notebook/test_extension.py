@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.engines import activate
 from helpers.notebooks import Notebook, run_cells
+from helpers.processes import PATIENCE, environment
 
 QUIET: dict[str, Any] = {"KERNELK_BACKEND": "numpy"}
 
@@ -55,7 +56,7 @@ def test_unload_leaves_everything_as_it_was(worker: str) -> None:
             "%config KernelK.log_bytes = 5000",
             "print([name for name, now in state().items() if now != before[name]])",
             "%unload_ext kernelk",
-            "import time\nfor _ in range(200):\n    if not state()['threads']: break\n    time.sleep(0.02)\n"
+            "import time\nfor _ in range(15_000):\n    if not state()['threads']: break\n    time.sleep(0.02)\n"
             "print([(name, before[name], now) for name, now in state().items() if now != before[name]])",
             "from kernelk import config\nprint(config.LIMITS == config.Limits(), K.eval(v + 1.0).tolist())",
         ],
@@ -100,13 +101,14 @@ def test_settings_by_config() -> None:
     cells = run_cells(
         [
             "%load_ext kernelk",
-            "from kernelk import backend as K, config\nv = K.variable([1.0])\ny = v * 2\ny.eval()",
+            "from kernelk import backend as K\nfrom kernelk.display import messages\n"
+            "v = K.variable([1.0])\ny = v * 2\ny.eval()",
             "%config KernelK.backend",
             "%config KernelK.backend = 'jax'",
             "r = %kbackend\nprint(r.active, r.chosen_by, K.eval(v + 1).tolist())",
             "r = %kbackend numpy",
             "%config KernelK.quiet = True",
-            "r = %config KernelK.backend\nprint(r, K.backend(), config.quiet())",
+            "r = %config KernelK.backend\nprint(r, K.backend(), messages.quiet())",
             "%config KernelK.reevaluation_seconds = 0",
             "r = %kbackend jax\nprint(r.reevaluated, r.not_reevaluated)",
             "%config KernelK.compiled_bytes = 1",
@@ -137,7 +139,6 @@ def profile(tmp_path: Path) -> Path:
 
 
 def start(notebook_settings: dict[str, Any]) -> tuple[Any, Any]:
-    from helpers.processes import environment
     from jupyter_client.manager import start_new_kernel
 
     return start_new_kernel(env=environment(**notebook_settings, JUPYTER_PREFER_ENV_PATH="1"))
@@ -262,7 +263,7 @@ def test_in_a_real_notebook_prints_come_in_order_and_debug_finds_the_frame() -> 
         client.allow_stdin = True
         request = client.execute("%debug", allow_stdin=True)
         for command in ("p k, meets", "q"):
-            client.get_stdin_msg(timeout=30)
+            client.get_stdin_msg(timeout=PATIENCE)
             client.input(command)
         text = "".join(one.get("text", "") for one in notebook.outputs(request))
         assert "linear.py" in text

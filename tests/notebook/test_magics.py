@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.engines import activate
 from helpers.notebooks import Notebook, run_cells
-from helpers.processes import alive, environment, wait_until
+from helpers.processes import PATIENCE, alive, environment, wait_until
 
 import kernelk
 from kernelk import backend as K
@@ -238,7 +238,7 @@ def test_the_notebooks_interrupt_and_end(notebook: Notebook) -> None:
     request = notebook.start("print('begun', flush=True)\nwhile True:\n    slow([np.eye(1200)])")
     seen = ""
     while "begun" not in seen:
-        message = notebook.client.get_iopub_msg(timeout=60)
+        message = notebook.client.get_iopub_msg(timeout=PATIENCE)
         seen += message["content"].get("text", "")
     notebook.manager.interrupt_kernel()
     found = notebook.outputs(request)

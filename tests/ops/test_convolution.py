@@ -345,6 +345,7 @@ def wide(values: Sequence[Array]) -> list[Array]:
     return [value.astype("float64") for value in values]
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("group", list(CASES))
 def test_values_are_those_of_plain_loops(backend: str, group: str, dtype: str) -> None:
@@ -398,6 +399,7 @@ def slopes(group: str) -> list[Slope]:
     return found
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("group", list(CASES))
 def test_gradients_are_those_of_finite_differences(backend: str, group: str) -> None:
     placeholders, feeds, outputs, expected = [], [], [], []
@@ -513,6 +515,7 @@ def lies() -> Any:
     return build()
 
 
+@pytest.mark.values
 @settings(max_examples=4, derandomize=True)
 @given(lie=lies())
 def test_any_windows(backend: str, lie: Lie) -> None:

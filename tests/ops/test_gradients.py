@@ -246,6 +246,7 @@ def test_every_rule_is_met_by_some_case() -> None:
     assert not missing
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("part", range(3))
 def test_every_engine_agrees_with_numpy(backend: str, part: int, dtype: str) -> None:

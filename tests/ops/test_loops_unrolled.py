@@ -59,6 +59,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_a_loop_is_its_unrolled_self(backend: str, step: Callable[..., Any]) -> None:
     """Values, first and second gradients in both phases, plain and masked: as the unrolled net has them on numpy."""

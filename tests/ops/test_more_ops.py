@@ -215,6 +215,7 @@ CASES = [
 ]
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_each_function_is_numpys(backend: str, dtype: str) -> None:
     random = np.random.default_rng(7)

@@ -323,17 +323,20 @@ def any_float(dtype: str) -> st.SearchStrategy[float]:
     return st.sampled_from(special) | drawn
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_elementwise_on_floats(backend: str, dtype: str) -> None:
     run(backend, Bundle(dtype, SHAPES_5, ELEMENTWISE + REAL), SHAPES_5, any_float(dtype))
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_arrangement_and_sums_of_floats(backend: str, dtype: str) -> None:
     quarters = st.integers(-16, 16).map(lambda n: n / 4)
     run(backend, Bundle(dtype, SHAPES_4, FINITE + SMOOTH), SHAPES_4, quarters)
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8"])
 def test_integers(backend: str, dtype: str) -> None:
     limits = np.iinfo(dtype)
@@ -342,12 +345,14 @@ def test_integers(backend: str, dtype: str) -> None:
     run(backend, Bundle(dtype, SHAPES_5, cases), SHAPES_5, elements)
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
 def test_arrangement_and_sums_of_integers(backend: str, dtype: str) -> None:
     limits = np.iinfo(dtype)
     run(backend, Bundle(dtype, SHAPES_4, FINITE), SHAPES_4, st.integers(max(-9, limits.min), 9))
 
 
+@pytest.mark.values
 def test_bools(backend: str) -> None:
     run(backend, Bundle("bool", SHAPES_5, BOOLS), SHAPES_5, st.booleans())
 
@@ -532,6 +537,7 @@ def random_case(draw: st.DrawFn) -> tuple[str, Any, Any, list[np.ndarray], list[
     return label, graph, reference, arrays, shapes
 
 
+@pytest.mark.values
 def test_random_shapes_known_and_unknown(backend: str) -> None:
     @settings(max_examples={"numpy": 60, "tensorflow": 8, "theano": 5, "cntk": 8, "jax": 5, "torch": 12}[backend])
     @given(cases=st.lists(random_case(), min_size=6, max_size=12))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from helpers.notebooks import run_cells
-from helpers.processes import alive, environment, wait_until
+from helpers.processes import PATIENCE, alive, environment, wait_until
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -71,7 +71,7 @@ class Front:
         """What panels are told, up to what is waited for."""
         found = []
         while True:
-            message = self.client.get_iopub_msg(timeout=60)
+            message = self.client.get_iopub_msg(timeout=PATIENCE)
             if message["msg_type"] != "comm_msg" or message["content"]["data"].get("method") != "custom":
                 continue
             if panel is not None and message["content"]["comm_id"] != panel:
@@ -89,7 +89,7 @@ class Front:
     def _until_idle(self, request: str) -> list[dict[str, Any]]:
         found = []
         while True:
-            message = self.client.get_iopub_msg(timeout=60)
+            message = self.client.get_iopub_msg(timeout=PATIENCE)
             if message["parent_header"].get("msg_id") == request:
                 if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
                     return found
@@ -145,7 +145,7 @@ def test_what_a_cell_gets_and_a_saved_notebook_keeps(front: Front) -> None:
     front.client.execute("r = kernelk.set_backend('lacking')")
     updated = ""
     while "active: lacking" not in updated:
-        message = front.client.get_iopub_msg(timeout=60)
+        message = front.client.get_iopub_msg(timeout=PATIENCE)
         if message["msg_type"] == "update_display_data":
             updated = message["content"]["data"]["text/html"]
 
@@ -236,8 +236,7 @@ def test_installing_what_is_there_and_what_pip_has_to(front: Front) -> None:
     front.ask(panel, do="install", engine="spare")
     assert front.hear(lambda one: one["kind"] == "told", panel)[-1]["text"] == "Spare is installed"
     front.text(
-        "register(Here(), Engine('lost', 'Lost', 'numpy_backend', 'NumpyBackend', imports='no_such', "
-        "install='pip install q'))"
+        "register(Here(), Engine('lost', 'Lost', 'numpy', 'NumpyBackend', imports='no_such', install='pip install q'))"
     )
     told = front.get(panel, "told", do="install", engine="lost")
     assert told["level"] == "error"
@@ -356,10 +355,10 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
     front.ask(panel, do="hello")
     front.hear(lambda one: one["kind"] == "timings", panel)
     client.control_channel.send(client.session.msg("create_subshell_request", {}))
-    subshell = client.control_channel.get_msg(timeout=60)["content"].get("subshell_id")
+    subshell = client.control_channel.get_msg(timeout=PATIENCE)["content"].get("subshell_id")
     code = "import asyncio, time\nprint('begun', flush=True)\nfor _ in range(20):\n    "
     client.execute(f"{code}{wait}\nat_its_end = K.backend()")
-    while client.get_iopub_msg(timeout=60)["content"].get("text", "").strip() != "begun":
+    while client.get_iopub_msg(timeout=PATIENCE)["content"].get("text", "").strip() != "begun":
         pass
     data = {"method": "custom", "content": {"request": "past", "view": "v", "do": "swap", "engine": "lacking"}}
     message = client.session.msg("comm_msg", {"comm_id": panel, "data": data})
@@ -368,7 +367,7 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
     client.shell_channel.send(message)
     seen: list[str] = []
     while "swapped" not in seen:
-        message = client.get_iopub_msg(timeout=60)
+        message = client.get_iopub_msg(timeout=PATIENCE)
         content = message["content"]
         if message["msg_type"] == "comm_msg" and content["data"].get("method") == "custom":
             told = content["data"]["content"]

@@ -87,12 +87,12 @@ def pick(page: Page, engine: str) -> Any:
 
 def active(page: Page, engine: str) -> None:
     """Waits until the engine is the active one."""
-    page.page.wait_for_selector(f'{PANEL} [data-engine="{engine}"][aria-pressed="true"]', timeout=90_000)
+    page.page.wait_for_selector(f'{PANEL} [data-engine="{engine}"][aria-pressed="true"]')
 
 
 def opened(page: Page) -> None:
     """Waits until the panel has heard from the kernel."""
-    page.page.wait_for_selector(f"{PANEL} [data-engine]", timeout=30_000)
+    page.page.wait_for_selector(f"{PANEL} [data-engine]")
 
 
 def names(page: Page) -> list[str]:
@@ -150,7 +150,9 @@ def test_swaps_in_lab_by_mouse_and_by_keyboard(lab: Page) -> None:
     assert page.locator(f"{PANEL} .kk-swap").count() == 3
 
 
-def test_a_refusal_and_a_queue(lab: Page) -> None:
+def test_a_refusal_and_a_queue(lab: Page, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    held = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.05)\nprint(K.backend())"
     code = """
 from kernelk.engines import Engine
 from helpers.fake_engines import lacking_engine
@@ -159,7 +161,7 @@ class Here:
 module = lacking_engine(Here(), "lacking", dtypes={"float64"})
 wide = K.variable(np.ones(3), dtype="float64", name="<img src=x onerror=alert(1)>")
 """
-    lab.open("refusal.ipynb", [SETUP + code, "%kpanel", "import time\ntime.sleep(3)\nprint(K.backend())"])
+    lab.open("refusal.ipynb", [SETUP + code, "%kpanel", held])
     page = lab.page
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     lab.run(0, 1)
@@ -182,6 +184,7 @@ wide = K.variable(np.ones(3), dtype="float64", name="<img src=x onerror=alert(1)
     lab.start(2)
     pick(lab, "lacking").click()
     page.wait_for_selector(f"{PANEL} .kk-queued:has-text('Swap to Lacking: queued until the running cell ends')")
+    go.touch()
     active(lab, "lacking")
     assert page.locator(f"{PANEL} .kk-queued").count() == 0
     lab.output(2, "numpy")
@@ -254,13 +257,13 @@ def test_the_graph_the_native_view_and_timings_in_lab(lab: Page) -> None:
     assert "numpy" in page.locator(f"{PANEL} .kk-column").first.inner_text()
     lab.run(2, 3)
     page.locator(f"{PANEL} [data-tab=timings]").click()
-    page.wait_for_selector(f"{PANEL} .kk-bar-label:text-is('torch')", timeout=60_000)
+    page.wait_for_selector(f"{PANEL} .kk-bar-label:text-is('torch')")
     assert page.locator(f"{PANEL} .kk-bars").count() == 2
     assert violations(lab) == []
     lab.shot(page.locator(PANEL), "panel-timings")
     page.locator(f"{PANEL} [data-tab=native]").click()
     page.locator(f"{PANEL} .kk-native button:text-is('Again')").click()
-    page.wait_for_selector(f"{PANEL} .kk-column:has-text('PyTorch')", timeout=60_000)
+    page.wait_for_selector(f"{PANEL} .kk-column:has-text('PyTorch')")
     assert violations(lab) == []
     lab.shot(page.locator(PANEL), "panel-native")
 
@@ -308,14 +311,14 @@ def test_a_restart_two_views_and_a_reopened_notebook_in_lab(lab: Page, server: S
     page.wait_for_function("() => document.querySelectorAll('.kernelk-panel [data-engine=numpy]').length === 2")
     # Two panels in step.
     page.locator(PANEL).nth(0).locator("[data-engine=torch]").click()
-    page.locator(PANEL).nth(1).locator("[data-engine=torch][aria-pressed=true]").wait_for(timeout=60_000)
+    page.locator(PANEL).nth(1).locator("[data-engine=torch][aria-pressed=true]").wait_for()
     saved = lab.save()
     (kept,) = saved["metadata"]["widgets"].values()
     assert len(kept["state"]) == 2
     assert all("active: torch" in entry["state"]["value"] for entry in kept["state"].values())
     # The page is closed and opened again while the kernel lives: the panel is live again.
     again = Page(browser.new_page(viewport={"width": 1240, "height": 1250}), server, "lab").open("restart.ipynb")
-    again.page.locator(PANEL).nth(0).locator("[data-engine=torch][aria-pressed=true]").wait_for(timeout=30_000)
+    again.page.locator(PANEL).nth(0).locator("[data-engine=torch][aria-pressed=true]").wait_for()
     again.page.close()
     # The kernel is restarted under it.
     lab.restart()
@@ -347,7 +350,7 @@ def test_ten_thousand_tensors_stay_smooth(lab: Page) -> None:
     lab.open("many.ipynb", [SETUP + 'x = K.placeholder((None,), name="x")\n' + many, "%kpanel"])
     lab.run(0, 1)
     page = lab.page
-    page.wait_for_selector(f"{PANEL} .kk-note:text-is('10001')", timeout=60_000)
+    page.wait_for_selector(f"{PANEL} .kk-note:text-is('10001')")
     assert page.locator(f"{PANEL} .kk-space .kk-row").count() < 60
     grid = page.locator(f"{PANEL} .kk-grid")
     # Sixty turns of the wheel are sixty frames, or nearly.

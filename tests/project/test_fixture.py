@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.processes import TESTS, environment
+from helpers.processes import PATIENCE, TESTS, environment
 
 
 def probe(tmp_path: Path, **settings: str | None) -> subprocess.CompletedProcess[str]:
@@ -23,7 +23,7 @@ def probe(tmp_path: Path, **settings: str | None) -> subprocess.CompletedProcess
         env=environment(KERNELK_ENVS=str(tmp_path / "none"), XDG_DATA_HOME=str(tmp_path), **settings),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import PATIENCE
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +17,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """import-linter with the contracts of pyproject.toml, on the kernelk of a folder."""
     code = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command as run; run()"
     command = [sys.executable, "-c", code, "--no-logo", "--no-cache"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_floors_hold() -> None:

@@ -40,6 +40,15 @@ def test_importing_kernelk_imports_next_to_nothing() -> None:
     assert run_script(code) == [[], False, True]
 
 
+def test_asking_for_the_session_imports_neither_numpy_nor_an_engine() -> None:
+    code = (
+        _LOADED
+        + "from kernelk.session import current, entered, existing\nimport kernelk.graph.state\n"
+        + "result = [existing(), loaded(), 'numpy' in sys.modules]"
+    )
+    assert run_script(code) == [None, [], False]
+
+
 def test_importing_k_and_writing_a_graph_imports_no_engine() -> None:
     code = (
         _LOADED

@@ -1,4 +1,4 @@
-"""`make smoke`: in under a minute, numpy and one worker take turns at one training run, and the worker is killed."""
+"""The one worker of `make test-fast`: it and numpy take turns at one training run, and it is killed."""
 
 from __future__ import annotations
 

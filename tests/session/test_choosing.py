@@ -15,7 +15,7 @@ import pytest
 from helpers.arrays import same_bits
 from helpers.engines import activate
 from helpers.notebooks import run_cells
-from helpers.processes import alive, environment, wait_until
+from helpers.processes import PATIENCE, alive, environment, wait_until
 
 import kernelk
 from kernelk import backend as K
@@ -547,10 +547,10 @@ def test_completion_in_a_notebook() -> None:
 
     manager, client = start_new_kernel(env=environment(KERNELK_BACKEND="numpy", JUPYTER_PREFER_ENV_PATH="1"))
     try:
-        client.execute_interactive("%load_ext kernelk", timeout=60)
+        client.execute_interactive("%load_ext kernelk", timeout=PATIENCE)
         for line, offered in OFFERED:
             code = "x = 1\n" + line
-            content = client.complete(code, reply=True, timeout=60)["content"]
+            content = client.complete(code, reply=True, timeout=PATIENCE)["content"]
             assert content["status"] == "ok"
             # Where there is nothing, the word itself.
             matches = [match for match in content["matches"] if code[: content["cursor_start"]] + match != code]

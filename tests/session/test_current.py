@@ -16,9 +16,8 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, StaleTensorError
 from kernelk.graph import state
-from kernelk.session import current, entered, existing
+from kernelk.session import Session, current, entered, existing
 from kernelk.session.current import PROCESS, stop_engines
-from kernelk.session.session import Session
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ def test_a_block_has_its_session_and_what_is_outside_the_process_s(two: tuple[Se
     own = current()
     assert own is PROCESS.session
     assert own not in two
-    with entered(two[0]) as here:
-        assert here is current() is existing() is two[0]
+    with entered(two[0]):
+        assert current() is existing() is two[0]
         with entered(two[1]):
             assert current() is two[1]
         assert current() is two[0]
@@ -144,7 +143,9 @@ def test_a_tensor_of_another_session_is_refused_in_one_line(two: tuple[Session, 
         lambda: v + 1.0,
         lambda: K.variable([1.0]) + v,
         lambda: K.update_add(v, 1.0),
-        lambda: K.update(K.variable([1.0]), v),
+        lambda: K.eval(K.update(K.variable([1.0]), v)),
+        lambda: K.update(v, [2.0]),
+        lambda: K.function([], [K.update(K.variable([1.0]), v)])([]),
         lambda: K.function([x], [y]),
         lambda: K.gradients(y, [v]),
         lambda: kernelk.draw(y),

@@ -165,7 +165,7 @@ def test_a_scalar_increment_spreads(backend: str) -> None:
 
 def test_a_plain_update_needs_the_whole_shape() -> None:
     v = K.variable(np.zeros((2, 3)), name="w")
-    with pytest.raises(ShapeError, match=r"'w' has shape \(2, 3\), the value \(3,\)"):
+    with pytest.raises(ShapeError, match=r"'w' has shape \(2, 3\), but the value has \(3,\)"):
         K.update(v, K.constant([1.0, 2.0, 3.0]))
     with pytest.raises(ShapeError, match=r"\(2, 3\).*\(2, 4\)"):
         K.update_add(v, np.zeros((2, 4), "float32"))
@@ -227,7 +227,7 @@ def test_only_variables_are_updated() -> None:
 
 def test_set_value_is_all_or_nothing(backend: str) -> None:
     a, b = K.variable([1.0, 2.0]), K.variable([3.0])
-    with pytest.raises(ShapeError, match=r"shape \(1,\), the value \(2,\)"):
+    with pytest.raises(ShapeError, match=r"shape \(1,\), but the value has \(2,\)"):
         K.batch_set_value([(a, [9.0, 9.0]), (b, [9.0, 9.0])])
     assert K.batch_get_value([a, b])[0].tolist() == [1.0, 2.0]
     K.batch_set_value([(a, [9.0, 8.0]), (b, np.array([7.0]))])

@@ -1,0 +1,82 @@
+"""The panels of two sessions in one process: each hears and does what concerns its own."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import kernelk
+from kernelk import backend as K
+from kernelk.session import Session, current, entered
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Session, Session]]:
+    """Two sessions on numpy, beside the process's own; their panels are closed at the end."""
+    from kernelk.widgets import close_panels
+
+    sessions = Session(), Session()
+    for session in sessions:
+        session.active, session.chosen_by = "numpy", "the tests"
+    yield sessions
+    close_panels()
+    for session in sessions:
+        session.stop_engines()
+
+
+class Told:
+    """What a panel is told."""
+
+    def __init__(self, panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.panel = panel
+        self.messages: list[dict[str, Any]] = []
+        monkeypatch.setattr(panel, "send", self.messages.append)
+
+    def ask(self, **message: Any) -> list[dict[str, Any]]:
+        """The answers to a request, which comes in as a front end's does: from outside any session."""
+        self.messages.clear()
+        self.panel._received(None, {"view": "v", "request": "q", **message}, None)
+        return self.messages
+
+
+def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: pytest.MonkeyPatch, spare: str) -> None:
+    told = []
+    for number, session in enumerate(two):
+        with entered(session):
+            v = K.variable([float(number)], name=f"v{number}")
+            told.append(Told(kernelk.panel({"v": v}), monkeypatch))
+    first, second = told
+    for number, one in enumerate(told):
+        (rows,) = [message["rows"] for message in one.ask(do="hello") if message["kind"] == "rows"]
+        assert [row["name"] for row in rows] == [f"v{number}"]
+    key = rows[0]["key"]
+    second.messages.clear()
+    own = current().active
+    answers = first.ask(do="swap", engine=spare)
+    assert next(one["text"] for one in answers if one["kind"] == "told").startswith("numpy → spare")
+    assert (two[0].active, two[1].active, current().active) == ("spare", "numpy", own)
+    with entered(two[0]):
+        kernelk.time(K.exp(K.variable([1.0])), budget=0.01)
+    assert [one["time"] for one in first.messages if one["kind"] == "timings"][-1] is not None
+    assert second.messages == []
+    (answer,) = [one for one in second.ask(do="summaries", keys=[key]) if one["kind"] == "summaries"]
+    assert answer["found"][0]["preview"]["values"] == [[1.0]]
+    first.ask(do="stop", engine=spare)
+    assert not two[0].hosts[spare].started
+
+
+def test_a_session_that_is_let_go_takes_its_panels_along() -> None:
+    pytest.importorskip("anywidget")
+    session = Session()
+    with entered(session):
+        panel = kernelk.panel({})
+        panel.close()
+    gone = weakref.ref(session), weakref.ref(session.hub)
+    assert None not in [one() for one in gone]
+    del session, panel
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
