@@ -79,7 +79,7 @@ def test_in_a_notebook(worker: str) -> None:
     assert "cell 3, line 4" in text[6]
     assert text[8].index("layers[0]") < text[8].index("y  ") < text[8].index("step")
     assert "1 variable (8 B) of 5 in all" in text[9]
-    assert "there is no kind 'functon': did you mean function? allowed are" in text[10]
+    assert "there is no kind 'functon'; did you mean function? allowed are" in text[10]
     assert "there is no column 'size'" in text[11]
     assert "%ktensors takes one filter" in text[12]
     assert "none of the session's 5 fits 'nothing_like_this'; next: %ktensors" in text[13]
