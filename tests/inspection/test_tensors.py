@@ -82,7 +82,7 @@ def test_in_a_notebook(worker: str) -> None:
     assert "there is no kind 'functon'; did you mean function? allowed are" in text[10]
     assert "there is no column 'size'" in text[11]
     assert "%ktensors takes one filter" in text[12]
-    assert "none of the session's 5 fits 'nothing_like_this'; next: %ktensors" in text[13]
+    assert "none of the session's 5 objects matches 'nothing_like_this'; next: %ktensors" in text[13]
     assert text[14].splitlines()[1] == "<Tensor 'softmax_5' shape=(None, 2) dtype=float32>"
     assert f"by {worker}" in text[14]
     assert "last fed  (4, 3)" in text[15]
