@@ -72,7 +72,7 @@ def test_a_bundle_cut_short_is_one_line(bare: Path) -> None:
 
 def test_an_engine_that_the_bundle_lacks(bare: Path) -> None:
     path = written(bare / "b", contents(), {})
-    with pytest.raises(errors.InstallError, match="doesn't hold 'cntk', but theano; next: ") as caught:
+    with pytest.raises(errors.InstallError, match="contains no 'cntk', only theano; next: ") as caught:
         bundles.install(path, ["cntk"], report=lambda text: None)
     one_line(caught.value)
 
