@@ -189,7 +189,8 @@ def test_an_install_creates_the_python_that_is_missing(
     with pytest.raises(errors.InstallError):
         manage_install.install("theano", said.append)
     assert place.exists()
-    assert any(f"creating a Python {'3.6' if program_name == 'conda' else '3.8'} with {program_name}" in x for x in said)
+    series = "3.6" if program_name == "conda" else "3.8"
+    assert any(f"creating a Python {series} with {program_name}" in x for x in said)
     assert find(OLD).source == "created by kernelk"
     # It goes with the last environment that needs it.
     manage_install.uninstall("theano", said.append)
