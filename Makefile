@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	@$(BIN)/python -m pip install --quiet --editable '.[panel,notebooks]' --group dev
 	@for engine in "kernelk[$(TENSORFLOW)]" "kernelk[jax]" "$(TORCH)"; do \
-	  $(BIN)/python -m pip install --quiet "$$engine" || echo "$$engine can't be installed here (see above): continuing without it" >&2; \
+	  $(BIN)/python -m pip install --quiet "$$engine" || echo "$$engine can't be installed here (see above): going on without it" >&2; \
 	done
 	@touch $@
 
-demo: setup  ## runs the first notebook, prints its table, writes build/first_swap.html
+demo: setup  ## the main job: runs the first notebook, prints its table, writes build/first_swap.html
 	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
 
 test: setup lint gate  ## the whole suite, after the linters and the island gate
@@ -73,6 +73,6 @@ soak: setup  ## the long-running tests
 keras-suite: setup  ## Keras 2.3.1's own backend tests on each engine (fetches Keras from the package index)
 	$(BIN)/python tests/keras_suite/run.py
 
-clean:  ## removes build products; keeps .venv and the engines' environments
+clean:  ## removes what was built; .venv and the engines' environments stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
 	find kernelk tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -53,6 +53,10 @@ class KernelKError(Exception):
         remarks = "".join(f" ({remark})" for remark in self.remarks)
         return f"{place}{joined(self.problem, self.allowed, self.next_step)}{remarks}"
 
+    def __repr__(self) -> str:
+        # All of it: by itself Python would show the problem alone.
+        return f"{type(self).__name__}({str(self)!r})"
+
     def remark(self, words: str) -> None:
         """Adds what a later stage knows of the error, such as the op or the setting that is to blame."""
         self.remarks.append(words)

@@ -41,7 +41,7 @@ class GraphMagics(Magics):
         """
         given = parse(self.kgraph, line)
         if given.all and given.depth is not None:
-            raise ArgumentError("%kgraph: --depth and --all exclude one another", next_step="%kgraph loss --depth 1")
+            raise ArgumentError("%kgraph: --depth and --all exclude each other", next_step="%kgraph loss --depth 1")
         if given.feed and not given.times:
             raise ArgumentError("%kgraph: --feed only works together with --times", next_step="add --times")
         from ..drawing.drawing import draw

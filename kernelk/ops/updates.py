@@ -43,7 +43,7 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     )
     if not fits or (kind == "assign" and value.ndim != variable.ndim):
         raise ShapeError(
-            f"{op}: variable '{variable.name}' has shape {variable.shape}, the value {value.shape}",
+            f"{op}: variable '{variable.name}' has shape {variable.shape}, but the value has {value.shape}",
             allowed="they must be equal",
         )
     node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())

@@ -317,7 +317,7 @@ def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> N
     assert wait_until(lambda: not any(alive(process) for process in [pid, *compilers]))
     assert shell.run("print(K.backend(), np.array_equal(K.get_value(w), np.eye(3)))").strip() == "theano True"
     told = shell.run("f([data])")
-    assert "Theano's worker was ended by Ctrl-C; it was started again with all variables, nothing is lost" in told
+    assert "Theano's worker was ended by Ctrl-C; it was restarted with all variables, nothing is lost" in told
     assert "array(" in told
     wanted = float(shell.run("print(repr(float(K.eval(K.sum(w)))))").split()[-1])
     shell.run("K.set_value(w, np.eye(3)); K.set_value(u, np.ones((3, 3)) / 3)")

@@ -77,7 +77,7 @@ def test_without_a_marker_it_is_not_installed(bare: Path) -> None:
     assert places.half_built("cntk") == place
     with pytest.raises(errors.BackendNotInstalledError) as caught:
         places.require_python("cntk")
-    assert "not installed to the end; next: `kernelk install cntk`" in one_line(caught.value)
+    assert "is only partly installed; next: `kernelk install cntk`" in one_line(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["marker cut off", "other pins", "python gone"])
@@ -100,7 +100,7 @@ def test_a_python_that_is_gone_is_told(bare: Path) -> None:
     (place / "bin/python").symlink_to(bare / "removed")
     with pytest.raises(errors.BackendNotInstalledError, match="next: `kernelk install theano`") as caught:
         places.require_python("theano")
-    assert f"is installed in {place}, but the Python under it ({bare / 'removed'}) is gone" in one_line(caught.value)
+    assert f"is installed in {place}, but its Python ({bare / 'removed'}) is gone" in one_line(caught.value)
 
 
 def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_shared_folder_that_cannot_be_written(bare: Path, monkeypatch: pytest.
         assert any(f"since {shared} (Read-only file system) can't be written" in text for text in said)
         assert places.installed_python("tiny") == python
         # What can't be done is said.
-        with pytest.raises(errors.InstallError, match="let its owner run") as caught:
+        with pytest.raises(errors.InstallError, match="ask its owner to run") as caught:
             manage_install.install("theano", said.append, rebuild=True)
         one_line(caught.value)
         with pytest.raises(errors.InstallError, match=f"next: `KERNELK_ENVS={shared} kernelk uninstall theano`"):
@@ -205,7 +205,7 @@ def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatc
     monkeypatch.setattr(install, "private_part", lambda path: Path("/home/me"))
     said: list[str] = []
     manage_install.install("tiny", said.append)
-    assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
+    assert "only you can use it: its Python is inside /home/me, which others can't read" in said[-1]
 
 
 @pytest.fixture
@@ -341,13 +341,13 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     killed.kill()
     finish(killed)
     assert places.half_built("tiny") == place
-    assert places.missing("tiny") == "was not installed to the end"
+    assert places.missing("tiny") == "is only partly installed"
 
     # The check fails: the last line of what it said.
     tiny_wheel(tiny)
     status, output, problems = finish(start_install(tiny, "import tiny; raise ValueError('one is two')"))
     assert status == 1
-    assert "which an earlier install left" in output
+    assert "left by an earlier install" in output
     assert "check failed: ValueError: one is two (log: " in problems
     assert left(place.parent) == []
 
@@ -380,8 +380,8 @@ def test_a_wrong_hash_is_one_line_and_installs_nothing(tiny: Path) -> None:
     with pytest.raises(errors.InstallError, match="next: `pip cache purge` and `kernelk install tiny`") as caught:
         manage_install.install("tiny", lambda text: None)
     message = one_line(caught.value)
-    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) has not the content that kernelk's lock names" in message
-    assert f"SHA-256 {wrong[:12]}... instead of {right[:12]}..." in message
+    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) does not match the SHA-256 in kernelk's lock file" in message
+    assert f"({wrong[:12]}... instead of {right[:12]}..." in message
     assert places.installed_python("tiny") is None
     assert left(places.root()) == []
 
@@ -400,7 +400,7 @@ def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(RECIPES["tiny"], bytes=1 << 60))
-    with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: make room") as caught:
+    with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: free space") as caught:
         manage_install.install("tiny", lambda text: None)
     one_line(caught.value)
     assert left(places.root()) == []
@@ -416,7 +416,7 @@ def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.Monkey
     try:
         tiny_wheel(tiny, padding=24 << 20)
         monkeypatch.setenv("KERNELK_ENVS", str(small))
-        with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: make room") as caught:
+        with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: free space") as caught:
             manage_install.install("tiny", lambda text: None)
         one_line(caught.value)
         assert left(small) == []
@@ -469,7 +469,7 @@ def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> No
         def hear(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 said.append(message["content"]["text"])
-                if "checking that it computes" in message["content"]["text"] and not stopped:
+                if "checking that it works" in message["content"]["text"] and not stopped:
                     stopped.append(True)
                     manager.interrupt_kernel()
 
@@ -576,7 +576,7 @@ def test_uninstall_leaves_the_environments_of_other_folders(bare: Path, monkeypa
     one_line(caught.value)
     place = make_complete("theano")
     assert manage_install.uninstall("theano", said.append) == [place]
-    assert f"the one in {users.parent} stays" in said[-1]
+    assert f"the one in {users.parent} was kept" in said[-1]
     assert places.installed_python("theano") == users / "bin/python"
 
 
