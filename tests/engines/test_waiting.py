@@ -193,8 +193,6 @@ def test_what_is_quick_says_nothing_and_a_run_starts_no_thread(
     backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("KERNELK_QUIET")
-    # Quick is what is over before a line is due, on a machine however busy.
-    monkeypatch.setattr(progress, "DELAY", 1e6)
     started: list[str] = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self.name), start(self))[1])
