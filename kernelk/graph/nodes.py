@@ -320,13 +320,20 @@ def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]
     """All nodes that `roots` need, each after its inputs; without recursion, for graphs of any depth."""
     order: list[Tensor] = []
     seen: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(root, False) for root in reversed(roots)]
+    # None stands above a tensor whose inputs are done by then.
+    stack: list[Tensor | None] = list(reversed(roots))
     while stack:
-        tensor, ready = stack.pop()
-        if ready:
+        tensor = stack.pop()
+        if tensor is None:
+            order.append(stack.pop())  # type: ignore[arg-type]
+            continue
+        number = id(tensor)
+        if number in seen:
+            continue
+        seen.add(number)
+        inputs = inputs_of(tensor)
+        if inputs:
+            stack += (tensor, None, *reversed(inputs))
+        else:
             order.append(tensor)
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            stack.append((tensor, True))
-            stack.extend((node, False) for node in reversed(inputs_of(tensor)) if id(node) not in seen)
     return order

@@ -30,10 +30,12 @@ from ..graph.nodes import (
     walk,
 )
 from ..graph.rules import RULES
+from ..graph.state import current_state
 from ..ops.dtypes import INTEGERS
 from ..ops.shapes import known_dims
 from ..source import Source
-from .resolve import Reader
+from .resolve import Resolver
+from .specialisation import LoopShapes, Specialisation, with_ones, without_steps
 
 # What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
 MOST_SHAPES = 1024
@@ -63,23 +65,6 @@ class Print(NamedTuple):
     value: Tensor
 
 
-class LoopShapes(NamedTuple):
-    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
-
-    values: list[Shape]
-    body: list[Any]
-    length: int | None
-
-
-class Specialisation(NamedTuple):
-    """A program at given feed shapes: the key of what is compiled, and every array that a run makes."""
-
-    key: str
-    shapes: list[Any]  # of every value, as far as the compiled form may know them
-    draws: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
-
-
 class Loop:
     """A scan as one program runs it: only those values that are used, and what they need.
 
@@ -88,9 +73,9 @@ class Loop:
     is stacked behind the results: `prints` are the body's, as the loop's user sees them.
     """
 
-    def __init__(self, node: Scan, used: dict[int, Tensor], reader: Reader) -> None:
+    def __init__(self, node: Scan, used: dict[int, Tensor], resolver: Resolver) -> None:
         body = node.body
-        inner = reader.inside(body.leaves)
+        inner = resolver.inside(body.leaves)
         numbers = {id(state): i for i, state in enumerate(body.states)}
         states = len(body.states)
         carried = {i for i in used if i < states}
@@ -108,7 +93,7 @@ class Loop:
             # It tells the length.
             required.append(body.sequences[0])
         outputs = [body.new_states[i] for i in sorted(carried)] + [body.results[i - states] for i in results]
-        self.program = Program(body.leaves, outputs, (), reader.phase, reader.ops, reader.values, required)
+        self.program = Program(body.leaves, outputs, (), resolver.phase, resolver.ops, resolver.values, required)
         kept = {id(x) for x in self.program.inputs}
         self.operands = [x for leaf, x in zip(body.leaves, node.inputs) if id(leaf) in kept]
         self.sequences = sum(id(x) in kept for x in body.sequences)
@@ -186,10 +171,9 @@ class Program:
         required: Sequence[Tensor] | None = None,
     ) -> None:
         self._phase = phase
-        self._reader = Reader(inputs, phase, ops, values or {})
+        self._resolver = Resolver(inputs, phase, ops, values or {})
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
-        self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
         self.printed: list[tuple[Print, Array]] = []
         self.slots: list[Variable] = []
         self.draws: list[Draw] = []
@@ -198,8 +182,8 @@ class Program:
         self._draw_dims: list[tuple[tuple[int, ...], list[Any]]] = []
         self._loops: dict[int, Loop] = {}
         self._loop_draws: dict[int, list[int]] = {}  # id of a loop's node -> the draws that its body takes
-        roots = [self._reader.resolve(tensor) for tensor in outputs]
-        new_values = [self._reader.resolve(value) for _, value in updates]
+        roots = [self._resolver.resolve(tensor) for tensor in outputs]
+        new_values = [self._resolver.resolve(value) for _, value in updates]
         order = self._needed([*roots, *new_values])
         self.inputs = list(inputs)
         if required is not None:
@@ -207,23 +191,27 @@ class Program:
             self.inputs = [x for x in inputs if id(x) in wanted]
         numbers = self._number_leaves(order, [variable for variable, _ in updates])
         self._number_instructions(order, numbers)
-        passed: list[Print] = [Print(node, (), node) for node in self._reader.prints.values()]
-        passed = [one for one in passed if id(self._reader.resolve(one.node)) in numbers]
+        passed: list[Print] = [Print(node, (), node) for node in self._resolver.prints.values()]
+        passed = [one for one in passed if id(self._resolver.resolve(one.node)) in numbers]
         passed += [one for loop in self._loops.values() for one in loop.prints]
         self.prints: list[Print] = sorted(passed, key=lambda one: one.node.uid)
-        roots += [self._reader.resolve(one.value) for one in self.prints]
+        roots += [self._resolver.resolve(one.value) for one in self.prints]
         self.outputs = [numbers[id(root)] for root in roots]
         self.output_dtypes = [root.dtype for root in roots]
         index = {id(variable): i for i, variable in enumerate(self.slots)}
         self.updates = [(index[id(variable)], numbers[id(value)]) for (variable, _), value in zip(updates, new_values)]
+        self._dtypes = [x.dtype for x in (*self.inputs, *self.slots, *self.draws, *self.constants)]
+        self._dtypes += [i.node.dtype for i in self.instructions]
         self.key = self._make_key()
+        # It knows every node that was read; the program keeps those that are computed.
+        del self._resolver
 
     # --- which nodes ---
 
     def _needed(self, roots: Sequence[Tensor]) -> list[Tensor]:
         """The nodes that `roots` need, in order; of a loop only what is used of its values counts."""
-        reader = self._reader
-        order = walk(roots, reader.inputs_of)
+        resolver = self._resolver
+        order = walk(roots, resolver.inputs_of)
         if not any(isinstance(node, Scan) for node in order):
             return order
         # Users come first, so that when a loop's turn comes, it is known which of its values are used.
@@ -234,20 +222,20 @@ class Program:
             if id(node) not in needed:
                 continue
             kept.append(node)
-            if id(node) in reader.leaves:
+            if id(node) in resolver.leaves:
                 continue
             if isinstance(node, Scan):
-                self._loops[id(node)] = Loop(node, used[id(node)], reader)
+                self._loops[id(node)] = Loop(node, used[id(node)], resolver)
             elif node.op == "item":
                 used.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = node
             needed.update(id(x) for x in self._inputs_of(node))
         return kept[::-1]
 
     def _inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        loop = self._loops.get(id(node))
+        loop = self._loops.get(id(node)) if self._loops else None
         if loop is None:
-            return self._reader.inputs_of(node)
-        return [self._reader.resolve(x) for x in loop.operands]
+            return self._resolver.inputs_of(node)
+        return [self._resolver.resolve(x) for x in loop.operands]
 
     # --- numbers ---
 
@@ -256,9 +244,11 @@ class Program:
         variables: dict[int, Variable] = {}
         constants: dict[str, int] = {}
         constant_of: list[tuple[int, int]] = []
+        generation = current_state().generation
         for node in order:
-            check_generation(node)
-            if id(node) in fed:
+            if node.generation is not generation:
+                check_generation(node)
+            if id(node) in fed or type(node) is Tensor:
                 continue
             if isinstance(node, LearningPhase):
                 node = self._phase_constant(node)
@@ -289,7 +279,7 @@ class Program:
         start = len(self.inputs)
         numbers.update({id(variable): start + i for i, variable in enumerate(self.slots)})
         start += len(self.slots)
-        self._first_draw = start
+        self.first_draw = start
         numbers.update({id(node): start + i for i, node in enumerate(self.draws)})
         start += len(self.draws)
         numbers.update({node: start + i for node, i in constant_of})
@@ -308,7 +298,7 @@ class Program:
 
     def _phase_aliases(self, order: Sequence[Tensor], numbers: dict[int, int]) -> None:
         for node in order:
-            if isinstance(node, LearningPhase):
+            if type(node) is LearningPhase:
                 numbers[id(node)] = numbers[id(self._phase_constant(node))]
 
     def _number_instructions(self, order: Sequence[Tensor], numbers: dict[int, int]) -> None:
@@ -323,7 +313,7 @@ class Program:
                 items.setdefault(id(node.inputs[0]), []).append(node)
 
         def add(node: Tensor, inputs: tuple[int, ...], attrs: dict[str, Any], loop: Loop | None = None) -> None:
-            key = (node.op, inputs, json.dumps(attrs) if attrs else "", node.dtype)
+            key = (node.op, inputs, node.dtype, json.dumps(attrs)) if attrs else (node.op, inputs, node.dtype)
             number = merged_ones.get(key)
             if number is None:
                 number = merged_ones[key] = self.first + len(self.instructions)
@@ -331,21 +321,23 @@ class Program:
                 self.instructions.append(Instruction(node, inputs, attrs, loop))
             numbers[id(node)] = number
 
+        inputs_of = self._resolver.inputs_of
         for node in order:
             if id(node) in draws:
-                operands, attrs = self._reader.operands(node)
-                references = tuple(numbers[id(self._reader.resolve(x))] for x in operands)
+                operands, attrs = self._resolver.operands(node)
+                references = tuple(numbers[id(self._resolver.resolve(x))] for x in operands)
                 self._draw_dims[draws[id(node)]] = (references, attrs["dims"])
                 self._schedule.append(("draw", draws[id(node)]))
                 continue
             if id(node) in numbers:
                 continue
-            loop = self._loops.get(id(node))
-            inputs = tuple(numbers[id(x)] for x in self._inputs_of(node))
+            loop = self._loops.get(id(node)) if self._loops else None
             if loop is None:
-                add(node, inputs, self._reader.operands(node)[1])
+                inputs = tuple([numbers[id(x)] for x in inputs_of(node)])
+                add(node, inputs, self._resolver.operands(node)[1] if node.attrs else node.attrs)
                 continue
-            inputs += tuple(self._first_draw + i for i in self._loop_draws[id(node)])
+            inputs = tuple([numbers[id(x)] for x in self._inputs_of(node)])
+            inputs += tuple(self.first_draw + i for i in self._loop_draws[id(node)])
             add(node, inputs + tuple(numbers[id(x)] for x in loop.program.constants), loop.attrs(), loop)
             # Right behind it: no engine holds many values in one for longer.
             for picked in dict.fromkeys([*items[id(node)], *(one.value for one in loop.prints)]):
@@ -391,28 +383,41 @@ class Program:
         Raises ShapeError with the user's line.
         """
         shapes: list[Any] = [*feed_shapes, *(x.shape for x in self.slots)]
-        dtypes = [x.dtype for x in (*self.inputs, *self.slots, *self.draws, *self.constants)]
-        dtypes += [i.node.dtype for i in self.instructions]
         shapes += [()] * len(self.draws) + [x.shape for x in self.constants] + [()] * len(self.instructions)
+        specs: list[Any] = list(map(Spec, shapes, self._dtypes))
+        alike: dict[tuple[Any, ...], Spec] = {}  # results of ops without attributes, by op and operands
         for kind, i in self._schedule:
             if kind == "draw":
                 references, dims = self._draw_dims[i]
-                specs = [Spec(shapes[n], dtypes[n]) for n in references]
-                shapes[self._first_draw + i] = tuple(known_dims(dims, specs))
+                number, shape = self.first_draw + i, tuple(known_dims(dims, [specs[n] for n in references]))
+                shapes[number], specs[number] = shape, Spec(shape, specs[number].dtype)
                 continue
-            instruction = self.instructions[i]
-            if instruction.loop is not None:
-                shapes[self.first + i] = self._infer_loop(instruction, shapes)
+            node, inputs, attrs, loop = self.instructions[i]
+            number = self.first + i
+            if loop is not None:
+                shapes[number] = self._infer_loop(self.instructions[i], shapes)
                 continue
-            if instruction.node.op == "item":
-                shapes[self.first + i] = shapes[instruction.inputs[0]].values[instruction.attrs["index"]]
-                continue
-            specs = [Spec(shapes[n], dtypes[n]) for n in instruction.inputs]
-            try:
-                shapes[self.first + i], _ = RULES[instruction.node.op].infer(*specs, **instruction.attrs)
-            except KernelKError as error:
-                raise located(error, instruction.node.source) from None
+            if node.op == "item":
+                result = Spec(shapes[inputs[0]].values[attrs["index"]], node.dtype)
+            elif attrs:
+                result = self._inferred(node, [specs[n] for n in inputs], attrs)
+            else:
+                operands = [specs[n] for n in inputs]
+                key = (node.op, *operands)
+                if key not in alike:
+                    alike[key] = self._inferred(node, operands, attrs)
+                result = alike[key]
+            shapes[number], specs[number] = result.shape, result
         return shapes
+
+    @staticmethod
+    def _inferred(node: Tensor, operands: Sequence[Spec], attrs: dict[str, Any]) -> Spec:
+        """Shape and dtype of a node's value for these operands. Raises the rule's error with the user's line."""
+        try:
+            shape, _ = RULES[node.op].infer(*operands, **attrs)
+        except KernelKError as error:
+            raise located(error, node.source) from None
+        return Spec(shape, node.dtype)
 
     def from_shapes(self, feed_shapes: Sequence[Shape]) -> list[Array] | None:
         """The outputs where they follow from the feeds' shapes and constants alone; None where they don't.
@@ -446,7 +451,7 @@ class Program:
         body = loop.program
         given = len(body.inputs)
         found = loop.infer([shapes[n] for n in instruction.inputs[:given]], instruction.node.source)
-        first = body._first_draw
+        first = body.first_draw
         for number, shape in zip(instruction.inputs[given:], found.body[first : first + len(body.draws)]):
             shapes[number] = (found.length, *shape)
         return found
@@ -466,16 +471,16 @@ class Program:
                     allowed="they must be equal",
                 )
         # What a loop without steps would have made can be told from exact shapes only.
-        if mode == "all" or _without_steps(exact):
+        if mode == "all" or (self._loops and without_steps(exact)):
             shapes, suffix = exact, str(feed_shapes)
         else:
             masked = tuple(
                 tuple(n if m is not None or n == 1 else None for n, m in zip(shape, x.shape))
                 for shape, x in zip(feed_shapes, self.inputs)
             )
-            shapes, ones = _with_ones(self.infer(masked), exact)
+            shapes, ones = with_ones(self.infer(masked), exact)
             suffix = f"{masked}{ones or ''}"
-        draws = self._first_draw
+        draws = self.first_draw
         result = Specialisation(
             f"{self.key}{suffix}",
             shapes,
@@ -484,86 +489,6 @@ class Program:
         )
         self._specialised[feed_shapes, mode] = result
         drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // max(1, len(shapes)))))
-        return result
-
-    def output_arrays(self, specialisation: Specialisation) -> list[tuple[int, str, tuple[int, ...]]]:
-        """(bytes, dtype, shape) of each output."""
-        found = self._output_arrays.get(specialisation.key)
-        if found is None or [shape for _, _, shape in found] != specialisation.outputs:
-            found = [
-                (int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64)), dtype, shape)
-                for dtype, shape in zip(self.output_dtypes, specialisation.outputs)
-            ]
-            self._output_arrays[specialisation.key] = found
-            drop_oldest(self._output_arrays, MOST_SHAPES)
-        return found
-
-    def encode(self, specialisation: Specialisation) -> tuple[dict[str, Any], list[Tensor]]:
-        """The JSON form that backends lower, and the node behind each of its instructions."""
-        return self._encode(specialisation.shapes)
-
-    def blamed(self, specialisation: Specialisation, path: Sequence[int]) -> Tensor | None:
-        """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
-        return self._blamed(specialisation.shapes, path)
-
-    def _blamed(self, shapes: list[Any], path: Sequence[int]) -> Tensor | None:
-        nodes = self._encode(shapes)[1]
-        if path[0] >= len(nodes):
-            return None
-        node = nodes[path[0]]
-        for i, instruction in enumerate(self.instructions):
-            if instruction.node is node and instruction.loop is not None and len(path) > 1:
-                return instruction.loop.program._blamed(shapes[self.first + i].body, path[1:])
-        return node
-
-    def _encode(self, shapes: list[Any]) -> tuple[dict[str, Any], list[Tensor]]:
-        moved = list(range(self.first))  # new number of each value
-        nodes: list[Tensor] = []
-        instructions: list[Any] = []
-
-        def emit(node: Tensor, op: str, inputs: list[int], attrs: dict[str, Any], shape: Shape) -> int:
-            instructions.append([op, inputs, attrs, node.dtype, list(shape)])
-            nodes.append(node)
-            return self.first + len(instructions) - 1
-
-        for i, (node, inputs, attrs, loop) in enumerate(self.instructions):
-            shape = shapes[self.first + i]
-            operands = [moved[n] for n in inputs]
-            if node.op == "sum_to":
-                moved.append(self._encode_sum_to(node, shapes[inputs[0]], shape, operands, emit))
-                continue
-            if loop is not None:
-                attrs = {**attrs, "body": loop.program._encode(shape.body)[0]}
-                # Its values have shapes of their own; items tell them.
-                shape = ()
-            if "result" in attrs:
-                # The result's dtype stands in the instruction itself.
-                attrs = {name: value for name, value in attrs.items() if name != "result"}
-            moved.append(emit(node, node.op, operands, attrs, shape))
-        draws = self._first_draw
-        encoded = {
-            "inputs": [[x.dtype, list(shapes[i])] for i, x in enumerate(self.inputs)],
-            "slots": [[x.dtype, list(x.shape)] for x in self.slots],
-            "draws": [[x.dtype, list(shapes[draws + i])] for i, x in enumerate(self.draws)],
-            "constants": [[x.dtype, list(x.shape)] for x in self.constants],
-            "instructions": instructions,
-            "outputs": [moved[n] for n in self.outputs],
-            "updates": [[slot, moved[n]] for slot, n in self.updates],
-        }
-        return encoded, nodes
-
-    def _encode_sum_to(self, node: Tensor, wide: Shape, narrow: Shape, operands: list[int], emit: Any) -> int:
-        """A sum over the axes that were broadcast; which ones is known now, since unknown lengths aren't 1."""
-        extra = len(wide) - len(narrow)
-        axes = [i for i in range(len(wide)) if i < extra or (narrow[i - extra] == 1 and wide[i] != 1)]
-        if not axes:
-            return operands[0]
-        kept = tuple(1 if i in axes else n for i, n in enumerate(wide))
-        total: int = emit(node, "sum", operands[:1], {"axes": axes, "keepdims": True}, kept)
-        if not extra:
-            return total
-        dims = [[0, i + extra] if n is None else n for i, n in enumerate(narrow)]
-        result: int = emit(node, "reshape", [total], {"dims": dims}, narrow)
         return result
 
 
@@ -578,32 +503,6 @@ def _not_fed(node: Placeholder) -> FeedError:
         f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed",
         next_step="add it to the inputs of K.function, or use tensor.eval({placeholder: value})",
     )
-
-
-def _without_steps(exact: Sequence[Any]) -> bool:
-    """Whether any loop has no steps."""
-    return any(isinstance(x, LoopShapes) and (x.length == 0 or _without_steps(x.body)) for x in exact)
-
-
-def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """`known` with the lengths that turned out 1, and where they are.
-
-    An unknown length that turns out 1 inside the graph (a slice, a reshape) broadcasts as a fed 1 does.
-    """
-    shapes: list[Any] = []
-    ones: list[Any] = []
-    for number, (shape, real) in enumerate(zip(known, exact)):
-        if isinstance(shape, LoopShapes):
-            body, found = _with_ones(shape.body, real.body)
-            shape = shape._replace(body=body)
-        else:
-            found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
-            if found:
-                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
-        if found:
-            ones.append((number, found))
-        shapes.append(shape)
-    return shapes, ones
 
 
 def constant_digest(node: Constant) -> str:

@@ -9,7 +9,9 @@ from ..arrays import Array
 from ..graph.nodes import Tensor, Update
 from ..graph.rules import RULES, apply, expand
 
-_ALIASES = {"identity", "stop_gradient", "print"}
+_ALIASES = frozenset({"identity", "stop_gradient", "print"})
+# What is read through whatever a backend defines.
+_READ_THROUGH = _ALIASES | {"phase_select", "update"}
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
 
@@ -43,8 +45,8 @@ def update_value(node: Update) -> Tensor:
     return node.expansion
 
 
-class Reader:
-    """How the graph is read in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
+class Resolver:
+    """Reads the graph in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
 
     `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
     """
@@ -55,15 +57,21 @@ class Reader:
         self.ops = ops
         self.values = values
         self.prints: dict[int, Tensor] = {}
+        # Most nodes: what the backend computes as it stands.
+        self._plain = ops - _READ_THROUGH
+        # id of a resolved node -> its inputs, resolved: asked for again and again while a program is made.
+        self._inputs: dict[int, Sequence[Tensor]] = {}
 
-    def inside(self, leaves: Sequence[Tensor]) -> Reader:
+    def inside(self, leaves: Sequence[Tensor]) -> Resolver:
         """The same for a body with these leaves."""
-        return Reader(leaves, self.phase, self.ops, self.values)
+        return Resolver(leaves, self.phase, self.ops, self.values)
 
     def resolve(self, node: Tensor) -> Tensor:
         """The node that really computes the value."""
         while id(node) not in self.leaves:
             op = node.op
+            if op in self._plain:
+                break
             if op in _ALIASES:
                 if op == "print":
                     self.prints[id(node)] = node
@@ -112,6 +120,10 @@ class Reader:
 
     def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
         """What a resolved node is computed from, resolved."""
-        if not node.inputs or id(node) in self.leaves:
-            return ()
-        return [self.resolve(x) for x in self.operands(node)[0]]
+        known = self._inputs.get(id(node))
+        if known is None:
+            known = ()
+            if node.inputs and id(node) not in self.leaves:
+                known = [self.resolve(x) for x in self.operands(node)[0]]
+            self._inputs[id(node)] = known
+        return known

@@ -16,7 +16,8 @@ from ..engines.storage import Reference, Slots, Storage, Transfer
 from ..errors import EngineError, KernelKError, WorkerDiedError
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
-from ..program.program import Program, Specialisation
+from ..program.program import Program
+from ..program.specialisation import Specialisation
 
 _plan_numbers = itertools.count()
 _timed_numbers = itertools.count()
@@ -90,7 +91,7 @@ class Calls:
 
     def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode(program)
         constants = [node.array for node in program.constants]
         references = self._written(constants)
         try:
@@ -112,7 +113,7 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode(program)
         shift = len(program.inputs)
         encoded = {
             **encoded,
@@ -148,7 +149,7 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode(program)
         references = self._written([node.array for node in program.constants])
         message = {"do": "describe", "program": encoded, "constants": references, "names": names}
         try:
@@ -186,7 +187,7 @@ class Calls:
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):
             return plan  # type: ignore[no-any-return]
-        outputs = program.output_arrays(specialisation)
+        outputs = specialisation.output_arrays(program)
         self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
         fed = [self.transfer.reserve(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
         results = [self.transfer.reserve(*output) for output in outputs]
@@ -290,7 +291,7 @@ def _blamed(error: EngineError, program: Program, specialisation: Specialisation
     index = details.get("instruction")
     if index is None:
         return error
-    node = program.blamed(specialisation, [index, *details.get("inside", ())])
+    node = specialisation.blamed(program, [index, *details.get("inside", ())])
     if node is None:
         return error
     error.remark(f"op {node.op}")
