@@ -9,7 +9,7 @@ from ..source import caller
 from .nodes import Body, Constant, Draw, LearningPhase, Scan, Shape, Tensor, Update, walk
 
 
-def merged(a: Shape, b: Shape) -> Shape:
+def merge_shapes(a: Shape, b: Shape) -> Shape:
     """The shape that two tensors of equal shape have, as far as either of them knows it."""
     return tuple(n if m is None else m for m, n in zip(a, b))
 
@@ -91,7 +91,7 @@ def item(node: Scan, index: int) -> Tensor:
         body, states = node.body, len(node.body.states)
         if index < states:
             value = body.new_states[index]
-            shape = merged(node.inputs[len(body.sequences) + index].shape, value.shape)
+            shape = merge_shapes(node.inputs[len(body.sequences) + index].shape, value.shape)
         else:
             value = body.results[index - states]
             lengths = [x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None]

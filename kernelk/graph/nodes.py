@@ -274,6 +274,13 @@ def check_generation(tensor: Tensor, state: State | None = None) -> None:
         raise stale(tensor.name, tensor.source, tensor.generation)
 
 
+def check_generations(tensors: Sequence[Tensor]) -> None:
+    """`check_generation` of many tensors at once."""
+    firsts = {tensor.generation: tensor for tensor in reversed(tensors)}
+    for tensor in reversed(firsts.values()):
+        check_generation(tensor)
+
+
 def stale(name: str, source: Source, generation: Generation) -> StaleTensorError:
     """The error for a tensor or function that isn't of the current session's generation."""
     made = f"'{name}' (made in {source}) belongs to"
@@ -315,13 +322,19 @@ def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]
     """All nodes that `roots` need, each after its inputs; without recursion, for graphs of any depth."""
     order: list[Tensor] = []
     seen: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(root, False) for root in reversed(roots)]
-    while stack:
-        tensor, ready = stack.pop()
-        if ready:
-            order.append(tensor)
+    opened: list[Tensor] = []  # those that wait for their inputs
+    pending: list[Tensor | None] = [*reversed(roots)]  # None: the last opened one has all its inputs
+    while pending:
+        tensor = pending.pop()
+        if tensor is None:
+            order.append(opened.pop())
         elif id(tensor) not in seen:
             seen.add(id(tensor))
-            stack.append((tensor, True))
-            stack.extend((node, False) for node in reversed(inputs_of(tensor)) if id(node) not in seen)
+            inputs = inputs_of(tensor)
+            if inputs:
+                opened.append(tensor)
+                pending.append(None)
+                pending += reversed(inputs)
+            else:
+                order.append(tensor)
     return order

@@ -297,7 +297,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
     fed = [as_feed(x, feeds[x]) for x in needed]
     with session.state.seeds.counter_kept():
         program, _ = linearised(session, needed, [target], (), phase, host.ops, fed)
-        bytes_, _, shape = program.output_arrays(program.specialise(tuple(x.shape for x in fed), host.specialises))[0]
+        bytes_, _, shape = program.specialise(tuple(x.shape for x in fed), host.specialises).output_arrays[0]
         if bytes_ > MOST_BYTES:
             return Summary(tensor.uid, note=f"its value of shape {shape} takes {bytes_ >> 20} MiB; next: {command}")
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])

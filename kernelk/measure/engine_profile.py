@@ -144,7 +144,7 @@ def engine_profile(session: Session, host: Host, call: Call, budget: float) -> E
         rows, runs, under, plain = _in_turns(timed, budget, len(program.instructions), host.profiler["sees"])
 
     def source(instruction: int | None) -> str:
-        node = None if instruction is None else program.blamed(specialisation, [instruction])
+        node = None if instruction is None else specialisation.blamed([instruction])
         return "" if node is None else str(node.source)
 
     found = [

@@ -15,8 +15,10 @@ from ..graph.rules import apply
 
 def broadcast(a: Shape, b: Shape, op: str = "broadcast") -> Shape:
     """numpy's broadcasting where None is unknown: None with 1 or None stays unknown, with n it must turn out n or 1."""
-    if a == b:
+    if a == b or not b:
         return a
+    if not a:
+        return b
     given = a, b
     if len(a) < len(b):
         a = (1,) * (len(b) - len(a)) + a

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..backends.lowering import Instruction as Lowered
+from ..arrays import Array
 from ..bounds import drop_oldest
-from ..errors import FeedError, KernelKError, ShapeError
-from ..graph.loops import merged, stacked
+from ..errors import FeedError
+from ..graph.loops import stacked
 from ..graph.nodes import (
     Constant,
     Draw,
@@ -20,19 +20,16 @@ from ..graph.nodes import (
     Placeholder,
     Scan,
     Shape,
-    Spec,
     StepInput,
     Tensor,
     Variable,
-    check_generation,
-    located,
+    check_generations,
+    constant_node,
     walk,
 )
 from ..graph.rules import RULES
-from ..ops.dtypes import INTEGERS
-from ..ops.shapes import known_dims
-from ..source import Source
-from .resolve import Reader
+from .resolve import Resolver
+from .specialisation import Specialisation
 
 # What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
 MOST_SHAPES = 1024
@@ -40,6 +37,12 @@ MOST_SHAPED_VALUES = 500_000
 
 # Of a program's key; what is compiled has the shapes after it.
 KEY_LENGTH = 32
+
+_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
+# A constant's dtype, shape, and bytes or their hash.
+_Content: TypeAlias = "tuple[str, Shape, bytes]"
 
 
 class Instruction(NamedTuple):
@@ -62,23 +65,6 @@ class Print(NamedTuple):
     value: Tensor
 
 
-class LoopShapes(NamedTuple):
-    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
-
-    values: list[Shape]
-    body: list[Any]
-    length: int | None
-
-
-class Specialisation(NamedTuple):
-    """A program at given feed shapes: the key of what is compiled, and every array that a run makes."""
-
-    key: str
-    shapes: list[Any]  # of every value, as far as the compiled form may know them
-    draws: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
-
-
 class Loop:
     """A scan as one program runs it: only those values that are used, and what they need.
 
@@ -87,9 +73,9 @@ class Loop:
     is stacked behind the results: `prints` are the body's, as the loop's user sees them.
     """
 
-    def __init__(self, node: Scan, used: dict[int, Tensor], reader: Reader) -> None:
+    def __init__(self, node: Scan, used: dict[int, Tensor], resolver: Resolver) -> None:
         body = node.body
-        inner = reader.inside(body.leaves)
+        inner = resolver.inside(body.leaves)
         numbers = {id(state): i for i, state in enumerate(body.states)}
         states = len(body.states)
         carried = {i for i in used if i < states}
@@ -107,7 +93,7 @@ class Loop:
             # It tells the length.
             required.append(body.sequences[0])
         outputs = [body.new_states[i] for i in sorted(carried)] + [body.results[i - states] for i in results]
-        self.program = Program(body.leaves, outputs, (), reader.phase, reader.ops, reader.values, required)
+        self.program = Program(body.leaves, outputs, (), resolver.phase, resolver.ops, resolver.values, required)
         kept = {id(x) for x in self.program.inputs}
         self.operands = [x for leaf, x in zip(body.leaves, node.inputs) if id(leaf) in kept]
         self.sequences = sum(id(x) in kept for x in body.sequences)
@@ -127,38 +113,6 @@ class Loop:
             "reverse": self.reverse,
             "body": self.program.key,
         }
-
-    def infer(self, shapes: Sequence[Shape], source: Source) -> LoopShapes:
-        """The shapes for operands of these shapes. Raises ShapeError."""
-        n, m = self.sequences, self.states
-        lengths = {shape[0] for shape in shapes[:n] if shape[0] is not None}
-        if len(lengths) > 1:
-            raise located(
-                ShapeError(
-                    f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}; their first axes "
-                    f"must be equal"
-                ),
-                source,
-            )
-        length = lengths.pop() if lengths else None
-        program = self.program
-        inner = program.infer([*(shape[1:] for shape in shapes[:n]), *shapes[n:]])
-        found = [inner[number] for number in program.outputs]
-        values: list[Shape] = []
-        for initial, new in zip(shapes[n : n + m], found):
-            if len(initial) != len(new) or any(
-                a != b and a is not None and b is not None for a, b in zip(initial, new)
-            ):
-                raise located(
-                    ShapeError(
-                        f"a loop's state has shape {initial} at first and {new} after a step; they must be equal: "
-                        f"give the initial state the shape that the step returns"
-                    ),
-                    source,
-                )
-            values.append(merged(initial, new))
-        values += [(length, *shape) for shape in found[m:]]
-        return LoopShapes(values, inner, length)
 
 
 class Program:
@@ -180,49 +134,48 @@ class Program:
         updates: Sequence[tuple[Variable, Tensor]],
         phase: int,
         ops: frozenset[str],
-        values: dict[int, np.ndarray[Any, Any]] | None = None,
+        values: dict[int, Array] | None = None,
         required: Sequence[Tensor] | None = None,
     ) -> None:
-        self._phase = phase
-        self._reader = Reader(inputs, phase, ops, values or {})
+        resolver = Resolver(inputs, phase, ops, values or {})
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
-        self._output_arrays: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}
-        self.printed: list[tuple[Print, np.ndarray[Any, Any]]] = []
-        self.slots: list[Variable] = []
+        self.printed: list[tuple[Print, Array]] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
         self.instructions: list[Instruction] = []
-        self._draw_dims: list[tuple[tuple[int, ...], list[Any]]] = []
+        self.schedule: list[int] = []  # the values that are computed, instructions and draws, in order
         self._loops: dict[int, Loop] = {}
         self._loop_draws: dict[int, list[int]] = {}  # id of a loop's node -> the draws that its body takes
-        roots = [self._reader.resolve(tensor) for tensor in outputs]
-        new_values = [self._reader.resolve(value) for _, value in updates]
-        order = self._needed([*roots, *new_values])
+        roots = [resolver.resolve(tensor) for tensor in outputs]
+        new_values = [resolver.resolve(value) for _, value in updates]
+        order = self._needed([*roots, *new_values], resolver)
         self.inputs = list(inputs)
         if required is not None:
             wanted = {id(x) for x in (*order, *required)}
             self.inputs = [x for x in inputs if id(x) in wanted]
-        numbers = self._number_leaves(order, [variable for variable, _ in updates])
-        self._number_instructions(order, numbers)
-        passed: list[Print] = [Print(node, (), node) for node in self._reader.prints.values()]
-        passed = [one for one in passed if id(self._reader.resolve(one.node)) in numbers]
+        updated = [variable for variable, _ in updates]
+        check_generations([*order, *updated])
+        numbers, contents = self._number_leaves(order, updated, phase)
+        self.draw_dims: list[tuple[tuple[int, ...], list[Any]]] = [((), [])] * len(self.draws)
+        texts = self._number_instructions(order, numbers, resolver)
+        passed: list[Print] = [Print(node, (), node) for node in resolver.prints.values()]
+        passed = [one for one in passed if id(resolver.resolve(one.node)) in numbers]
         passed += [one for loop in self._loops.values() for one in loop.prints]
         self.prints: list[Print] = sorted(passed, key=lambda one: one.node.uid)
-        roots += [self._reader.resolve(one.value) for one in self.prints]
+        roots += [resolver.resolve(one.value) for one in self.prints]
         self.outputs = [numbers[id(root)] for root in roots]
         self.output_dtypes = [root.dtype for root in roots]
         index = {id(variable): i for i, variable in enumerate(self.slots)}
         self.updates = [(index[id(variable)], numbers[id(value)]) for (variable, _), value in zip(updates, new_values)]
-        self.key = self._make_key()
+        self.key = self._make_key(contents, texts)
 
     # --- which nodes ---
 
-    def _needed(self, roots: Sequence[Tensor]) -> list[Tensor]:
+    def _needed(self, roots: Sequence[Tensor], resolver: Resolver) -> list[Tensor]:
         """The nodes that `roots` need, in order; of a loop only what is used of its values counts."""
-        reader = self._reader
-        order = walk(roots, reader.inputs_of)
-        if not any(isinstance(node, Scan) for node in order):
+        order = walk(roots, resolver.inputs_of)
+        if Scan not in set(map(type, order)):
             return order
         # Users come first, so that when a loop's turn comes, it is known which of its values are used.
         needed = {id(root) for root in roots}
@@ -232,37 +185,48 @@ class Program:
             if id(node) not in needed:
                 continue
             kept.append(node)
-            if id(node) in reader.leaves:
+            if id(node) in resolver.leaves:
                 continue
             if isinstance(node, Scan):
-                self._loops[id(node)] = Loop(node, used[id(node)], reader)
-            elif node.op == "item":
+                loop = self._loops[id(node)] = Loop(node, used[id(node)], resolver)
+                needed.update(id(resolver.resolve(x)) for x in loop.operands)
+                continue
+            if node.op == "item":
                 used.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = node
-            needed.update(id(x) for x in self._inputs_of(node))
+            needed.update(id(x) for x in resolver.inputs_of(node))
         return kept[::-1]
-
-    def _inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        loop = self._loops.get(id(node))
-        if loop is None:
-            return self._reader.inputs_of(node)
-        return [self._reader.resolve(x) for x in loop.operands]
 
     # --- numbers ---
 
-    def _number_leaves(self, order: Sequence[Tensor], updated: Sequence[Variable]) -> dict[int, int]:
-        fed = {id(placeholder): i for i, placeholder in enumerate(self.inputs)}
+    def _number_leaves(
+        self, order: Sequence[Tensor], updated: Sequence[Variable], phase: int
+    ) -> tuple[dict[int, int], list[_Content]]:
+        """Finds slots, draws and constants. Returns the number of each leaf, by id, and the content of each constant.
+
+        Constants of equal content are one.
+        """
+        numbers = {id(placeholder): i for i, placeholder in enumerate(self.inputs)}
         variables: dict[int, Variable] = {}
-        constants: dict[str, int] = {}
+        contents: dict[_Content, int] = {}
         constant_of: list[tuple[int, int]] = []
+
+        def hold(constant: Constant, alias: Tensor) -> None:
+            place = contents.setdefault(_content(constant), len(contents))
+            if place == len(self.constants):
+                self.constants.append(constant)
+            constant_of.append((id(alias), place))
+
         for node in order:
-            check_generation(node)
-            if id(node) in fed:
+            # Nearly all are computed, and have no number yet.
+            if type(node) is Tensor or id(node) in numbers:
                 continue
-            if isinstance(node, LearningPhase):
-                node = self._phase_constant(node)
-            if isinstance(node, Placeholder):
+            if isinstance(node, Constant):
+                hold(node, node)
+            elif isinstance(node, LearningPhase):
+                hold(_phase_constant(node, phase), node)
+            elif isinstance(node, Placeholder):
                 raise _not_fed(node)
-            if isinstance(node, Variable):
+            elif isinstance(node, Variable):
                 variables.setdefault(id(node), node)
             elif isinstance(node, Draw):
                 self.draws.append(node)
@@ -270,96 +234,70 @@ class Program:
                 body = self._loops[id(node)].program
                 self._loop_draws[id(node)] = list(range(len(self.draws), len(self.draws) + len(body.draws)))
                 self.draws += body.draws
-            held = [node] if isinstance(node, Constant) else []
-            if isinstance(node, Scan):
-                held = self._loops[id(node)].program.constants
-            for constant in held:
-                digest = constant_digest(constant)
-                if digest not in constants:
-                    constants[digest] = len(self.constants)
-                    self.constants.append(constant)
-                constant_of.append((id(constant), constants[digest]))
-        for variable in updated:
-            check_generation(variable)
-            variables.setdefault(id(variable), variable)
-        self.slots = list(variables.values())
-        numbers = dict(fed)
-        start = len(self.inputs)
-        numbers.update({id(variable): start + i for i, variable in enumerate(self.slots)})
-        start += len(self.slots)
-        self._first_draw = start
-        numbers.update({id(node): start + i for i, node in enumerate(self.draws)})
-        start += len(self.draws)
-        numbers.update({node: start + i for node, i in constant_of})
-        self._phase_aliases(order, numbers)
-        self.first = start + len(self.constants)
-        return numbers
+                for constant in body.constants:
+                    hold(constant, constant)
+        variables.update((id(variable), variable) for variable in updated)
+        self.slots: list[Variable] = list(variables.values())
+        self.first_draw = len(self.inputs) + len(self.slots)
+        first_constant = self.first_draw + len(self.draws)
+        self.first = first_constant + len(self.constants)
+        numbers.update((id(leaf), n) for n, leaf in enumerate([*self.slots, *self.draws], len(self.inputs)))
+        numbers.update((leaf, first_constant + place) for leaf, place in constant_of)
+        return numbers, list(contents)
 
-    def _phase_constant(self, node: LearningPhase) -> Constant:
-        made: Constant = node.__dict__.setdefault("_values", {}).get(self._phase)
-        if made is None:
-            from ..graph.nodes import constant_node
-
-            made = constant_node(np.asarray(bool(self._phase)))
-            node.__dict__["_values"][self._phase] = made
-        return made
-
-    def _phase_aliases(self, order: Sequence[Tensor], numbers: dict[int, int]) -> None:
-        for node in order:
-            if isinstance(node, LearningPhase):
-                numbers[id(node)] = numbers[id(self._phase_constant(node))]
-
-    def _number_instructions(self, order: Sequence[Tensor], numbers: dict[int, int]) -> None:
-        """Instructions in order; equal ones (same op, operands and attributes) are merged, draws are not."""
-        merged_ones: dict[tuple[Any, ...], int] = {}
-        self._schedule: list[tuple[str, int]] = []
+    def _number_instructions(
+        self, order: Sequence[Tensor], numbers: dict[int, int], resolver: Resolver
+    ) -> Iterable[str]:
+        """Instructions in order, each as the key has it; equal ones (same op, operands and attributes) are merged."""
+        numbered: dict[str, int] = {}
         draws = {id(node): i for i, node in enumerate(self.draws)}
-        self._draw_dims = [((), [])] * len(self.draws)
         items: dict[int, list[Tensor]] = {}
-        for node in order:
-            if node.op == "item" and id(node) not in numbers:
-                items.setdefault(id(node.inputs[0]), []).append(node)
+        if self._loops:
+            for node in order:
+                if node.op == "item" and id(node) not in numbers:
+                    items.setdefault(id(node.inputs[0]), []).append(node)
 
         def add(node: Tensor, inputs: tuple[int, ...], attrs: dict[str, Any], loop: Loop | None = None) -> None:
-            key = (node.op, inputs, json.dumps(attrs) if attrs else "", node.dtype)
-            number = merged_ones.get(key)
+            operands = ",".join(map(str, inputs))
+            text = f'["{node.op}",[{operands}],{_JSON.encode(attrs) if attrs else "{}"},"{node.dtype}"]'
+            number = numbered.get(text)
             if number is None:
-                number = merged_ones[key] = self.first + len(self.instructions)
-                self._schedule.append(("instruction", len(self.instructions)))
+                number = numbered[text] = self.first + len(numbered)
+                self.schedule.append(number)
                 self.instructions.append(Instruction(node, inputs, attrs, loop))
             numbers[id(node)] = number
 
         for node in order:
-            if id(node) in draws:
-                operands, attrs = self._reader.operands(node)
-                references = tuple(numbers[id(self._reader.resolve(x))] for x in operands)
-                self._draw_dims[draws[id(node)]] = (references, attrs["dims"])
-                self._schedule.append(("draw", draws[id(node)]))
+            place = id(node)
+            if place in numbers:
+                if place in draws:
+                    operands, attrs = resolver.operands(node)
+                    self.draw_dims[draws[place]] = (tuple([numbers[id(x)] for x in operands]), attrs["dims"])
+                    self.schedule.append(numbers[place])
                 continue
-            if id(node) in numbers:
-                continue
-            loop = self._loops.get(id(node))
-            inputs = tuple(numbers[id(x)] for x in self._inputs_of(node))
+            loop = self._loops.get(place)
             if loop is None:
-                add(node, inputs, self._reader.operands(node)[1])
+                operands, attrs = resolver.operands(node)
+                add(node, tuple([numbers[id(x)] for x in operands]), attrs)
                 continue
-            inputs += tuple(self._first_draw + i for i in self._loop_draws[id(node)])
-            add(node, inputs + tuple(numbers[id(x)] for x in loop.program.constants), loop.attrs(), loop)
+            inputs = [numbers[id(resolver.resolve(x))] for x in loop.operands]
+            inputs += [self.first_draw + i for i in self._loop_draws[place]]
+            inputs += [numbers[id(x)] for x in loop.program.constants]
+            add(node, tuple(inputs), loop.attrs(), loop)
             # Right behind it: no engine holds many values in one for longer.
-            for picked in dict.fromkeys([*items[id(node)], *(one.value for one in loop.prints)]):
-                add(picked, (numbers[id(node)],), {"index": loop.places[picked.attrs["index"]]})
+            for picked in dict.fromkeys([*items[place], *(one.value for one in loop.prints)]):
+                add(picked, (numbers[place],), {"index": loop.places[picked.attrs["index"]]})
+        return numbered
 
-    def _make_key(self) -> str:
-        structure = [
+    def _make_key(self, contents: Sequence[_Content], texts: Iterable[str]) -> str:
+        leaves = [
             [[x.dtype, x.shape] for x in self.inputs],
             [[x.dtype, x.shape] for x in self.slots],
-            [[x.dtype, x.attrs["kind"], *dims] for x, dims in zip(self.draws, self._draw_dims)],
-            [constant_digest(x) for x in self.constants],
-            [[i.node.op, i.inputs, i.attrs, i.node.dtype] for i in self.instructions],
-            self.outputs,
-            self.updates,
+            [[x.dtype, x.attrs["kind"], *dims] for x, dims in zip(self.draws, self.draw_dims)],
+            [f"{dtype}{shape}{content.hex()}" for dtype, shape, content in contents],
         ]
-        text = json.dumps(structure, separators=(",", ":"))
+        ends = [self.outputs, self.updates]
+        text = f"{_JSON.encode(leaves)[:-1]},[{','.join(texts)}],{_JSON.encode(ends)[1:]}"
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lacking(self, ops: frozenset[str], dtypes: frozenset[str]) -> list[str]:
@@ -381,187 +319,14 @@ class Program:
                 found[f"it has no dtype {leaf.dtype} ({leaf.op} '{leaf.name}', {leaf.source})"] = None
         return list(found)
 
-    # --- shapes ---
-
-    def infer(self, feed_shapes: Sequence[Shape]) -> list[Any]:
-        """The shape of every value (of a loop LoopShapes) when the inputs have these shapes.
-
-        Raises ShapeError with the user's line.
-        """
-        shapes: list[Any] = [*feed_shapes, *(x.shape for x in self.slots)]
-        dtypes = [x.dtype for x in (*self.inputs, *self.slots, *self.draws, *self.constants)]
-        dtypes += [i.node.dtype for i in self.instructions]
-        shapes += [()] * len(self.draws) + [x.shape for x in self.constants] + [()] * len(self.instructions)
-        for kind, i in self._schedule:
-            if kind == "draw":
-                references, dims = self._draw_dims[i]
-                specs = [Spec(shapes[n], dtypes[n]) for n in references]
-                shapes[self._first_draw + i] = tuple(known_dims(dims, specs))
-                continue
-            instruction = self.instructions[i]
-            if instruction.loop is not None:
-                shapes[self.first + i] = self._infer_loop(instruction, shapes)
-                continue
-            if instruction.node.op == "item":
-                shapes[self.first + i] = shapes[instruction.inputs[0]].values[instruction.attrs["index"]]
-                continue
-            specs = [Spec(shapes[n], dtypes[n]) for n in instruction.inputs]
-            try:
-                shapes[self.first + i], _ = RULES[instruction.node.op].infer(*specs, **instruction.attrs)
-            except KernelKError as error:
-                raise located(error, instruction.node.source) from None
-        return shapes
-
-    def from_shapes(self, feed_shapes: Sequence[Shape]) -> list[np.ndarray[Any, Any]] | None:
-        """The outputs where they follow from the feeds' shapes and constants alone; None where they don't.
-
-        Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
-        """
-        # Writing a graph imports no backend.
-        from ..backends.numpy.ops import OPS as NUMPY
-
-        shapes = self.infer(feed_shapes)
-        start = self.first - len(self.constants)
-        known: dict[int, np.ndarray[Any, Any]] = {start + i: node.array for i, node in enumerate(self.constants)}
-        for number, (node, inputs, attrs, loop) in enumerate(self.instructions, self.first):
-            if node.op == "shape":
-                known[number] = np.asarray(shapes[inputs[0]], dtype=node.dtype)
-            elif node.op == "size":
-                lengths = [shapes[inputs[0]][axis] for axis in attrs["axes"]]
-                known[number] = np.prod(np.asarray(lengths, dtype=node.dtype), dtype=node.dtype)
-            elif loop is None and (node.dtype in INTEGERS or node.dtype == "bool") and all(n in known for n in inputs):
-                call = Lowered(number, node.op, inputs, attrs, node.dtype, shapes[number])
-                given = {name: value for name, value in attrs.items() if name != "result"}
-                known[number] = np.asarray(NUMPY[node.op](call, *[known[n] for n in inputs], **given))
-        if not all(n in known for n in self.outputs):
-            return None
-        return [known[n] for n in self.outputs]
-
-    def _infer_loop(self, instruction: Instruction, shapes: list[Any]) -> LoopShapes:
-        """A loop's shapes; enters those of its draws, which are made for all steps at once, into `shapes`."""
-        loop = instruction.loop
-        assert loop is not None
-        body = loop.program
-        given = len(body.inputs)
-        found = loop.infer([shapes[n] for n in instruction.inputs[:given]], instruction.node.source)
-        first = body._first_draw
-        for number, shape in zip(instruction.inputs[given:], found.body[first : first + len(body.draws)]):
-            shapes[number] = (found.length, *shape)
-        return found
-
     def specialise(self, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> Specialisation:
         """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`."""
-        found = self._specialised.get((feed_shapes, mode))
-        if found is not None:
-            return found
-        exact = self.infer(feed_shapes)
-        for slot, n in self.updates:
-            if exact[n] != self.slots[slot].shape:
-                # Unknown lengths let it be written; a backend might spread it over the variable.
-                raise ShapeError(
-                    f"update: variable '{self.slots[slot].name}' ({self.slots[slot].source}) has shape "
-                    f"{self.slots[slot].shape}, at this call the value {exact[n]}; they must be equal"
-                )
-        # What a loop without steps would have made can be told from exact shapes only.
-        if mode == "all" or _without_steps(exact):
-            shapes, suffix = exact, str(feed_shapes)
-        else:
-            masked = tuple(
-                tuple(n if m is not None or n == 1 else None for n, m in zip(shape, x.shape))
-                for shape, x in zip(feed_shapes, self.inputs)
-            )
-            shapes, ones = _with_ones(self.infer(masked), exact)
-            suffix = f"{masked}{ones or ''}"
-        draws = self._first_draw
-        result = Specialisation(
-            f"{self.key}{suffix}",
-            shapes,
-            exact[draws : draws + len(self.draws)],
-            [exact[n] for n in self.outputs],
-        )
-        self._specialised[feed_shapes, mode] = result
-        drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // max(1, len(shapes)))))
-        return result
-
-    def output_arrays(self, specialisation: Specialisation) -> list[tuple[int, str, tuple[int, ...]]]:
-        """(bytes, dtype, shape) of each output."""
-        found = self._output_arrays.get(specialisation.key)
-        if found is None or [shape for _, _, shape in found] != specialisation.outputs:
-            found = [
-                (int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64)), dtype, shape)
-                for dtype, shape in zip(self.output_dtypes, specialisation.outputs)
-            ]
-            self._output_arrays[specialisation.key] = found
-            drop_oldest(self._output_arrays, MOST_SHAPES)
-        return found
-
-    def encode(self, specialisation: Specialisation) -> tuple[dict[str, Any], list[Tensor]]:
-        """The JSON form that backends lower, and the node behind each of its instructions."""
-        return self._encode(specialisation.shapes)
-
-    def blamed(self, specialisation: Specialisation, path: Sequence[int]) -> Tensor | None:
-        """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
-        return self._blamed(specialisation.shapes, path)
-
-    def _blamed(self, shapes: list[Any], path: Sequence[int]) -> Tensor | None:
-        nodes = self._encode(shapes)[1]
-        if path[0] >= len(nodes):
-            return None
-        node = nodes[path[0]]
-        for i, instruction in enumerate(self.instructions):
-            if instruction.node is node and instruction.loop is not None and len(path) > 1:
-                return instruction.loop.program._blamed(shapes[self.first + i].body, path[1:])
-        return node
-
-    def _encode(self, shapes: list[Any]) -> tuple[dict[str, Any], list[Tensor]]:
-        moved = list(range(self.first))  # new number of each value
-        nodes: list[Tensor] = []
-        instructions: list[Any] = []
-
-        def emit(node: Tensor, op: str, inputs: list[int], attrs: dict[str, Any], shape: Shape) -> int:
-            instructions.append([op, inputs, attrs, node.dtype, list(shape)])
-            nodes.append(node)
-            return self.first + len(instructions) - 1
-
-        for i, (node, inputs, attrs, loop) in enumerate(self.instructions):
-            shape = shapes[self.first + i]
-            operands = [moved[n] for n in inputs]
-            if node.op == "sum_to":
-                moved.append(self._encode_sum_to(node, shapes[inputs[0]], shape, operands, emit))
-                continue
-            if loop is not None:
-                attrs = {**attrs, "body": loop.program._encode(shape.body)[0]}
-                # Its values have shapes of their own; items tell them.
-                shape = ()
-            if "result" in attrs:
-                # The result's dtype stands in the instruction itself.
-                attrs = {name: value for name, value in attrs.items() if name != "result"}
-            moved.append(emit(node, node.op, operands, attrs, shape))
-        draws = self._first_draw
-        encoded = {
-            "inputs": [[x.dtype, list(shapes[i])] for i, x in enumerate(self.inputs)],
-            "slots": [[x.dtype, list(x.shape)] for x in self.slots],
-            "draws": [[x.dtype, list(shapes[draws + i])] for i, x in enumerate(self.draws)],
-            "constants": [[x.dtype, list(x.shape)] for x in self.constants],
-            "instructions": instructions,
-            "outputs": [moved[n] for n in self.outputs],
-            "updates": [[slot, moved[n]] for slot, n in self.updates],
-        }
-        return encoded, nodes
-
-    def _encode_sum_to(self, node: Tensor, wide: Shape, narrow: Shape, operands: list[int], emit: Any) -> int:
-        """A sum over the axes that were broadcast; which ones is known now, since unknown lengths aren't 1."""
-        extra = len(wide) - len(narrow)
-        axes = [i for i in range(len(wide)) if i < extra or (narrow[i - extra] == 1 and wide[i] != 1)]
-        if not axes:
-            return operands[0]
-        kept = tuple(1 if i in axes else n for i, n in enumerate(wide))
-        total: int = emit(node, "sum", operands[:1], {"axes": axes, "keepdims": True}, kept)
-        if not extra:
-            return total
-        dims = [[0, i + extra] if n is None else n for i, n in enumerate(narrow)]
-        result: int = emit(node, "reshape", [total], {"dims": dims}, narrow)
-        return result
+        known = self._specialised.get((feed_shapes, mode))
+        if known is None:
+            known = self._specialised[feed_shapes, mode] = Specialisation(self, feed_shapes, mode)
+            length = max(1, len(known.shapes))
+            drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // length)))
+        return known
 
 
 def _not_fed(node: Placeholder) -> FeedError:
@@ -576,40 +341,19 @@ def _not_fed(node: Placeholder) -> FeedError:
     )
 
 
-def _without_steps(exact: Sequence[Any]) -> bool:
-    """Whether any loop has no steps."""
-    return any(isinstance(x, LoopShapes) and (x.length == 0 or _without_steps(x.body)) for x in exact)
+def _phase_constant(node: LearningPhase, phase: int) -> Constant:
+    """The constant that the learning phase is in this phase, made once."""
+    made: dict[int, Constant] = node.__dict__.setdefault("_values", {})
+    if phase not in made:
+        made[phase] = constant_node(np.asarray(bool(phase)))
+    return made[phase]
 
 
-def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """`known` with the lengths that turned out 1, and where they are.
-
-    An unknown length that turns out 1 inside the graph (a slice, a reshape) broadcasts as a fed 1 does.
-    """
-    shapes: list[Any] = []
-    ones: list[Any] = []
-    for number, (shape, real) in enumerate(zip(known, exact)):
-        if isinstance(shape, LoopShapes):
-            body, found = _with_ones(shape.body, real.body)
-            shape = shape._replace(body=body)
-        else:
-            found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
-            if found:
-                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
-        if found:
-            ones.append((number, found))
-        shapes.append(shape)
-    return shapes, ones
-
-
-def constant_digest(node: Constant) -> str:
-    """A hash of the constant's dtype, shape and bytes, made once."""
-    digest: str | None = node.__dict__.get("_digest")
-    if digest is None:
-        array = node.array
-        content = array.tobytes()
+def _content(node: Constant) -> _Content:
+    """What makes constants equal. A long run of bytes is hashed, once for each constant."""
+    content: bytes | None = node.__dict__.get("_hash")
+    if content is None:
+        content = node.array.tobytes()
         if len(content) > 32:
-            content = hashlib.sha256(content).digest()
-        digest = f"{node.dtype}{array.shape}{content.hex()}"
-        node.__dict__["_digest"] = digest
-    return digest
+            content = node.__dict__["_hash"] = hashlib.sha256(content).digest()
+    return node.dtype, node.array.shape, content

@@ -1,16 +1,17 @@
-"""How the graph is read for an engine: through aliases, branches and decompositions; what `program` linearises."""
+"""Resolves a graph for an engine, through aliases, branches and decompositions; what `program` linearises."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import numpy as np
-
+from ..arrays import Array
 from ..graph.nodes import Tensor, Update
 from ..graph.rules import RULES, apply, expand
 
-_ALIASES = {"identity", "stop_gradient", "print"}
+_ALIASES = frozenset({"identity", "stop_gradient", "print"})
+_LEAVES = frozenset({"placeholder", "variable", "constant", "draw", "scan", "item"})
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
 
@@ -44,28 +45,34 @@ def update_value(node: Update) -> Tensor:
     return node.expansion
 
 
-class Reader:
-    """How the graph is read in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
+@cache
+def _direct(ops: frozenset[str]) -> frozenset[str]:
+    """Names of ops that compute their own value on an engine that defines `ops`, or are leaves."""
+    return (ops | _LEAVES) - _ALIASES - {"phase_select", "update"}
+
+
+class Resolver:
+    """Resolves nodes in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
 
     `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
     """
 
-    def __init__(
-        self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, np.ndarray[Any, Any]]
-    ) -> None:
+    def __init__(self, leaves: Sequence[Tensor], phase: int, ops: frozenset[str], values: dict[int, Array]) -> None:
         self.leaves = {id(leaf) for leaf in leaves}
         self.phase = phase
         self.ops = ops
         self.values = values
         self.prints: dict[int, Tensor] = {}
+        self._direct = _direct(ops)
+        self._operands: dict[int, tuple[Sequence[Tensor], dict[str, Any]]] = {}
 
-    def inside(self, leaves: Sequence[Tensor]) -> Reader:
+    def inside(self, leaves: Sequence[Tensor]) -> Resolver:
         """The same for a body with these leaves."""
-        return Reader(leaves, self.phase, self.ops, self.values)
+        return Resolver(leaves, self.phase, self.ops, self.values)
 
     def resolve(self, node: Tensor) -> Tensor:
         """The node that really computes the value."""
-        while id(node) not in self.leaves:
+        while node.op not in self._direct and id(node) not in self.leaves:
             op = node.op
             if op in _ALIASES:
                 if op == "print":
@@ -75,20 +82,34 @@ class Reader:
                 node = node.inputs[0 if self.phase else 1]
             elif isinstance(node, Update):
                 node = update_value(node)
-            elif op not in self.ops and op in RULES and RULES[op].decompose is not None:
+            elif op in RULES and RULES[op].decompose is not None:
                 node = expand(node)
             else:
                 break
         return node
 
-    def operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
+        """What a resolved node is computed from, resolved."""
+        if not node.inputs or id(node) in self.leaves:
+            return ()
+        return self.operands(node)[0]
+
+    def operands(self, node: Tensor) -> tuple[Sequence[Tensor], dict[str, Any]]:
+        """What a resolved node is computed from, resolved, and its attributes with the values of integer tensors."""
+        known = self._operands.get(id(node))
+        if known is None:
+            inputs, attrs = self._with_values(node) if node.attrs else (node.inputs, node.attrs)
+            direct, resolve = self._direct, self.resolve
+            known = [x if x.op in direct else resolve(x) for x in inputs], attrs
+            self._operands[id(node)] = known
+        return known
+
+    def _with_values(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
 
         Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
         """
         attrs = node.attrs
-        if not attrs:
-            return node.inputs, attrs
         valued: set[int] = set()
         for name in _VALUED:
             if name in attrs:
@@ -101,20 +122,15 @@ class Reader:
         dims = attrs.get("dims", ())
         lengths = {d[0] for d in dims if isinstance(d, list) and d[0] != "value"}
         kept = [k for k in range(len(node.inputs)) if k not in valued or k in lengths]
-        fixed = {name: self._with_values(node, attrs[name]) for name in _VALUED if name in attrs}
+        fixed = {name: self._entered(node, attrs[name]) for name in _VALUED if name in attrs}
         if dims:
             fixed["dims"] = [[kept.index(d[0]), d[1]] if isinstance(d, list) else d for d in fixed["dims"]]
         return tuple(node.inputs[k] for k in kept), {**attrs, **fixed}
 
-    def _with_values(self, node: Tensor, entry: Any) -> Any:
+    def _entered(self, node: Tensor, entry: Any) -> Any:
+        """An attribute's entry with the values that it asks for."""
         if not isinstance(entry, list):
             return entry
         if entry[:1] == ["value"]:
             return int(self.values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
-        return [self._with_values(node, inner) for inner in entry]
-
-    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        """What a resolved node is computed from, resolved."""
-        if not node.inputs or id(node) in self.leaves:
-            return ()
-        return [self.resolve(x) for x in self.operands(node)[0]]
+        return [self._entered(node, inner) for inner in entry]

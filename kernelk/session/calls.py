@@ -17,7 +17,8 @@ from ..engines.storage import Reference, Slots, Storage, Transfer
 from ..errors import EngineError, KernelKError, WorkerDiedError
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
-from ..program.program import Program, Specialisation
+from ..program.program import Program
+from ..program.specialisation import Specialisation
 
 _plan_numbers = itertools.count()
 _timed_numbers = itertools.count()
@@ -93,7 +94,7 @@ class Calls:
 
     def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode()
         constants = [node.array for node in program.constants]
         references = self._written(constants)
         try:
@@ -102,7 +103,7 @@ class Calls:
                     {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
                 )
         except EngineError as error:
-            raise _blamed(error, program, specialisation) from None
+            raise _blamed(error, specialisation) from None
         host.remember(specialisation.key, reply)
 
     def make_timed(
@@ -115,7 +116,7 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode()
         shift = len(program.inputs)
         encoded = {
             **encoded,
@@ -140,7 +141,7 @@ class Calls:
             with host.held(), host.waiting("compiling"):
                 reply = host.request(message)
         except EngineError as error:
-            raise _blamed(error, program, specialisation) from None
+            raise _blamed(error, specialisation) from None
         return number, reply["compile"], reply["first"]
 
     def describe(
@@ -153,14 +154,14 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded, _ = program.encode(specialisation)
+        encoded = specialisation.encode()
         references = self._written([node.array for node in program.constants])
         message = {"do": "describe", "program": encoded, "constants": references, "names": names}
         try:
             with host.held(), host.waiting("compiling"):
                 return host.request(message)
         except EngineError as error:
-            raise _blamed(error, program, specialisation) from None
+            raise _blamed(error, specialisation) from None
 
     def _written(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
         """Copies arrays into the transfer segment; where they lie there."""
@@ -193,7 +194,7 @@ class Calls:
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):
             return plan  # type: ignore[no-any-return]
-        outputs = program.output_arrays(specialisation)
+        outputs = specialisation.output_arrays
         self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
         fed = [self.transfer.reserve(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
         results = [self.transfer.reserve(*output) for output in outputs]
@@ -255,7 +256,7 @@ class Calls:
                 host.forget(plan.updated)
                 self._seeds.counter += bool(program.draws)
         except EngineError as error:
-            raise _blamed(error, program, specialisation) from None
+            raise _blamed(error, specialisation) from None
         except BaseException:
             # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
             host.forget(plan.updated)
@@ -289,13 +290,13 @@ def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
     ]
 
 
-def _blamed(error: EngineError, program: Program, specialisation: Specialisation) -> KernelKError:
+def _blamed(error: EngineError, specialisation: Specialisation) -> KernelKError:
     """The engine's error with the op and the user's line that it came from."""
     details = getattr(error, "details", {})
     index = details.get("instruction")
     if index is None:
         return error
-    node = program.blamed(specialisation, [index, *details.get("inside", ())])
+    node = specialisation.blamed([index, *details.get("inside", ())])
     if node is None:
         return error
     error.args = (f"{error.args[0]} (op {node.op})",)

@@ -70,7 +70,7 @@ def test_what_is_kept_for_each_shape_is_bounded(monkeypatch: pytest.MonkeyPatch)
         for length in range(1, 13):
             call([np.ones((2, length, 3))])
             program = call.program_for(current(), host.ops, 0, None)
-            for kept in (program._specialised, program._output_arrays, program.plans):
+            for kept in (program._specialised, program.plans):
                 assert 0 < len(kept) <= 8
         assert call.specialisations(host) == 12, turn
 
