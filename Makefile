@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench parity soak keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,10 @@ screenshots: setup  ## the pictures of the panel in docs/images, from its tests 
 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
+
+bench-against: setup  ## BASE=path of another checkout: this kernelk and that one side by side, row by row
+	@test -n "$(BASE)" || { echo "bench-against needs another checkout of kernelk; next: make bench-against BASE=path" >&2; exit 1; }
+	$(BIN)/python benchmarks/against.py "$(BASE)"
 
 parity: setup  ## every function, dtype and shape on every engine; writes docs/engines_by_function.md
 	$(BIN)/python tests/parity

@@ -20,6 +20,7 @@ os.environ.setdefault("KERNELK_QUIET", "1")
 
 import choosing
 import panel
+import side
 import timing
 from measure import HERE, Native, compare, interval, repeated
 from models import empty, model
@@ -226,23 +227,11 @@ def large_graph(rounds: int) -> list[Row]:
     return rows
 
 
-LOAD = """
-import time
-from IPython.core.interactiveshell import InteractiveShell
-import numpy
-shell = InteractiveShell.instance()
-start = time.perf_counter()
-shell.run_line_magic("load_ext", "kernelk")
-print(time.perf_counter() - start)
-"""
-
-
 def loading(rounds: int) -> Row:
     """`%load_ext kernelk` in a fresh IPython that has numpy."""
     seconds = []
     for _ in range(rounds):
-        done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
-        seconds.append(float(done.stdout.split()[-1]))
+        seconds.append(side.loading())
     triple = interval(seconds)
     text = f"{triple[0] * 1e3:.0f} ms [{triple[1] * 1e3:.0f}, {triple[2] * 1e3:.0f}]"
     return ["`%load_ext kernelk`", text, "under 100 ms", "yes" if triple[0] < 0.1 else "**no**"]

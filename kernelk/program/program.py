@@ -271,14 +271,14 @@ class Program:
             place = id(node)
             if place in numbers:
                 if place in draws:
-                    operands, attrs = resolver.operands(node)
-                    self.draw_dims[draws[place]] = (tuple([numbers[id(x)] for x in operands]), attrs["dims"])
+                    references = tuple([numbers[id(x)] for x in resolver.operands(node)])
+                    self.draw_dims[draws[place]] = (references, resolver.attrs(node)["dims"])
                     self.schedule.append(numbers[place])
                 continue
             loop = self._loops.get(place)
             if loop is None:
-                operands, attrs = resolver.operands(node)
-                add(node, tuple([numbers[id(x)] for x in operands]), attrs)
+                operands = tuple([numbers[id(x)] for x in resolver.operands(node)])
+                add(node, operands, resolver.attrs(node))
                 continue
             inputs = [numbers[id(resolver.resolve(x))] for x in loop.operands]
             inputs += [self.first_draw + i for i in self._loop_draws[place]]

@@ -64,7 +64,8 @@ class Resolver:
         self.values = values
         self.prints: dict[int, Tensor] = {}
         self._direct = _direct(ops)
-        self._operands: dict[int, tuple[Sequence[Tensor], dict[str, Any]]] = {}
+        self._operands: dict[int, Sequence[Tensor]] = {}
+        self._attrs: dict[int, dict[str, Any]] = {}
 
     def inside(self, leaves: Sequence[Tensor]) -> Resolver:
         """The same for a body with these leaves."""
@@ -92,17 +93,25 @@ class Resolver:
         """What a resolved node is computed from, resolved."""
         if not node.inputs or id(node) in self.leaves:
             return ()
-        return self.operands(node)[0]
+        return self.operands(node)
 
-    def operands(self, node: Tensor) -> tuple[Sequence[Tensor], dict[str, Any]]:
-        """What a resolved node is computed from, resolved, and its attributes with the values of integer tensors."""
-        known = self._operands.get(id(node))
-        if known is None:
-            inputs, attrs = self._with_values(node) if node.attrs else (node.inputs, node.attrs)
-            direct, resolve = self._direct, self.resolve
-            known = [x if x.op in direct else resolve(x) for x in inputs], attrs
-            self._operands[id(node)] = known
-        return known
+    def operands(self, node: Tensor) -> Sequence[Tensor]:
+        """`inputs_of`, of a leaf too."""
+        operands = self._operands.get(id(node))
+        if operands is None:
+            operands = node.inputs
+            if node.attrs:
+                operands, self._attrs[id(node)] = self._with_values(node)
+            for x in operands:
+                if x.op not in self._direct:
+                    operands = [self.resolve(x) for x in operands]
+                    break
+            self._operands[id(node)] = operands
+        return operands
+
+    def attrs(self, node: Tensor) -> dict[str, Any]:
+        """The attributes of a node whose operands are known, with the values of integer tensors entered."""
+        return self._attrs.get(id(node), node.attrs)
 
     def _with_values(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
