@@ -9,17 +9,15 @@ folder's models are the same for both. Exits with 1 if anything is slower than i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from measure import HERE, interval
+from measure import HERE, Answering, interval
 
 ENGINES = ["tensorflow", "theano", "cntk", "jax", "torch"]
 # What runs in one pair of processes: (work of side.py, engine).
@@ -34,42 +32,22 @@ GROUPS = {
 TURN = 0.015
 SETTLE = 0.02
 # A row gets so many seconds of each pair of processes, and at least so many blocks and pairs.
-SECONDS = 6.0
+SECONDS = 8.0
 LEAST_BLOCKS, LEAST_PAIRS = 3, 3
 # What a row may be slower by.
 ALLOWED = 1.02
 
 
-class Side:
+class Side(Answering):
     """A build's process."""
 
     def __init__(self, checkout: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "KERNELK_QUIET": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(HERE / "side.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
+        super().__init__(sys.executable, ["side.py"], environment)
 
     def __call__(self, work: str, engine: str, calls: int) -> dict[str, float]:
         """The seconds of one call for each row of the work."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{work} {engine} {calls}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{work} on {engine}: the process ended with status {self._process.wait()}")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        return self.ask(f"{work} {engine} {calls}")  # type: ignore[no-any-return]
 
 
 class Row:
@@ -156,7 +134,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the other checkout, which has a folder kernelk")
     parser.add_argument("--only", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--width", type=float, default=0.06, help="of a ratio's 95 %% interval, which ends a row")
-    parser.add_argument("--pairs", type=int, default=8, help="of processes, at most, for a row")
+    parser.add_argument("--pairs", type=int, default=10, help="of processes, at most, for a row")
     options = parser.parse_args()
     checkouts = {"this": HERE.parent, "base": options.base.resolve()}
     if not (checkouts["base"] / "kernelk" / "__init__.py").is_file():

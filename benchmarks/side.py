@@ -93,8 +93,8 @@ def graph(engine: str) -> Work:
             keyed.append(time.perf_counter() - start)
             del call, y
         return {
-            "10,000 nodes, recorded": statistics.median(recorded),
-            "10,000 nodes, linearised and keyed": statistics.median(keyed),
+            "a graph of 10,000 nodes, recorded": statistics.median(recorded),
+            "the same, linearised and keyed": statistics.median(keyed),
         }
 
     return work

@@ -14,9 +14,9 @@ def merge_shapes(a: Shape, b: Shape) -> Shape:
     return tuple(n if m is None else m for m, n in zip(a, b))
 
 
-def done_anew(node: Tensor) -> bool:
-    """Whether each step does the node's work anew, even where all that it takes is the same: it draws or prints."""
-    return isinstance(node, Draw) or node.op == "print" or (isinstance(node, Scan) and node.body.anew)
+def per_step(node: Tensor) -> bool:
+    """Whether a node is computed at each step, even where all that it takes is the same: it draws or prints."""
+    return isinstance(node, Draw) or node.op == "print" or (isinstance(node, Scan) and node.body.per_step)
 
 
 class Closure:
@@ -33,7 +33,7 @@ class Closure:
     ) -> None:
         self.captures: list[Tensor] = []
         self.residuals: list[Tensor] = []
-        self.anew = False
+        self.per_step = False
         self.phased = False
         given = {id(leaf) for leaf in leaves}
 
@@ -54,10 +54,10 @@ class Closure:
                         f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a loop's "
                         f"step: return the value as a state, and update the variable with the final state"
                     )
-                anew = done_anew(node)
-                if anew or any(id(x) in varying for x in node.inputs):
+                again = per_step(node)
+                if again or any(id(x) in varying for x in node.inputs):
                     varying.add(id(node))
-                    self.anew |= anew
+                    self.per_step |= again
                     self.phased |= node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased)
         captured: dict[int, Tensor] = {}
         users = [node for node in order if id(node) in varying]
@@ -72,7 +72,7 @@ def close_loop(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The same for a body whose closure is known and has no residuals but among its sequences."""
     body.captures = closure.captures
-    body.anew, body.phased = closure.anew, closure.phased
+    body.per_step, body.phased = closure.per_step, closure.phased
     first = [*body.new_states, *body.results][0]
     node = Scan("scan", (*sequences, *initial, *body.captures), {}, (), first.dtype, caller())
     node.body = body
