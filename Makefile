@@ -64,7 +64,8 @@ screenshots: setup  ## the pictures of the panel in docs/images, from its tests 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-bench-against: setup  ## compares this build with another checkout: make bench-against BASE=../kernelk-before
+bench-against: setup  ## BASE=path of another checkout: this kernelk and that one side by side, row by row
+	@test -n "$(BASE)" || { echo "bench-against needs another checkout of kernelk; next: make bench-against BASE=path" >&2; exit 1; }
 	$(BIN)/python benchmarks/against.py "$(BASE)"
 
 parity: setup  ## every function, dtype and shape on every engine; writes docs/engines_by_function.md

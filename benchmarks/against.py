@@ -1,193 +1,171 @@
-"""Compares this build with another checkout of kernelk, side by side in one run: `against.py PATH [ROW ...]`.
+"""`make bench-against BASE=path`: this build of kernelk against another checkout's, side by side in one run.
 
-Each build has one process for all rows, and they take turns in an order that alternates from round to round. A row ends
-when the 95 % interval of its ratio (this build / the other) is at most 0.06 wide, or after MOST_ROUNDS. Times are those
-of the processor where a row computes in the kernel alone, so that neighbours on the machine disturb less; rows that
-wait for a worker take the wall's.
+Each build works in processes of its own, which take short turns (this, base, base, this, or the other way round); a
+block of four turns gives one ratio of times, so that whatever slows the machine down meets both. Both are started anew
+again and again, since where a process has its memory makes one or two per cent. The interpreter, the engines, and this
+folder's models are the same for both. Exits with 1 if anything is slower than it may be.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
 from pathlib import Path
 
-MOST_ROUNDS = 120
-FEWEST_ROUNDS = 12
-WIDTH = 0.06
-ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
-HERE = Path(__file__).resolve().parent.parent
+from measure import HERE, Answering, interval
+
+ENGINES = ["tensorflow", "theano", "cntk", "jax", "torch"]
+# What runs in one pair of processes: (work of side.py, engine).
+GROUPS = {
+    "session": [("record", "numpy"), ("graph", "numpy"), ("empty_call", "numpy"), ("small_step", "numpy")],
+    "load": [("load", "numpy")],
+    **{engine: [("empty_call", engine), ("small_step", engine)] for engine in ENGINES},
+    "swap": [("swap", "torch")],
+}
+# A turn is about so long, in seconds, where a call is shorter; before each, the other's threads get time to fall
+# asleep.
+TURN = 0.015
+SETTLE = 0.02
+# A row gets so many seconds of each pair of processes, and at least so many blocks and pairs.
+SECONDS = 8.0
+LEAST_BLOCKS, LEAST_PAIRS = 3, 3
+# What a row may be slower by.
+ALLOWED = 1.02
 
 
-# --- the side that is measured: its kernelk is the one on PYTHONPATH ---
-
-
-def rows() -> dict[str, Callable[[], float]]:
-    """Each row's measurement: seconds of one unit of work. Only names that every build has are used."""
-    import numpy as np
-
-    import kernelk
-    from kernelk import backend as K
-    from kernelk.session import current
-
-    def timed(work: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
-        start = clock()
-        for _ in range(times):
-            work()
-        return (clock() - start) / times
-
-    a, b = K.placeholder((3, 4)), K.placeholder((3, 4))
-
-    def linearised() -> float:
-        x = y = K.placeholder((None, 3))
-        for _ in range(5_000):
-            y = K.tanh(y) * 0.5
-        call = K.function([x], [y])
-        host = current().host("numpy")
-        host.start()
-        start = time.process_time()
-        call.program_for(current(), host.ops, 0, None).specialise(((2, 3),), host.specialises)
-        return time.process_time() - start
-
-    def step_on(engine: str) -> Callable[[], float]:
-        x = K.placeholder((8, 16))
-        w = K.variable(np.full((16, 4), 0.01, "float32"))
-        loss = K.mean(K.square(K.dot(x, w) - 1.0))
-        step = K.function([x], [loss], [K.update_sub(w, 0.01 * K.gradients(loss, [w])[0])])
-        feed = np.ones((8, 16), "float32")
-        clock = time.process_time if engine == "numpy" else time.perf_counter
-
-        def measure() -> float:
-            kernelk.set_backend(engine)
-            step([feed])
-            return timed(lambda: step([feed]), 100, clock)
-
-        return measure
-
-    def empty_on(engine: str) -> Callable[[], float]:
-        call = K.function([], [K.constant(1.0)])
-        clock = time.process_time if engine == "numpy" else time.perf_counter
-
-        def measure() -> float:
-            kernelk.set_backend(engine)
-            call([])
-            return timed(lambda: call([]), 200, clock)
-
-        return measure
-
-    def swap() -> float:
-        kernelk.set_backend("torch")
-        kernelk.set_backend("numpy")
-        start = time.perf_counter()
-        for _ in range(5):
-            kernelk.set_backend("torch")
-            kernelk.set_backend("numpy")
-        return (time.perf_counter() - start) / 10
-
-    def extension() -> float:
-        code = (
-            "import time\nfrom IPython.core.interactiveshell import InteractiveShell\nimport numpy\n"
-            "shell = InteractiveShell.instance()\nstart = time.process_time()\n"
-            "shell.run_line_magic('load_ext', 'kernelk')\nprint(time.process_time() - start)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return float(done.stdout.splitlines()[-1])
-
-    found: dict[str, Callable[[], float]] = {
-        "recording an op": lambda: timed(lambda: a + b, 2_000, time.process_time),
-        "linearising and keying 10,000 nodes": linearised,
-        "%load_ext kernelk": extension,
-        "a warm swap numpy <-> torch": swap,
-    }
-    for engine in ENGINES:
-        found[f"an empty call on {engine}"] = empty_on(engine)
-        found[f"a small step on {engine}"] = step_on(engine)
-    return found
-
-
-def serve() -> None:
-    """Measures the rows whose names come in, one a line."""
-    known = rows()
-    print(json.dumps(list(known)), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(known[line.strip()]()), flush=True)
-
-
-# --- the side that compares ---
-
-
-class Build:
+class Side(Answering):
     """A build's process."""
 
-    def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(folder), "KERNELK_QUIET": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--serve"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.rows: list[str] = self._answer()
+    def __init__(self, checkout: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "KERNELK_QUIET": "1"}
+        super().__init__(sys.executable, ["side.py"], environment)
 
-    def _answer(self) -> list[str]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("["):
-                return list(json.loads(line))
-        raise SystemExit("a build's process ended; its own error stands above")
-
-    def measure(self, row: str) -> float:
-        """Seconds of one unit of the row's work."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(row + "\n")
-        self._process.stdin.flush()
-        return float(json.loads(self._process.stdout.readline()))
+    def __call__(self, work: str, engine: str, calls: int) -> dict[str, float]:
+        """The seconds of one call for each row of the work."""
+        return self.ask(f"{work} {engine} {calls}")  # type: ignore[no-any-return]
 
 
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """The 95 % interval of the median ratio, by resampling the rounds."""
-    draw = random.Random(1)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(600))
-    return medians[14], medians[-15]
+class Row:
+    """What was measured of one row."""
+
+    def __init__(self) -> None:
+        self.this: list[float] = []
+        self.base: list[float] = []
+        self.ratios: list[list[float]] = []  # of each pair of processes, those of its blocks
+
+    def ratio(self) -> tuple[float, float, float]:
+        """The median of all blocks, and its 95 % interval."""
+        return interval([ratio for ratios in self.ratios for ratio in ratios])
+
+    def narrow(self, width: float) -> bool:
+        """Whether it is known well enough."""
+        if len(self.ratios) < LEAST_PAIRS:
+            return False
+        _, low, high = self.ratio()
+        return high - low <= width
+
+    def verdict(self) -> str:
+        """What the interval says."""
+        _, low, high = self.ratio()
+        if high < 1:
+            return "faster"
+        if low > ALLOWED:
+            return "**slower**"
+        return "no slower" if high <= ALLOWED else "not told apart"
+
+    def cells(self, label: str) -> list[str]:
+        """A line of the table."""
+        middle, low, high = self.ratio()
+        by_pair = sorted(statistics.median(ratios) for ratios in self.ratios)
+        return [
+            label,
+            duration(statistics.median(self.base)),
+            duration(statistics.median(self.this)),
+            f"{middle:.3f} [{low:.3f}, {high:.3f}]",
+            f"{by_pair[0]:.2f} to {by_pair[-1]:.2f}",
+            f"{sum(map(len, self.ratios))} in {len(self.ratios)}",
+            self.verdict(),
+        ]
 
 
-def main(other: Path, wanted: list[str]) -> None:
-    """Prints the table as it grows."""
-    ours, theirs = Build(HERE), Build(other.resolve())
-    print("| row | other | this | ratio | 95 % interval | rounds |\n|---|---|---|---|---|---|", flush=True)
-    for row in ours.rows:
-        if wanted and not any(word in row for word in wanted):
-            continue
-        for build in (ours, theirs):
-            build.measure(row)
-        new, old = [], []
-        low, high = 0.0, 9.0
-        while len(new) < FEWEST_ROUNDS or (high - low > WIDTH and len(new) < MOST_ROUNDS):
-            pair = ((ours, new), (theirs, old))
-            for build, samples in pair if len(new) % 2 else pair[::-1]:
-                samples.append(build.measure(row))
-            ratios = [x / y for x, y in zip(new, old)]
-            low, high = interval(ratios)
-        times = [f"{statistics.median(samples) * 1e6:,.1f} us" for samples in (old, new)]
-        ratio = statistics.median(ratios)
-        print(f"| {row} | {times[0]} | {times[1]} | {ratio:.3f} | {low:.3f} to {high:.3f} | {len(new)} |", flush=True)
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them."""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+def measure(sides: dict[str, Side], work: str, engine: str, rows: dict[str, Row]) -> None:
+    """Blocks of one work in one pair of processes."""
+    for side in sides.values():
+        side(work, engine, 1)
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        sides["this"](work, engine, calls)
+        if time.perf_counter() - start >= TURN:
+            break
+        calls *= 2
+    found: dict[str, list[float]] = defaultdict(list)
+    start = time.perf_counter()
+    blocks = 0
+    while blocks < LEAST_BLOCKS or time.perf_counter() - start < SECONDS:
+        blocks += 1
+        first, second = random.sample(list(sides), 2)
+        seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"this": [], "base": []})
+        for name in (first, second, second, first):
+            time.sleep(SETTLE)
+            for label, value in sides[name](work, engine, calls).items():
+                seconds[label][name].append(value)
+        for label, both in seconds.items():
+            rows[label].this += both["this"]
+            rows[label].base += both["base"]
+            found[label].append(sum(both["this"]) / sum(both["base"]))
+    for label, ratios in found.items():
+        rows[label].ratios.append(ratios)
+
+
+def main() -> None:
+    """Measures every row until its interval is narrow enough, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", type=Path, help="the other checkout, which has a folder kernelk")
+    parser.add_argument("--only", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--width", type=float, default=0.06, help="of a ratio's 95 %% interval, which ends a row")
+    parser.add_argument("--pairs", type=int, default=10, help="of processes, at most, for a row")
+    options = parser.parse_args()
+    checkouts = {"this": HERE.parent, "base": options.base.resolve()}
+    if not (checkouts["base"] / "kernelk" / "__init__.py").is_file():
+        parser.error(f"{options.base} has no kernelk; next: make bench-against BASE=path of a checkout")
+    header = ["row", "base", "this", "ratio", "by pair of processes", "blocks", "verdict"]
+    print(" | ".join(header), flush=True)
+    slower = False
+    for group in options.only:
+        pending = {work: defaultdict[str, Row](Row) for work in GROUPS[group]}
+        tables = list(pending.values())
+        for _ in range(options.pairs):
+            sides = {name: Side(checkout) for name, checkout in checkouts.items()}
+            try:
+                for (work, engine), rows in pending.items():
+                    measure(sides, work, engine, rows)
+            finally:
+                for side in sides.values():
+                    side.close()
+            pending = {
+                work: rows
+                for work, rows in pending.items()
+                if not all(row.narrow(options.width) for row in rows.values())
+            }
+            if not pending:
+                break
+        for rows in tables:
+            for label, row in rows.items():
+                print(" | ".join(row.cells(label)), flush=True)
+                slower |= row.verdict() == "**slower**"
+    sys.exit(slower)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        serve()
-    elif len(sys.argv) > 1 and (Path(sys.argv[1]) / "kernelk").is_dir():
-        main(Path(sys.argv[1]), sys.argv[2:])
-    else:
-        raise SystemExit(
-            "against.py needs the folder of another checkout of kernelk; next: against.py ../kernelk-before"
-        )
+    main()

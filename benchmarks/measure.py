@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,12 @@ from kernelk.measure.timing import SETTLE_SECONDS
 HERE = Path(__file__).parent
 
 
-class Native:
-    """A baseline of native.py in a process of its own, asked for samples in turns with kernelk."""
+class Answering:
+    """A script of this folder in a process of its own, which answers each line with one of JSON."""
 
-    def __init__(
-        self, python: Path | str, engine: str, case: str, environment: dict[str, str], folder: str = ""
-    ) -> None:
+    def __init__(self, python: Path | str, arguments: list[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [str(python), "-W", "ignore", str(HERE / "native.py"), engine, case, *([folder] if folder else [])],
+            [str(python), "-W", "ignore", str(HERE / arguments[0]), *arguments[1:]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -33,29 +32,39 @@ class Native:
             text=True,
         )
 
-    def __call__(self, calls: int) -> list[float]:
-        """The seconds of this many calls."""
-        return self._ask(f"{calls}")
-
-    def mean(self, calls: int, harness: str) -> float:
-        """The mean of this many calls behind one another, in seconds, by "native" or "kernelk"."""
-        return self._ask(f"{calls} {harness}")[0]
-
-    def _ask(self, question: str) -> list[float]:
+    def ask(self, question: str) -> Any:
+        """The answer. Raises RuntimeError where the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{question}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the native baseline ended with status {self._process.wait()}")
-        return json.loads(line)  # type: ignore[no-any-return]
+            raise RuntimeError(f"'{question}': the process ended with status {self._process.wait()}")
+        return json.loads(line)
 
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+class Native(Answering):
+    """A baseline of native.py, asked for samples in turns with kernelk."""
+
+    def __init__(
+        self, python: Path | str, engine: str, case: str, environment: dict[str, str], folder: str = ""
+    ) -> None:
+        super().__init__(python, ["native.py", engine, case, *([folder] if folder else [])], environment)
+
+    def __call__(self, calls: int) -> list[float]:
+        """The seconds of this many calls."""
+        return self.ask(f"{calls}")  # type: ignore[no-any-return]
+
+    def mean(self, calls: int, harness: str) -> float:
+        """The mean of this many calls behind one another, in seconds, by "native" or "kernelk"."""
+        return self.ask(f"{calls} {harness}")[0]  # type: ignore[no-any-return]
 
 
 def repeated(call: Callable[[], object]) -> Callable[[int], list[float]]:

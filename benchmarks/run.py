@@ -20,6 +20,7 @@ os.environ.setdefault("KERNELK_QUIET", "1")
 
 import choosing
 import panel
+import side
 import timing
 from measure import HERE, Native, compare, interval, repeated
 from models import empty, model
@@ -185,64 +186,29 @@ def large_swap(engine: str, rounds: int) -> Row:
 
 def recording(rounds: int) -> Row:
     """An op recorded with its source line, in us."""
-    a, b = K.variable(np.ones((3, 4))), K.variable(np.ones((3, 4)))
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(2000):
-            a + b
-        seconds.append((time.perf_counter() - start) / 2000)
-    triple = interval(seconds)
+    work = side.record("numpy")
+    triple = interval([next(iter(work(2000).values())) for _ in range(rounds)])
     text = f"{triple[0] * 1e6:.1f} us [{triple[1] * 1e6:.1f}, {triple[2] * 1e6:.1f}]"
     return ["recording `a + b`", text, "under 8 us", "yes" if triple[0] < 8e-6 else "**no**"]
 
 
 def large_graph(rounds: int) -> list[Row]:
     """A chain of 10,000 nodes: recorded, and made into a program with its key."""
-    x = K.placeholder((None, 3))
-    recorded, keyed = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        y = x
-        for _ in range(5_000):
-            y = K.tanh(y) * 0.5
-        recorded.append(time.perf_counter() - start)
-        call = K.function([x], [y])
-        session = current()
-        host = session.host("numpy")
-        host.start()
-        start = time.perf_counter()
-        call.program_for(session, host.ops, 0, None).specialise(((2, 3),), host.specialises)
-        keyed.append(time.perf_counter() - start)
-        del call, y
+    work = side.graph("numpy")
+    made = [work(1) for _ in range(rounds)]
     rows = []
-    for what, seconds, limit in (
-        ("a graph of 10,000 nodes, recorded", recorded, 0.12),
-        ("the same, linearised and keyed", keyed, 0.15),
-    ):
-        triple = interval(seconds)
+    for what, limit in zip(made[0], (0.12, 0.15)):
+        triple = interval([seconds[what] for seconds in made])
         text = f"{triple[0] * 1e3:.0f} ms [{triple[1] * 1e3:.0f}, {triple[2] * 1e3:.0f}]"
         rows.append([what, text, f"under {limit * 1e3:.0f} ms", "yes" if triple[0] < limit else "**no**"])
     return rows
-
-
-LOAD = """
-import time
-from IPython.core.interactiveshell import InteractiveShell
-import numpy
-shell = InteractiveShell.instance()
-start = time.perf_counter()
-shell.run_line_magic("load_ext", "kernelk")
-print(time.perf_counter() - start)
-"""
 
 
 def loading(rounds: int) -> Row:
     """`%load_ext kernelk` in a fresh IPython that has numpy."""
     seconds = []
     for _ in range(rounds):
-        done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
-        seconds.append(float(done.stdout.split()[-1]))
+        seconds.append(side.loading())
     triple = interval(seconds)
     text = f"{triple[0] * 1e3:.0f} ms [{triple[1] * 1e3:.0f}, {triple[2] * 1e3:.0f}]"
     return ["`%load_ext kernelk`", text, "under 100 ms", "yes" if triple[0] < 0.1 else "**no**"]

@@ -9,14 +9,14 @@ from ..source import caller
 from .nodes import Body, Constant, Draw, LearningPhase, Scan, Shape, Tensor, Update, walk
 
 
-def merged(a: Shape, b: Shape) -> Shape:
+def merge_shapes(a: Shape, b: Shape) -> Shape:
     """The shape that two tensors of equal shape have, as far as either of them knows it."""
     return tuple(n if m is None else m for m, n in zip(a, b))
 
 
-def done_anew(node: Tensor) -> bool:
-    """Whether each step does the node's work anew, even where all that it takes is the same: it draws or prints."""
-    return isinstance(node, Draw) or node.op == "print" or (isinstance(node, Scan) and node.body.anew)
+def per_step(node: Tensor) -> bool:
+    """Whether a node is computed at each step, even where all that it takes is the same: it draws or prints."""
+    return isinstance(node, Draw) or node.op == "print" or (isinstance(node, Scan) and node.body.per_step)
 
 
 class Closure:
@@ -33,7 +33,7 @@ class Closure:
     ) -> None:
         self.captures: list[Tensor] = []
         self.residuals: list[Tensor] = []
-        self.anew = False
+        self.per_step = False
         self.phased = False
         given = {id(leaf) for leaf in leaves}
 
@@ -55,10 +55,10 @@ class Closure:
                         "loop's step",
                         next_step="return the value as a state, and update the variable with the final state",
                     )
-                anew = done_anew(node)
-                if anew or any(id(x) in varying for x in node.inputs):
+                again = per_step(node)
+                if again or any(id(x) in varying for x in node.inputs):
                     varying.add(id(node))
-                    self.anew |= anew
+                    self.per_step |= again
                     self.phased |= node.op == "phase_select" or (isinstance(node, Scan) and node.body.phased)
         captured: dict[int, Tensor] = {}
         users = [node for node in order if id(node) in varying]
@@ -73,7 +73,7 @@ def close_loop(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The same for a body whose closure is known and has no residuals but among its sequences."""
     body.captures = closure.captures
-    body.anew, body.phased = closure.anew, closure.phased
+    body.per_step, body.phased = closure.per_step, closure.phased
     first = [*body.new_states, *body.results][0]
     node = Scan("scan", (*sequences, *initial, *body.captures), {}, (), first.dtype, caller())
     node.body = body
@@ -92,7 +92,7 @@ def item(node: Scan, index: int) -> Tensor:
         body, states = node.body, len(node.body.states)
         if index < states:
             value = body.new_states[index]
-            shape = merged(node.inputs[len(body.sequences) + index].shape, value.shape)
+            shape = merge_shapes(node.inputs[len(body.sequences) + index].shape, value.shape)
         else:
             value = body.results[index - states]
             lengths = [x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None]

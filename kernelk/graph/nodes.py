@@ -200,7 +200,7 @@ class Body:
     A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
     """
 
-    __slots__ = ("anew", "captures", "new_states", "phased", "results", "reverse", "sequences", "states")
+    __slots__ = ("captures", "new_states", "per_step", "phased", "results", "reverse", "sequences", "states")
 
     def __init__(self, sequences: Sequence[Tensor], states: Sequence[Tensor], reverse: bool) -> None:
         self.sequences = list(sequences)
@@ -210,7 +210,7 @@ class Body:
         # Stacked along a first axis; a gradient adds to them what it needs of each step.
         self.results: list[Tensor] = []
         self.reverse = reverse  # whether the last elements come first; results are stacked where their elements were
-        self.anew = False  # whether anything is drawn or printed at each step
+        self.per_step = False  # whether anything is drawn or printed at each step
         self.phased = False  # whether anything depends on the learning phase
 
     @property

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from .nodes import Inference, Tensor, record
+from .nodes import Inference, Shape, Tensor, record
 
-# (node, gradient of its value) -> gradient of each input, None where there is none
-Vjp: TypeAlias = Callable[[Tensor, Tensor], Sequence[Tensor | None]]
+# What inference tells of a value: shape and dtype.
+Result: TypeAlias = tuple[Shape, str]
+# Of each input, None where there is none.
+Gradients: TypeAlias = Sequence[Tensor | None]
+# (node, gradient of its value) -> gradient of each input
+Vjp: TypeAlias = Callable[[Tensor, Tensor], Gradients]
 
 
 class Rule:

@@ -299,7 +299,7 @@ class _Work:
         for side in sides:
             assert reference is not None
             side.ratio = paired_ratio(side.rounds, reference.rounds)
-        self._pay(sides)
+        self._break_even(sides)
         if rounds < 9 and sides:
             few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
             enough = math.ceil(longest_round * 30 + 1)
@@ -317,7 +317,7 @@ class _Work:
         return OpsResult(list(hosts), call.label, ops)
 
     @staticmethod
-    def _pay(sides: list[Side]) -> None:
+    def _break_even(sides: list[Side]) -> None:
         """After how many runs a side that takes longer to build is ahead of the one that is ready first."""
         if not sides:
             return

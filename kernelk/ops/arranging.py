@@ -15,7 +15,7 @@ from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, cast, check_dtype
 from .linear import permute_dimensions
 from .operators import binary
-from .shapes import axes_of, axis_of, matmul, merged, reversed_along
+from .shapes import axes_of, axis_of, matmul, merge_axes, reversed_along
 from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
 
@@ -99,7 +99,7 @@ def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
     place = axis_of(axis, source.ndim, "repeat_elements")
     if rep == 1:
         return source
-    return merged(concatenate([expand_dims(source, place + 1)] * int(rep), place + 1), place, place + 1)
+    return merge_axes(concatenate([expand_dims(source, place + 1)] * int(rep), place + 1), place, place + 1)
 
 
 def any_list(dims: Sequence[Any]) -> bool:

@@ -9,14 +9,13 @@ import numpy as np
 from .. import config
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph.nodes import Tensor, constant_node
-from ..graph.rules import RULES, Rule, apply
+from ..graph.rules import RULES, Result, Rule, apply
 from . import elementwise, reductions
 from .dtypes import FLOATS, as_tensor, cast
 from .gradients import stop_gradient
 from .loops import rnn
 from .operators import binary
-from .primitives import Result
-from .shapes import own_dims, spread
+from .shapes import broadcast_to, own_dims
 from .shaping import concatenate, expand_dims, one_hot_as, zeros_like
 
 # The logarithm of an impossible path's probability: finite, so that its gradient is 0 and not NaN.
@@ -63,18 +62,18 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
     never = _scalar(_NEVER, wide.dtype)
     before = concatenate([blanks[:, :1], labels], 1)[:, :-1]
     jump = apply("select", binary("not_equal", labels, before), _scalar(0, wide.dtype), never)
-    jumps = _between(spread(never, labels), jump)
+    jumps = _between(broadcast_to(never, labels), jump)
 
     def step(score: Tensor, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         (alpha,) = previous
-        column = spread(never, alpha[:, :1])
+        column = broadcast_to(never, alpha[:, :1])
         one, two = (concatenate([column] * k + [alpha], 1)[:, :-k] for k in (1, 2))
         alpha = elementwise.maximum(_log_sum(alpha, one, two + jumps) + score, _NEVER)
         return alpha, [alpha]
 
     # Before the first step the path is where a blank or the first label can follow.
     place = _places(states)
-    start = apply("select", binary("equal", place, 0), spread(_scalar(0, wide.dtype), states), never)
+    start = apply("select", binary("equal", place, 0), broadcast_to(_scalar(0, wide.dtype), states), never)
     _, _, (alpha,) = rnn(step, scores, [start], mask=binary("less", _places(logs[:, :, 0]), steps))
     on_blank = _picked(alpha, place, counts * 2)
     on_label = apply("select", binary("less", 0, counts), _picked(alpha, place, counts * 2 - 1), never)
@@ -166,7 +165,7 @@ def _lengths(op: str, lengths: Any) -> Tensor:
 
 def _places(rows: Tensor) -> Tensor:
     """The number of each element in its row, int32."""
-    return apply("cumsum", spread(_scalar(1, "int32"), rows), axis=1) - 1
+    return apply("cumsum", broadcast_to(_scalar(1, "int32"), rows), axis=1) - 1
 
 
 def _between(outer: Tensor, inner: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
-from ..graph.loops import Closure, close_loop, done_anew, stacked
+from ..graph.loops import Closure, close_loop, per_step, stacked
 from ..graph.nodes import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
 from ..graph.rules import RULES, apply, expand
 from ..graph.state import current_state
@@ -337,7 +337,7 @@ def _varying(roots: Sequence[Tensor], body: Body, phase: int) -> set[int]:
     leaves = {id(leaf) for leaf in body.leaves}
     varying = {id(leaf) for leaf in (*body.sequences, *body.states)}
     for x in walk(roots, lambda node: _inputs_of(node, phase, leaves)):
-        if id(x) not in leaves and (done_anew(x) or any(id(y) in varying for y in _inputs_of(x, phase))):
+        if id(x) not in leaves and (per_step(x) or any(id(y) in varying for y in _inputs_of(x, phase))):
             varying.add(id(x))
     return varying
 

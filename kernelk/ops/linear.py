@@ -8,7 +8,7 @@ from ..errors import ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .dtypes import as_tensor, operands
-from .shapes import axis_of, matmul, merged
+from .shapes import axis_of, matmul, merge_axes
 
 
 def dot(x: Any, y: Any) -> Tensor:
@@ -30,12 +30,12 @@ def dot(x: Any, y: Any) -> Tensor:
     if x.ndim == 2 and y.ndim == 2:
         return matmul(x, y)
     rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
-    left = merged(x, 0, x.ndim - 2)
+    left = merge_axes(x, 0, x.ndim - 2)
     if y.ndim > 2:
         order = [y.ndim - 2, *range(y.ndim - 2), y.ndim - 1]
         y = apply("transpose", y, permutation=order)
     others = y.shape[1:]
-    right = merged(y, 1, y.ndim - 1)
+    right = merge_axes(y, 1, y.ndim - 1)
     product = matmul(left, right)
     dims = [[1, i] if isinstance(n, list) else n for i, n in enumerate(rows)]
     dims += [[2, i + 1] if n is None else n for i, n in enumerate(others)]
@@ -68,8 +68,8 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
     right = apply("transpose", y, permutation=[0, second] + [i for i in range(1, y.ndim) if i != second])
     product = apply(
         "batch_matmul",
-        merged(left, 1, left.ndim - 2),
-        merged(right, 2, right.ndim - 1),
+        merge_axes(left, 1, left.ndim - 2),
+        merge_axes(right, 2, right.ndim - 1),
         transpose_a=False,
         transpose_b=False,
     )

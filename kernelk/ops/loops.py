@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..graph.loops import Closure, close_loop, done_anew
+from ..graph.loops import Closure, close_loop, per_step
 from ..graph.nodes import Body, StepInput, Tensor, mark, walk
 from ..graph.rules import apply
 from ..source import caller
@@ -405,7 +405,7 @@ def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> li
     for node in walk([*body.new_states, *body.results], lambda x: () if x.uid < start else x.inputs):
         if id(node) in varying or node.uid < start:
             continue
-        if done_anew(node) or any(id(x) in varying for x in node.inputs):
+        if per_step(node) or any(id(x) in varying for x in node.inputs):
             varying.add(id(node))
         if node.op != "matmul" or node.attrs["transpose_a"]:
             continue

@@ -13,17 +13,13 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, constant_node
-from ..graph.rules import RULES, Rule, apply
-from .primitives import Gradients, Result
+from ..graph.rules import RULES, Gradients, Result, Rule, apply
 from .shapes import own_dims, scalar
 from .windows import (
+    WindowArguments,
     Windows,
-    channels_first,
-    check_padding,
-    check_rank,
     cropped,
     floats,
-    from_last,
     in_float32,
     lengths_of,
     output_length,
@@ -31,8 +27,7 @@ from .windows import (
     per_axis,
     positions,
     renumbered,
-    to_last,
-    windows_of,
+    window_arguments,
 )
 
 
@@ -48,7 +43,7 @@ def pool2d(
 
     `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """
-    return _pool("pool2d", x, 2, pool_size, strides, padding, data_format, pool_mode)
+    return _pool(window_arguments("pool2d", 2, strides, padding, data_format), x, pool_size, pool_mode)
 
 
 def pool3d(
@@ -63,40 +58,37 @@ def pool3d(
 
     `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """
-    return _pool("pool3d", x, 3, pool_size, strides, padding, data_format, pool_mode)
+    return _pool(window_arguments("pool3d", 3, strides, padding, data_format), x, pool_size, pool_mode)
 
 
-def _pool(
-    op: str, x: Any, spatial: int, pool_size: Any, strides: Any, padding: str, data_format: Any, pool_mode: str
-) -> Tensor:
+def _pool(arguments: WindowArguments, x: Any, pool_size: Any, pool_mode: str) -> Tensor:
+    op = arguments.op
     (x,) = floats(op, x)
-    first = channels_first(data_format)
-    padding = check_padding(padding, op)
     if pool_mode not in ("max", "avg"):
         raise ArgumentError(f"{op}: pool_mode {pool_mode!r} isn't allowed", allowed="allowed are max, avg")
-    check_rank(x, spatial, op)
-    moved = to_last(x, first)
-    size = per_axis(pool_size, spatial, "pool_size", op)
-    strides = per_axis(strides, spatial, "strides", op)
-    windows = windows_of(lengths_of(moved), size, strides, [1] * spatial, padding, 1)
+    moved = arguments.to_last(x)
+    size = per_axis(pool_size, arguments.spatial, "pool_size", op)
+    windows = arguments.windows(lengths_of(moved), size, 1)
     for axis, n in enumerate(moved.shape[1:-1]):
         output_length(n, windows, axis, op)
-    pooled = _images if spatial == 2 else _volumes
-    return from_last(pooled(f"{pool_mode}_pool", moved, size, strides, padding), first)
+    pooled = _images if arguments.spatial == 2 else _volumes
+    return arguments.from_last(pooled(f"{pool_mode}_pool", moved, size, arguments))
 
 
-def _images(op: str, x: Tensor, size: list[int], strides: list[int], padding: str) -> Tensor:
-    return _apply(op, windows_of(lengths_of(x), size, strides, [1, 1], padding, 1), x)
+def _images(op: str, x: Tensor, size: list[int], arguments: WindowArguments) -> Tensor:
+    return _apply(op, arguments.windows(lengths_of(x), size, 1), x)
 
 
-def _volumes(op: str, x: Tensor, size: list[int], strides: list[int], padding: str) -> Tensor:
+def _volumes(op: str, x: Tensor, size: list[int], arguments: WindowArguments) -> Tensor:
     """Along the last two axes, then along the first: a maximum of maxima, a mean of means."""
+    rows, *rest = arguments.strides
+    flat = arguments._replace(spatial=2, dilation=[1, 1])
     slabs = apply("reshape", x, dims=[-1, *own_dims(x)[2:]])
-    y = _images(op, slabs, size[1:], strides[1:], padding)
+    y = _images(op, slabs, size[1:], flat._replace(strides=rest))
     y = apply("reshape", y, x, dims=[*own_dims(x, 1)[:2], *own_dims(y)[1:]])
     turned = apply("transpose", y, permutation=[0, 2, 1, 3, 4])
     slabs = apply("reshape", turned, dims=[-1, *own_dims(turned)[2:]])
-    z = _images(op, slabs, [size[0], 1], [strides[0], 1], padding)
+    z = _images(op, slabs, [size[0], 1], flat._replace(strides=[rows, 1]))
     z = apply("reshape", z, turned, dims=[*own_dims(turned, 1)[:2], *own_dims(z)[1:]])
     return apply("transpose", z, permutation=[0, 2, 1, 3, 4])
 
@@ -169,8 +161,8 @@ class _Axis:
 
     def back(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
         """The sum of what belongs to each place in the windows, put back where it came from in `like`, padded."""
-        spread = [apply("unslice", part, like, slices=slices) for part, slices in zip(parts, self.slices)]
-        return cropped(_folded("add", spread), self.windows, self.first)
+        placed = [apply("unslice", part, like, slices=slices) for part, slices in zip(parts, self.slices)]
+        return cropped(_folded("add", placed), self.windows, self.first)
 
     def hits(self, best: Tensor) -> list[Tensor]:
         """For each place in the windows, where its element is the maximum `best`."""

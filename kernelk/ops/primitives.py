@@ -1,41 +1,16 @@
-"""All primitives in one place, each with its shape and dtype rule and its VJP; composites are in the family modules."""
+"""The table of primitives, each with its shape and dtype rule and its VJP; composites are in the family modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..errors import DTypeError, ShapeError
-from ..graph.nodes import Shape, Spec, Tensor, constant_node
-from ..graph.rules import RULES, Rule, Vjp, apply
-from .dtypes import FLOATS, INTEGERS, cast
-from .shapes import (
-    broadcast,
-    count,
-    kept,
-    known_dims,
-    matmul,
-    merged,
-    reduced,
-    reversed_along,
-    scalar,
-    scalar_of,
-    shaped_as,
-    spread,
-    sum_to,
-    zeros_shaped,
-)
-
-Result = tuple[Shape, str]
-Gradients = Sequence[Tensor | None]
-
-
-# --- shapes -----------------------------------------------------------------------------------------------------
-
-
-# --- inference --------------------------------------------------------------------------------------------------
+from ..graph.nodes import Spec
+from ..graph.rules import RULES, Result, Rule, apply
+from . import vjps
+from .dtypes import FLOATS, INTEGERS
+from .shapes import broadcast, count, known_dims, reduced
 
 
 def _refuse(op: str, dtype: str, allowed: str) -> DTypeError:
@@ -245,275 +220,61 @@ def _infer_sum_to(x: Any, like: Any) -> Result:
     return like.shape, x.dtype
 
 
-# --- VJPs -------------------------------------------------------------------------------------------------------
-
-
-def _vjp_abs(node: Tensor, g: Tensor) -> Gradients:
-    return [g * apply("sign", node.inputs[0])]
-
-
-def _vjp_sqrt(node: Tensor, g: Tensor) -> Gradients:
-    return [g * 0.5 / node]
-
-
-def _vjp_tanh(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("tanh_grad", node, g)]
-
-
-def _vjp_add(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    return [sum_to(g, a), sum_to(g, b)]
-
-
-def _vjp_subtract(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    return [sum_to(g, a), sum_to(apply("negative", g), b)]
-
-
-def _vjp_multiply(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    return [sum_to(g * b, a), sum_to(g * a, b)]
-
-
-def _vjp_divide(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    quotient = g / b
-    return [sum_to(quotient, a), sum_to(apply("negative", quotient * node), b)]
-
-
-def _vjp_power(node: Tensor, g: Tensor) -> Gradients:
-    x, exponent = node.inputs
-    known = scalar_of(exponent)
-    if known == 2:
-        return [sum_to(g * x * 2.0, x), None]
-    if known == 0:
-        return [None, None]
-    to_x = sum_to(g * exponent * apply("power", x, exponent - 1.0), x)
-    if known is not None:
-        return [to_x, None]
-    # x ** e has no slope in e where x is 0 (or negative, where it is defined for whole e only).
-    positive = apply("less", scalar(0, x.dtype), x)
-    safe = apply("select", positive, x, scalar(1, x.dtype))
-    slope = apply("select", positive, node * apply("log", safe), scalar(0, x.dtype))
-    return [to_x, sum_to(g * slope, exponent)]
-
-
-def _vjp_mod(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    return [sum_to(g, a), sum_to(apply("negative", g * apply("floor_divide", a, b)), b)]
-
-
-def _vjp_choice(second_wins: str) -> Vjp:
-    """maximum and minimum: the whole gradient goes to the operand that was taken, the first one if they are equal."""
-
-    def vjp(node: Tensor, g: Tensor) -> Gradients:
-        a, b = node.inputs
-        second = apply("less", a, b) if second_wins == "greater" else apply("less", b, a)
-        zero = scalar(0, g.dtype)
-        return [sum_to(apply("select", second, zero, g), a), sum_to(apply("select", second, g, zero), b)]
-
-    return vjp
-
-
-def _vjp_select(node: Tensor, g: Tensor) -> Gradients:
-    condition, a, b = node.inputs
-    zero = scalar(0, g.dtype)
-    return [
-        None,
-        sum_to(apply("select", condition, g, zero), a),
-        sum_to(apply("select", condition, zero, g), b),
-    ]
-
-
-def _vjp_cast(node: Tensor, g: Tensor) -> Gradients:
-    source = node.inputs[0].dtype
-    return [cast(g, source) if source in FLOATS else None]
-
-
-def _vjp_sum(node: Tensor, g: Tensor) -> Gradients:
-    (x,) = node.inputs
-    return [spread(kept(g, x, node.attrs["axes"]), x)]
-
-
-def _vjp_extremum(node: Tensor, g: Tensor) -> Gradients:
-    """max and min: equal elements share the gradient equally."""
-    (x,) = node.inputs
-    axes = node.attrs["axes"]
-    taken = cast(apply("equal", x, kept(node, x, axes)), g.dtype)
-    share = kept(g, x, axes) / apply("sum", taken, axes=axes, keepdims=True)
-    return [taken * share]
-
-
-def _vjp_reshape(node: Tensor, g: Tensor) -> Gradients:
-    return [shaped_as(g, node.inputs[0]), *[None] * (len(node.inputs) - 1)]
-
-
-def _vjp_broadcast_to(node: Tensor, g: Tensor) -> Gradients:
-    return [sum_to(g, node.inputs[0]), *[None] * (len(node.inputs) - 1)]
-
-
-def _vjp_sum_to(node: Tensor, g: Tensor) -> Gradients:
-    return [spread(g, node.inputs[0]), None]
-
-
-def _vjp_transpose(node: Tensor, g: Tensor) -> Gradients:
-    permutation = node.attrs["permutation"]
-    inverse = sorted(range(len(permutation)), key=permutation.__getitem__)
-    return [apply("transpose", g, permutation=inverse)]
-
-
-def _vjp_concatenate(node: Tensor, g: Tensor) -> Gradients:
-    axis = node.attrs["axis"]
-    return [apply("unconcatenate", g, *node.inputs, axis=axis, part=part) for part in range(len(node.inputs))]
-
-
-def _vjp_unconcatenate(node: Tensor, g: Tensor) -> Gradients:
-    parts = node.inputs[1:]
-    filled = [g if i == node.attrs["part"] else zeros_shaped(part, g.dtype) for i, part in enumerate(parts)]
-    return [apply("concatenate", *filled, axis=node.attrs["axis"]), *[None] * len(parts)]
-
-
-def _vjp_slice(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("unslice", g, node.inputs[0], slices=node.attrs["slices"])]
-
-
-def _vjp_unslice(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("slice", g, slices=node.attrs["slices"]), None]
-
-
-def _vjp_matmul(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    ta, tb = node.attrs["transpose_a"], node.attrs["transpose_b"]
-    to_a = matmul(b, g, tb, True) if ta else matmul(g, b, False, not tb)
-    to_b = matmul(g, a, True, ta) if tb else matmul(a, g, not ta, False)
-    return [to_a, to_b]
-
-
-def _vjp_batch_matmul(node: Tensor, g: Tensor) -> Gradients:
-    a, b = node.inputs
-    ta, tb = node.attrs["transpose_a"], node.attrs["transpose_b"]
-
-    def product(x: Tensor, y: Tensor, tx: bool, ty: bool) -> Tensor:
-        return apply("batch_matmul", x, y, transpose_a=tx, transpose_b=ty)
-
-    to_a = product(b, g, tb, True) if ta else product(g, b, False, not tb)
-    to_b = product(g, a, True, ta) if tb else product(a, g, not ta, False)
-    return [to_a, to_b]
-
-
-def _vjp_cumsum(node: Tensor, g: Tensor) -> Gradients:
-    axis = node.attrs["axis"]
-    return [reversed_along(apply("cumsum", reversed_along(g, [axis]), axis=axis), [axis])]
-
-
-def _vjp_cumprod(node: Tensor, g: Tensor) -> Gradients:
-    """By all products that leave one factor out, so that zeros are right; of unknown length, by division."""
-    (x,) = node.inputs
-    axis = node.attrs["axis"]
-    n = x.shape[axis]
-    if n is None:
-        total = apply("cumsum", reversed_along(g * node, [axis]), axis=axis)
-        return [reversed_along(total, [axis]) / x]
-    # Rows i, columns k along a new axis after `axis`: the product of x[j] over j <= k but j = i.
-    place = [1] * (x.ndim + 1)
-    place[axis], place[axis + 1] = n, n
-    diagonal = constant_node(np.eye(n, dtype=bool).reshape(place))
-    upper = constant_node(np.triu(np.ones((n, n), dtype=bool)).reshape(place))
-    row = _new_axis(x, axis)
-    left_out = apply("select", diagonal, scalar(1, x.dtype), row)
-    products = apply("cumprod", left_out, axis=axis + 1)
-    counted = apply("select", upper, products * _new_axis(g, axis), scalar(0, x.dtype))
-    return [apply("sum", counted, axes=[axis + 1], keepdims=False)]
-
-
-def _new_axis(x: Tensor, place: int) -> Tensor:
-    dims: list[Any] = [[0, i] if n is None else n for i, n in enumerate(x.shape)]
-    dims.insert(place, 1)
-    return apply("reshape", x, dims=dims)
-
-
-def _vjp_prod(node: Tensor, g: Tensor) -> Gradients:
-    """The product of all others, from the left times from the right, so that zeros are right."""
-    (x,) = node.inputs
-    axes = node.attrs["axes"]
-    others = [i for i in range(x.ndim) if i not in axes]
-    order = [*others, *axes]
-    moved = apply("transpose", x, permutation=order)
-    axis = len(others)
-    line = merged(moved, axis, x.ndim - 1)
-    one = apply("slice", line, slices=[[None, None, None]] * axis + [[0, 1, None]])
-    start = spread(scalar(1, x.dtype), one)
-
-    def before(values: Tensor) -> Tensor:
-        shifted = apply("slice", values, slices=[[None, None, None]] * axis + [[None, -1, None]])
-        return apply("cumprod", apply("concatenate", start, shifted, axis=axis), axis=axis)
-
-    without = before(line) * reversed_along(before(reversed_along(line, [axis])), [axis])
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
-    back = apply("transpose", shaped_as(without, moved), permutation=inverse)
-    return [spread(kept(g, x, axes), x) * back]
-
-
-def _vjp_pad(node: Tensor, g: Tensor) -> Gradients:
-    slices = [[before, -after if after else None, None] for before, after in node.attrs["pads"]]
-    return [apply("slice", g, slices=slices)]
-
-
 RULES.update(
     {
         "negative": Rule(_unary("negative", None), lambda node, g: [apply("negative", g)]),
-        "abs": Rule(_unary("abs", None), _vjp_abs),
+        "abs": Rule(_unary("abs", None), vjps.of_abs),
         "sign": Rule(_unary("sign", None)),
-        "sqrt": Rule(_unary("sqrt", FLOATS), _vjp_sqrt),
+        "sqrt": Rule(_unary("sqrt", FLOATS), vjps.of_sqrt),
         "exp": Rule(_unary("exp", FLOATS), lambda node, g: [g * node]),
         "log": Rule(_unary("log", FLOATS), lambda node, g: [g / node.inputs[0]]),
-        "tanh": Rule(_unary("tanh", FLOATS), _vjp_tanh),
+        "tanh": Rule(_unary("tanh", FLOATS), vjps.of_tanh),
         "logical_not": Rule(_logical("logical_not")),
-        "add": Rule(_binary("add"), _vjp_add),
-        "subtract": Rule(_binary("subtract"), _vjp_subtract),
-        "multiply": Rule(_binary("multiply"), _vjp_multiply),
-        "divide": Rule(_binary("divide", floats=True), _vjp_divide),
+        "add": Rule(_binary("add"), vjps.of_add),
+        "subtract": Rule(_binary("subtract"), vjps.of_subtract),
+        "multiply": Rule(_binary("multiply"), vjps.of_multiply),
+        "divide": Rule(_binary("divide", floats=True), vjps.of_divide),
         "floor_divide": Rule(_binary("floor_divide")),
-        "mod": Rule(_binary("mod"), _vjp_mod),
-        "power": Rule(_binary("power"), _vjp_power),
-        "maximum": Rule(_binary("maximum"), _vjp_choice("greater")),
-        "minimum": Rule(_binary("minimum"), _vjp_choice("less")),
+        "mod": Rule(_binary("mod"), vjps.of_mod),
+        "power": Rule(_binary("power"), vjps.of_power),
+        "maximum": Rule(_binary("maximum"), vjps.of_choice("greater")),
+        "minimum": Rule(_binary("minimum"), vjps.of_choice("less")),
         "logical_and": Rule(_logical("logical_and")),
         "logical_or": Rule(_logical("logical_or")),
         "equal": Rule(_binary("equal", "bool", bools=True)),
         "not_equal": Rule(_binary("not_equal", "bool", bools=True)),
         "less": Rule(_binary("less", "bool")),
         "less_equal": Rule(_binary("less_equal", "bool")),
-        "select": Rule(_infer_select, _vjp_select),
-        "cast": Rule(_infer_cast, _vjp_cast),
-        "sum": Rule(_reduction("sum", nonempty=False), _vjp_sum),
-        "max": Rule(_reduction("max", nonempty=True), _vjp_extremum),
-        "min": Rule(_reduction("min", nonempty=True), _vjp_extremum),
+        "select": Rule(_infer_select, vjps.of_select),
+        "cast": Rule(_infer_cast, vjps.of_cast),
+        "sum": Rule(_reduction("sum", nonempty=False), vjps.of_sum),
+        "max": Rule(_reduction("max", nonempty=True), vjps.of_extremum),
+        "min": Rule(_reduction("min", nonempty=True), vjps.of_extremum),
         "sin": Rule(_unary("sin", FLOATS), lambda node, g: [g * apply("cos", node.inputs[0])]),
         "cos": Rule(_unary("cos", FLOATS), lambda node, g: [apply("negative", g * apply("sin", node.inputs[0]))]),
         "floor": Rule(_unary("floor", None)),
         "round": Rule(_unary("round", None)),
-        "prod": Rule(_reduction("prod", nonempty=False), _vjp_prod),
-        "cumsum": Rule(_infer_scan, _vjp_cumsum),
-        "cumprod": Rule(_infer_scan, _vjp_cumprod),
-        "pad": Rule(_infer_pad, _vjp_pad),
+        "prod": Rule(_reduction("prod", nonempty=False), vjps.of_prod),
+        "cumsum": Rule(_infer_scan, vjps.of_cumsum),
+        "cumprod": Rule(_infer_scan, vjps.of_cumprod),
+        "pad": Rule(_infer_pad, vjps.of_pad),
         "gather": Rule(_infer_gather, lambda node, g: [apply("scatter_add", g, node.inputs[1], node.inputs[0]), None]),
         "scatter_add": Rule(_infer_scatter_add, lambda node, g: [apply("gather", g, node.inputs[1]), None, None]),
-        "batch_matmul": Rule(_infer_batch_matmul, _vjp_batch_matmul),
+        "batch_matmul": Rule(_infer_batch_matmul, vjps.of_batch_matmul),
         "argmax": Rule(_infer_argmax),
         "argmin": Rule(_infer_argmax),
         "size": Rule(_infer_size),
         "shape": Rule(_infer_shape),
-        "reshape": Rule(_infer_reshape, _vjp_reshape),
-        "broadcast_to": Rule(_infer_broadcast_to, _vjp_broadcast_to),
-        "transpose": Rule(_infer_transpose, _vjp_transpose),
-        "concatenate": Rule(_infer_concatenate, _vjp_concatenate),
-        "unconcatenate": Rule(_infer_unconcatenate, _vjp_unconcatenate),
-        "slice": Rule(_infer_slice, _vjp_slice),
-        "unslice": Rule(_infer_unslice, _vjp_unslice),
+        "reshape": Rule(_infer_reshape, vjps.of_reshape),
+        "broadcast_to": Rule(_infer_broadcast_to, vjps.of_broadcast_to),
+        "transpose": Rule(_infer_transpose, vjps.of_transpose),
+        "concatenate": Rule(_infer_concatenate, vjps.of_concatenate),
+        "unconcatenate": Rule(_infer_unconcatenate, vjps.of_unconcatenate),
+        "slice": Rule(_infer_slice, vjps.of_slice),
+        "unslice": Rule(_infer_unslice, vjps.of_unslice),
         "one_hot": Rule(_infer_one_hot),
-        "matmul": Rule(_infer_matmul, _vjp_matmul),
+        "matmul": Rule(_infer_matmul, vjps.of_matmul),
         # Never lowered: a program whose shapes are known has a sum and a reshape, or nothing, in its place.
-        "sum_to": Rule(_infer_sum_to, _vjp_sum_to),
+        "sum_to": Rule(_infer_sum_to, vjps.of_sum_to),
     }
 )

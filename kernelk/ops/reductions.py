@@ -10,7 +10,7 @@ from ..graph.nodes import Tensor
 from ..graph.rules import RULES, Rule, apply
 from .dtypes import as_tensor, cast, floating
 from .operators import binary, numeric
-from .shapes import axes_of, axis_of, kept, reduced, scalar, spread
+from .shapes import axes_of, axis_of, broadcast_to, kept, reduced, scalar
 
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
@@ -122,7 +122,7 @@ def _mean(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
 def _vjp_mean(node: Tensor, g: Tensor) -> list[Tensor | None]:
     (x,) = node.inputs
     axes = node.attrs["axes"]
-    return [spread(kept(g / apply("size", x, axes=axes, result=x.dtype), x, axes), x)]
+    return [broadcast_to(kept(g / apply("size", x, axes=axes, result=x.dtype), x, axes), x)]
 
 
 RULES["mean"] = Rule(

@@ -15,8 +15,10 @@ from ..graph.rules import apply
 
 def broadcast(a: Shape, b: Shape, op: str = "broadcast") -> Shape:
     """numpy's broadcasting where None is unknown: None with 1 or None stays unknown, with n it must turn out n or 1."""
-    if a == b:
+    if a == b or not b:
         return a
+    if not a:
+        return b
     given = a, b
     if len(a) < len(b):
         a = (1,) * (len(b) - len(a)) + a
@@ -72,7 +74,7 @@ def shaped_as(x: Tensor, like: Tensor) -> Tensor:
     return apply("reshape", x, like, dims=own_dims(like, 1))
 
 
-def merged(x: Tensor, first: int, last: int) -> Tensor:
+def merge_axes(x: Tensor, first: int, last: int) -> Tensor:
     """`x` with its axes `first` to `last` as one (a new one of length 1 where `last` is before `first`)."""
     if first == last:
         return x
@@ -92,7 +94,7 @@ def merged(x: Tensor, first: int, last: int) -> Tensor:
     return apply("reshape", x, *references, dims=[*dims[:first], length, *dims[first:]])
 
 
-def spread(x: Tensor, like: Tensor) -> Tensor:
+def broadcast_to(x: Tensor, like: Tensor) -> Tensor:
     """`x` broadcast to the shape of `like`."""
     if None not in like.shape:
         return x if x.shape == like.shape else apply("broadcast_to", x, dims=list(like.shape))
@@ -117,7 +119,7 @@ def sum_to(x: Tensor, like: Tensor) -> Tensor:
 
 def zeros_shaped(like: Tensor, dtype: str | None = None) -> Tensor:
     """A tensor of zeros in the shape of `like`."""
-    return spread(scalar(0, dtype or like.dtype), like)
+    return broadcast_to(scalar(0, dtype or like.dtype), like)
 
 
 def scalar(value: float, dtype: str) -> Constant:

@@ -13,7 +13,7 @@ from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .shapes import axis_of, count, merged, spread
+from .shapes import axis_of, broadcast_to, count, merge_axes
 
 
 def shape(x: Any) -> Tensor:
@@ -163,7 +163,7 @@ def batch_flatten(x: Any) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("batch_flatten: a scalar has no first axis")
-    return merged(x, 1, x.ndim - 1)
+    return merge_axes(x, 1, x.ndim - 1)
 
 
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
@@ -233,4 +233,4 @@ def ones_like(x: Any, dtype: Any = None, name: str | None = None) -> Tensor:
 def _filled(x: Any, value: int, dtype: Any) -> Tensor:
     x = as_tensor(x)
     chosen = x.dtype if dtype is None else check_dtype(dtype)
-    return spread(constant_node(np.asarray(value, dtype=chosen)), x)
+    return broadcast_to(constant_node(np.asarray(value, dtype=chosen)), x)

@@ -186,33 +186,56 @@ def per_axis(value: Any, axes: int, what: str, op: str) -> list[int]:
     return whole
 
 
-def check_padding(padding: Any, op: str, allowed: Sequence[str] = ("valid", "same")) -> str:
-    """`padding` as one of the allowed words. Raises ArgumentError."""
+class WindowArguments(NamedTuple):
+    """What the K functions of windows take beside their tensors, checked: see `window_arguments`."""
+
+    op: str
+    spatial: int
+    strides: list[int]
+    padding: str
+    first: bool  # whether channels come before the spatial axes
+    dilation: list[int]
+
+    def to_last(self, x: Tensor) -> Tensor:
+        """`x` with its channels last. Raises ShapeError unless it has a batch axis, the spatial axes and channels."""
+        if x.ndim != self.spatial + 2:
+            raise ShapeError(
+                f"{self.op}: x of shape {x.shape} needs {self.spatial + 2} axes: "
+                f"batch, {self.spatial} spatial, channels"
+            )
+        return apply("transpose", x, permutation=[0, *range(2, x.ndim), 1]) if self.first else x
+
+    def from_last(self, y: Tensor) -> Tensor:
+        """The result, which has channels last, as the user has them."""
+        return apply("transpose", y, permutation=[0, y.ndim - 1, *range(1, y.ndim - 1)]) if self.first else y
+
+    def windows(self, lengths: Sequence[Any], size: list[int], first: int) -> Windows:
+        """The windows of this size over axes of these lengths: see `windows_of`."""
+        return windows_of(lengths, size, self.strides, self.dilation, self.padding, first)
+
+
+def window_arguments(
+    op: str,
+    spatial: int,
+    strides: Any,
+    padding: Any = "valid",
+    data_format: Any = None,
+    dilation_rate: Any = 1,
+    paddings: Sequence[str] = ("valid", "same"),
+) -> WindowArguments:
+    """A K function's arguments for windows along `spatial` axes, brought to one form. Raises ArgumentError."""
+    first = normalize_data_format(data_format) == "channels_first"
     chosen = padding.lower() if isinstance(padding, str) else padding
-    if chosen not in allowed:
-        raise ArgumentError(f"{op}: padding {padding!r} isn't allowed", allowed=f"allowed are {', '.join(allowed)}")
-    return str(chosen)
-
-
-def channels_first(data_format: Any) -> bool:
-    """Whether the chosen format (None: the default) has channels before the spatial axes. Raises ArgumentError."""
-    return normalize_data_format(data_format) == "channels_first"
-
-
-def to_last(x: Tensor, first: bool) -> Tensor:
-    """`x` with its channels last, where they come `first`."""
-    return apply("transpose", x, permutation=[0, *range(2, x.ndim), 1]) if first else x
-
-
-def from_last(x: Tensor, first: bool) -> Tensor:
-    """The other way round."""
-    return apply("transpose", x, permutation=[0, x.ndim - 1, *range(1, x.ndim - 1)]) if first else x
-
-
-def check_rank(x: Tensor, spatial: int, op: str) -> None:
-    """Raises ShapeError unless `x` has a batch axis, `spatial` axes and channels."""
-    if x.ndim != spatial + 2:
-        raise ShapeError(f"{op}: x of shape {x.shape} needs {spatial + 2} axes: batch, {spatial} spatial, channels")
+    if chosen not in paddings:
+        raise ArgumentError(f"{op}: padding {padding!r} isn't allowed", allowed=f"allowed are {', '.join(paddings)}")
+    return WindowArguments(
+        op,
+        spatial,
+        per_axis(strides, spatial, "strides", op),
+        chosen,
+        first,
+        per_axis(dilation_rate, spatial, "dilation_rate", op),
+    )
 
 
 def lengths_of(x: Tensor) -> list[Any]:

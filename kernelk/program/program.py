@@ -12,8 +12,8 @@ import numpy as np
 from ..arrays import Array
 from ..backends.lowering import Instruction as Lowered
 from ..bounds import drop_oldest
-from ..errors import FeedError, KernelKError, ShapeError
-from ..graph.loops import merged, stacked
+from ..errors import KernelKError, ShapeError
+from ..graph.loops import merge_shapes, stacked
 from ..graph.nodes import (
     Constant,
     Draw,
@@ -22,7 +22,6 @@ from ..graph.nodes import (
     Scan,
     Shape,
     Spec,
-    StepInput,
     Tensor,
     Variable,
     check_generation,
@@ -34,6 +33,7 @@ from ..graph.state import current_state
 from ..ops.dtypes import INTEGERS
 from ..ops.shapes import known_dims
 from ..source import Source
+from .leaves import constant_digest, not_fed
 from .resolve import Resolver
 from .specialisation import LoopShapes, Specialisation, with_ones, without_steps
 
@@ -143,7 +143,7 @@ class Loop:
                     ),
                     source,
                 )
-            values.append(merged(initial, new))
+            values.append(merge_shapes(initial, new))
         values += [(length, *shape) for shape in found[m:]]
         return LoopShapes(values, inner, length)
 
@@ -253,7 +253,7 @@ class Program:
             if isinstance(node, LearningPhase):
                 node = self._phase_constant(node)
             if isinstance(node, Placeholder):
-                raise _not_fed(node)
+                raise not_fed(node)
             if isinstance(node, Variable):
                 variables.setdefault(id(node), node)
             elif isinstance(node, Draw):
@@ -490,29 +490,3 @@ class Program:
         self._specialised[feed_shapes, mode] = result
         drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // max(1, len(shapes)))))
         return result
-
-
-def _not_fed(node: Placeholder) -> FeedError:
-    if isinstance(node, StepInput):
-        return FeedError(
-            f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source})",
-            allowed="no tensor outside, and no length of an axis, can depend on it",
-            next_step="let the step return what you need of it",
-        )
-    return FeedError(
-        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed",
-        next_step="add it to the inputs of K.function, or use tensor.eval({placeholder: value})",
-    )
-
-
-def constant_digest(node: Constant) -> str:
-    """A hash of the constant's dtype, shape and bytes, made once."""
-    digest: str | None = node.__dict__.get("_digest")
-    if digest is None:
-        array = node.array
-        content = array.tobytes()
-        if len(content) > 32:
-            content = hashlib.sha256(content).digest()
-        digest = f"{node.dtype}{array.shape}{content.hex()}"
-        node.__dict__["_digest"] = digest
-    return digest
