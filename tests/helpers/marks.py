@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -11,7 +12,7 @@ from helpers.engines import WORKERS
 
 # By the names of fixtures, and of functions that a test calls, by itself or through others of its file.
 BROWSER = {"browsing", "need_browser"}
-KERNEL = {"run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess"}
+KERNEL = {"run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess", "tiny"}
 WORKER = {"activate", "every_engine", "require_python", "worker"}
 
 
@@ -38,6 +39,7 @@ def mark(item: pytest.Function) -> None:
 
 def _called(function: Any, seen: set[Any]) -> set[str]:
     """The names in a function's code, and in that of the functions of its own file that it names."""
+    function = inspect.unwrap(function) if callable(function) else function
     if not isinstance(function, FunctionType) or function in seen:
         return set()
     seen.add(function)
