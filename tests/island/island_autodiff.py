@@ -204,7 +204,7 @@ def theano_own(theano):
 def cntk_gradients(backend, program, feeds, constants, count, order):
     # The backend's own is a sum and a difference, whose derivative is 1.
     ops = module("cntk.ops")
-    ops.OPS["round"] = lambda b, i, x: ops.result(i, b.engine.round(x.node), [x])
+    ops.OPS["round"] = lambda b, i, x: module("cntk.nodes").result(i, b.engine.round(x.node), [x])
     stages = backend._stages(program, module("cntk.known").learn(program, constants))
     host = sorted(set(tuple(entry) for stage in stages for entry in stage.facts.get("host", ())))
     if host:
@@ -242,7 +242,7 @@ ENGINES = {
 def main(folder, engine, cases, results):
     island(folder)
     name, kind, options, gradients = ENGINES[engine]
-    backend = getattr(module(name), kind)(options)
+    backend = getattr(module(name + ".backend"), kind)(options)
     program_of = module("lowering").Program
     found, failed = {}, {}
     with np.load(cases) as given:
