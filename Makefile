@@ -53,7 +53,7 @@ gate: setup  ## the island under a real Python 3.6
 	$(PYTEST) --quiet tests/island/test_island_gate.py
 
 test-fast: setup  ## about a minute: what numpy alone shows of all packages, and one worker, from a swap to its end
-	$(PYTEST) --quiet -m "not (worker or kernel or browser or slow or soak)"
+	$(PYTEST) --quiet --numprocesses $(TESTERS) --dist loadfile -m "not (worker or kernel or browser or slow or soak)"
 
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)

@@ -124,7 +124,7 @@ def test_a_loop_is_one_box_that_says_what_it_holds() -> None:
     assert loop["detail"] == "2 ops at each of 5 steps"
     assert loop["holds"] == 2
     assert "loop 2 ops at each of 5 steps" in repr(drawing)
-    assert "step by step: " in repr(drawing)
+    assert "one per step: " in repr(drawing)
 
 
 def test_the_text_names_what_is_shared_and_writes_it_once() -> None:

@@ -336,6 +336,7 @@ def interrupted(name: str) -> Any:
         try:
             timer.start()
             K.eval(deep, {model.x: BATCH})
+            timer.join()
             time.sleep(0.2)
         except KeyboardInterrupt:
             pass
