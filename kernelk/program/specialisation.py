@@ -21,7 +21,8 @@ class Specialisation:
     """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`.
 
     `key` is that of the compiled form. `shapes` are those of every value as far as that form may know them; `draws`
-    and `outputs` the exact ones of every array that a run makes. Raises ShapeError where an update doesn't fit.
+    and `outputs` the exact ones of every array that a run makes. Whoever uses it holds the program, too. Raises
+    ShapeError where an update doesn't fit.
     """
 
     def __init__(self, program: Program, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> None:
