@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelk.measure.timing import STILL
+from kernelk.measure.timing import SETTLE_SECONDS
 
 HERE = Path(__file__).parent
 
@@ -113,7 +113,7 @@ def compare(
     medians: dict[str, list[float]] = {"ours": [], "baseline": []}
     for _ in range(rounds):
         for name in random.sample(list(sides), 2):
-            time.sleep(STILL)
+            time.sleep(SETTLE_SECONDS)
             medians[name].append(statistics.median(sides[name](calls + 1)[1:]))
     pairs = list(zip(medians["ours"], medians["baseline"]))
     return Comparison(

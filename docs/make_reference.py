@@ -29,12 +29,12 @@ BESIDE = {"native": "in_kernel.md"}
 
 # The page's order: modules by the part of their name after `kernelk.`.
 FAMILIES = {
-    "function": "Calls",
-    "graph": "Tensors",
+    "session.function": "Calls",
+    "graph.nodes": "Tensors",
     "ops.creation": "Placeholders, constants, kinds of tensors",
-    "variables": "Variables",
+    "session.variables": "Variables",
     "ops.updates": "Updates",
-    "gradients": "Gradients",
+    "ops.gradients": "Gradients",
     "ops.elementwise": "Elementwise functions",
     "ops.reductions": "Reductions",
     "ops.shaping": "Shapes",

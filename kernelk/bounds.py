@@ -1,4 +1,4 @@
-"""What every bounded cache of the kernel shares: the oldest entries go, a quarter at a time."""
+"""Bounded caches: when one is full, the oldest quarter of its entries is dropped."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError
+from .errors import ArgumentError, joined
 
 DEFAULTS: dict[str, Any] = {
     "image_data_format": "channels_last",
@@ -61,14 +61,14 @@ class Config:
             self._create(file)
             return self
         except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{file} can't be read ({error}): the defaults are used; mend or remove the file")
+            self.problems.append(f"{file} can't be read ({error}): the defaults are used; fix or delete the file")
             return self
         try:
             fields = json.loads(text)
             if not isinstance(fields, dict):
-                raise ValueError("it holds no JSON object")
+                raise ValueError("it contains no JSON object")
         except ValueError as error:
-            self.problems.append(f"{file} isn't valid JSON ({error}): the defaults are used; mend or remove the file")
+            self.problems.append(f"{file} isn't valid JSON ({error}): the defaults are used; fix or delete the file")
             return self
         for field, value in fields.items():
             if field not in DEFAULTS:
@@ -77,7 +77,7 @@ class Config:
             if wrong:
                 self.problems.append(
                     f'{file}: "{field}" is {json.dumps(value)}, {wrong}; '
-                    f"{json.dumps(DEFAULTS[field])} is used until it is mended"
+                    f"{json.dumps(DEFAULTS[field])} is used until it is fixed"
                 )
             else:
                 self.values[field] = value
@@ -107,7 +107,7 @@ class Config:
             text, mode = file.read_text(encoding="utf-8"), file.stat().st_mode
             fields = json.loads(text)
             if not isinstance(fields, dict):
-                raise ValueError("it holds no JSON object")
+                raise ValueError("it contains no JSON object")
         fields[field] = value
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
@@ -186,7 +186,7 @@ def set_image_data_format(data_format: str) -> None:
 def _set(field: str, value: Any) -> None:
     wrong = _check(field, value)
     if wrong:
-        raise ArgumentError(f"set_{field}: {value!r} isn't allowed; {wrong}")
+        raise ArgumentError(f"set_{field}: {value!r} isn't allowed", allowed=wrong)
     settings().values[field] = value
     keras = _keras()
     if keras:
@@ -218,15 +218,15 @@ def save_backend(name: str) -> str:
         settings().save("backend", name)
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"it isn't valid JSON: {error}"
-        return (
-            f"not saved: {path()} can't be written ({reason}); "
-            f"next: mend it or choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}"
+        return joined(
+            f"not saved: {path()} can't be written ({reason})",
+            next_step=f"fix it, choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}",
         )
     saved = f'saved: {path()} has "backend": "{name}"'
     for variable in ("KERNELK_BACKEND", "KERAS_BACKEND"):
         chosen = os.environ.get(variable, "").strip()
         if chosen and chosen not in ("kernelk.backend", name):
-            saved += f"; {variable}={chosen} goes before it: unset it for this to count"
+            saved += f"; {variable}={chosen} takes precedence: unset it for this to take effect"
             break
     return saved + _stops_keras(name)
 
@@ -245,8 +245,8 @@ def _stops_keras(name: str) -> str:
     if not folder.is_dir() or (folder / name / "__init__.py").exists():
         return ""
     return (
-        f"; the installed Keras {version} doesn't know '{name}' and stops at `import keras`: "
-        f"undo with %kbackend tensorflow --save (KERNELK_BACKEND={name} chooses it for kernelk alone)"
+        f"; the installed Keras {version} doesn't know '{name}' and fails at `import keras`: "
+        f"undo it with %kbackend tensorflow --save (KERNELK_BACKEND={name} chooses it for kernelk alone)"
     )
 
 

@@ -1,17 +1,65 @@
-"""Errors of every stage: each says what happened, what is allowed and the next command, in one line."""
+"""All of kernelk's errors: each says what happened, what is allowed and the next command, in one line."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import linecache
 import os
 import sys
+from collections.abc import Iterable
 
 from .source import CELL, PACKAGE
 
 
+def one_line(words: object) -> str:
+    """The text of an error or another object without line breaks."""
+    return " ".join(str(words).split())
+
+
+def joined(problem: str, allowed: str = "", next_step: str = "") -> str:
+    """One line in the pattern of all messages: "problem: what is allowed; next: the next command"."""
+    words = problem
+    if allowed:
+        # A second colon would leave open what belongs to which.
+        words += ("; " if ": " in problem else ": ") + allowed
+    return "; ".join([*([words] if words else []), *([f"next: {next_step}"] if next_step else [])])
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: str = "'{}'", cutoff: float = 0.6) -> str:
+    """ "did you mean 'dense'? " for a word that is close to a known one, "" otherwise. `shown`: how to write it."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {shown.format(near[0])}? " if near else ""
+
+
 class KernelKError(Exception):
-    """Base of all errors that kernelk raises on purpose; a notebook shows it as one line."""
+    """Base of all errors that kernelk raises on purpose; a notebook shows it as one line.
+
+    `problem` says what happened, `allowed` what is allowed, `next_step` what to do now, a command where one helps.
+    `remarks` are what those who pass the error on have added, `places` the cells' or files' lines that these name, and
+    `place`, which comes first, is a script's line that led to the error.
+    """
+
+    def __init__(self, problem: str = "", *, allowed: str = "", next_step: str = "") -> None:
+        # All else is in `__dict__`, which copies and pickles keep beside the arguments.
+        super().__init__(problem)
+        self.problem, self.allowed, self.next_step = problem, allowed, next_step
+        self.remarks: list[str] = []
+        self.places: list[str] = []
+        self.place = ""
+
+    def __str__(self) -> str:
+        place = f"{self.place}: " if self.place else ""
+        remarks = "".join(f" ({remark})" for remark in self.remarks)
+        return f"{place}{joined(self.problem, self.allowed, self.next_step)}{remarks}"
+
+    def __repr__(self) -> str:
+        # All of it: by itself Python would show the problem alone.
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def remark(self, words: str) -> None:
+        """Adds what a later stage knows of the error, such as the op or the setting that is to blame."""
+        self.remarks.append(words)
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of printing a traceback, of which only the user's own line matters here.
@@ -58,10 +106,6 @@ class UnknownBackendError(KernelKError, ValueError):
 class BackendNotInstalledError(KernelKError, ImportError):
     """The engine, or an interpreter that fits it, isn't on this machine."""
 
-    def __str__(self) -> str:
-        # ImportError keeps the first text, whatever is added to `args` later.
-        return str(self.args[0])
-
 
 class InstallError(KernelKError, RuntimeError):
     """An engine's environment could not be built or fails its check."""
@@ -91,27 +135,27 @@ class StaleTensorError(KernelKError, RuntimeError):
     """A tensor or variable from before `K.clear_session()` was used after it, or one of another session."""
 
 
-class SwapRefusedError(KernelKError, RuntimeError):
+class _Refused(KernelKError):
+    """Base of the errors that have several `reasons`, one line each."""
+
+    def __init__(self, problem: str = "", reasons: Iterable[str] = (), *, next_step: str = "") -> None:
+        self.reasons = list(reasons)
+        super().__init__(problem, allowed="; ".join(self.reasons), next_step=next_step)
+
+
+class SwapRefusedError(_Refused, RuntimeError):
     """The target engine can't take over the session; the old one is still active.
 
     `reasons` lists every obstacle, one line each.
     """
-
-    def __init__(self, message: str, reasons: list[str]) -> None:
-        super().__init__(message)
-        self.reasons = reasons
 
 
 class FileError(KernelKError, OSError):
     """A file that can't be written or read, or doesn't hold what it should."""
 
 
-class LoadRefusedError(KernelKError, ValueError):
+class LoadRefusedError(_Refused, ValueError):
     """Saved values don't fit the session's variables; nothing was changed. `reasons` lists each, one line each."""
-
-    def __init__(self, message: str, reasons: list[str]) -> None:
-        super().__init__(message)
-        self.reasons = reasons
 
 
 class EngineError(KernelKError, RuntimeError):
@@ -119,7 +163,7 @@ class EngineError(KernelKError, RuntimeError):
 
 
 class WorkerDiedError(KernelKError, RuntimeError):
-    """The worker process ended in mid-call; no completed call is lost and the next use restarts it.
+    """The worker process ended in the middle of a call; no completed call is lost, and the next use restarts it.
 
     `before_call`: it was gone before it had read the request.
     """

@@ -1,9 +1,8 @@
-"""The IPython side: `%kbackend`, and the cell number that errors and nodes are shown with."""
+"""The face in IPython: `%kbackend`, and what `%load_ext kernelk` and `%unload_ext kernelk` do."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -25,38 +24,49 @@ from .source import CELL
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
-    @property
-    def actions(self) -> dict[str, Callable[[Any], Any]]:
-        """What `%kbackend` does beside choosing an engine; an option's value, where it was given, is the argument."""
-        # The twins are imported when one is called: `%load_ext kernelk` has to stay light.
-        from .manage.doctor_report import doctor
-        from .manage.install import install
-        from .manage.logs import log
-        from .manage.status import list_backends
-        from .session.swap import stop_backend
+    # What `%kbackend` does beside choosing an engine: options, and none goes with another one.
+    actions = ("list", "stop", "install", "doctor", "log")
 
-        return {
-            "list": lambda _: list_backends(),
-            "stop": stop_backend,
-            "install": lambda names: [install(name) for name in names] and None,
-            "doctor": doctor,
-            "log": lambda name: log(name or None),
-        }
+    @staticmethod
+    def _act(action: str, value: Any) -> Any:
+        """Calls an action's Python twin; an option's value, where it was given, is the argument."""
+        # Imported when it is called, and none at the Tab key: `%load_ext kernelk` has to stay light.
+        if action == "stop":
+            from .session.swap import stop_backend
+
+            return stop_backend(value)
+        if action == "install":
+            from .manage.install import install
+
+            for name in value:
+                install(name)
+            return None
+        if action == "doctor":
+            from .manage.doctor_report import doctor
+
+            return doctor(value)
+        if action == "log":
+            from .manage.logs import log
+
+            return log(value or None)
+        from .manage.status import list_backends
+
+        return list_backends()
 
     @magic_arguments("one engine's name", "%kbackend tensorflow")
-    @argument("name", nargs="?", help="the engine; left out, options are meant for the active one")
+    @argument("name", nargs="?", help="the engine; without it, options apply to the active one")
     @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
     @argument("--threads", metavar="N", help="how many threads it may use; or default")
     @argument("--in-kernel", action="store_true", help="run it in the notebook's own process")
-    @argument("--worker", action="store_true", help="run it in a process of its own, as is the default")
-    @argument("--no-compiler", action="store_true", help="Theano: compile no C; it answers at once, and slower")
-    @argument("--compiler", action="store_true", help="with the C compiler again, as is the default")
-    @argument("--save", action="store_true", help="keras.json chooses this engine from now on")
-    @argument("--list", action="store_true", help="the table of engines")
-    @argument("--stop", metavar="NAME", help="end an engine's process and give its memory back")
-    @argument("--install", nargs="+", metavar="NAME", help="build the environments of engines")
-    @argument("--doctor", nargs="*", metavar="NAME", help="try these engines, or all")
-    @argument("--log", nargs="?", const="", metavar="NAME", help="what a worker said lately (the active engine's)")
+    @argument("--worker", action="store_true", help="run it in a process of its own (the default)")
+    @argument("--no-compiler", action="store_true", help="Theano: compile no C: starts at once, runs slower")
+    @argument("--compiler", action="store_true", help="Theano: use the C compiler again (the default)")
+    @argument("--save", action="store_true", help="save the choice in keras.json, for later sessions")
+    @argument("--list", action="store_true", help="show the table of engines")
+    @argument("--stop", metavar="NAME", help="stop an engine and free its memory")
+    @argument("--install", nargs="+", metavar="NAME", help="install engines that need an environment of their own")
+    @argument("--doctor", nargs="*", metavar="NAME", help="check these engines, or all")
+    @argument("--log", nargs="?", const="", metavar="NAME", help="a worker's latest output (the active engine's)")
     @line_magic
     def kbackend(self, line: str) -> Any:
         """Shows or changes the engine under K, its device and its threads.
@@ -68,31 +78,31 @@ class KernelKMagics(Magics):
           %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether it runs already or not
           %kbackend jax --device cuda:0     on that device
           %kbackend --threads default       the active engine decides again
-          %kbackend torch --in-kernel       in the notebook's own process: tensors pass without a copy
-          %kbackend theano --no-compiler    compiles no C: the first answer comes at once, all later ones slower
-          %kbackend theano --compiler       takes that back
+          %kbackend torch --in-kernel       in the notebook's own process: tensors aren't copied
+          %kbackend theano --no-compiler    compiles no C: the first result comes at once, all later ones slower
+          %kbackend theano --compiler       undoes that
           %kbackend tensorflow --save       and in every session from now on
-          %kbackend --stop torch            gives its memory back; it starts again when it is needed
+          %kbackend --stop torch            frees its memory; it starts again when it is needed
           %kbackend --install theano cntk   builds their environments
-          %kbackend --doctor                tries every engine, and says what is missing and the next command
-          %kbackend --log cntk              what CNTK's worker said lately, also after it ended
+          %kbackend --doctor                checks every engine, and shows what is missing and the next command
+          %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("theano", compiler=False), `with kernelk.using("torch"):`,
         kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
         """
         given = parse(self.kbackend, line)
-        asked = [name for name, value in vars(given).items() if value not in (None, False)]
-        chosen = [name for name in asked if name in self.actions]
+        words = [name for name, value in vars(given).items() if value not in (None, False)]
+        chosen = [name for name in words if name in self.actions]
         if chosen:
-            if len(asked) > 1:
+            if len(words) > 1:
                 raise ArgumentError(
-                    f"%kbackend --{chosen[0]} goes with no other option or name, and {line.strip()!r} has more; "
-                    "next: one %kbackend for each"
+                    f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
+                    next_step="use one %kbackend for each",
                 )
-            return self.actions[chosen[0]](getattr(given, chosen[0]))
-        if not asked:
-            return self.actions["list"](None)
+            return self._act(chosen[0], getattr(given, chosen[0]))
+        if not words:
+            return self._act("list", None)
         in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
         compiler = self._either(
             given.compiler, given.no_compiler, "--compiler and --no-compiler", "theano --no-compiler"
@@ -114,7 +124,7 @@ class KernelKMagics(Magics):
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
         """True, False, or None where neither of two options is given."""
         if yes and no:
-            raise ArgumentError(f"%kbackend: {both} exclude one another; e.g. %kbackend {example}")
+            raise ArgumentError(f"%kbackend: {both} exclude each other", next_step=f"%kbackend {example}")
         return True if yes else False if no else None
 
 
@@ -142,7 +152,7 @@ def load(shell: InteractiveShell) -> None:
     try:
         settings = KernelK(parent=shell)
     except TraitError as error:
-        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is mended")
+        problems.append(f"c.KernelK in IPython's configuration: {error}; none of it is used until it is fixed")
         config.LIMITS = config.Limits()
         settings = KernelK()
     configurables: list[Any] = shell.configurables

@@ -45,9 +45,14 @@ class Source(NamedTuple):
         return linecache.getline(self.code.co_filename, self.line).strip()
 
     def __str__(self) -> str:
-        place = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
         text = self.text
-        return f"{place}, line {self.line}" + (f": {text}" if text else "")
+        return self.place + (f": {text}" if text else "")
+
+    @property
+    def place(self) -> str:
+        """ "cell 3, line 2", or the file's name in the cell's place."""
+        place = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
+        return f"{place}, line {self.line}"
 
 
 class Lines:

@@ -22,6 +22,7 @@ from helpers.fake_engines import register  # noqa: E402
 from helpers.marks import mark  # noqa: E402
 
 import kernelk  # noqa: E402
+from kernelk.display import progress  # noqa: E402
 from kernelk.engines import worker_host  # noqa: E402
 from kernelk.engines.descriptors import Engine  # noqa: E402
 from kernelk.session.current import current  # noqa: E402
@@ -29,7 +30,11 @@ from kernelk.session.current import current  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def one_session() -> Iterator[None]:
-    """The process's session, with Theano as it runs without a C compiler: seconds less for each function."""
+    """The process's session, with Theano as it runs without a C compiler: seconds less for each function.
+
+    Lines that count seconds come where the machine is slow, and so never here: test_waiting has processes of its own.
+    """
+    progress.DELAY = 1e6
     session = current()
     session.engine_options["theano"] = {"compiler": ""}
     reset()

@@ -13,15 +13,15 @@ def positive_threads(options):
     if threads is None:
         return None
     if int(threads) < 1:
-        raise OptionError("threads=%r is unknown: allowed are 1 and more" % (threads,))
+        raise OptionError("threads=%r is unknown" % (threads,), allowed="allowed are 1 and more")
     return int(threads)
 
 
 def settled_threads(title, name, settled, wanted):
     """The error for a library that takes no other number of threads any more, since its process has used it."""
     return OptionError(
-        "%s already runs with %s threads in this process: restart it to have %s; next: %%kbackend %s --worker"
-        " --threads %s, or restart the notebook's kernel" % (title, settled, wanted, name, wanted)
+        "%s already runs with %s threads in this process: restart it to have %s" % (title, settled, wanted),
+        next_step="%%kbackend %s --worker --threads %s, or restart the notebook's kernel" % (name, wanted),
     )
 
 
@@ -41,8 +41,9 @@ def chosen_device(title, name, options, devices, default):
     found = listed_device(str(wanted), devices)
     if found is None:
         raise OptionError(
-            "%s has no device %r here: allowed are %s; next: %%kbackend %s --device %s"
-            % (title, str(wanted), ", ".join(devices), name, default)
+            "%s has no device %r here" % (title, str(wanted)),
+            allowed="allowed are %s" % ", ".join(devices),
+            next_step="%%kbackend %s --device %s" % (name, default),
         )
     return found
 

@@ -6,4 +6,9 @@ class CannotLower(Exception):
 
 
 class OptionError(ValueError):
-    """An option that the engine can't honour: the message says what is allowed and the next command."""
+    """An option that the engine can't honour; `allowed` and `next_step` go into the kernel's own error."""
+
+    def __init__(self, problem, allowed="", next_step=""):
+        ValueError.__init__(self, problem)
+        self.allowed = allowed
+        self.next_step = next_step

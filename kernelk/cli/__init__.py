@@ -1,3 +1,3 @@
-"""The program `kernelk`, and the measuring of scripts."""
+"""The command line: the program `kernelk`, and the measuring of scripts."""
 
 from .main import main as main

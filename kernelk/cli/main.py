@@ -1,4 +1,4 @@
-"""The `kernelk` program: installs, lists and examines the engines, and measures scripts; other modules do all the work.
+"""The program `kernelk`: reads its command line and calls what does the work (manage, environments, measure).
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -6,7 +6,6 @@ Every problem is one line on standard error and exit status 1, without a traceba
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..environments import build, bundles, places
 from ..environments.recipes import RECIPES
-from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError
+from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, did_you_mean, joined, one_line
 from ..manage.install import BUILDS, install, uninstall
 
 
@@ -27,12 +26,12 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    print("kernelk: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("kernelk: " + one_line(text), file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; next: `kernelk --help`")
+        _complain(joined(message, next_step="`kernelk --help`"))
         raise SystemExit(1)
 
 
@@ -40,9 +39,8 @@ def _engine(name: str, command: str) -> Engine:
     """The engine of that name. Raises UnknownBackendError with the command that was meant, if one is near."""
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if name not in known:
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        meant = f"did you mean `kernelk {command} {close[0]}`? " if close else ""
-        raise UnknownBackendError(f"unknown engine {name!r}: {meant}It is one of {', '.join(sorted(known))}")
+        hint = did_you_mean(name.lower(), known, f"`kernelk {command} {{}}`")
+        raise UnknownBackendError(f"unknown engine {name!r}", allowed=f"{hint}It is one of {', '.join(sorted(known))}")
     return registry.engine(BUILDS.get(name, name))
 
 
@@ -64,7 +62,7 @@ def _install(names: Sequence[str], rebuild: bool, bundle: str | None) -> int:
         bundles.install(Path(bundle), names, rebuild=rebuild)
         return 0
     if not names:
-        _complain("install: name an engine, or a bundle with --from; next: `kernelk list`")
+        _complain(joined("install: name an engine, or a bundle with --from", next_step="`kernelk list`"))
         return 1
     return _each(names, "install", lambda name: install(name, Progress(), rebuild))
 
@@ -74,7 +72,7 @@ def _list() -> int:
         try:
             _say(f"{name}: {_state(registry.engine(name))}")
         except KernelKError as error:
-            _say(f"{name}: can't be used: {' '.join(str(error).split())}")
+            _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
             for place in places.superseded(name):
@@ -86,33 +84,33 @@ def _state(engine: Engine) -> str:
     """What is there of an engine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
-            return f"not installed; next: `{engine.install}`"
+            return joined("not installed", next_step=f"`{engine.install}`")
         return (
             f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
             f"in the environment of kernelk itself, {sys.prefix}"
         )
-    found = places.marker(engine.recipe)
-    if found is not None:
-        versions = found["versions"]
+    marker = places.marker(engine.recipe)
+    if marker is not None:
+        versions = marker["versions"]
         assert isinstance(versions, dict)
         return (
-            f"installed, {engine.title} {found['engine']}, Python {found['python']}, numpy "
-            f"{versions.get('numpy', 'unknown')}, {float(str(found['bytes'])) / 1e6:.0f} MB in {found['folder']}"
+            f"installed, {engine.title} {marker['engine']}, Python {marker['python']}, numpy "
+            f"{versions.get('numpy', 'unknown')}, {float(str(marker['bytes'])) / 1e6:.0f} MB in {marker['folder']}"
         )
     rest = places.half_built(engine.recipe)
     state = "not installed"
     if rest:
-        words = places.missing(engine.recipe)
-        state = f"not installed to the end ({rest})" if "to the end" in words else words
-    return f"{state}; next: `kernelk install {engine.name}` (Python {' or '.join(RECIPES[engine.recipe].pythons)})"
+        state = places.without_python(engine.recipe) or f"only partly installed ({rest})"
+    pythons = " or ".join(RECIPES[engine.recipe].pythons)
+    return joined(state, next_step=f"`kernelk install {engine.name}` (Python {pythons})")
 
 
 def _bundle(names: Sequence[str], output: str) -> int:
     for name in names:
         if _engine(name, "bundle").recipe is None:
             raise InstallError(
-                f"{name} needs no environment of its own: pip itself can collect it; next: "
-                f"`{sys.executable} -m pip download --dest FOLDER ...`"
+                f"{name} needs no environment of its own: pip itself can download it",
+                next_step=f"`{sys.executable} -m pip download --dest FOLDER ...`",
             )
     bundles.bundle(names, Path(output))
     return 0
@@ -130,12 +128,13 @@ def _measure(chosen: argparse.Namespace) -> int:
     from . import scripts  # which needs numpy and the whole of K
 
     paths, engines = scripts.split(chosen.words)
-    usage = f"e.g. `kernelk {chosen.command} script.py{' tensorflow torch' if chosen.command == 'compare' else ''}`"
+    usage = f"`kernelk {chosen.command} script.py{' tensorflow torch' if chosen.command == 'compare' else ''}`"
     if not paths:
-        raise ArgumentError(f"{chosen.command}: name a script that evaluates something with K; {usage}")
+        raise ArgumentError(f"{chosen.command}: name a script that evaluates something with K", next_step=usage)
     if chosen.command != "compare" and len(chosen.words) > 1:
         raise ArgumentError(
-            f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses; {usage}"
+            f"{chosen.command}: one script at a time, on the engine that KERNELK_BACKEND or keras.json chooses",
+            next_step=usage,
         )
     options = {
         name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op", "engine")
@@ -153,38 +152,36 @@ def _measure(chosen: argparse.Namespace) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="kernelk", description="Install, list and examine the engines, and measure scripts on them.")
+    parser = _Parser(prog="kernelk", description="Install, list and check engines, and time scripts on them.")
     parser.add_argument("--version", action="version", version=f"kernelk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     own = ", ".join(RECIPES)
-    installing = commands.add_parser("install", help="build an engine's environment, unless it is there")
+    installing = commands.add_parser("install", help="install an engine, unless it is already installed")
     installing.add_argument("names", nargs="*", metavar="NAME", help=own)
-    installing.add_argument("--rebuild", action="store_true", help="build it again, even if it is there")
-    installing.add_argument(
-        "--from", dest="bundle", metavar="BUNDLE", help="take all files from a bundle, not the network"
-    )
-    uninstalling = commands.add_parser("uninstall", help="remove an engine's environments, older ones too")
+    installing.add_argument("--rebuild", action="store_true", help="install it again, even if it is already installed")
+    installing.add_argument("--from", dest="bundle", metavar="BUNDLE", help="install from a bundle, without network")
+    uninstalling = commands.add_parser("uninstall", help="remove an engine's environments, including older ones")
     uninstalling.add_argument("names", nargs="+", metavar="NAME", help=own)
-    commands.add_parser("list", help="show what is there of each engine: versions, folder and size")
-    bundle = commands.add_parser("bundle", help="write one file that installs engines where there is no network")
+    commands.add_parser("list", help="show what is installed of each engine: versions, folder and size")
+    bundle = commands.add_parser("bundle", help="write one file from which engines can be installed without network")
     bundle.add_argument("names", nargs="+", metavar="NAME", help=own)
     bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
-    doctor = commands.add_parser("doctor", help="try each engine, and say what is missing and the next command")
-    doctor.add_argument("names", nargs="*", metavar="NAME", help="all engines unless some are named")
+    doctor = commands.add_parser("doctor", help="check each engine, and show what is missing and the next command")
+    doctor.add_argument("names", nargs="*", metavar="NAME", help="the engines to check (default: all)")
     compare = commands.add_parser("compare", help="time what a script evaluates, on several engines side by side")
-    words = "the script, and engines' names (none: all that are installed); or several scripts and one engine"
+    words = "a script and engine names (default: all installed); or several scripts and one engine"
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
     compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
-    compare.add_argument("--per-op", action="store_true", help="then each op by itself on every engine")
+    compare.add_argument("--per-op", action="store_true", help="also time each op by itself on every engine")
     measured = {"compare": compare}
     for name, what in (("time", "part by part"), ("profile", "op by op")):
         measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")
         measured[name].add_argument("words", nargs="+", metavar="SCRIPT.py", help="the script")
-    words = "then what the engine's own profiler says of the call as it runs"
+    words = "also run the engine's own profiler on the call"
     measured["profile"].add_argument("--engine", action="store_true", help=words)
     for command in measured.values():
-        command.add_argument("--budget", metavar="S", help="seconds of running, beside compiling")
+        command.add_argument("--budget", metavar="S", help="seconds to run for, not counting compilation")
         command.add_argument("--json", metavar="FILE", help="write all samples there")
         command.add_argument("--plot", metavar="FILE", help="draw a picture there: x.png, x.svg ... (needs Matplotlib)")
     return parser
@@ -210,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader left, as in `kernelk list | head`: nobody is there to complain to
         return 1
     except KeyboardInterrupt:
-        done = "what was begun is not installed" if chosen.command == "install" else "nothing was left half done"
-        _complain(f"stopped; {done}; next: the same command again")
+        done = "the installation was not completed" if chosen.command == "install" else "nothing is left half done"
+        _complain(joined(f"stopped; {done}", next_step="run the same command again"))
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Scripts as bodies to measure: what `kernelk time`, `profile` and `compare` hand to the Python twins."""
+"""Turns scripts into functions to measure, for the commands `kernelk time`, `profile` and `compare`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, one_line
 
 
 def script(path: str) -> Callable[[], None]:
@@ -19,7 +19,7 @@ def script(path: str) -> Callable[[], None]:
     """
     if not Path(path).is_file():
         raise ArgumentError(
-            f"there is no script {path}; next: the path of a Python file that evaluates something with K"
+            f"there is no script {path}", next_step="give the path of a Python file that evaluates something with K"
         )
     # What a script leaves behind has to live as long as what it has evaluated is run again.
     kept: list[Any] = []
@@ -32,16 +32,18 @@ def script(path: str) -> Callable[[], None]:
         except KernelKError as error:
             # An op that is refused as it is written says no line, as a notebook's traceback shows it.
             place = _place(path, error)
-            if place not in str(error):
-                error.args = (f"{place}: {error.args[0]}", *error.args[1:])
+            if place not in error.places:
+                error.place = place
             raise
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise ArgumentError(
-                    f"{path} ended with {end.code!r}, so nothing was measured; next: run it alone"
+                    f"{path} ended with {end.code!r}, so nothing was measured", next_step="run it on its own"
                 ) from None
         except Exception as error:
-            raise ArgumentError(f"{_place(path, error)}: {_words(error)}; next: python {path}") from None
+            raise ArgumentError(
+                f"{_place(path, error)}: {one_line(f'{type(error).__name__}: {error}')}", next_step=f"python {path}"
+            ) from None
         finally:
             sys.argv, sys.path[:] = arguments, paths
 
@@ -55,10 +57,6 @@ def _place(path: str, error: Exception) -> str:
         return f"{path}, line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return f"{path}, line {lines[-1]}" if lines else path
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def measure(what: str, paths: Sequence[str], options: dict[str, Any], engines: Sequence[str]) -> Any:

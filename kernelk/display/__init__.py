@@ -1,1 +1,1 @@
-"""Tables, progress, messages, and the commands that messages name."""
+"""Shows things to the user: tables, progress, messages, exported files, and the commands that messages name."""

@@ -1,4 +1,4 @@
-"""The commands that messages name, in the forms for a shell and for a notebook."""
+"""Words the next commands that error messages name, in the forms for a shell and for a notebook."""
 
 from __future__ import annotations
 

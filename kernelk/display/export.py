@@ -1,4 +1,4 @@
-"""What a result can become besides text: a data frame, or JSON with all figures."""
+"""Turns a result into a data frame, or into JSON with all figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Exported:
         try:
             import pandas
         except ImportError:
-            raise ArgumentError("to_frame needs pandas, which isn't installed; next: pip install pandas") from None
+            raise ArgumentError(
+                "to_frame needs pandas, which isn't installed", next_step="pip install pandas"
+            ) from None
         return pandas.DataFrame(self.records())
 
     def to_json(self, path: str | Path | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Lines for the user: where they go, and whether somebody captures them."""
+"""Prints kernelk's own lines for the user, and tells whether they are captured."""
 
 from __future__ import annotations
 

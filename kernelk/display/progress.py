@@ -1,4 +1,4 @@
-"""What a long task says while it runs: lines that stay, and one that moves, in a terminal and in a notebook alike."""
+"""Shows the progress of a long task: lines that stay and one that is rewritten, in a terminal and in a notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every result object as static text and HTML, readable in a terminal and in a page with no kernel behind it."""
+"""Renders every result object as static text and HTML, for a terminal and for a page with no kernel behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph as boxes and arrows, for `drawing`: what each recorded node is, by the names that its user knows."""
+"""First step of a drawing: turns recorded nodes into boxes and arrows, with the names that their user knows."""
 
 from __future__ import annotations
 
@@ -95,17 +95,17 @@ class Graph:
 
     def sources(self) -> dict[str, list[str]]:
         """For each box those that it is computed from, in the order of its operands."""
-        found: dict[str, list[str]] = {key: [] for key in self.boxes}
+        sources: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
-            found[end].append(start)
-        return found
+            sources[end].append(start)
+        return sources
 
     def targets(self) -> dict[str, list[str]]:
         """For each box those that are computed from it."""
-        found: dict[str, list[str]] = {key: [] for key in self.boxes}
+        targets: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
-            found[start].append(end)
-        return found
+            targets[start].append(end)
+        return targets
 
 
 def shown_shape(shape: Shape) -> str:
@@ -132,8 +132,8 @@ def notebook_namespace() -> Mapping[str, Any]:
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
     """What a notebook calls tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
-    found = names_of(namespace)
-    return {key: clean(next((x for x in names if x.isidentifier()), names[0])) for key, names in found.items()}
+    names_by_uid = names_of(namespace)
+    return {key: clean(next((x for x in names if x.isidentifier()), names[0])) for key, names in names_by_uid.items()}
 
 
 def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, str]) -> Graph:
@@ -152,9 +152,9 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
         boxes[box.key] = box
         # The variable of an update is what its name says.
         operands = list(enumerate(node.inputs))[1 if isinstance(node, Update) else 0 :]
-        for place, x in operands:
+        for index, x in operands:
             arrow = (str(x.uid), box.key)
-            label = _label(node, place)
+            label = _label(node, index)
             if arrow in arrows:
                 label = f"{arrows[arrow]}, {label}" if label else "twice"
             arrows[arrow] = label
@@ -172,12 +172,12 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
     return Graph(boxes, arrows, list(dict.fromkeys(outputs)))
 
 
-def _label(node: Tensor, place: int) -> str:
+def _label(node: Tensor, index: int) -> str:
     if isinstance(node, Scan):
         sequences, states = len(node.body.sequences), len(node.body.states)
-        return "step by step" if place < sequences else "at first" if place < sequences + states else ""
+        return "one per step" if index < sequences else "initial state" if index < sequences + states else ""
     labels = _OPERANDS.get(node.op, ())
-    return labels[place] if place < len(labels) else ""
+    return labels[index] if index < len(labels) else ""
 
 
 def _box(node: Tensor, notebook: str) -> Box:
@@ -202,7 +202,7 @@ def _box(node: Tensor, notebook: str) -> Box:
         length = next((x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None), None)
         detail = f"{holds} ops at each of {'its' if length is None else length} steps"
         if body.reverse:
-            detail += ", from the end"
+            detail += ", backwards"
     elif isinstance(node, Draw):
         op = f"random {node.attrs['kind']}"
     elif isinstance(node, Update):

@@ -1,4 +1,4 @@
-"""`%kgraph`: the graph of tensors or of a K.function as text, as a picture, and as plain data for the panel."""
+"""Draws a graph for `%kgraph` and the panel, step by step, and holds the result: text, a picture, plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..session.default_feeds import roots_of
 from ..session.function import Function
 from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, notebook_namespace, with_times
 from .grouping import collapsed
-from .layout import Point, place
+from .layout import Point, lay_out
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
 from .text import listing
 
@@ -38,7 +38,7 @@ class Drawing:
     def _place(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
         if self._placed is None:
             make_room(self.graph)
-            self._placed = place(self.graph)
+            self._placed = lay_out(self.graph)
         return self._placed
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Drawing:
         path = Path(path)
         if path.suffix != ".svg":
             raise ArgumentError(
-                f"a drawing is saved as SVG: {str(path)!r} should end in .svg; next: .save('graph.svg')"
+                f"a drawing is saved as SVG: {str(path)!r} should end in .svg", next_step=".save('graph.svg')"
             )
         path.write_text(self.svg() + "\n", encoding="utf-8")
 
@@ -165,7 +165,9 @@ def graph_of(
     else, StaleTensorError for what `K.clear_session` ended.
     """
     if depth is not None and depth != "all" and (type(depth) is not int or depth < 0):
-        raise ArgumentError(f"a drawing's depth is 0 or more, or 'all', not {depth!r}; e.g. kernelk.draw(y, depth=1)")
+        raise ArgumentError(
+            f"a drawing's depth is 0 or more, or 'all', not {depth!r}", next_step="kernelk.draw(y, depth=1)"
+        )
     roots = roots_of(target, "draw")
     for root in roots:
         check_generation(root)
@@ -201,7 +203,7 @@ def draw(
     feeds: Any = None,
     names: Mapping[str, Any] | None = None,
 ) -> Drawing:
-    """The graph of a tensor, several, or a K.function, to look at. The Python twin of `%kgraph`.
+    """Draws the graph of a tensor, several, or a K.function. The Python twin of `%kgraph`.
 
     `depth`, `opened`: as in `graph_of`. `times`: a `kernelk.profile` result of the same target, or True to profile it
     now (with `feeds`, or what its placeholders were fed last); boxes then show their seconds. `names`: a namespace

@@ -1,4 +1,4 @@
-"""`%kshow`: what each engine made of the same graph, in the engine's own words and side by side."""
+"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..engines import registry
 from ..engines.host import Host
-from ..errors import ArgumentError, KernelKError, WorkerDiedError
+from ..errors import ArgumentError, KernelKError, WorkerDiedError, one_line
 from ..graph.nodes import Constant, Draw, Placeholder, Tensor, check_generation
 from ..program.program import Program
 from ..session.current import current
@@ -21,8 +22,6 @@ from ..session.linearise import linearised
 from ..session.session import Session
 from ..session.untouched import untouched
 from .boxes import clean, counted, graph_of_tensors, notebook_names, notebook_namespace, shown_shape
-
-Array = np.ndarray[Any, Any]
 
 # Of a longer listing the result shows so many lines; `text` has all.
 SHOWN_LINES = 40
@@ -58,7 +57,9 @@ class Views:
             if view.engine == engine:
                 return view.failure or view.text
         names = ", ".join(view.engine for view in self.views)
-        raise ArgumentError(f"{engine!r} isn't shown here; allowed are {names}; next: %kshow y {engine}")
+        raise ArgumentError(
+            f"{engine!r} isn't shown here", allowed=f"allowed are {names}", next_step=f"%kshow y {engine}"
+        )
 
     @property
     def summary(self) -> str:
@@ -117,7 +118,7 @@ class Views:
 
 
 def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any] | None = None) -> Views:
-    """What each engine makes of a tensor, several, or a K.function with its updates. The Python twin of `%kshow`.
+    """Shows what each engine makes of a tensor, several, or a K.function with its updates. The twin of `%kshow`.
 
     `engines`: their names, started where they don't run; none: those that run, and the active one. `feeds` maps
     placeholders to arrays, of which only the shapes matter; one that isn't given takes what it was fed last, or zeros
@@ -154,15 +155,15 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
                 if not host.started:
                     host.start()
                 with untouched(session, [host]):
-                    found = _described(session, host, target, roots, phase, fed, called)
+                    described = _described(session, host, target, roots, phase, fed, called)
                 version = str(host.facts.get("version", ""))
-                views.append(View(name, engine.title, version, found["kind"], found["ops"], found["text"]))
+                views.append(View(name, engine.title, version, described["kind"], described["ops"], described["text"]))
             except (KernelKError, WorkerDiedError) as error:
                 version = str(host.facts.get("version", "")) if host.facts else ""
-                views.append(View(name, engine.title, version, failure=" ".join(str(error).split())))
+                views.append(View(name, engine.title, version, failure=one_line(error)))
     graph = graph_of_tensors(target, roots, called)
     nodes = sum(box.kind in ("op", "loop") for box in graph.boxes.values())
-    notes = [f"shown for {', '.join(made)}: nothing was fed yet (--feed NAME=ARRAY says otherwise)"] if made else []
+    notes = [f"shown for {', '.join(made)}: nothing was fed yet (--feed NAME=ARRAY sets it)"] if made else []
     return Views(_name(target, roots, called), nodes, views, notes)
 
 

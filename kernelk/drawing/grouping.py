@@ -1,4 +1,4 @@
-"""A graph with fewer boxes, for `drawing`: name scopes, straight rows of ops and stretches of the code as one each."""
+"""Second step of a drawing: joins boxes into groups, by name scopes, straight rows of ops and stretches of code."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def collapsed(graph: Graph, depth: int | str | None, opened: Collection[str]) ->
         if len(graph.boxes) <= MOST_DRAWN:
             return graph, ""
         small, note = collapsed(graph, None, opened)
-        return small, f"{note}; more than {MOST_DRAWN:,} boxes are never drawn"
+        return small, f"{note}; at most {MOST_DRAWN:,} boxes are drawn"
     if isinstance(depth, int):
-        by_scope = _merged(graph, lambda box: _scope_group(box, depth, opened))
+        by_scope = _with_groups(graph, lambda box: _scope_group(box, depth, opened))
         if len(by_scope.boxes) <= MOST_DRAWN:
             return by_scope, _note(graph, by_scope)
     elif len(graph.boxes) <= READABLE:
@@ -57,11 +57,11 @@ def _note(graph: Graph, small: Graph) -> str:
 def _by_scope(graph: Graph, opened: Collection[str]) -> Graph:
     """With as many levels of scopes opened as stay readable."""
     deepest = max((box.scope.count("/") + 1 for box in graph.boxes.values() if box.scope), default=0)
-    small = _merged(graph, lambda box: _update_group(box, opened))
+    small = _with_groups(graph, lambda box: _update_group(box, opened))
     if len(small.boxes) <= READABLE:
         return small
     for depth in reversed(range(deepest)):
-        small = _merged(graph, lambda box, depth=depth: _scope_group(box, depth, opened))  # type: ignore[misc]
+        small = _with_groups(graph, lambda box, depth=depth: _scope_group(box, depth, opened))  # type: ignore[misc]
         if len(small.boxes) <= READABLE:
             break
     return small
@@ -98,8 +98,8 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
         inner = [key for key in sources[box.key] if not graph.boxes[key].is_leaf]
         if len(inner) != 1 or len(targets[inner[0]]) != 1 or inner[0] not in row_of:
             return None
-        found = graph.boxes[inner[0]]
-        return found.key if found.kind == "op" and found.part == box.part and found.scope == box.scope else None
+        source = graph.boxes[inner[0]]
+        return source.key if source.kind == "op" and source.part == box.part and source.scope == box.scope else None
 
     row_of: dict[str, list[str]] = {}
     for box in graph.boxes.values():
@@ -121,7 +121,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
             leaves = {x for x in leaves if graph.boxes[x].kind == "constant"}
         members.update(x for x in leaves if all(user in members for user in targets[x]) and x not in outputs)
         groups.update(dict.fromkeys(members, (key, f"{len(row):,} ops in a row")))
-    return _merged(graph, lambda box: groups.get(box.key))
+    return _with_groups(graph, lambda box: groups.get(box.key))
 
 
 def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
@@ -142,11 +142,11 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
         key = f"stretch:{stretch[0].key}"
         if key not in opened:
             groups.update(dict.fromkeys((box.key for box in stretch), (key, _lines_of(stretch))))
-    small = _merged(graph, lambda box: groups.get(box.key))
+    small = _with_groups(graph, lambda box: groups.get(box.key))
     if len(small.boxes) <= MOST_DRAWN:
         return small
     # So many outputs: they are drawn as one, too.
-    return _merged(small, lambda box: ("outputs", "outputs") if box.key in kept else None)
+    return _with_groups(small, lambda box: ("outputs", "outputs") if box.key in kept else None)
 
 
 def _lines_of(boxes: list[Box]) -> str:
@@ -156,7 +156,7 @@ def _lines_of(boxes: list[Box]) -> str:
     return " to ".join(known) or "one stretch"
 
 
-def _merged(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> Graph:
+def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> Graph:
     """The graph with a box in place of all that have the same group, (key, title); one alone stays what it is."""
     members: dict[str, list[Box]] = {}
     titles: dict[str, str] = {}
@@ -176,13 +176,13 @@ def _merged(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> 
         if len(boxes) > 1:
             made[key] = _group(key, titles[key], boxes, graph.outputs)
             new.update((box.key, key) for box in boxes)
-    found = {new[box.key]: made.get(new[box.key], box) for box in graph.boxes.values()}
+    by_key = {new[box.key]: made.get(new[box.key], box) for box in graph.boxes.values()}
     arrows: dict[tuple[str, str], str] = {}
     for (start, end), label in graph.arrows.items():
         arrow = new[start], new[end]
         if arrow[0] != arrow[1]:
             arrows[arrow] = label if arrow == (start, end) else ""
-    return Graph(_ordered(found, arrows), arrows, list(dict.fromkeys(new[key] for key in graph.outputs)))
+    return Graph(_ordered(by_key, arrows), arrows, list(dict.fromkeys(new[key] for key in graph.outputs)))
 
 
 def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[str, Box]:
@@ -195,17 +195,17 @@ def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[s
     ready = [(box.order, key) for key, box in boxes.items() if not missing[key]]
     heapq.heapify(ready)
     waiting = sorted((box.order, key) for key, box in boxes.items())[::-1]
-    found: dict[str, Box] = {}
+    ordered: dict[str, Box] = {}
     while waiting or ready:
         key = heapq.heappop(ready)[1] if ready else waiting.pop()[1]
-        if key in found:
+        if key in ordered:
             continue
-        found[key] = boxes[key]
+        ordered[key] = boxes[key]
         for user in users[key]:
             missing[user] -= 1
-            if not missing[user] and user not in found:
+            if not missing[user] and user not in ordered:
                 heapq.heappush(ready, (boxes[user].order, user))
-    return found
+    return ordered
 
 
 def _group(key: str, title: str, boxes: list[Box], outputs: Iterable[str]) -> Box:
@@ -218,13 +218,13 @@ def _group(key: str, title: str, boxes: list[Box], outputs: Iterable[str]) -> Bo
             detail += f", {counted(count, kind)}"
     parts = {box.part for box in flat if not box.is_leaf}
     last = next((box for box in reversed(boxes) if not box.is_leaf), boxes[-1])
-    found = Box(
+    group = Box(
         key, "group", ops_summary(flat), max(box.order for box in boxes), title, "", last.shape, last.dtype,
         parts.pop() if len(parts) == 1 else "forward", boxes[0].scope, last.source, detail, held, flat,
     )  # fmt: skip
     wanted = [box for box in flat if box.key in set(outputs)]
-    found.notebook = next((box.notebook for box in wanted if box.notebook), "")
+    group.notebook = next((box.notebook for box in wanted if box.notebook), "")
     times = [box.time for box in boxes if box.time is not None]
     if times:
-        found.time = Time(sum(time.seconds for time in times), sum(time.share for time in times))
-    return found
+        group.time = Time(sum(time.seconds for time in times), sum(time.share for time in times))
+    return group

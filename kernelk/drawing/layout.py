@@ -1,4 +1,4 @@
-"""Where the boxes of a drawing stand: layers from inputs to outputs, ordered and placed by igraph's layout."""
+"""Third step of a drawing: places the boxes in layers from inputs to outputs, by igraph's layout."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Point = tuple[float, float]
 def igraph() -> Any:
     """The library. Raises ArgumentError where it isn't installed."""
     try:
-        import igraph as found  # type: ignore[import-untyped,unused-ignore]
+        import igraph as module  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise ArgumentError(
-            "a drawing needs igraph, which isn't installed (the text needs nothing); next: pip install igraph"
+            "a drawing needs igraph, which isn't installed (the text needs nothing)", next_step="pip install igraph"
         ) from None
-    return found
+    return module
 
 
 class _Spot:
@@ -43,7 +43,7 @@ class _Spot:
         self.down: list[_Spot] = []
 
 
-def place(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
+def lay_out(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
     """Sets x and y of boxes whose width and height are known; the arrows' points, and the whole's width and height.
 
     An arrow's points go from the lower edge of a box to the upper edge of another, or the other way round where a
@@ -78,9 +78,9 @@ def place(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, floa
     numbers = {id(spot): i for i, spot in enumerate(everything)}
     joined = [(numbers[id(spot)], numbers[id(x)]) for spot in everything for x in spot.down]
     drawn = library.Graph(len(everything), joined, directed=True)
-    found = drawn.layout_sugiyama(layers=[spot.layer for spot in everything], hgap=1, vgap=1, maxiter=100)
+    positions = drawn.layout_sugiyama(layers=[spot.layer for spot in everything], hgap=1, vgap=1, maxiter=100)
     rows: list[list[_Spot]] = [[] for _ in range(1 + max(spot.layer for spot in everything))]
-    for spot, (x, _) in zip(everything, list(found)[: len(everything)]):
+    for spot, (x, _) in zip(everything, list(positions)[: len(everything)]):
         spot.x = x * 120.0
         rows[spot.layer].append(spot)
     for row in rows:
@@ -110,7 +110,7 @@ def _ports(graph: Graph, paths: dict[tuple[str, str], list[_Spot]]) -> dict[tupl
     arriving: dict[str, list[tuple[str, str]]] = {}
     for arrow in paths:
         arriving.setdefault(arrow[1], []).append(arrow)
-    found: dict[tuple[str, str], float] = {}
+    ports: dict[tuple[str, str], float] = {}
     for key, arrows in arriving.items():
         box = graph.boxes[key]
         room = (box.width - 24.0) / len(arrows)
@@ -118,8 +118,8 @@ def _ports(graph: Graph, paths: dict[tuple[str, str], list[_Spot]]) -> dict[tupl
             room = min(26.0, room)
         arrows.sort(key=lambda arrow: paths[arrow][-2].x)
         for i, arrow in enumerate(arrows):
-            found[arrow] = box.x + box.width / 2 + (i - (len(arrows) - 1) / 2) * room
-    return found
+            ports[arrow] = box.x + box.width / 2 + (i - (len(arrows) - 1) / 2) * room
+    return ports
 
 
 def _join(upper: _Spot, lower: _Spot) -> None:
@@ -145,9 +145,9 @@ def _layers(graph: Graph) -> dict[str, int]:
         if users[key] and len(forward[key]) <= len(users[key]):
             layers[key] = min(layers[x] for x in users[key]) - 1
     lowest = min(layers.values())
-    found = {key: layer - lowest for key, layer in layers.items()}
-    used = {layer: i for i, layer in enumerate(sorted(set(found.values())))}
-    return {key: used[layer] for key, layer in found.items()}
+    from_zero = {key: layer - lowest for key, layer in layers.items()}
+    used = {layer: i for i, layer in enumerate(sorted(set(from_zero.values())))}
+    return {key: used[layer] for key, layer in from_zero.items()}
 
 
 def _spread(rows: list[list[_Spot]]) -> None:
@@ -230,14 +230,14 @@ def _points(
 ) -> list[Point]:
     start, end = (graph.boxes[key] for key in arrow)
     down = path[0].layer < path[-1].layer
-    found = [(start.x + start.width / 2, start.y + (start.height if down else 0.0))]
+    points = [(start.x + start.width / 2, start.y + (start.height if down else 0.0))]
     for spot in path[1:-1]:
         # Straight through the layer, past its boxes.
         through = [(spot.x, tops[spot.layer]), (spot.x, tops[spot.layer] + heights[spot.layer])]
         through = through if down else through[::-1]
-        if len(found) > 1 and abs(found[-1][0] - spot.x) < 0.5:
+        if len(points) > 1 and abs(points[-1][0] - spot.x) < 0.5:
             # Straight on.
-            found[-1] = through[1]
+            points[-1] = through[1]
         else:
-            found += through
-    return [*found, (port, end.y + (0.0 if down else end.height))]
+            points += through
+    return [*points, (port, end.y + (0.0 if down else end.height))]

@@ -1,4 +1,4 @@
-"""A placed graph as one static SVG picture, for `drawing`: no script, no style sheet, its own background."""
+"""Last step of a picture: writes the placed boxes as one static SVG with no script and no style sheet."""
 
 from __future__ import annotations
 
@@ -156,22 +156,22 @@ class Picture(NamedTuple):
     shift: float
 
 
-def embedded(found: Picture, graph: Graph) -> str:
+def embedded(drawn: Picture, graph: Graph) -> str:
     """The picture as an HTML image, with a tooltip for each box.
 
     Pages that show notebooks of others (JupyterLab before they are trusted, GitHub) take `<svg>` out of HTML, and leave
     an image in whose address the picture stands itself; so tooltips are areas over it.
     """
-    data = base64.b64encode(found.text.encode()).decode("ascii")
+    data = base64.b64encode(drawn.text.encode()).decode("ascii")
     name = f"kernelk-{hashlib.sha256(data.encode()).hexdigest()[:12]}"
     areas = []
     for box in graph.boxes.values():
-        x, y = box.x + found.shift, box.y
+        x, y = box.x + drawn.shift, box.y
         corners = f"{x:.0f},{y:.0f},{x + box.width:.0f},{y + box.height:.0f}"
         words = escape(tooltip(box)).replace("\n", "&#10;")
         areas.append(f'<area shape="rect" coords="{corners}" title="{words}" alt="{words}">')
     return (
-        f'<div style="overflow:auto"><img src="data:image/svg+xml;base64,{data}" alt="{escape(found.label)}" '
+        f'<div style="overflow:auto"><img src="data:image/svg+xml;base64,{data}" alt="{escape(drawn.label)}" '
         f'usemap="#{name}" style="max-width:none"><map name="{name}">{"".join(areas)}</map></div>'
     )
 

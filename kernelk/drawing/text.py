@@ -1,4 +1,4 @@
-"""A graph as text, for `drawing`: from the outputs down to what they are computed from, a line for each box."""
+"""Last step in a terminal: writes the boxes as text, from the outputs down to what they are computed from."""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import config
+from ..arrays import Array
+from ..backends.errors import OptionError
 from ..backends.serving.executor import resident_bytes
 from ..bounds import drop_oldest
 from ..display.progress import waiting
-from ..errors import EngineError
+from ..errors import ArgumentError, EngineError, one_line
 from .descriptors import Engine
 from .storage import Slots, Storage
 
@@ -72,12 +72,12 @@ class Host:
         """One request and its reply, raised as EngineError where it holds an error."""
         raise NotImplementedError
 
-    def feed(self, places: list[np.ndarray[Any, Any]], feeds: list[np.ndarray[Any, Any]]) -> None:
+    def feed(self, places: list[Array], feeds: list[Array]) -> None:
         """Readies the next run's feeds; `places`: their memory in the plan."""
         for place, feed in zip(places, feeds):
             place[...] = feed
 
-    def take(self, places: list[np.ndarray[Any, Any]]) -> list[Any]:
+    def take(self, places: list[Array]) -> list[Any]:
         """The outputs of the run that has just been, as new ndarrays; `places`: their memory in the plan."""
         return [place.copy() for place in places]
 
@@ -191,10 +191,15 @@ class Host:
 
 def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
     """The executor's description of a failure as an exception; `details` keeps the engine's own traceback."""
-    message = " ".join(error["message"].split())
+    message = one_line(error["message"])
     made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}")
     made.details = error  # type: ignore[attr-defined]
     return made
+
+
+def refused_option(error: OptionError) -> ArgumentError:
+    """A backend's refusal of an option as the user's error."""
+    return ArgumentError(str(error), allowed=error.allowed, next_step=error.next_step)
 
 
 def cache_folder(engine: Engine) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError
 from . import registry
 from .descriptors import Engine
-from .host import Host, cache_folder, engine_error
+from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
 from .storage import Storage
 
@@ -39,13 +40,15 @@ class LocalHost(Host):
     def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
         super().__init__(engine, storage, options)
         if not (engine.in_kernel or engine.in_kernel_too):
+            allowed = registry.names_where(lambda engine: engine.in_kernel_too)
             raise ArgumentError(
-                f"{engine.title} can't run in the notebook's own process: allowed are {', '.join(may_be_in_kernel())}; "
-                f"next: %kbackend {engine.name}, which gives it a worker"
+                f"{engine.title} can't run in the notebook's own process",
+                allowed=f"allowed are {', '.join(allowed)}",
+                next_step=f"%kbackend {engine.name}, which runs it in a worker",
             )
         self._executor: Executor | None = None
         self._scratch: weakref.finalize[..., LocalHost] | None = None
-        self._fed: list[np.ndarray[Any, Any]] = []
+        self._fed: list[Array] = []
         self._results: list[Any] = []
         self._wanted = "arrays"
 
@@ -85,10 +88,10 @@ class LocalHost(Host):
             self._clean_up()
             if isinstance(error, ImportError):
                 raise BackendNotInstalledError(
-                    f"{self.engine.title} can't be imported in this kernel: {error}; next: {self.engine.get}"
+                    f"{self.engine.title} can't be imported in this kernel: {error}", next_step=self.engine.get
                 ) from error
             if isinstance(error, OptionError):
-                raise ArgumentError(str(error)) from error
+                raise refused_option(error) from error
             if not isinstance(error, Exception):
                 raise
             raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error
@@ -116,11 +119,11 @@ class LocalHost(Host):
         self._results = reply.pop("results", [])
         return reply
 
-    def feed(self, places: list[np.ndarray[Any, Any]], feeds: list[np.ndarray[Any, Any]]) -> None:
+    def feed(self, places: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
         self._fed = [np.asarray(feed, order="C") for feed in feeds]
 
-    def take(self, places: list[np.ndarray[Any, Any]]) -> list[Any]:
+    def take(self, places: list[Array]) -> list[Any]:
         results, self._results = self._results, []
         return results
 
@@ -148,14 +151,3 @@ class LocalHost(Host):
         if self._scratch is not None:
             self._scratch()
             self._scratch = None
-
-
-def may_be_in_kernel() -> list[str]:
-    """The names of engines that may run in the notebook's own process, though they don't always."""
-    found = []
-    for name in registry.names():
-        # A third party's description that can't be loaded is told of where it is asked for.
-        with contextlib.suppress(BackendNotInstalledError):
-            if registry.engine(name).in_kernel_too:
-                found.append(name)
-    return found

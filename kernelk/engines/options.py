@@ -1,18 +1,17 @@
-"""What a user asks of an engine (device, threads, placement, compiler), checked before any is started."""
+"""An engine's options (device, threads, placement, compiler), checked before any engine is started."""
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
 from typing import Any
 
 from ..backends.choosing import chosen_device
 from ..backends.errors import OptionError
-from ..errors import ArgumentError, BackendNotInstalledError
+from ..errors import ArgumentError
 from . import registry
 from .descriptors import DEFAULT, Engine
-from .host import Host
+from .host import Host, refused_option
 
 
 def most_threads() -> int:
@@ -35,44 +34,36 @@ def requested_options(
     if device is not None:
         if not isinstance(device, str) or not device.strip():
             raise ArgumentError(
-                f"device={device!r} isn't allowed: allowed is a device's name such as cpu:0; "
-                f"next: %kbackend {engine.name} --device {DEFAULT}"
+                f"device={device!r} isn't allowed",
+                allowed="allowed is a device's name such as cpu:0",
+                next_step=f"%kbackend {engine.name} --device {DEFAULT}",
             )
         changes["device"] = None if device == DEFAULT else device.strip()
     if threads is not None:
         changes["threads"] = None if threads == DEFAULT else _threads(engine, threads)
     if in_kernel is not None:
         if not isinstance(in_kernel, bool):
-            raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed: allowed are True, False and None")
+            raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed", allowed="allowed are True, False and None")
         if engine.in_kernel:
             if not in_kernel:
                 raise ArgumentError(
-                    f"{engine.title} has no worker, it always runs in the notebook's own process; "
-                    f"next: %kbackend {engine.name}"
+                    f"{engine.title} has no worker: it always runs in the notebook's own process",
+                    next_step=f"%kbackend {engine.name}",
                 )
         else:
             changes["in_kernel"] = True if in_kernel else None
     if compiler is not None:
         if not isinstance(compiler, bool):
-            raise ArgumentError(f"compiler={compiler!r} isn't allowed: allowed are True, False and None")
+            raise ArgumentError(f"compiler={compiler!r} isn't allowed", allowed="allowed are True, False and None")
         if not engine.compiles_c:
+            allowed = registry.names_where(lambda engine: engine.compiles_c)
             raise ArgumentError(
-                f"{engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
-                f"{', '.join(that_compile_c())}; next: %kbackend {engine.name}"
+                f"{engine.title} compiles no C code",
+                allowed=f"--compiler and --no-compiler are only for {', '.join(allowed)}",
+                next_step=f"%kbackend {engine.name}",
             )
         changes["compiler"] = None if compiler else ""
     return changes
-
-
-def that_compile_c() -> list[str]:
-    """The names of engines that a user may let go without their C compiler."""
-    found = []
-    for name in registry.names():
-        # A third party's description that can't be loaded is told of where it is asked for.
-        with contextlib.suppress(BackendNotInstalledError):
-            if registry.engine(name).compiles_c:
-                found.append(name)
-    return found
 
 
 def _threads(engine: Engine, threads: Any) -> int:
@@ -85,8 +76,9 @@ def _threads(engine: Engine, threads: Any) -> int:
     if not 1 <= count <= most_threads():
         processors = os.cpu_count() or 1
         raise ArgumentError(
-            f"threads={threads!r} isn't allowed: allowed are 1 to {most_threads()} (this machine has {processors} "
-            f"processors) and '{DEFAULT}'; next: %kbackend {engine.name} --threads {processors}"
+            f"threads={threads!r} isn't allowed",
+            allowed=f"allowed are 1 to {most_threads()} (this machine has {processors} processors) and '{DEFAULT}'",
+            next_step=f"%kbackend {engine.name} --threads {processors}",
         )
     return count
 
@@ -105,7 +97,7 @@ def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host
                 host.engine.title, host.engine.name, options, facts["devices"], facts["device"]
             )
         except OptionError as error:
-            raise ArgumentError(str(error)) from None
+            raise refused_option(error) from None
     return options
 
 
@@ -127,6 +119,6 @@ def check_honoured(host: Host, options: dict[str, Any]) -> None:
     if threads is not None and used != threads:
         says = "doesn't say how many it uses" if used is None else f"uses {used}"
         raise ArgumentError(
-            f"{host.engine.title} can't be given {threads} threads here: it {says}; "
-            f"next: %kbackend {host.engine.name} --threads {DEFAULT}"
+            f"{host.engine.title} can't be given {threads} threads here: it {says}",
+            next_step=f"%kbackend {host.engine.name} --threads {DEFAULT}",
         )

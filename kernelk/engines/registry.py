@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from ..errors import BackendNotInstalledError, UnknownBackendError
+from ..errors import BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
 from .descriptors import Engine
 
 # The order in which the table of engines shows them; others follow by name.
@@ -33,15 +33,25 @@ def names() -> list[str]:
     return [name for name in _ORDER if name in known] + [name for name in known if name not in _ORDER]
 
 
+def names_where(fits: Callable[[Engine], bool]) -> list[str]:
+    """The backends whose descriptor fits."""
+    fitting = []
+    for name in names():
+        # A third party's descriptor that can't be loaded is reported where its engine is asked for.
+        with contextlib.suppress(BackendNotInstalledError):
+            if fits(engine(name)):
+                fitting.append(name)
+    return fitting
+
+
 def engine(name: str) -> Engine:
     """The backend of this exact name.
 
     Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
     """
     if not isinstance(name, str) or name not in _entries():
-        near = difflib.get_close_matches(str(name).lower(), names(), n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UnknownBackendError(f"unknown backend {name!r}: {hint}available are {', '.join(names())}")
+        hint = did_you_mean(str(name).lower(), names())
+        raise UnknownBackendError(f"unknown backend {name!r}", allowed=f"{hint}available are {', '.join(names())}")
     return _descriptor(name)
 
 
@@ -50,16 +60,18 @@ def _descriptor(name: str) -> Engine:
     entry = _entries()[name]
     package = entry.dist.name if entry.dist is not None else "its package"
     where = f"backend '{name}' of {package}: entry point '{entry.value}'"
-    mend = f"next: pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "mend it"
+    repair = f"pip install --upgrade {package}, or pip uninstall {package}" if entry.dist is not None else "fix it"
     try:
         descriptor = entry.load()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BackendNotInstalledError(f"{where} can't be loaded: {reason}; {mend}") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise BackendNotInstalledError(f"{where} can't be loaded: {reason}", next_step=repair) from error
     if not isinstance(descriptor, Engine):
-        raise BackendNotInstalledError(f"{where} is {type(descriptor).__name__}, not a kernelk.engines.Engine; {mend}")
+        raise BackendNotInstalledError(
+            f"{where} is {type(descriptor).__name__}, not a kernelk.engines.Engine", next_step=repair
+        )
     if descriptor.name != name:
-        raise BackendNotInstalledError(f"{where} describes '{descriptor.name}', not '{name}'; {mend}")
+        raise BackendNotInstalledError(f"{where} describes '{descriptor.name}', not '{name}'", next_step=repair)
     return descriptor
 
 
@@ -72,8 +84,8 @@ def interpreter(descriptor: Engine) -> Path:
 
         return places.require_python(descriptor.recipe)
     raise BackendNotInstalledError(
-        f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix}); next: {descriptor.get}, or "
-        "kernelk.set_backend('numpy'), which is always there"
+        f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix})",
+        next_step=f"{descriptor.get}, or kernelk.set_backend('numpy'), which is always available",
     )
 
 

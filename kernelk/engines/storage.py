@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..backends.serving.shared_memory import Segment, aligned
 
 Reference = list[Any]  # [segment, offset, dtype, shape], as the executor reads it
@@ -76,9 +77,9 @@ class Storage:
         if merged[0] == (0, self.segments[block.segment].size):
             self.drop_segment(block.segment)
 
-    def array(self, block: Block, dtype: str, shape: Iterable[int]) -> np.ndarray[Any, Any]:
+    def array(self, block: Block, dtype: str, shape: Iterable[int]) -> Array:
         """The ndarray in this block."""
-        found: np.ndarray[Any, Any] = self.segments[block.segment].array(block.offset, dtype, tuple(shape))
+        found: Array = self.segments[block.segment].array(block.offset, dtype, tuple(shape))
         return found
 
     @property
@@ -94,7 +95,7 @@ class Slots:
 
     _numbers = itertools.count()
 
-    def __init__(self, storage: Storage, value: np.ndarray[Any, Any]) -> None:
+    def __init__(self, storage: Storage, value: Array) -> None:
         self._storage = storage
         self.dtype = value.dtype.name
         self.shape = value.shape
@@ -117,7 +118,7 @@ class Slots:
         """Bytes of the value."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
-    def view(self) -> np.ndarray[Any, Any]:
+    def view(self) -> Array:
         """The committed value, sharing memory: copy it before it leaves kernelk."""
         return self._storage.array(self._block(self.active), self.dtype, self.shape)
 
@@ -136,7 +137,7 @@ class Slots:
         self.active = 1 - self.active
         self.version += 1
 
-    def write(self, value: np.ndarray[Any, Any]) -> None:
+    def write(self, value: Array) -> None:
         """Commits a value of the same shape and dtype from the kernel's side."""
         block = self._block(1 - self.active)
         self._storage.array(block, self.dtype, self.shape)[...] = value
@@ -170,7 +171,7 @@ class Transfer:
                 self._storage.drop_segment(self.segment)
             self.segment = self._storage.new_segment(max(1 << 20, size * 5 // 4))
 
-    def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, np.ndarray[Any, Any]]:
+    def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:
         """The next array of this call: its reference and the ndarray itself."""
         assert self.segment is not None
         offset = self._used

@@ -108,8 +108,10 @@ class WorkerHost(Host):
         self.interpreter = registry.interpreter(self.engine)
         if not CAN_PASS_FILES:
             raise EngineError(
-                f"{self.engine.title} needs a worker, which {platform.system()} can't have (no Unix sockets that hand "
-                f"over memory); allowed is what runs in the notebook's own process; next: kernelk.set_backend('numpy')"
+                f"{self.engine.title} needs a worker, impossible on {platform.system()} (no Unix sockets that "
+                "pass memory)",
+                allowed="allowed are engines in the notebook's own process",
+                next_step="kernelk.set_backend('numpy')",
             )
         begin = time.perf_counter()
         with self.held():
@@ -121,21 +123,20 @@ class WorkerHost(Host):
                 words = self._last_words()
                 self.stop()
                 raise EngineError(
-                    f"{self.engine.title}'s worker ended while it started{words}; next: {self.engine.repair(words)}"
+                    f"{self.engine.title}'s worker ended while starting{words}",
+                    next_step=self.engine.repair(words),
                 ) from error
             except OSError as error:
                 self.stop()
                 raise EngineError(
-                    f"{self.engine.title}'s worker can't be started: {error}; next: {self.engine.repair('')}"
+                    f"{self.engine.title}'s worker can't be started: {error}", next_step=self.engine.repair("")
                 ) from error
             except BaseException:
                 self.stop()
                 raise
         self.start_seconds = time.perf_counter() - begin
         if died and self._was_started:
-            self._notify(
-                f"{self.engine.title}'s worker {ended}; it was started again with all variables, nothing is lost"
-            )
+            self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
         # What is said at a start is for the log alone.
         self.log.drain()
@@ -220,11 +221,13 @@ class WorkerHost(Host):
     def _explain(self, error: dict[str, Any]) -> Exception:
         if error["type"] in ("ImportError", "ModuleNotFoundError") and not self.facts:
             return BackendNotInstalledError(
-                f"{self.engine.title} can't be imported in {self.interpreter}: {error['message']}; "
-                f"next: {self.engine.repair(error['message'])}"
+                f"{self.engine.title} can't be imported in {self.interpreter}: {error['message']}",
+                next_step=self.engine.repair(error["message"]),
             )
         if error["type"] == OptionError.__name__:
-            return ArgumentError(error["message"])
+            return ArgumentError(
+                error["message"], allowed=error.get("allowed", ""), next_step=error.get("next_step", "")
+            )
         return engine_error(self.engine, error)
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +290,8 @@ class WorkerHost(Host):
         else:
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {self._ending()} in the middle of a call{self._last_words()}: that call "
-                f"did not happen, all earlier ones are kept; run the cell again, the worker is restarted by itself"
+                "did not happen, all earlier ones are kept",
+                next_step="run the cell again, which restarts the worker",
             )
             error.before_call = before_call
         self._forget()

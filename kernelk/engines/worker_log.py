@@ -1,4 +1,4 @@
-"""What engines' processes say: shown in the cell whose call it was said in, and kept up to a bound on bytes."""
+"""Output of the engines' processes: shown in the cell whose call caused it, and kept up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from .. import config
 from ..display import messages
 from ..display.tables import size
+from ..errors import joined
 from ..source import PACKAGE
 
 # Of what is said in one call, a cell shows this much at most, and a log that is shown, this many lines.
@@ -129,7 +130,8 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
         lost += len(data) - SHOWN_BYTES
         text = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
     if lost:
-        text = f"... {size(lost)} of {name}'s output before this aren't shown; next: %kbackend --log {name}\n" + text
+        before = f"... {size(lost)} of {name}'s earlier output not shown"
+        text = joined(before, next_step=f"%kbackend --log {name}") + "\n" + text
     print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
 
 

@@ -1,1 +1,4 @@
-"""The old engines' environments: Pythons, pins, builds, bundles. Knows neither registry nor session."""
+"""Makes and finds the environments of the old engines: Pythons, pins, builds, bundles; knows no registry or session.
+
+Nothing is imported here: listing engines reads `places` alone, and must not pay for what installs.
+"""

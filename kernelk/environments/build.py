@@ -1,4 +1,4 @@
-"""Builds one environment in its final place: venv, pip with hashes, stubs, the check, and last of all the marker.
+"""Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
 `environments` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
 process that was killed, nothing of it stays except its log.
@@ -55,20 +55,20 @@ def enough_space(what: str, place: Path, needed: int, next_step: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InstallError(
-            f"{what} needs {megabytes(needed)} on the disk of {place}, and {megabytes(free)} are free; next: make "
-            f"room, or choose another folder with KERNELK_ENVS, then {next_step}"
+            f"{what} needs {megabytes(needed)} on the disk of {place}, but {megabytes(free)} are free",
+            next_step=f"free space, or choose another folder with KERNELK_ENVS, then {next_step}",
         )
 
 
 def disk_error(title: str, place: Path, error: OSError, next_step: str) -> InstallError:
     """What the file system refused, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason, mend = "no space left on the disk", "make room"
+        reason, remedy = "no space left on the disk", "free space"
     else:
-        reason, mend = str(error.strerror or error), "make it writable"
+        reason, remedy = str(error.strerror or error), "make it writable"
     return InstallError(
-        f"{title} could not be installed in {place}: {reason}; next: {mend}, or choose another folder with "
-        f"KERNELK_ENVS, then {next_step}"
+        f"{title} could not be installed in {place}: {reason}",
+        next_step=f"{remedy}, or choose another folder with KERNELK_ENVS, then {next_step}",
     )
 
 
@@ -76,7 +76,7 @@ def create_interpreter(maker: Maker, root: Path, run: Runner) -> Interpreter:
     """A Python made by conda or uv in a folder beside the environments; half of one is cleared first."""
     folder = created_folder(root, maker.series)
     shutil.rmtree(folder, ignore_errors=True)
-    run.say(f"creating a Python {maker.series} by {maker.program.name} in {folder}")
+    run.say(f"creating a Python {maker.series} with {maker.program.name} in {folder}")
 
     def line(text: str) -> None:
         if text.strip():
@@ -86,9 +86,7 @@ def create_interpreter(maker: Maker, root: Path, run: Runner) -> Interpreter:
         run(maker.program.name, maker.command(folder), line=line, settings=maker.environment(folder))
         python = maker.python(folder)
         if python is None:
-            raise run.failed(
-                f"{maker.program.name} said that it was done, and left no python{maker.series} in {folder}"
-            )
+            raise run.failed(f"{maker.program.name} reported success, but there is no python{maker.series} in {folder}")
         return probe(python, f"created by {maker.program.name}")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -118,8 +116,8 @@ class Build:
     def build(self) -> Path:
         """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then."""
         with self._cleared():
-            found = f"Python {self.interpreter.version} ({self.interpreter.source})"
-            self.run.say(f"building with {found} in {self.folder}")
+            python = f"Python {self.interpreter.version} ({self.interpreter.source})"
+            self.run.say(f"building with {python} in {self.folder}")
             self.run("venv", [str(self.interpreter.path), "-I", "-m", "venv", str(self.folder)])
             files = bootstrap_of(self.recipe)
             if files:
@@ -128,7 +126,7 @@ class Build:
             self._pip(packages)
             if self.recipe.name == "cntk":
                 self._write_stubs()
-            self.run.say("checking that it computes")
+            self.run.say("checking that it works")
             check = [str(self.python), "-I", "-W", "ignore", "-c", self.recipe.check]
             engine = self.run("check", check, timeout=_CHECK_SECONDS).splitlines()[-1].strip()
             listed = self.run("pip list", [*pip_of(self.python), "list", "--format=json"])
@@ -155,7 +153,7 @@ class Build:
             shutil.rmtree(self._previous, ignore_errors=True)
             self.folder.rename(self._previous)
         elif self.folder.exists():
-            self.run.say(f"clearing {self.folder}, which an earlier install left")
+            self.run.say(f"removing {self.folder}, left by an earlier install")
             shutil.rmtree(self.folder)
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
@@ -176,9 +174,10 @@ class Build:
         absent = [file.name for file in files if self._wheels is not None and not (self._wheels / file.name).exists()]
         if absent:
             raise InstallError(
-                f"{self.recipe.title} could not be installed: the bundle holds no {absent[0]}, which this Python on "
-                f"this machine needs; next: make the bundle on a machine of this kind (`kernelk bundle "
-                f"{self.recipe.name} --output FILE`)"
+                f"{self.recipe.title} could not be installed: the bundle lacks {absent[0]}, which this Python on "
+                "this machine needs",
+                next_step="make the bundle on a machine of this kind "
+                f"(`kernelk bundle {self.recipe.name} --output FILE`)",
             )
         requirements = self._scratch / "requirements.txt"
         requirements.write_text(requirements_text(files), encoding="utf-8")
@@ -198,7 +197,7 @@ class Build:
         )
 
     def _write_stubs(self) -> None:
-        self.run.say("writing stubs for MPI, which only distributed training calls")
+        self.run.say("writing stub libraries for MPI, which only distributed training needs")
         libs = site_packages(self.folder, self.interpreter.series) / "cntk" / "libs"
         mpi_stub.write_mpi_stubs(libs)
         if not self.interpreter.shared:

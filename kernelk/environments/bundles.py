@@ -1,4 +1,4 @@
-"""Bundles: one file with all that an engine's environment is built from, to install it where there is no network.
+"""Writes and installs bundles: one file with all that an environment is built from, for machines without a network.
 
 A bundle is a zip file: `bundle.json` says for which engines and Pythons, `files/` has what pip installs. Its files are
 compared with the lock of the kernelk that installs them, so that a bundle needs no trust of its own.
@@ -43,7 +43,9 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
     recipes = [recipe_for(name) for name in dict.fromkeys(names)]
     if not output.parent.is_dir() or output.is_dir():
         raise InstallError(
-            f"{output} can't be written: name a file in a folder that exists; next: kernelk bundle again"
+            f"{output} can't be written",
+            allowed="its folder must exist",
+            next_step="run kernelk bundle again with another --output",
         )
     partial = output.with_name(f".{output.name}.partial")
     try:
@@ -52,12 +54,12 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
             engines = {}
             for recipe in recipes:
                 python = install_recipe(recipe, report)
-                found = _download(recipe, python, Path(scratch), output, report)
+                collected = _download(recipe, python, Path(scratch), output, report)
                 marker = places.marker(recipe.name) or {}
-                files.update({file.name: file for file in found})
+                files.update({file.name: file for file in collected})
                 engines[recipe.name] = {
                     "python": series_of(str(marker["python"])),
-                    "files": [file.name for file in found],
+                    "files": [file.name for file in collected],
                 }
             contents = {"format": _FORMAT, "kernelk": __version__, "platform": sys.platform, "engines": engines}
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
@@ -67,8 +69,8 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
         os.replace(partial, output)
     except OSError as error:
         raise InstallError(
-            f"the bundle {output} could not be written: {error.strerror or error}; next: kernelk bundle again, with "
-            f"--output in a folder that can be written and has room"
+            f"the bundle {output} could not be written: {error.strerror or error}",
+            next_step="run kernelk bundle again with --output in a writable folder that has enough space",
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -107,17 +109,17 @@ def _read(path: Path) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(archive.read(_CONTENTS))
         if found["format"] != _FORMAT:
             raise InstallError(
-                f"{path} was made by kernelk {found['kernelk']} in a form that this kernelk {__version__} can't read; "
-                f"next: `kernelk bundle` with this version"
+                f"{path} was made by kernelk {found['kernelk']} in a format this kernelk {__version__} can't read",
+                next_step="run `kernelk bundle` with this version",
             )
         for entry in found["engines"].values():
             entry["python"], entry["files"]
     except OSError as error:
-        raise InstallError(f"{path} can't be read: {error.strerror or error}; next: name the bundle's file") from error
+        raise InstallError(f"{path} can't be read: {error.strerror or error}", next_step="check the path") from error
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InstallError(
-            f"{path} isn't a bundle, or wasn't copied to its end; next: copy it again, or make it anew by "
-            f"`kernelk bundle NAME --output FILE`"
+            f"{path} isn't a bundle, or wasn't copied completely",
+            next_step="copy it again, or make a new one with `kernelk bundle NAME --output FILE`",
         ) from error
     return found
 
@@ -135,7 +137,7 @@ def install(
     absent = [name for name in names if name not in engines]
     if absent:
         raise InstallError(
-            f"{path} doesn't hold {absent[0]!r}, but {', '.join(engines)}; next: `kernelk install --from {path}`"
+            f"{path} contains no {absent[0]!r}, only {', '.join(engines)}", next_step=f"`kernelk install --from {path}`"
         )
     made = {}
     for name in dict.fromkeys(names or engines):
@@ -157,8 +159,8 @@ def _extract(path: Path, recipe: Recipe, entry: dict[str, object], folder: Path)
     locked = {file.name: file for file in recipe.locked()}
     if entry["python"] not in recipe.pythons:
         raise InstallError(
-            f"{path} is for Python {entry['python']}, and {recipe.title} runs on {' or '.join(recipe.pythons)}; next: "
-            f"make it anew by `kernelk bundle {recipe.name} --output FILE`"
+            f"{path} is for Python {entry['python']}, but {recipe.title} needs {' or '.join(recipe.pythons)}",
+            next_step=f"make a new one with `kernelk bundle {recipe.name} --output FILE`",
         )
     names = entry["files"]
     assert isinstance(names, list)
@@ -167,8 +169,8 @@ def _extract(path: Path, recipe: Recipe, entry: dict[str, object], folder: Path)
             file = locked.get(name)
             if file is None:
                 raise InstallError(
-                    f"{path} holds {name}, which isn't in the lock of this kernelk {__version__}; next: make the "
-                    f"bundle with this version, or install the one that made it"
+                    f"{path} contains {name}, which isn't in the lock of this kernelk {__version__}",
+                    next_step="make the bundle with this version, or install the one that made it",
                 )
             digest = hashlib.sha256()
             try:
@@ -185,6 +187,6 @@ def _extract(path: Path, recipe: Recipe, entry: dict[str, object], folder: Path)
 
 def _damaged(path: Path, name: str) -> InstallError:
     return InstallError(
-        f"{path} is damaged: {name} in it has not the content that kernelk's lock names; next: copy the bundle again, "
-        f"or make it anew by `kernelk bundle NAME --output FILE`"
+        f"{path} is damaged: {name} in it does not match the SHA-256 in kernelk's lock file",
+        next_step="copy the bundle again, or make a new one with `kernelk bundle NAME --output FILE`",
     )

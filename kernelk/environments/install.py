@@ -1,8 +1,4 @@
-"""Where the engines' environments are, which of them are complete, and their install and removal; `registry` asks here.
-
-Rules of this module: `installed_python` runs no process, so that listing engines stays cheap. An environment counts as
-installed only once its marker file is there, which is written last: whatever stops an install leaves "not installed".
-"""
+"""Installs a recipe's environment: the first writable folder, one process at a time, an interpreter, then `build`."""
 
 from __future__ import annotations
 
@@ -11,112 +7,64 @@ import errno
 import functools
 import os
 import shutil
-import socket
 import stat
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..display.progress import Report
 from ..errors import InstallError
 from . import interpreters
 from .build import Build, create_interpreter, disk_error, enough_space
 from .interpreters import Interpreter
-from .places import _folder_name, _places, _read_marker, python_in, root, roots, user_root
+from .places import candidate_folders, folder_name, python_in, read_marker, root, roots, user_root
 from .recipes import Recipe
 from .runner import Runner
 
-try:
-    import fcntl
-except ImportError:  # no POSIX
-    fcntl = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
-# A lock file that its owner hasn't touched for so long is abandoned; owners touch it far more often.
-_STALE_LOCK_SECONDS = 300
-_TOUCH_SECONDS = 20
+# Without flock a file is the lock. Its owner touches it; left untouched for so long, as by another machine that has
+# gone, it is taken over.
+_LEASE_SECONDS = 120
+_POLL_SECONDS = 0.2
 
-
-# ---------------------------------------------------------------------------- places
-
-
-# ---------------------------------------------------------------------------- one at a time
+# What flock says where the system, or the file system, has none.
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def _lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file; `waiting` is called once if another process holds it."""
-    with open(path, "a") as file:
-        if _flock(file.fileno(), waiting):
-            yield  # closing the file, or the end of the process in whatever way, releases it
-            return
-    with _held(path.with_suffix(".held"), waiting):
-        yield
+def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock file; `on_wait` is called once if another process holds it. A killed owner leaves it free."""
+    # Imported when something is installed: `kernelk list` has to stay light.
+    import filelock
 
-
-def _flock(fileno: int, waiting: Callable[[], None]) -> bool:
-    """Waits for the lock; False where the system or the file system has none."""
-    if fcntl is None:
-        return False
+    lock: BaseFileLock = filelock.FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
-        fcntl.flock(fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        waiting()
-        fcntl.flock(fileno, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """The same by a file that is there as long as the lock is held, and is touched as long as its owner lives."""
-    told = False
-    while True:
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(f"{socket.gethostname()} {os.getpid()}")
-            break
-        except FileExistsError:
-            if _abandoned(path):
-                path.unlink(missing_ok=True)
-                continue
-            if not told:
-                waiting()
-                told = True
-            time.sleep(0.2)
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(_TOUCH_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    threading.Thread(target=touch, daemon=True).start()
+        _acquire(lock, on_wait)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        lock = filelock.SoftFileLease(
+            path.with_suffix(".lease"), poll_interval=_POLL_SECONDS, lease_duration=_LEASE_SECONDS
+        )
+        _acquire(lock, on_wait)
     try:
         yield
     finally:
-        done.set()
-        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _abandoned(path: Path) -> bool:
-    """Whether the owner of a held lock is gone: its process on this machine, or any that hasn't touched it for long."""
+def _acquire(lock: BaseFileLock, on_wait: Callable[[], None]) -> None:
+    from filelock import Timeout
+
     try:
-        if time.time() - path.stat().st_mtime > _STALE_LOCK_SECONDS:
-            return True
-        host, _, pid = path.read_text(encoding="utf-8").rpartition(" ")
-        if host == socket.gethostname() and os.name == "posix":
-            os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        pass  # it went just now, is being written, or belongs to another user's process
-    return False
-
-
-# ---------------------------------------------------------------------------- install and uninstall
+        # Some versions of filelock clear what a dead owner left at the first try, and take it at the next.
+        lock.acquire(timeout=3 * _POLL_SECONDS)
+    except Timeout:
+        on_wait()
+        lock.acquire()
 
 
 def install_recipe(
@@ -134,8 +82,9 @@ def install_recipe(
     """
     name = recipe.name
     again = again or f"`kernelk install {name}`"
-    if recipe.refusal():
-        raise InstallError(recipe.refusal())
+    refusal = recipe.refusal()
+    if refusal is not None:
+        raise refusal
     found = _installed_before(recipe, root())
     if found is not None and not rebuild:
         report(f"{name}: already installed in {found}")
@@ -147,14 +96,15 @@ def install_recipe(
             report(f"{name}: already installed in {found}")
             return python_in(found)
         raise InstallError(
-            f"{recipe.title} is in the shared folder {found.parent}, which can't be written; next: let its owner run "
-            f"{again}, or put a folder of your own first, KERNELK_ENVS={user_root()}{os.pathsep}{found.parent}"
+            f"{recipe.title} is in the shared folder {found.parent}, which you can't write",
+            next_step=f"ask its owner to run {again}, or put a folder of your own first, "
+            f"KERNELK_ENVS={user_root()}{os.pathsep}{found.parent}",
         )
     if rebuild:
         release()
     waiting = functools.partial(report, f"{name}: another process is installing it; waiting")
     try:
-        with _lock(place / f"{name}.lock", waiting):
+        with one_at_a_time(place / f"{name}.lock", waiting):
             found = _installed_before(recipe, place)
             if found is not None and not rebuild:
                 report(f"{name}: already installed in {found} (by the other process)")
@@ -162,15 +112,15 @@ def install_recipe(
             enough_space(recipe.title, place, int(1.3 * recipe.bytes), again)
             run = Runner(recipe.title, name, place / f"{name}.log", report, again)
             interpreter = _interpreter(recipe, place, run, offline=wheels is not None)
-            target = place / _folder_name(recipe, interpreter.series)
+            target = place / folder_name(recipe, interpreter.series)
             python = Build(recipe, interpreter, target, run, wheels).build()
-            for other in (path for path, _ in _places(recipe) if path.parent == place and path != target):
+            for other in (path for path, _ in candidate_folders(recipe) if path.parent == place and path != target):
                 shutil.rmtree(other, ignore_errors=True)  # of another Python, or half-built
             closed = private_part(interpreter.path)
             if place != user_root() and closed is not None:
                 report(
-                    f"{name}: you alone can use it: its Python is below {closed}, which others may not enter; for a "
-                    f"shared folder name another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
+                    f"{name}: only you can use it: its Python is inside {closed}, which others can't read; for a "
+                    f"shared folder set another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
                     f"{again} with --rebuild"
                 )
             return python
@@ -186,8 +136,8 @@ def private_part(path: Path) -> Path | None:
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
     """The complete environment in a folder of the search up to `last`: one that comes later doesn't fill that one."""
-    for place, series in _places(recipe):
-        there = _read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
+    for place, series in candidate_folders(recipe):
+        there = read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
         if there and roots().index(place.parent) <= roots().index(last):
             return place
     return None
@@ -210,8 +160,8 @@ def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
             report(f"{recipe.name}: installing in {place}, since {refused[0]} can't be written")
         return place
     raise InstallError(
-        f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}; next: choose "
-        f"another folder with KERNELK_ENVS, then {again}"
+        f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}",
+        next_step=f"choose another folder with KERNELK_ENVS, then {again}",
     )
 
 
@@ -225,7 +175,7 @@ def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Int
         raise interpreters.nothing_found(recipe, found.broken)
     maker = makers[0]
     waiting = functools.partial(run.say, f"another process is creating a Python {maker.series}; waiting")
-    with _lock(place / f"python-{maker.series}.lock", waiting):
+    with one_at_a_time(place / f"python-{maker.series}.lock", waiting):
         found = interpreters.search(recipe, roots())
         return found.interpreter or create_interpreter(maker, place, run)
 

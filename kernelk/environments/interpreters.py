@@ -1,4 +1,4 @@
-"""Finds the interpreters that environments are built on, and says which program could create one; installs nothing.
+"""Finds the Python interpreters that `install` builds on, or names the program that can create one; installs nothing.
 
 An interpreter counts only once it was run and has given its version.
 """
@@ -131,24 +131,29 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
     wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
-    return (wrong or said or lines or ["it said nothing"])[-1]
+    return (wrong or said or lines or ["it printed nothing"])[-1]
+
+
+def _ask(command: list[str], settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a program for what it prints, in a folder where no file of the user's changes the answer."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_PROBE_SECONDS,
+        env=clean_environment() | (settings or {}),
+        cwd=os.sep,
+    )
 
 
 def probe(path: Path, source: str, inside_environment: bool = False) -> Interpreter:
     """Runs a program to see whether it is a Python that can build environments. Raises BrokenError."""
     try:
-        done = subprocess.run(
-            [str(path), "-E", "-s", "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            env=clean_environment(),
-            cwd=os.sep,
-        )
+        done = _ask([str(path), "-E", "-s", "-c", _PROBE])
     except subprocess.TimeoutExpired:
-        raise BrokenError(f"it gave no answer in {_PROBE_SECONDS} s") from None
+        raise BrokenError(f"it didn't answer within {_PROBE_SECONDS} s") from None
     except OSError as error:
         raise BrokenError(f"it can't be run: {error.strerror}") from None
     try:
@@ -157,14 +162,14 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
     except (ValueError, IndexError, KeyError, TypeError):
         said = last_line(done.stdout + done.stderr)
-        raise BrokenError(f"it doesn't answer as a Python ({said})") from None
+        raise BrokenError(f"it doesn't behave like a Python ({said})") from None
     if str(base) != prefix and not inside_environment:
         # A virtual environment's Python: build on the one under it, which outlives it.
         series = ".".join(version.split(".")[:2])
         under = base / "bin" / f"python{series}"
         return probe(under, source, inside_environment=True)
     if not fit:
-        raise BrokenError(f"it is Python {version} without venv and ensurepip, which build environments")
+        raise BrokenError(f"it is Python {version} without venv and ensurepip, which environments need")
     return Interpreter(executable, version, source, bool(shared))
 
 
@@ -180,17 +185,18 @@ def _set_interpreter(recipe: Recipe) -> Interpreter | None:
         if not value:
             continue
         wanted = " or ".join(allowed)
-        found = shutil.which(os.path.expanduser(value))
+        program = shutil.which(os.path.expanduser(value))
         try:
-            if found is None:
+            if program is None:
                 raise BrokenError("no such program")
-            interpreter = probe(Path(os.path.abspath(found)), variable)
+            interpreter = probe(Path(os.path.abspath(program)), variable)
             if interpreter.series not in allowed:
                 raise BrokenError(f"it is Python {interpreter.version}")
         except BrokenError as error:
             raise BackendNotInstalledError(
-                f"{variable} names {value}, but {error}; it must name a Python {wanted}: correct it, or "
-                f"unset it to let kernelk search, then `kernelk install {recipe.name}`"
+                f"{variable} names {value}, but {error}",
+                allowed=f"it must name a Python {wanted}",
+                next_step=f"change it, or unset it to let kernelk search, then `kernelk install {recipe.name}`",
             ) from None
         return interpreter
     return None
@@ -231,15 +237,7 @@ def _uv_pythons(series: str) -> Iterator[Path]:
     if uv:
         settings = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_DOWNLOADS": "never"}
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(
-                [uv, "python", "find", "--no-project", series],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_PROBE_SECONDS,
-                env=clean_environment() | settings,
-            )
+            done = _ask([uv, "python", "find", "--no-project", series], settings)
             if done.returncode == 0 and done.stdout.strip():
                 yield Path(done.stdout.strip().splitlines()[-1])
     data = Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share")
@@ -252,9 +250,9 @@ def _candidates(series: str, roots: Sequence[Path]) -> Iterator[tuple[str, Path]
     if series == f"{sys.version_info[0]}.{sys.version_info[1]}":
         yield "the kernel's own", Path(sys.executable)
     for name in (f"python{series}", "python3", "python"):
-        found = shutil.which(name)
-        if found:
-            yield "PATH", Path(os.path.abspath(found))
+        program = shutil.which(name)
+        if program:
+            yield "PATH", Path(os.path.abspath(program))
     # pyenv's shims, on PATH, answer only for versions chosen by `pyenv global`: look at the real programs.
     with contextlib.suppress(OSError):
         versions = list((_pyenv_root() / "versions").iterdir())
@@ -303,37 +301,28 @@ def search(recipe: Recipe, roots: Sequence[Path] = ()) -> Search:
                         # A shim or an old `python` is no news; a Python of the right name that fails is.
                         if path.name == f"python{series}" and "shims" not in path.parts:
                             broken.append(f"{path}: {error}")
-            found = seen[path]
-            if found is not None and found.series == series:
-                return Search(found, broken)
+            interpreter = seen[path]
+            if interpreter is not None and interpreter.series == series:
+                return Search(interpreter, broken)
     return Search(None, broken)
 
 
 def makers(recipe: Recipe) -> list[Maker]:
     """The programs on this machine that can create a Python for the recipe, the best version's first."""
-    found = []
+    usable = []
     conda = next((path for name in ("mamba", "conda", "micromamba") if (path := shutil.which(name))), None)
     uv = shutil.which("uv")
     for series in recipe.pythons:
         if conda:
-            found.append(Maker(Path(conda), series))
+            usable.append(Maker(Path(conda), series))
         elif uv and _uv_offers(uv, series):
-            found.append(Maker(Path(uv), series))
-    return found
+            usable.append(Maker(Path(uv), series))
+    return usable
 
 
 def _uv_offers(uv: str, series: str) -> bool:
-    command = [uv, "python", "list", series, "--only-downloads"]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            env=clean_environment(),
-        )
+        done = _ask([uv, "python", "list", series, "--only-downloads"])
     except (OSError, subprocess.SubprocessError):
         return False
     return any(line.startswith(f"cpython-{series}.") for line in done.stdout.splitlines())
@@ -347,7 +336,8 @@ def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError
     get = by_pyenv if shutil.which("pyenv") or os.path.isdir(_pyenv_root()) else f"{by_pyenv} or {by_conda}"
     return BackendNotInstalledError(
         f"{recipe.title} needs Python {' or '.join(recipe.pythons)}, and none was found (looked at "
-        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's Pythons"
-        f"{''.join(f'; passed over {reason}' for reason in broken[:3])}), nor conda, mamba or uv, which could create "
-        f"one; next: {get}, then `kernelk install {recipe.name}`"
+        f"{', '.join(_setting_names(recipe))}, PATH, pyenv in {_pyenv_root()}, conda's environments, uv's "
+        f"Pythons{''.join(f'; skipped {reason}' for reason in broken[:3])}), nor conda, mamba or uv, "
+        "which could create one",
+        next_step=f"{get}, then `kernelk install {recipe.name}`",
     )

@@ -1,4 +1,4 @@
-"""Writes the stub libraries that let CNTK load; `environments` calls it after pip and before the check.
+"""Writes the stub libraries that let CNTK load; `build` calls it after pip and before the check.
 
 CNTK 2.7 links to Open MPI 1.10 (`libmpi.so.12`, `libmpi_cxx.so.1`), which distributions no longer carry, but
 calls it in distributed training only. A library that has the symbols and fails politely is enough.

@@ -1,4 +1,4 @@
-"""Where an environment lies, and whether it is complete. Runs no process, so that listing stays cheap."""
+"""Tells where an environment is and whether it is complete; runs no process, so that listing engines stays cheap."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def root() -> Path:
     return user_root()
 
 
-def _folder_name(recipe: Recipe, series: str) -> str:
+def folder_name(recipe: Recipe, series: str) -> str:
     # Another version of kernelk, with other pins, builds beside it and breaks nothing that is in use.
     return f"{recipe.name}-{recipe.hash(series)[:10]}"
 
@@ -56,17 +56,17 @@ def folder(name: str, series: str | None = None) -> Path:
     Its name holds a hash of the pins and of the Python's series.
     """
     recipe = recipe_for(name)
-    return root() / _folder_name(recipe, series or recipe.pythons[0])
+    return root() / folder_name(recipe, series or recipe.pythons[0])
 
 
-def _places(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+def candidate_folders(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """Where an environment of these pins may be, with the Python's series, best first."""
     for place in roots():
         for series in recipe.pythons:
-            yield place / _folder_name(recipe, series), series
+            yield place / folder_name(recipe, series), series
 
 
-def _read_marker(place: Path, hash_: str) -> dict[str, object] | None:
+def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
     """The marker of an environment with these pins; whether its Python is still there isn't looked at."""
     try:
         content = json.loads((place / MARKER).read_text(encoding="utf-8"))
@@ -78,28 +78,33 @@ def _read_marker(place: Path, hash_: str) -> dict[str, object] | None:
 def marker(name: str) -> dict[str, object] | None:
     """What was written down about the installed environment, with its `folder`; None where there is none."""
     recipe = recipe_for(name)
-    for place, series in _places(recipe):
-        found = _read_marker(place, recipe.hash(series))
+    for place, series in candidate_folders(recipe):
+        content = read_marker(place, recipe.hash(series))
         # The link dangles once the Python under it was removed or moved, or may not be read: not installed either.
-        if found is not None and os.path.exists(python_in(place)):
-            return found
+        if content is not None and os.path.exists(python_in(place)):
+            return content
     return None
 
 
 def installed_python(name: str) -> Path | None:
     """The interpreter of the complete environment, or None; runs no process."""
-    found = marker(name)
-    return None if found is None else python_in(Path(str(found["folder"])))
+    content = marker(name)
+    return None if content is None else python_in(Path(str(content["folder"])))
+
+
+def without_python(name: str) -> str:
+    """What has become of an environment that was complete and can't be used any more, in words; "" for all others."""
+    recipe = recipe_for(name)
+    for place, series in candidate_folders(recipe):
+        if read_marker(place, recipe.hash(series)) is not None:
+            target = os.path.realpath(python_in(place))
+            return f"is installed in {place}, but its Python ({target}) is gone or can't be read"
+    return ""
 
 
 def missing(name: str) -> str:
     """Why the engine's environment can't be used, in words, for one that isn't complete."""
-    recipe = recipe_for(name)
-    for place, series in _places(recipe):
-        if _read_marker(place, recipe.hash(series)) is not None:
-            target = os.path.realpath(python_in(place))
-            return f"is installed in {place}, but the Python under it ({target}) is gone or can't be read"
-    return "was not installed to the end" if half_built(name) else "is not installed"
+    return without_python(name) or ("is only partly installed" if half_built(name) else "is not installed")
 
 
 def require_python(name: str) -> Path:
@@ -107,8 +112,8 @@ def require_python(name: str) -> Path:
     python = installed_python(name)
     if python is None:
         raise BackendNotInstalledError(
-            f"{recipe_for(name).title} {missing(name)}; next: "
-            + in_shell_and_notebook(f"kernelk install {name}", f"%kbackend --install {name}")
+            f"{recipe_for(name).title} {missing(name)}",
+            next_step=in_shell_and_notebook(f"kernelk install {name}", f"%kbackend --install {name}"),
         )
     return python
 
@@ -117,16 +122,16 @@ def half_built(name: str) -> Path | None:
     """The folder of an install that was killed, or None."""
     if installed_python(name) is not None:
         return None
-    return next((place for place, _ in _places(recipe_for(name)) if os.path.isdir(place)), None)
+    return next((place for place, _ in candidate_folders(recipe_for(name)) if os.path.isdir(place)), None)
 
 
 def superseded(name: str) -> list[Path]:
     """Folders built with other pins, by another version of kernelk; nothing here uses them."""
     recipe = recipe_for(name)
-    current = {place for place, _ in _places(recipe)}
+    current = {place for place, _ in candidate_folders(recipe)}
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{10}}")
-    found: list[Path] = []
+    folders: list[Path] = []
     for place in roots():
         with contextlib.suppress(OSError):
-            found += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
-    return [place for place in found if place not in current]
+            folders += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
+    return [place for place in folders if place not in current]

@@ -1,4 +1,4 @@
-"""The engines that get an environment of their own: pins, the lock of files that may be installed, and the check.
+"""Describes what `build` builds: for each old engine its pins, the lock file with the allowed files, and the check.
 
 `build` builds what stands here. A lock (`locks/NAME.txt` beside this file) lists, for every platform and Python at
 once, each file with its size and SHA-256; `choose` takes those that one Python on one platform needs.
@@ -74,13 +74,14 @@ class Recipe:
     platform: tuple[str, str] | None = None  # the only system and processor that it runs on, as Python names them
     lock: Path | None = None  # the lock file; by default kernelk's own of this name
 
-    def refusal(self) -> str:
-        """Why it can't be installed on this machine whatever is done, with the next command; "" if it can."""
+    def refusal(self) -> InstallError | None:
+        """The error for a machine that it can't be installed on whatever is done, None if it can."""
         if self.platform in (None, (sys.platform, platform.machine())):
-            return ""
-        return (
+            return None
+        return InstallError(
             f"{self.title} can't be installed here: it runs on {' and '.join(self.platform or ())} only, and this is "
-            f"{platform.system()} on {platform.machine()}; next: `kernelk install theano`"
+            f"{platform.system()} on {platform.machine()}",
+            next_step="`kernelk install theano`",
         )
 
     def hash(self, series: str) -> str:
@@ -112,8 +113,9 @@ class Recipe:
             ]
             if not fitting:
                 raise InstallError(
-                    f"{self.title} can't be installed here: {pin} has no file for {where}; next: use a Python "
-                    f"{' or '.join(self.pythons)} of another build, named by KERNELK_PYTHON_{self.name.upper()}"
+                    f"{self.title} can't be installed here: {pin} has no file for {where}",
+                    next_step=f"use a Python {' or '.join(self.pythons)} of another build, set with "
+                    f"KERNELK_PYTHON_{self.name.upper()}",
                 )
             chosen.append(min(fitting, key=lambda entry: entry[0])[1])
         return chosen
@@ -193,5 +195,6 @@ def recipe_for(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         allowed = ", ".join(sorted(RECIPES))
-        message = f"there is no environment to install for {name!r}; there is one for {allowed}"
-        raise BackendNotInstalledError(message) from None
+        raise BackendNotInstalledError(
+            f"there is no environment to install for {name!r}", allowed=f"there is one for {allowed}"
+        ) from None

@@ -1,4 +1,4 @@
-"""A subprocess of an install: run, watched, its output read, its failure put in one line."""
+"""Runs the subprocesses of an installation: watches them, reads their output, puts a failure into one line."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Runner:
     def failed(self, reason: str) -> InstallError:
         """The task's failure, with the log and the next command."""
         return InstallError(
-            f"{self.title} could not be {self._doing}: {reason} (log: {self.log}); next: {self.again} again"
+            f"{self.title} could not be {self._doing}: {reason} (log: {self.log})", next_step=f"{self.again} again"
         )
 
     def __call__(
@@ -147,27 +147,28 @@ class Runner:
         if wrong:
             pin, url, expected, got = wrong.groups()
             return InstallError(
-                f"{begin}: {url.rpartition('/')[2]} ({pin}) has not the content that kernelk's lock names (SHA-256 "
-                f"{got[:12]}... instead of {expected[:12]}...): it was damaged on the way, or the index serves another "
-                f"file (log: {self.log}); next: `pip cache purge` and {self.again}, and if it stays, another index "
-                f"(PIP_INDEX_URL)"
+                f"{begin}: {url.rpartition('/')[2]} ({pin}) does not match the SHA-256 in kernelk's lock file "
+                f"({got[:12]}... instead of {expected[:12]}...): it was damaged in transit, or the index serves "
+                f"another file (log: {self.log})",
+                next_step=f"`pip cache purge` and {self.again}, or, if that fails, another index (PIP_INDEX_URL)",
             )
         # venv, for one, keeps the reason to itself.
         if _FULL.search(said) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
-                f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log}); next: make room, or "
-                f"choose another folder with KERNELK_ENVS, then {self.again}"
+                f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log})",
+                next_step=f"free space, or choose another folder with KERNELK_ENVS, then {self.again}",
             )
         if _NO_NETWORK.search(said):
             return InstallError(
-                f"{begin}: {'the package index' if what == 'pip' else f'the server of {what}'} can't be reached (log: "
-                f"{self.log}); next: check the network and the proxy, then {self.again}; with no network: `kernelk "
-                f"install --from BUNDLE`"
+                f"{begin}: {'the package index' if what == 'pip' else f'the server of {what}'} can't be reached "
+                f"(log: {self.log})",
+                next_step=f"check the network and the proxy, then {self.again}; with no network: "
+                "`kernelk install --from BUNDLE`",
             )
         if missing_package(said):
             return InstallError(
-                f"{begin}: {what} failed: {last_line(said)} (log: {self.log}); next: {missing_package(said)}, then "
-                f"{self.again}"
+                f"{begin}: {what} failed: {last_line(said)} (log: {self.log})",
+                next_step=f"{missing_package(said)}, then {self.again}",
             )
         return self.failed(f"{what} failed: {last_line(said)}")
 

@@ -1,4 +1,4 @@
-"""Loops as nodes: what a step computes becomes a closed body, and all that it takes from outside explicit inputs."""
+"""Records loops as nodes: the step becomes a closed body, and everything it uses from outside an explicit input."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class Closure:
             elif node.uid >= start:
                 if isinstance(node, Update):
                     raise UpdateError(
-                        f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a loop's "
-                        f"step: return the value as a state, and update the variable with the final state"
+                        f"an update of variable '{node.variable.name}' ({node.source}) can't be made inside a "
+                        "loop's step",
+                        next_step="return the value as a state, and update the variable with the final state",
                     )
                 again = per_step(node)
                 if again or any(id(x) in varying for x in node.inputs):

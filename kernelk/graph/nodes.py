@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ArgumentError, KernelKError, StaleTensorError
 from ..source import Source, caller
 from .state import Generation, State, current_state
@@ -110,7 +111,7 @@ class Tensor:
 
     if TYPE_CHECKING:
         # Entered by function.
-        def eval(self, feeds: dict[Tensor, Any] | None = None) -> np.ndarray[Any, Any]: ...
+        def eval(self, feeds: dict[Tensor, Any] | None = None) -> Array: ...
 
         # Entered by ops.operators.
         def __add__(self, other: Any) -> Tensor: ...
@@ -142,8 +143,8 @@ class Tensor:
 
     def _no_value(self, what: str) -> KernelKError:
         return ArgumentError(
-            f"{what} of the symbolic tensor '{self.name}' isn't known while the graph is written: "
-            f"use K.eval(tensor) for its value, K.equal, K.switch or K.in_train_phase in the graph"
+            f"{what} of the symbolic tensor '{self.name}' isn't known while the graph is being built",
+            next_step="use K.eval(tensor) for its value, K.equal, K.switch or K.in_train_phase in the graph",
         )
 
     def __bool__(self) -> bool:
@@ -157,7 +158,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         raise self._no_value("the array")
 
     def __hash__(self) -> int:
@@ -231,7 +232,7 @@ class Scan(Tensor):
 class Constant(Tensor):
     """A value written into the graph; `array` is read-only."""
 
-    array: np.ndarray[Any, Any]
+    array: Array
 
 
 class Draw(Tensor):
@@ -285,9 +286,12 @@ def stale(name: str, source: Source, generation: Generation) -> StaleTensorError
     """The error for a tensor or function that isn't of the current session's generation."""
     made = f"'{name}' (made in {source}) belongs to"
     if generation.ended:
-        return StaleTensorError(f"{made} a session that K.clear_session() ended; run the cells that make it again")
+        return StaleTensorError(
+            f"{made} a session that K.clear_session() ended", next_step="run the cells that make it again"
+        )
     return StaleTensorError(
-        f"{made} another session of this process, and can be used only there; run the cells that make it in this one"
+        f"{made} another session of this process, and can be used only there",
+        next_step="run the cells that make it in this one",
     )
 
 
@@ -305,11 +309,12 @@ def record(
 
 def located(error: KernelKError, source: Source) -> KernelKError:
     """The same error with the cell or file and line that wrote the op, for errors found after that."""
-    error.args = (f"{error.args[0]} ({source})", *error.args[1:])
+    error.remark(str(source))
+    error.places.append(source.place)
     return error
 
 
-def constant_node(array: np.ndarray[Any, Any], name: str | None = None) -> Constant:
+def constant_node(array: Array, name: str | None = None) -> Constant:
     """A Constant that holds its own read-only copy of `array`."""
     array = np.array(array, order="C")
     array.setflags(write=False)
@@ -322,19 +327,20 @@ def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]
     """All nodes that `roots` need, each after its inputs; without recursion, for graphs of any depth."""
     order: list[Tensor] = []
     seen: set[int] = set()
-    opened: list[Tensor] = []  # those that wait for their inputs
-    pending: list[Tensor | None] = [*reversed(roots)]  # None: the last opened one has all its inputs
-    while pending:
-        tensor = pending.pop()
+    # None stands above a tensor whose inputs are done by then.
+    stack: list[Tensor | None] = list(reversed(roots))
+    while stack:
+        tensor = stack.pop()
         if tensor is None:
-            order.append(opened.pop())
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            inputs = inputs_of(tensor)
-            if inputs:
-                opened.append(tensor)
-                pending.append(None)
-                pending += reversed(inputs)
-            else:
-                order.append(tensor)
+            order.append(stack.pop())  # type: ignore[arg-type]
+            continue
+        number = id(tensor)
+        if number in seen:
+            continue
+        seen.add(number)
+        inputs = inputs_of(tensor)
+        if inputs:
+            stack += (tensor, None, *reversed(inputs))
+        else:
+            order.append(tensor)
     return order

@@ -1,1 +1,4 @@
-"""What lives in the session, without changing it: inventory, summaries, the tensor list, rich reprs."""
+"""Inspects what a session holds, without side effects: inventory, summaries, the list of tensors, rich reprs.
+
+Nothing is imported here: completion reads `columns` alone.
+"""

@@ -1,4 +1,4 @@
-"""The kinds and columns of the list of tensors, apart from the list so that completion needn't import it."""
+"""Names the kinds and columns of the list of tensors, apart from the list so that completion needn't import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lives in a session, by its notebook names, for `%ktensors` and the panel; asks no engine, keeps nothing alive.
+"""Collects what lives in a session, by its notebook names, for `%ktensors` and the panel; keeps nothing alive.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import joined
 from ..graph.nodes import Placeholder, Tensor, Variable
 from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
@@ -133,10 +134,10 @@ def rows(session: Session, namespace: Mapping[str, Any]) -> list[Row]:
 
 def names_of(namespace: Mapping[str, Any]) -> dict[int, list[str]]:
     """The notebook's names of each tensor and function, by its key."""
-    found: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {}
     for name, value in _named(namespace):
-        found.setdefault(value.uid, []).append(name)
-    return found
+        names.setdefault(value.uid, []).append(name)
+    return names
 
 
 def stale_names(namespace: Mapping[str, Any]) -> list[str]:
@@ -153,8 +154,8 @@ def is_stale(value: Tensor | Function) -> bool:
 def stale_reason(value: Tensor | Function) -> str:
     """Whose it is, if it is stale."""
     if _is_foreign(value):
-        return "of another session of this process; next: run its cells in this one"
-    return "of a session that K.clear_session() ended; next: run its cells again"
+        return joined("of another session of this process", next_step="run its cells in this one")
+    return joined("from before K.clear_session()", next_step="run its cells again")
 
 
 def _is_foreign(value: Tensor | Function) -> bool:
@@ -204,11 +205,11 @@ def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     else:
         entries = enumerate(list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value))
     first = list(itertools.islice(entries, _FIRST))
-    found = [entry for entry in first if isinstance(entry[1], (Tensor, Function))]
-    if found and len(first) == _FIRST:
+    kept = [entry for entry in first if isinstance(entry[1], (Tensor, Function))]
+    if kept and len(first) == _FIRST:
         more = list(itertools.islice(entries, _MOST - _FIRST))
-        found += [entry for entry in more if isinstance(entry[1], (Tensor, Function))]
-    for key, entry in found:
+        kept += [entry for entry in more if isinstance(entry[1], (Tensor, Function))]
+    for key, entry in kept:
         yield f"{name}[{_key(key)}]", entry
 
 
@@ -219,23 +220,23 @@ def _key(key: Any) -> str:
 
 
 def _living(session: Session, namespace: Mapping[str, Any]) -> list[tuple[Any, list[str]]]:
-    found: dict[int, tuple[Any, list[str]]] = {}
+    objects: dict[int, tuple[Any, list[str]]] = {}
     for name, value in _named(namespace):
-        if value.uid in found:
-            found[value.uid][1].append(name)
+        if value.uid in objects:
+            objects[value.uid][1].append(name)
         elif not is_stale(value):
-            found[value.uid] = (value, [name])
+            objects[value.uid] = (value, [name])
     for variable in session.live_variables():
-        if variable.uid not in found and variable.generation is session.state.generation:
-            found[variable.uid] = (variable, [])
+        if variable.uid not in objects and variable.generation is session.state.generation:
+            objects[variable.uid] = (variable, [])
     for function in list(session.functions):
-        if function.uid not in found:
-            found[function.uid] = (function, [])
+        if function.uid not in objects:
+            objects[function.uid] = (function, [])
         for x in function.placeholders:
-            if x.uid not in found:
-                found[x.uid] = (x, [])
+            if x.uid not in objects:
+                objects[x.uid] = (x, [])
     # Functions are numbered downwards.
-    return [found[key] for key in sorted(found, key=lambda key: (key < 0, abs(key)))]
+    return [objects[key] for key in sorted(objects, key=lambda key: (key < 0, abs(key)))]
 
 
 def _rows(session: Session, objects: list[tuple[Any, list[str]]]) -> list[Row]:
@@ -253,7 +254,7 @@ def _rows(session: Session, objects: list[tuple[Any, list[str]]]) -> list[Row]:
         swap = (last.origin, last.target)
         differences = {entry.key: entry.difference for entry in last.reevaluated}
     lines = Lines()
-    found = []
+    rows = []
     for value, names in objects:
         kind = kind_of(value)
         key, source = value.uid, value.source
@@ -273,7 +274,7 @@ def _rows(session: Session, objects: list[tuple[Any, list[str]]]) -> list[Row]:
             bytes_ = _bytes(fed if fed is not None else shape, dtype)
             if bytes_ is None:
                 bytes_ = shown.get(key)
-        found.append(
+        rows.append(
             Row(
                 key,
                 kind,
@@ -295,7 +296,7 @@ def _rows(session: Session, objects: list[tuple[Any, list[str]]]) -> list[Row]:
                 source.code.co_filename,
             )
         )
-    return found
+    return rows
 
 
 def _bytes(shape: tuple[int | None, ...] | None, dtype: str) -> int | None:

@@ -1,4 +1,4 @@
-"""How one tensor or function looks at the end of a cell, in a terminal and in a page; no engine is asked for it."""
+"""Shows one tensor or function at the end of a cell, in a terminal and in a page; no engine computes for it."""
 
 from __future__ import annotations
 
@@ -59,34 +59,35 @@ def _tensor(tensor: Tensor) -> list[list[str]]:
         names = [plain(x.name) for x in tensor.inputs[:_INPUTS]]
         more = len(tensor.inputs) - _INPUTS
         rows.append(["computed by", f"{tensor.op} of {', '.join(names)}" + (f" and {more} more" if more > 0 else "")])
-    found = known(current(), tensor, _MOST)
-    if found is None:
+    summary = known(current(), tensor, _MOST)
+    if summary is None:
         if isinstance(tensor, Placeholder):
             fed = "nothing yet" if tensor.fed_shape is None else f"{tensor.fed_shape}, not kept"
             rows.append(["last fed", fed])
         return rows
     if isinstance(tensor, Variable):
-        rows.append(["bytes", size(found.bytes or 0)])
+        rows.append(["bytes", size(summary.bytes or 0)])
     elif isinstance(tensor, Placeholder):
-        rows.append(["last fed", str(found.shape)])
+        rows.append(["last fed", str(summary.shape)])
     elif None in tensor.shape:
-        rows.append(["last shape", str(found.shape)])
-    return [*rows, ["value" if found.size == 1 else "values", _in_words(found)]]
+        rows.append(["last shape", str(summary.shape)])
+    return [*rows, ["value" if summary.size == 1 else "values", _in_words(summary)]]
 
 
-def _in_words(found: Summary) -> str:
-    preview = found.preview
-    if found.size == 0:
+def _in_words(summary: Summary) -> str:
+    preview = summary.preview
+    if summary.size == 0:
         return "none"
-    if found.size == 1 and preview is not None:
+    if summary.size == 1 and preview is not None:
         words = str(preview.values.flat[0])
     else:
-        parts = [f"{count:,} {what}" for count, what in ((found.nans, "NaN"), (found.infinities, "inf")) if count]
-        if found.minimum is not None and found.maximum is not None and found.histogram is not None:
-            extent = f"{found.minimum:.4g} to {found.maximum:.4g}, mean {found.mean:.4g}, std {found.std:.4g}"
-            parts = [extent, *parts, found.histogram.bars]
+        parts = [f"{count:,} {what}" for count, what in ((summary.nans, "NaN"), (summary.infinities, "inf")) if count]
+        if summary.minimum is not None and summary.maximum is not None and summary.histogram is not None:
+            extent = f"{summary.minimum:.4g} to {summary.maximum:.4g}, mean {summary.mean:.4g}, std {summary.std:.4g}"
+            parts = [extent, *parts, summary.histogram.bars]
         words = "  ".join(parts)
-    parts = [words, *([f"({found.note})"] if found.note else []), *([f"by {found.engine}"] if found.engine else [])]
+    note, engine = summary.note, summary.engine
+    parts = [words, *([f"({note})"] if note else []), *([f"by {engine}"] if engine else [])]
     return "  ".join(parts)
 
 

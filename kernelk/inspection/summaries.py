@@ -1,4 +1,4 @@
-"""What a tensor's value is like, in numbers, for `%ktensors` and the panel; to look changes nothing, starts no engine.
+"""Summarises tensors' values in numbers, for `%ktensors` and the panel; has no side effects, starts no engine.
 
 `Summary.as_dict` is what the panel's front end reads, strict JSON. Numbers that JSON or JavaScript can't hold are
 strings: "NaN", "Infinity", "-Infinity", integers beyond 2**53.
@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import KernelKError, WorkerDiedError
+from ..arrays import Array
+from ..errors import KernelKError, WorkerDiedError, joined, one_line
 from ..graph.nodes import LearningPhase, Placeholder, StepInput, Tensor, Update, Variable
 from ..program.resolve import update_value
 from ..session.default_feeds import needed_placeholders
@@ -40,8 +41,6 @@ from ..session.function import SHOWN_BYTES, Function
 from ..session.linearise import linearised
 from ..session.session import Session, Shown
 from .inventory import is_stale, number
-
-Array = np.ndarray[Any, Any]
 
 BINS = 20
 # Larger arrays are looked at in so many evenly spaced places; smaller ones wholly.
@@ -145,24 +144,24 @@ def summary(
         try:
             return _summary(session, tensor, _Names(names or {}), most)
         except WorkerDiedError as error:
-            return Summary(tensor.uid, note=f"the engine died while this was evaluated: {_line(error)}")
+            return Summary(tensor.uid, note=f"the engine died while this was evaluated: {one_line(error)}")
         except (KernelKError, MemoryError) as error:
-            return Summary(tensor.uid, note=_line(error) or "there isn't enough memory to look at it")
+            return Summary(tensor.uid, note=one_line(error) or "there isn't enough memory to read it")
 
 
 def summaries(
     session: Session, tensors: Sequence[Any], names: Mapping[int, Sequence[str]] | None, seconds: float
 ) -> list[Summary]:
     """The summaries of several; what is left when these seconds have passed isn't looked at, and says so."""
-    found = []
+    results = []
     end = time.perf_counter() + seconds
     for tensor in tensors:
         if time.perf_counter() > end:
             command = f"%ktensors --values {_Names(names or {})(tensor)}"
-            found.append(Summary(tensor.uid, note=f"not looked at within {seconds:g} s; next: {command}"))
+            results.append(Summary(tensor.uid, note=joined(f"not evaluated within {seconds:g} s", next_step=command)))
         else:
-            found.append(summary(session, tensor, names))
-    return found
+            results.append(summary(session, tensor, names))
+    return results
 
 
 def summarised(
@@ -201,25 +200,21 @@ class _Names:
         self._names = names
 
     def __call__(self, tensor: Any) -> str:
-        found = self._names.get(tensor.uid)
-        return found[0] if found else str(tensor.name)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        names = self._names.get(tensor.uid)
+        return names[0] if names else str(tensor.name)
 
 
 def _summary(session: Session, tensor: Any, names: _Names, most: int) -> Summary:
     if is_stale(tensor):
-        return Summary(tensor.uid, note="it belongs to a session that K.clear_session() ended; run its cells again")
+        return Summary(tensor.uid, note="it is from before K.clear_session(); run its cells again")
     if isinstance(tensor, Function):
-        return Summary(tensor.uid, note=f"a K.function has no value; next: {names(tensor)}([array, ...])")
+        return Summary(tensor.uid, note=joined("a K.function has no value", next_step=f"{names(tensor)}([array, ...])"))
     known = _known(session, tensor, most)
     if known is not None:
         return known
     if isinstance(tensor, Placeholder):
         command = f"y.eval({{{names(tensor)}: array}}), where y depends on it"
-        return Summary(tensor.uid, note=f"{_unfed(tensor, names)}; next: {command}")
+        return Summary(tensor.uid, note=joined(_unfed(tensor, names), next_step=command))
     return _evaluated(session, tensor, session.shown.get(tensor), names, most)
 
 
@@ -249,7 +244,7 @@ def _unfed(placeholder: Placeholder, names: _Names) -> str:
         return f"'{names(placeholder)}' has a value only inside the step of a loop"
     if placeholder.fed_shape is None:
         return f"'{names(placeholder)}' hasn't been fed yet"
-    return f"the array of shape {placeholder.fed_shape} that '{names(placeholder)}' was fed last isn't kept"
+    return f"the array of shape {placeholder.fed_shape} that '{names(placeholder)}' was last fed wasn't kept"
 
 
 def _up_to_date(session: Session, shown: Shown) -> bool:
@@ -288,20 +283,24 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
     command = f"{names(tensor)}.eval({{{arrays}}})" if needed else f"{names(tensor)}.eval()"
     if missing:
         reasons = "; ".join(_unfed(x, names) for x in missing)
-        return Summary(tensor.uid, note=f"{reasons}; next: {command}")
+        return Summary(tensor.uid, note=joined(reasons, next_step=command))
     host = session.host()
     if not host.started:
         if not host.engine.in_kernel:
-            return Summary(tensor.uid, note=f"{host.engine.title} isn't running; next: {command} starts it")
+            return Summary(
+                tensor.uid, note=joined(f"{host.engine.title} isn't running", next_step=f"{command} starts it")
+            )
         host.start()
     fed = [as_feed(x, feeds[x]) for x in needed]
     with session.state.seeds.counter_kept():
         program, _ = linearised(session, needed, [target], (), phase, host.ops, fed)
-        bytes_, _, shape = program.specialise(tuple(x.shape for x in fed), host.specialises).output_arrays[0]
+        bytes_, _, shape = program.specialise(tuple(x.shape for x in fed), host.specialises).output_arrays(program)[0]
         if bytes_ > MOST_BYTES:
-            return Summary(tensor.uid, note=f"its value of shape {shape} takes {bytes_ >> 20} MiB; next: {command}")
+            return Summary(
+                tensor.uid, note=joined(f"its value of shape {shape} takes {bytes_ >> 20} MiB", next_step=command)
+            )
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])
-    note = "drawn afresh at each call" if program.draws else ""
+    note = "drawn anew at each call" if program.draws else ""
     if isinstance(tensor, Update):
         note = f"what '{names(tensor.variable)}' would become"
     elif value.nbytes <= SHOWN_BYTES:
@@ -329,16 +328,16 @@ def _figures(values: Array) -> dict[str, Any]:
         count += part.size
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
-    found: dict[str, Any] = {"nans": nans, "infinities": values.size - nans - count}
+    figures: dict[str, Any] = {"nans": nans, "infinities": values.size - nans - count}
     if not count:
-        return found
+        return figures
     # In units of the largest element: squares and differences of the largest floats have no float of their own.
     unit = max(abs(low), abs(high))
     unit = unit if unit > 1e100 else 1.0
     mean = math.fsum(float((part / unit).sum()) for part in _chunks(values)) / count
     square = math.fsum(float(np.square(part / unit - mean).sum()) for part in _chunks(values)) / count
     exact = values.dtype.kind != "f"
-    found.update(
+    figures.update(
         # Of 64-bit integers float64 doesn't hold every one.
         minimum=int(values.min()) if exact else low,
         maximum=int(values.max()) if exact else high,
@@ -346,7 +345,7 @@ def _figures(values: Array) -> dict[str, Any]:
         std=math.sqrt(square) * unit,
         histogram=_histogram(values, low, high, unit, exact),
     )
-    return found
+    return figures
 
 
 def _histogram(values: Array, low: float, high: float, unit: float, exact: bool) -> Histogram:

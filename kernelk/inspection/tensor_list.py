@@ -1,8 +1,7 @@
-"""`%ktensors` and `kernelk.tensors`: the session's inventory as a table, with what the values are like if asked for."""
+"""Makes the list of `%ktensors` from the inventory, with summaries of the values if requested."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from ..display.export import Exported
 from ..display.tables import Rendered, Table, filled, plain, size
-from ..errors import ArgumentError
+from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
 from ..source import PACKAGE
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
@@ -34,13 +33,14 @@ class TensorList(Exported, Rendered):
     """What lives in the session, or the part that was asked for; holds no tensor (`rows[i].ref()` is it, while it is).
 
     `summaries`: one for each row, where values were asked for (None for a function), else empty. `total`: how many rows
-    there are without filter and kind; `asked`: those in words; `stale`: names of tensors of a session that was cleared.
+    there are without filter and kind; `criteria`: those in words; `stale`: names of tensors of a session that was
+    cleared.
     """
 
     rows: list[Row]
     active: str
     total: int
-    asked: str = ""
+    criteria: str = ""
     summaries: list[Summary | None] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
 
@@ -52,7 +52,7 @@ class TensorList(Exported, Rendered):
         shown = self.rows[:SHOWN_ROWS]
         if self.summaries:
             header = ["", "kind", "shape", "dtype", "min", "max", "mean", "std", "not finite", "histogram"]
-            cells = [self._value_cells(row, found) for row, found in zip(shown, self.summaries)]
+            cells = [self._value_cells(row, summary) for row, summary in zip(shown, self.summaries)]
         else:
             header = ["", "kind", "named", "shape", "dtype", "device", "bytes", "last fed", "after the swap", "made in"]
             cells = [self._cells(row) for row in shown]
@@ -61,9 +61,10 @@ class TensorList(Exported, Rendered):
 
     def _title(self) -> str:
         if not self.rows and self.total:
-            return f"none of the session's {self.total} fits {self.asked}; next: %ktensors"
+            return joined(f"none of the session's {self.total} objects matches {self.criteria}", next_step="%ktensors")
         if not self.rows:
-            return "nothing lives in this session yet; next: x = K.placeholder((None, 3)) or w = K.variable(array)"
+            make = "x = K.placeholder((None, 3)) or w = K.variable(array)"
+            return joined("this session has no tensors yet", next_step=make)
         kinds = Counter(row.kind for row in self.rows)
         held = sum(row.bytes or 0 for row in self.rows if row.kind == "variable")
         counted = []
@@ -71,7 +72,7 @@ class TensorList(Exported, Rendered):
             if kinds[kind]:
                 ours = f" ({size(held)})" if kind == "variable" else ""
                 counted.append(f"{kinds[kind]:,} {kind}{'s' if kinds[kind] > 1 else ''}{ours}")
-        fitting = f" of {self.total:,} in all, {self.asked}" if self.asked else ""
+        fitting = f" of {self.total:,} in all, {self.criteria}" if self.criteria else ""
         return f"{', '.join(counted)}{fitting}; active: {self.active}"
 
     def _cells(self, row: Row) -> list[str]:
@@ -92,21 +93,21 @@ class TensorList(Exported, Rendered):
             f"{row.place}, line {row.line}",
         ]
 
-    def _value_cells(self, row: Row, found: Summary | None) -> list[str]:
+    def _value_cells(self, row: Row, summary: Summary | None) -> list[str]:
         cells = [label(row), _kind(row), plain(row.signature) or str(row.shape), row.dtype]
-        if found is None or found.size is None:
+        if summary is None or summary.size is None:
             return [*cells, *[""] * 6]
-        numbers = [found.minimum, found.maximum, found.mean, found.std]
-        parts = [f"{count:,} {what}" for count, what in ((found.nans, "NaN"), (found.infinities, "inf")) if count]
+        numbers = [summary.minimum, summary.maximum, summary.mean, summary.std]
+        parts = [f"{count:,} {what}" for count, what in ((summary.nans, "NaN"), (summary.infinities, "inf")) if count]
         cells += ["" if value is None else f"{value:.4g}" for value in numbers]
-        return [*cells, ", ".join(parts), "" if found.histogram is None else found.histogram.bars]
+        return [*cells, ", ".join(parts), "" if summary.histogram is None else summary.histogram.bars]
 
     def _below(self) -> list[str]:
         lines = []
         notes = [
-            f"{label(row)}: {plain(found.note, 300)}"
-            for row, found in zip(self.rows[:SHOWN_ROWS], self.summaries)
-            if found is not None and found.note
+            f"{label(row)}: {plain(summary.note, 300)}"
+            for row, summary in zip(self.rows[:SHOWN_ROWS], self.summaries)
+            if summary is not None and summary.note
         ]
         lines += notes[:SHOWN_NOTES]
         if len(notes) > SHOWN_NOTES:
@@ -117,12 +118,13 @@ class TensorList(Exported, Rendered):
         if self.stale:
             names = ", ".join(plain(name) for name in self.stale[:SHOWN_NOTES])
             names += ", ..." if len(self.stale) > SHOWN_NOTES else ""
-            lines.append(f"of a session that K.clear_session() ended: {names}; next: run the cells that make them")
+            old = f"from before K.clear_session(): {names}"
+            lines.append(joined(old, next_step="run the cells that create them"))
         return lines
 
     def records(self) -> list[dict[str, Any]]:
         """Shapes as tuples, sizes in bytes; with values, their figures, and `note` where there is none."""
-        found = []
+        records = []
         for i, row in enumerate(self.rows):
             record = {
                 "name": row.label,
@@ -141,8 +143,8 @@ class TensorList(Exported, Rendered):
             if self.summaries:
                 one = self.summaries[i] or Summary(row.key)
                 record.update({name: _figure(one, name) for name in VALUE_COLUMNS}, origin=one.origin, note=one.note)
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
     def raw(self) -> dict[str, Any]:
         """`rows` and `summaries` as `inventory` and `summaries` describe them."""
@@ -158,7 +160,7 @@ def tensors(
     sort: str | None = None,
     namespace: Mapping[str, Any] | None = None,
 ) -> TensorList:
-    """What lives in the session: variables, placeholders, tensors and functions, by the notebook's names for them.
+    """Lists the session's variables, placeholders, tensors and functions, by the notebook's names for them.
 
     `filter`: a name; a part of one, or of an op; or a pattern such as "w*". `values`: with extremes, mean, deviation,
     NaNs, infinities and a histogram. `kind`: one alone. `sort`: a column; numbers come largest first. `namespace`:
@@ -171,21 +173,25 @@ def tensors(
         _check("column", sort, COLUMNS)
     if not isinstance(filter, str):
         raise ArgumentError(
-            f"tensors: the filter is a name or a part of one, not {type(filter).__name__}; e.g. kernelk.tensors('w*')"
+            f"tensors: the filter is a name or a part of one, not {type(filter).__name__}",
+            next_step="kernelk.tensors('w*')",
         )
     session = current()
     names = _names() if namespace is None else namespace
     living = rows(session, names)
-    found = _fitting(living, filter)
+    matching = _fitting(living, filter)
     if kind is not None:
-        found = [row for row in found if row.kind == kind]
-    asked = " and ".join([*([f"'{plain(filter)}'"] if filter else []), *([f"kind {kind}"] if kind else [])])
+        matching = [row for row in matching if row.kind == kind]
+    criteria = " and ".join([*([f"'{plain(filter)}'"] if filter else []), *([f"kind {kind}"] if kind else [])])
     values = values or sort in VALUE_COLUMNS
-    looked: list[Summary | None] = _looked(found, names) if values else []
+    figures: list[Summary | None] = _summaries_of(matching, names) if values else []
     if sort is not None:
-        order = sorted(range(len(found)), key=lambda i: _place(found[i], looked[i] if looked else None, sort))
-        found, looked = [found[i] for i in order], [looked[i] for i in order] if looked else []
-    return TensorList(found, session.active, len(living), asked, looked, stale_names(names))
+        order = sorted(
+            range(len(matching)), key=lambda i: _sort_key(matching[i], figures[i] if figures else None, sort)
+        )
+        matching = [matching[i] for i in order]
+        figures = [figures[i] for i in order] if figures else []
+    return TensorList(matching, session.active, len(living), criteria, figures, stale_names(names))
 
 
 def label(row: Row) -> str:
@@ -212,10 +218,9 @@ def _names() -> Mapping[str, Any]:
 
 def _check(what: str, given: Any, allowed: Sequence[str]) -> None:
     if given not in allowed:
-        near = difflib.get_close_matches(str(given), allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise ArgumentError(
-            f"tensors: there is no {what} {plain(str(given))!r}: {hint}allowed are {', '.join(allowed)}"
+            f"tensors: there is no {what} {plain(str(given))!r}",
+            allowed=f"{did_you_mean(str(given), allowed, '{}')}allowed are {', '.join(allowed)}",
         )
 
 
@@ -239,27 +244,27 @@ def _bare(name: str) -> str:
     return name.replace("'", "").replace('"', "").casefold()
 
 
-def _looked(found: list[Row], names: Mapping[str, Any]) -> list[Summary | None]:
+def _summaries_of(rows: list[Row], names: Mapping[str, Any]) -> list[Summary | None]:
     # What is gone since, by another thread, has no value any more.
-    alive = [(i, tensor) for i, row in enumerate(found) if row.kind != "function" and (tensor := row.ref()) is not None]
-    looked = summaries(current(), [tensor for _, tensor in alive], names_of(names), VALUE_SECONDS)
-    result: list[Summary | None] = [None] * len(found)
-    for (i, _), one in zip(alive, looked):
+    alive = [(i, tensor) for i, row in enumerate(rows) if row.kind != "function" and (tensor := row.ref()) is not None]
+    figures = summaries(current(), [tensor for _, tensor in alive], names_of(names), VALUE_SECONDS)
+    result: list[Summary | None] = [None] * len(rows)
+    for (i, _), one in zip(alive, figures):
         result[i] = one
     return result
 
 
-def _figure(found: Summary | None, column: str) -> Any:
+def _figure(summary: Summary | None, column: str) -> Any:
     names = {"min": "minimum", "max": "maximum", "nan": "nans", "inf": "infinities"}
-    return None if found is None else getattr(found, names.get(column, column))
+    return None if summary is None else getattr(summary, names.get(column, column))
 
 
-def _place(row: Row, found: Summary | None, column: str) -> Any:
+def _sort_key(row: Row, summary: Summary | None, column: str) -> Any:
     """What sorts a row into its place: texts and ages ascending, numbers descending, what has none last."""
     if column == "made":
         return 0  # as they are
     if column in _TEXTS:
         text = row.label if column == "name" else getattr(row, column)
         return (not text, text.casefold())
-    value = _figure(found, column) if column in VALUE_COLUMNS else getattr(row, column)
+    value = _figure(summary, column) if column in VALUE_COLUMNS else getattr(row, column)
     return (value is None, -value if value is not None else 0)

@@ -1,4 +1,4 @@
-"""`kernelk doctor`: tries each engine in a worker of its own, and says what is missing and the exact next command.
+"""Examines the engines for `doctor`: tries each in a worker, and reports what is missing with the next command.
 
 Nothing of the user's session is touched: each trial has a session, storage and worker of its own, which go with it.
 """
@@ -30,7 +30,7 @@ from ..engines.host import Host
 from ..engines.worker_host import kill_group
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
-from ..errors import BackendNotInstalledError, InstallError, KernelKError
+from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
@@ -64,13 +64,13 @@ class EngineHealth:
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        tried = f"right (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
+        tried = f"passed (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
         test = tried if self.state == "well" else ""
         return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
 
     def advice(self) -> str:
         """What is wrong and the next command, in one line; "" if nothing is."""
-        return f"{self.name}: {self.problem}{f'; next: {self.next}' if self.next else ''}" if self.problem else ""
+        return joined(f"{self.name}: {self.problem}", next_step=self.next) if self.problem else ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,43 +94,46 @@ class HealthReport(Rendered):
         below = [*advice, *self.problems]
         below += [f"{name}: {words}" for name, words in self.machine]
         count = sum(engine.state == "well" for engine in self.engines)
-        below.append(f"{count} of {len(self.engines)} engines are well (looked at in {duration(self.seconds)})")
+        below.append(f"{count} of {len(self.engines)} engines passed (checked in {duration(self.seconds)})")
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
 
 def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
-    """Tries the engines of these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
+    """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
     Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
     chosen = list(dict.fromkeys(names)) if names else registry.names()
-    found: dict[str, EngineHealth] = {}
+    health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
     for name in chosen:
         try:
             engine = registry.engine(name)
         except BackendNotInstalledError as error:  # an entry point that leads nowhere
-            found[name] = _ill(name, "not installed", error)
+            health[name] = _ill(name, "not installed", error)
             continue
         absent = _absent(engine)
         if absent is not None:
-            found[name] = absent
+            health[name] = absent
         else:
             ready.append(engine)
-    found.update(_trials(ready))
+    health.update(_trials(ready))
     machine, problems = _machine()
-    return HealthReport([found[name] for name in chosen], machine, problems, time.perf_counter() - begin)
+    return HealthReport([health[name] for name in chosen], machine, problems, time.perf_counter() - begin)
 
 
 # ---------------------------------------------------------------------------- engines
 
 
-def _ill(name: str, state: str, error: Exception, mend: str = "", **facts: Any) -> EngineHealth:
-    """An engine with an error's words; its own next command is taken apart from them, unless there is a better one."""
-    words, _, next_step = " ".join(str(error).split()).partition("; next: ")
-    return EngineHealth(name, state, problem=words, next=mend or next_step, **facts)
+def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any) -> EngineHealth:
+    """An engine with an error's words, and the error's own next command, unless there is a better one."""
+    if isinstance(error, KernelKError):
+        words, next_step = joined(error.problem, error.allowed), error.next_step
+    else:
+        words, next_step = f"{type(error).__name__}: {error}", ""
+    return EngineHealth(name, state, problem=one_line(words), next=repair or one_line(next_step), **facts)
 
 
 def _absent(engine: Engine) -> EngineHealth | None:
@@ -145,8 +148,9 @@ def _absent(engine: Engine) -> EngineHealth | None:
             words = f"{engine.title} isn't installed in {sys.prefix}"
             return EngineHealth(engine.name, "not installed", problem=words, next=engine.get)
         recipe = RECIPES[engine.recipe]
-        if recipe.refusal():
-            return _ill(engine.name, "not installed", InstallError(recipe.refusal()))
+        refusal = recipe.refusal()
+        if refusal is not None:
+            return _ill(engine.name, "not installed", refusal)
         problem = f"{recipe.title} {places.missing(engine.recipe)}"
         command = engine.get
         try:
@@ -156,7 +160,7 @@ def _absent(engine: Engine) -> EngineHealth | None:
         makers = interpreters.makers(recipe)
         if found.interpreter is not None:
             python = found.interpreter
-            problem += f"; Python {python.version} for it is here ({python.source}: {python.path})"
+            problem += f"; a suitable Python {python.version} was found ({python.source}: {python.path})"
         elif makers:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
@@ -170,10 +174,10 @@ def _absent(engine: Engine) -> EngineHealth | None:
 def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     """Tries the engines at the same time; those of the kernel's own process first, since they take no time."""
     engines = list(engines)
-    found = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
+    health_of = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
     outside = [engine for engine in engines if not engine.in_kernel]
     if not outside:
-        return found
+        return health_of
     hosts: list[Host] = []
     with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
         futures: dict[str, Future[EngineHealth]] = {
@@ -188,10 +192,10 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     for engine in outside:
         health = futures[engine.name].result()
         if futures[engine.name] in late:
-            words = f"{engine.title} gave no answer in {TRIAL_SECONDS:.0f} s"
+            words = f"{engine.title} didn't answer within {TRIAL_SECONDS:.0f} s"
             health = EngineHealth(engine.name, "failed", problem=words, next=engine.repair(""))
-        found[engine.name] = health
-    return found
+        health_of[engine.name] = health
+    return health_of
 
 
 def _end(hosts: Iterable[Host]) -> None:
@@ -235,10 +239,9 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             **_hint(facts["mode"]),
         )
     except KernelKError as error:
-        return _ill(engine.name, "failed", error, engine.repair(str(error)))
+        return _ill(engine.name, "failed", error, engine.repair(error.problem))
     except Exception as error:
-        words = f"{type(error).__name__}: {error}"
-        return _ill(engine.name, "failed", RuntimeError(words), engine.repair(words))
+        return _ill(engine.name, "failed", error, engine.repair(f"{type(error).__name__}: {error}"))
     finally:
         host.stop()
         for number in list(session.storage.segments):
@@ -255,8 +258,8 @@ def _hint(mode: str) -> dict[str, Any]:
         "conda": "conda install -c conda-forge cxx-compiler",
     }
     known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
-    get = known or "install g++ by your system's packages"
-    return {"problem": "without a C++ compiler it runs, but some 2 to 3 times slower", "next": get}
+    get = known or "install g++ with your system's package manager"
+    return {"problem": "without a C++ compiler it works, but about 2 to 3 times slower", "next": get}
 
 
 def _step(session: Session, host: Host) -> str:
@@ -312,10 +315,12 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         refused.append(bool(words))
     if all(refused):
         problems.append(
-            "environments: no folder for them can be written, so nothing can be installed; next: set KERNELK_ENVS to a "
-            "folder that can"
+            joined(
+                "environments: none of the folders is writable, so nothing can be installed",
+                next_step="set KERNELK_ENVS to a writable folder",
+            )
         )
-    for what, folder, why, mend in (
+    for what, folder, why, setting in (
         ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
         ("temporary files", Path(tempfile.gettempdir()), "no worker can start", "TMPDIR"),
     ):
@@ -323,14 +328,22 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         facts.append((what, f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
         if words:
             problems.append(
-                f"{what}: {folder} can't be written ({words}): {why}; next: set {mend} to a folder that can"
+                joined(
+                    f"{what}: {folder} can't be written ({words}): {why}",
+                    next_step=f"set {setting} to a writable folder",
+                )
             )
     compiler = shutil.which("g++")
-    facts.append(("C++ compiler", compiler or "g++ isn't on PATH; only Theano asks for it, and runs without it"))
+    facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
     name, by = config.chosen_backend()
     facts.append(("engine of a new session", f"{name}, chosen by {by}"))
     if name not in registry.names():
-        problems.append(f"'{name}', chosen by {by}, is no engine; next: choose one of {', '.join(registry.names())}")
+        problems.append(
+            joined(
+                f"'{name}', chosen by {by}, is not a known engine",
+                next_step=f"choose one of {', '.join(registry.names())}",
+            )
+        )
     # As it is now, which may not be as it was when this process read it.
     if os.path.exists(config.path()):
         problems += config.Config().read().problems

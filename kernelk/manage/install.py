@@ -1,4 +1,4 @@
-"""`kernelk.install` and `kernelk.uninstall`: an engine by name, and what of this session is in the way."""
+"""Installs and removes engines by name, above `environments.install`: ends what this session runs in them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..display.progress import Progress, Report
 from ..engines import registry
 from ..environments import interpreters
 from ..environments.build import size
-from ..environments.install import _lock, install_recipe
-from ..environments.places import MARKER, _places, python_in, root, superseded
+from ..environments.install import install_recipe, one_at_a_time
+from ..environments.places import MARKER, candidate_folders, python_in, root, superseded
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
 from ..session.current import existing
@@ -39,8 +39,8 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
         if not registry.installed(engine.name):
             command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
             raise BackendNotInstalledError(
-                f"{name} needs no environment of its own and is not installed; next: "
-                + in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else "")
+                f"{name} needs no environment of its own and is not installed",
+                next_step=in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else ""),
             )
         report(f"{name}: already installed; it needs no environment of its own")
         return Path(sys.executable)
@@ -51,8 +51,8 @@ def _recipe_of(name: str) -> Recipe | None:
     """The recipe of an engine, None for one of the kernel's own environment. Raises UnknownBackendError."""
     if name in RECIPES:
         return RECIPES[name]
-    found = registry.engine(BUILDS.get(name, name)).recipe
-    return RECIPES[found] if found is not None else None
+    recipe = registry.engine(BUILDS.get(name, name)).recipe
+    return RECIPES[recipe] if recipe is not None else None
 
 
 def uninstall(name: str, report: Report | None = None) -> list[Path]:
@@ -67,25 +67,26 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     if recipe is None:
         if registry.installed(BUILDS.get(name, name)):
             raise InstallError(
-                f"{name} is in the environment that kernelk itself runs in ({sys.prefix}); next: "
-                f"`{sys.executable} -m pip uninstall {name}`"
+                f"{name} is in the environment that kernelk itself runs in ({sys.prefix})",
+                next_step=f"`{sys.executable} -m pip uninstall {name}`",
             )
         report(f"{name}: not installed, nothing to remove")
         return []
     place = root()
-    every = [path for path, _ in _places(recipe) if os.path.isdir(path)] + superseded(name)
+    every = [path for path, _ in candidate_folders(recipe) if os.path.isdir(path)] + superseded(name)
     doomed = [path for path in every if path.parent == place]
     elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
     other = (
-        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, by whom that folder belongs to" if elsewhere else ""
+        f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, run by the owner of that folder" if elsewhere else ""
     )
     if elsewhere and not doomed:
-        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}; next: {other}")
+        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}", next_step=other)
     if doomed:
         releasing(recipe, f"kernelk uninstall {name}")()
     if doomed or _unused_pythons(place):
         try:
-            with _lock(place / f"{name}.lock", functools.partial(report, f"{name}: it is being installed; waiting")):
+            waiting = functools.partial(report, f"{name}: it is being installed; waiting")
+            with one_at_a_time(place / f"{name}.lock", waiting):
                 for path in doomed:
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)
@@ -93,13 +94,13 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
                     _remove(python, report, name)
         except OSError as error:
             raise InstallError(
-                f"{recipe.title} could not be removed from {place}: {error.strerror or error}; next: make it writable, "
-                f"then `kernelk uninstall {name}`"
+                f"{recipe.title} could not be removed from {place}: {error.strerror or error}",
+                next_step=f"make it writable, then `kernelk uninstall {name}`",
             ) from error
     if not doomed:
         report(f"{name}: not installed, nothing to remove")
     elif elsewhere:
-        report(f"{name}: the one in {elsewhere[0]} stays; to remove it: {other}")
+        report(f"{name}: the one in {elsewhere[0]} was kept; to remove it: {other}")
     return doomed
 
 
@@ -130,7 +131,7 @@ def _stop_workers(recipe: Recipe, command: str) -> None:
         if host.engine.recipe == recipe.name and host.started:
             if session.active == host.engine.name:
                 raise InstallError(
-                    f"{recipe.title} is this notebook's active engine; next: kernelk.set_backend('numpy'), then "
-                    f"`{command}`"
+                    f"{recipe.title} is this notebook's active engine",
+                    next_step=f"kernelk.set_backend('numpy'), then `{command}`",
                 )
             host.stop()

@@ -21,8 +21,8 @@ class LogReport:
     def _parts(self) -> tuple[str, str]:
         lines = self.text.splitlines()
         if not lines:
-            return f"{self.engine}'s workers have said nothing", ""
-        head = f"{self.engine}: what its workers said"
+            return f"{self.engine}'s workers have printed no output", ""
+        head = f"{self.engine}: output of its workers"
         if len(lines) > SHOWN_LINES:
             head += f", the last {SHOWN_LINES} of {len(lines)} lines (kernelk.log({self.engine!r}).text has all)"
         if self.dropped:
@@ -38,7 +38,7 @@ class LogReport:
 
 
 def log(name: str | None = None) -> LogReport:
-    """What an engine's workers (the active engine's by default) said lately, those that are gone included.
+    """The latest output of an engine's workers (by default the active engine's), including workers that have ended.
 
     The Python twin of `%kbackend --log NAME`. Raises UnknownBackendError, ArgumentError for an engine that runs in the
     notebook's own process.
@@ -53,8 +53,8 @@ def log(name: str | None = None) -> LogReport:
     in_kernel = descriptor.in_kernel or (host is not None and host.placement != "worker")
     if in_kernel and not worker_log.total:
         raise ArgumentError(
-            f"{descriptor.title} runs in the notebook's own process and has no log: what it says is in the cells "
-            f"already; %kbackend --log takes an engine with a worker"
+            f"{descriptor.title} runs in the notebook's own process and has no log: its output is in the cells already",
+            allowed="%kbackend --log needs an engine in a worker",
         )
     worker_log.drain()
     return LogReport(descriptor.name, *worker_log.since(0))

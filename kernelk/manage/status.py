@@ -1,4 +1,4 @@
-"""What `%kbackend` without a name tells: every engine, its state, and which setting chose the active one."""
+"""Lists the engines for `%kbackend`: each one's state, and which setting chose the active one; starts nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..display.tables import Rendered, Table, filled, size
 from ..engines import registry
 from ..engines.descriptors import Engine
-from ..errors import BackendNotInstalledError
+from ..errors import BackendNotInstalledError, joined
 from ..session.current import current
 from ..session.session import Session
 
@@ -42,6 +42,7 @@ class EngineStatus:
     dropped: int = 0
     recompiled: int = 0
     note: str = ""
+    installed: bool = True
 
     @property
     def running(self) -> bool:
@@ -50,14 +51,14 @@ class EngineStatus:
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        place = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
+        process = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
         others = [name for name in self.devices if name != self.device]
         device = f"{self.device} (or {', '.join(others)})" if others else self.device
         memory = size(self.memory) if self.memory else "unknown" if self.running else ""
         threads = str(self.threads or "unknown") if self.running else ""
         version = " ".join(part for part in (self.version, self.interpreter.replace("Python ", "py")) if part)
         compiled = f"{self.compiled} ({size(self.compiled_bytes)})" if self.compile_count else ""
-        return [self.name, self.state, version, place, memory, device, threads, compiled]
+        return [self.name, self.state, version, process, memory, device, threads, compiled]
 
     def lines(self) -> list[str]:
         """What is said below the table."""
@@ -122,7 +123,7 @@ def _status(session: Session, name: str) -> EngineStatus:
         descriptor = registry.engine(name)
     except BackendNotInstalledError as error:
         state = "active, not installed" if active else "not installed"
-        return EngineStatus(name, name, state, "", "", "", note=str(error))
+        return EngineStatus(name, name, state, "", "", "", note=str(error), installed=False)
     host = session.hosts.get(name)
     options = session.engine_options.get(name, {})
     if host is not None and host.started:
@@ -149,18 +150,27 @@ def _status(session: Session, name: str) -> EngineStatus:
         )
     placement = "kernel" if descriptor.in_kernel or options.get("in_kernel") else "worker"
     note = version = interpreter = ""
+    installed = True
     try:
         if not descriptor.in_kernel:
             registry.interpreter(descriptor)
-        state = "installed"
         version, interpreter = _installed_version(descriptor)
     except BackendNotInstalledError:
-        state = "not installed"
-        note = f"next: {descriptor.get}"
+        installed = False
+        note = joined("", next_step=descriptor.get)
+    state = "installed" if installed else "not installed"
     if active:
-        state = "active, not started" if state == "installed" else "active, not installed"
+        state = "active, not started" if installed else "active, not installed"
     return EngineStatus(
-        name, descriptor.title, state, version, interpreter, placement, options=dict(options), note=note
+        name,
+        descriptor.title,
+        state,
+        version,
+        interpreter,
+        placement,
+        options=dict(options),
+        note=note,
+        installed=installed,
     )
 
 

@@ -1,4 +1,4 @@
-"""Side by side: the same calls on several engines, or several bodies on one, in rounds of random order."""
+"""Compares recorded calls for `%%kcompare`: several engines, or several bodies on one, in rounds of random order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.host import Host
 from ..engines.options import changed_options, check_honoured, requested_options
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..session.current import current
 from ..session.session import Session
 from ..session.untouched import untouched
@@ -25,9 +26,7 @@ from .estimates import paired_ratio
 from .profiling import op_times
 from .recording import Recording, record, restoring
 from .results import noted
-from .timing import STILL, WARM_UP, Conditions, Timed, checked_budget, ready
-
-Array = np.ndarray[Any, Any]
+from .timing import SETTLE_SECONDS, WARM_UP, Conditions, Timed, checked_budget, ready
 
 BUDGET = 10.0
 # So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
@@ -61,24 +60,24 @@ def compare(
     targets = [one for one in what if not isinstance(one, str)]
     if not targets:
         raise ArgumentError(
-            "compare: there is nothing to run; e.g. kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
+            "compare: there is nothing to run", next_step="kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
         )
     engines = [registry.engine(name).name for name in dict.fromkeys(names)]
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
-            f"compare: {len(targets)} bodies and {len(engines)} engines are too much for one table; "
-            "name one engine, or give one body"
+            f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined",
+            next_step="name one engine, or give one body",
         )
     if per_op and (len(targets) > 1 or sweep is not None):
-        raise ArgumentError("compare: op by op goes with one body on several engines, without a sweep")
+        raise ArgumentError("compare: per_op needs one body, several engines, and no sweep")
     session = current()
     with session.lock:
         session.ready_host()
         if sweep is not None:
-            found: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
+            result: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
         else:
-            found = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
-        return noted("compare", found)
+            result = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+        return noted("compare", result)
 
 
 def _sweep(
@@ -94,7 +93,9 @@ def _sweep(
         raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
     (name, values), body = next(iter(sweep.items())), targets[0]
     if not len(values):
-        raise ArgumentError(f"compare: the sweep over {name} has no values; e.g. sweep={{'{name}': [128, 256, 512]}}")
+        raise ArgumentError(
+            f"compare: the sweep over {name} has no values", next_step=f"sweep={{'{name}': [128, 256, 512]}}"
+        )
     points = []
     for value in values:
         one = _compare(
@@ -161,14 +162,12 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
     if len({conditions.threads for _, conditions in known}) > 1:
         told = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
         # What runs in this process has the threads that its library was loaded with.
-        remedy = (
-            "OPENBLAS_NUM_THREADS, set before the notebook's kernel starts, is numpy's" if threads else "--threads N"
-        )
-        notes.append(f"threads aren't the same ({told}): {remedy}")
+        remedy = "for numpy, set OPENBLAS_NUM_THREADS before the notebook's kernel starts" if threads else "--threads N"
+        notes.append(f"threads differ ({told}): {remedy}")
     places = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(places) > 1:
         told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(f"devices aren't the same ({told}): --device cpu:0 makes them equal")
+        notes.append(f"devices differ ({told}): use --device cpu:0 for all")
     return notes
 
 
@@ -232,20 +231,20 @@ class _Work:
             self._check(side, self._values(host, recording))
             self._rewind()
             timed = [self._open.enter_context(ready(session, host, call)) for call in recording.calls]
-            side.calls = [one.found for one in timed]
+            side.calls = [one.call_time for one in timed]
             self._ready[id(side)] = timed
         except KernelKError as error:
-            side.failure = " ".join(str(error).split())
+            side.failure = one_line(error)
 
     def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
-        found = []
+        values_by_call = []
         for call, feeds in recording.sequence:
             if feeds is not None:
                 program = call.program(self._session, host.ops)
                 values = self._session.calls.execute(host, program, feeds)
-                found.append(values[: len(call.function.outputs)])
-        found.append([self._session.read(variable) for variable in recording.before])
-        return found
+                values_by_call.append(values[: len(call.function.outputs)])
+        values_by_call.append([self._session.read(variable) for variable in recording.before])
+        return values_by_call
 
     def _check(self, side: Side, values: list[list[Array]]) -> None:
         flat = [np.asarray(value) for group in values for value in group]
@@ -255,10 +254,10 @@ class _Work:
             return
         expected = [np.asarray(value) for group in self._expected for value in group]
         if [value.shape for value in flat] != [value.shape for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other shapes: they aren't compared")
+            self._result.notes.append(f"{side.label} has results of other shapes, so they aren't compared")
             return
         if [value.dtype for value in flat] != [value.dtype for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other dtypes: the times are of other work")
+            self._result.notes.append(f"{side.label} has results of other dtypes, so the times aren't comparable")
         for value, other in zip(flat, expected):
             with np.errstate(all="ignore"):
                 near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
@@ -287,12 +286,12 @@ class _Work:
                 break
             for side in random.sample(sides, len(sides)):
                 if len(sides) > 1 and not self._result.same_engine:
-                    clock.sleep(STILL)
+                    clock.sleep(SETTLE_SECONDS)
                 try:
                     timed = self._ready[id(side)]
-                    side.rounds.append(sum(one.found.count * one.in_turn(longest) for one in timed))
+                    side.rounds.append(sum(one.call_time.count * one.in_turn(longest) for one in timed))
                 except KernelKError as error:
-                    side.failure = " ".join(str(error).split())
+                    side.failure = one_line(error)
             sides = [side for side in sides if not side.failure]
             longest_round = max(longest_round, clock.perf_counter() - start)
             rounds += 1
@@ -302,10 +301,9 @@ class _Work:
             side.ratio = paired_ratio(side.rounds, reference.rounds)
         self._break_even(sides)
         if rounds < 9 and sides:
-            self._result.notes.append(
-                f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few to tell; "
-                f"next: --budget {math.ceil(longest_round * 30 + 1)}"
-            )
+            few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
+            enough = math.ceil(longest_round * 30 + 1)
+            self._result.notes.append(joined(few, next_step=f"--budget {enough}"))
 
     def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
         """Each op of the call that took longest, by itself on every engine that works; None if none does."""

@@ -1,4 +1,4 @@
-"""The results of a comparison: tables, data frames, JSON and pictures."""
+"""Holds what `comparison` measured: tables, data frames, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..display.tables import Rendered, Table, duration
+from ..errors import joined
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .profiling import SHOWN_ROWS, OpTime
 from .results import Result, new_axes, unit_of
@@ -66,13 +67,13 @@ class OpsResult(Result, Rendered):
                 "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
                 for op in ops
             ]
-            place = first.source.split(": ", 1)[0]
-            rows.append([first.op, place, first.part, str(first.shape), str(first.count), *cells])
-        below = ["each op by itself and unfused, on the same operands: no part of the times above (* the fastest)"]
+            where = first.source.split(": ", 1)[0]
+            rows.append([first.op, where, first.part, str(first.shape), str(first.count), *cells])
+        below = ["each op by itself, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
         failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
-        below += [f"{name}: {op.op} has no time: {op.failure}" for name, op in failures[:3]]
+        below += [f"{name}: {op.op} could not be timed: {op.failure}" for name, op in failures[:3]]
         return Table(rows, header, title=f"{self.label}, op by op", below="\n".join(below))
 
     def records(self) -> list[dict[str, Any]]:
@@ -96,13 +97,13 @@ class OpsResult(Result, Rendered):
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
         """What `plot` draws: the first five ops, each on every engine."""
-        found = [
+        bars = [
             (f"{op.op} {name}", op.steady)
             for ops in self.ops[:5]
             for name, op in zip(self.labels, ops)
             if not op.failure
         ]
-        return [label for label, _ in found], [estimate for _, estimate in found]
+        return [label for label, _ in bars], [estimate for _, estimate in bars]
 
 
 @dataclass(repr=False)
@@ -142,7 +143,7 @@ class CompareResult(Result, Rendered):
         """A row for each side, and what has to be known beside the figures."""
         reference = self.reference
         what = "body" if self.same_engine else "engine"
-        header = [what, "steady run", "ratio", "verdict", "build", "first run", "pays after", "abs", "rel", "threads"]
+        header = [what, "steady", "ratio", "verdict", "compile", "first run", "pays after", "abs", "rel", "threads"]
         rows = [self._cells(side, reference) for side in self.sides]
         times = [side.steady.value if not side.failure else math.inf for side in self.sides]
         strong = times.index(min(times)) if any(time < math.inf for time in times) else None
@@ -189,7 +190,7 @@ class CompareResult(Result, Rendered):
                 assert reference is not None
                 lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
                 if not self.same_engine:
-                    lines[-1] += f"; next: %kdiff y {reference.label} {side.label}"
+                    lines[-1] = joined(lines[-1], next_step=f"%kdiff y {reference.label} {side.label}")
             remark = unsteadiness(side.rounds) if not side.failure else ""
             if remark:
                 lines.append(f"{side.label}: unsteady ({remark})")
@@ -203,12 +204,12 @@ class CompareResult(Result, Rendered):
             count = sum(call.count for call in calls)
             lines.append(
                 f"one run is the body's {count} call{'s' if count > 1 else ''} of {', '.join(inputs) or 'no inputs'}; "
-                f"{len(working[0].rounds)} rounds of random order, {CONFIDENCE:.0%} intervals, ratios within rounds"
+                f"{len(working[0].rounds)} rounds in random order, {CONFIDENCE:.0%} intervals, ratios within rounds"
             )
             if not self.same_engine:
-                lines.append("every side has the same graph, with its dtypes and layout, and the same values and draws")
+                lines.append("all engines run the same graph, with the same dtypes, layout, values and random draws")
         if self.python_seconds > 1e-3:
-            lines.append(f"Python in the cell: {duration(self.python_seconds)}, in no side's time")
+            lines.append(f"Python in the cell: {duration(self.python_seconds)}, not included in any time")
         seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
         return [*lines, *seen]
 
@@ -274,13 +275,13 @@ class SweepResult(Result, Rendered):
     def plot(self, ax: Any = None) -> Any:
         """Time against the value on logarithmic axes, a line for each side with its band; the Matplotlib Axes."""
         ax = ax if ax is not None else new_axes(6)
-        found: dict[str, list[tuple[float, Estimate]]] = {}
+        points: dict[str, list[tuple[float, Estimate]]] = {}
         for value, result in self.points:
             for side in result.sides:
                 if not side.failure:
-                    found.setdefault(side.label, []).append((value, side.steady))
-        scale, unit = unit_of([estimate.value for line in found.values() for _, estimate in line])
-        for (label, line), marker in zip(found.items(), itertools.cycle("os^Dv*")):
+                    points.setdefault(side.label, []).append((value, side.steady))
+        scale, unit = unit_of([estimate.value for line in points.values() for _, estimate in line])
+        for (label, line), marker in zip(points.items(), itertools.cycle("os^Dv*")):
             values = [value for value, _ in line]
             drawn = ax.plot(values, [e.value / scale for _, e in line], marker=marker, label=label, linewidth=2)
             low, high = [e.low / scale for _, e in line], [min(e.high, 2 * e.value) / scale for _, e in line]

@@ -1,4 +1,4 @@
-"""The divergence finder: every node that a tensor needs, computed on two engines, and the first op where they part."""
+"""Finds for `%kdiff` the first op where two engines diverge: computes every node that a tensor needs on both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.tables import Rendered, Table
 from ..engines import registry
 from ..engines.host import Host
@@ -19,8 +20,6 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.untouched import untouched
 from .single_ops import Nodes
-
-Array = np.ndarray[Any, Any]
 
 # By how much two engines' floats may differ without being called different; integers and bools may not at all.
 TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
@@ -67,7 +66,7 @@ class Gap:
         both = " and ".join(str(value) for value in self.values)
         if not self.worst:
             return both
-        return f"{self.beyond} of {self.size} elements beyond the tolerance, most of all {both} at {list(self.worst)}"
+        return f"{self.beyond} of {self.size} elements exceed the tolerance, the worst is {both} at {list(self.worst)}"
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ class NodeDiff:
 
     def flags(self, engines: tuple[str, str]) -> str:
         """What is remarkable about it, for the table."""
-        found = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
+        flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            found.append("of its own")
+            flags.append("by itself")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
-                found.append(what if len(named) == 2 else f"{what} on {named[0]}")
-        return ", ".join(found)
+                flags.append(what if len(named) == 2 else f"{what} on {named[0]}")
+        return ", ".join(flags)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Origin:
         where = " and ".join(self.engines)
         if self.row.op in ("placeholder", "variable"):
             return f"the first {self.kind} is in the value of {self.row.label}: {self.row.ranges[0]}"
-        text = f"the first {self.kind} on {where} is made by {self.row.label}"
+        text = f"the first {self.kind} on {where} is produced by {self.row.label}"
         operands = "; ".join(f"'{name}' {span}" for name, span in self.inputs)
         return text + (f", whose operands are {operands}" if operands else "")
 
@@ -126,7 +125,7 @@ class Origin:
 class DiffReport(Rendered):
     """What two engines make of the same nodes, feeds, variables and random draws; `rows` are in the graph's order.
 
-    `asked`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
+    `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
     `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
     `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
@@ -136,7 +135,7 @@ class DiffReport(Rendered):
     phase: int
     tolerance: float | None
     rows: list[NodeDiff] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     results: list[Gap] = field(default_factory=list)
     chunk_bytes: list[int] = field(default_factory=list)
@@ -159,11 +158,11 @@ class DiffReport(Rendered):
 
     def _reaching(self) -> set[int]:
         """The rows beyond the tolerance from which others beyond it lead to what was asked for."""
-        found = {i for i in self.asked if self.rows[i].gap.beyond}
+        reaching = {i for i in self.roots if self.rows[i].gap.beyond}
         for i in reversed(range(len(self.rows))):
-            if i in found:
-                found.update(j for j in self.rows[i].inputs if self.rows[j].gap.beyond)
-        return found
+            if i in reaching:
+                reaching.update(j for j in self.rows[i].inputs if self.rows[j].gap.beyond)
+        return reaching
 
     @property
     def culprit(self) -> NodeDiff | None:
@@ -181,29 +180,33 @@ class DiffReport(Rendered):
         a, b = self.engines
         first, culprit = self.first, self.culprit
         if first is not None:
-            found = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
+            findings = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
             if first.own is not None and not first.own.beyond:
-                found.append(f"given {a}'s inputs, {b} agrees there: smaller differences of earlier ops have grown")
+                findings.append(
+                    f"given {a}'s inputs, {b} agrees there: smaller differences in earlier ops were amplified"
+                )
         else:
-            found = [f"{a} and {b} agree within the tolerance"]
+            findings = [f"{a} and {b} agree within the tolerance"]
             absorbed = self.absorbed
             if absorbed:
-                found.append(
-                    f"on the way, not in what was asked for, they differ beyond it at {len(absorbed)} of the nodes, "
+                findings.append(
+                    f"{len(absorbed)} intermediate nodes exceed the tolerance without affecting the result, "
                     f"first at {absorbed[0].label}: {absorbed[0].gap}"
                 )
         if culprit is not None:
             assert culprit.own is not None
-            found.append(f"given {a}'s inputs, {b} errs most by itself at {culprit.label}: {culprit.own}")
+            findings.append(
+                f"given {a}'s inputs, {b} has the largest error of its own at {culprit.label}: {culprit.own}"
+            )
         elif first is not None and not self.own_failure:
-            found.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
-        found += [str(origin) for origin in self.origins]
+            findings.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
+        findings += [str(origin) for origin in self.origins]
         if any(gap.beyond for gap in self.results) != (first is not None):
             worst = max(self.results, key=lambda gap: gap.relative)
-            found.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
+            findings.append(f"compiled as usual, without every node as an output, the result differs: {worst}")
         if self.own_failure:
-            found.append(f"errors of the ops' own are not known: {self.own_failure}")
-        return found
+            findings.append(f"the ops could not be compared one by one: {self.own_failure}")
+        return findings
 
     def table(self) -> Table:
         """The nodes in the graph's order, about the first remarkable one, and the findings."""
@@ -212,7 +215,7 @@ class DiffReport(Rendered):
         places = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel of its own", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
         rows = [
             [
                 row.op,
@@ -243,7 +246,7 @@ def diff(
     feeds: Mapping[Any, Any] | None = None,
     tolerance: float | str | None = None,
 ) -> DiffReport:
-    """Every node that `y` needs on two engines, and the first op where they differ. The twin of `%kdiff`.
+    """Computes every node that `y` needs on two engines, and finds the first that differs. The twin of `%kdiff`.
 
     `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
     arrays; those left out take what they were fed last. `tolerance`: relative, to an element and to its tensor's mean
@@ -253,7 +256,9 @@ def diff(
     """
     engines = [registry.engine(name) for name in (reference, other)]
     if reference == other:
-        raise ArgumentError(f"diff: {reference} was named twice; name two engines, e.g. tensorflow and numpy")
+        raise ArgumentError(
+            f"diff: {reference} was named twice", next_step="name two engines, e.g. tensorflow and numpy"
+        )
     allowed = None if tolerance is None else _checked(tolerance)
     roots = roots_of(y, "diff")
     phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")
@@ -321,7 +326,7 @@ class _Comparison(Nodes):
         for numbers, more in self.chunks():
             result.chunk_bytes.append(self.bytes([*numbers, *more]))
             self._compare_chunk(result, rows, numbers, more)
-        result.asked = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
+        result.roots = [rows[n] for n in program.outputs[: len(self._roots)] if n in rows]
         for n, x, y in self._results():
             result.results.append(
                 gap_of(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n)

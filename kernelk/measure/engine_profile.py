@@ -1,4 +1,4 @@
-"""What the engine's own profiler says of a call as it really runs, fused: `%kprofile --engine`."""
+"""Asks the engine's own profiler about a call as it really runs, fused, for `%kprofile --engine`."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ class EngineProfile(Result, Rendered):
         return self.seconds / self.plain
 
     @property
-    def told(self) -> float:
+    def listed_seconds(self) -> float:
         """The seconds of a run that the rows account for; more than the run's where several ran at once."""
         return sum(row.seconds for row in self.rows)
 
     def share(self, row: EngineRow) -> float:
         """A row's part of what all rows took."""
-        return row.seconds / self.told if self.told else 0.0
+        return row.seconds / self.listed_seconds if self.listed_seconds else 0.0
 
     def table(self) -> Table:
         """A row for each thing that ran."""
         lines = any(row.source for row in self.rows)
-        header = ["what ran", *(["written in"] if lines else []), "calls in a run", "time in a run", "share"]
+        header = ["what ran", *(["written in"] if lines else []), "calls per run", "time per run", "share"]
         rows = [
             [
                 _short(row.name),
@@ -84,19 +84,19 @@ class EngineProfile(Result, Rendered):
             for row in self.rows[:SHOWN_ROWS]
         ]
         title = (
-            f"{self.profiler}, of the call as {self.engine} runs it: {duration(self.seconds)} a run under the "
+            f"{self.profiler}, for the call as {self.engine} runs it: {duration(self.seconds)} per run with the "
             f"profiler, {self.slowdown:.2f}x the {duration(self.plain)} without it"
         )
         return Table(rows, header, title=title, below="\n".join(self._below()))
 
     def _below(self) -> list[str]:
         if not self.rows:
-            return ["it has seen nothing: the engine computes none of this itself"]
-        lines = [
-            f"the rows are {duration(self.told)} of a run, over {self.runs} runs; the rest is what lies between them"
-        ]
-        if self.told > self.seconds:
-            lines = [f"the rows are {duration(self.told)} together, over {self.runs} runs: some of them run at once"]
+            return ["the profiler recorded nothing: the engine computes none of this itself"]
+        listed = duration(self.listed_seconds)
+        if self.listed_seconds > self.seconds:
+            lines = [f"the rows add up to {listed} per run, over {self.runs} runs: some run at once"]
+        else:
+            lines = [f"the rows add up to {listed} per run, over {self.runs} runs; the rest is time between them"]
         if len(self.rows) > SHOWN_ROWS:
             lines.append(f"{len(self.rows)} rows, {SHOWN_ROWS} shown (.rows has all)")
         return [*lines, self.remark] if self.remark else lines
@@ -128,12 +128,12 @@ def check_profiler(host: Host) -> None:
     """Raises ArgumentError for a started engine without a profiler of its own."""
     if not host.profiler:
         raise ArgumentError(
-            f"{host.engine.title} has no profiler of its own that tells of single ops; next: %kprofile without --engine"
+            f"{host.engine.title} has no profiler of its own for single ops", next_step="%kprofile without --engine"
         )
 
 
 def engine_profile(session: Session, host: Host, call: Call, budget: float) -> EngineProfile:
-    """What the engine's own profiler says of one kind of call. `budget`: seconds of running, beside compiling.
+    """What the engine's own profiler says of one kind of call. `budget`: seconds to run for, not counting compilation.
 
     The call is compiled anew for it, and nothing of the session changes. Raises EngineError.
     """
@@ -144,15 +144,17 @@ def engine_profile(session: Session, host: Host, call: Call, budget: float) -> E
         rows, runs, under, plain = _in_turns(timed, budget, len(program.instructions), host.profiler["sees"])
 
     def source(instruction: int | None) -> str:
-        node = None if instruction is None else specialisation.blamed([instruction])
+        node = None if instruction is None else specialisation.blamed(program, [instruction])
         return "" if node is None else str(node.source)
 
-    found = [
+    engine_rows = [
         EngineRow(name, calls / runs, seconds / runs, source(instruction))
         for (name, instruction, _), (calls, seconds) in rows.items()
     ]
-    found.sort(key=lambda row: -row.seconds)
-    return EngineProfile(host.profiler["label"], host.engine.name, found, runs, under, plain, host.profiler["remark"])
+    engine_rows.sort(key=lambda row: -row.seconds)
+    return EngineProfile(
+        host.profiler["label"], host.engine.name, engine_rows, runs, under, plain, host.profiler["remark"]
+    )
 
 
 def _in_turns(

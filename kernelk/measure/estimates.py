@@ -1,4 +1,4 @@
-"""What samples tell: medians and paired ratios with confidence intervals, and whether the machine was steady."""
+"""Estimates from samples: medians and paired ratios with confidence intervals, and whether the machine was steady."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def verdict(ratio: Estimate) -> str:
     if ratio.high < 1 - RESOLUTION:
         return "faster"
     if ratio.low == 0 or ratio.high - ratio.low > 0.2:
-        return "not known: needs a larger budget"
+        return "unclear: needs a larger budget"
     return "no difference"
 
 
@@ -74,14 +74,14 @@ def unsteadiness(samples: Sequence[float]) -> str:
     values = np.asarray(samples)
     if len(values) < 8:
         return f"only {len(values)} samples" if len(values) < 3 else ""
-    found = []
+    remarks = []
     first, second = np.median(values[: len(values) // 2]), np.median(values[len(values) // 2 :])
     if abs(second / first - 1) > STEADY:
-        found.append(f"the second half took {second / first:.2f}x the first")
+        remarks.append(f"the second half took {second / first:.2f}x the first")
     low, middle, high = np.percentile(values, [25, 50, 75])
     if (high - low) / middle > 2 * STEADY:
-        found.append(f"the middle half spreads over {(high - low) / middle:.0%}")
+        remarks.append(f"the middle half of the samples spans {(high - low) / middle:.0%}")
     outliers = int((values > high + 3 * (high - low)).sum())
     if outliers > len(values) // 20:
-        found.append(f"{outliers} of {len(values)} samples are far out")
-    return ", ".join(found)
+        remarks.append(f"{outliers} of {len(values)} samples are outliers")
+    return ", ".join(remarks)

@@ -1,4 +1,4 @@
-"""Which op takes how long: each node of a call by itself, on its real inputs, beside the call as it is compiled."""
+"""Profiles a recorded call for `%kprofile`: each node by itself on its real inputs, beside the call as compiled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..display.progress import waiting
 from ..display.tables import Rendered, Table, duration, size
 from ..engines.host import Host
-from ..errors import KernelKError
+from ..errors import KernelKError, one_line
 from ..graph.nodes import Tensor, walk
 from ..ops.creation import placeholder
 from ..ops.gradients import of_a_gradient
@@ -28,9 +29,7 @@ from .estimates import Estimate, unsteadiness
 from .recording import Call, record
 from .results import Result, noted
 from .single_ops import Nodes
-from .timing import STILL, CallTime, Conditions, checked_budget, measured, ready, shown
-
-Array = np.ndarray[Any, Any]
+from .timing import SETTLE_SECONDS, CallTime, Conditions, checked_budget, measured, ready, shown
 
 BUDGET = 5.0
 # Rows that a table shows; the result has them all.
@@ -177,7 +176,7 @@ class ProfileResult(Result, Rendered):
             for op in self.ops[:SHOWN_ROWS]
         ]
         whole = self.whole.steady
-        verb = "fusing saves" if self.fusion >= 1 else "by themselves its ops take"
+        verb = "fusion saves" if self.fusion >= 1 else "by themselves its ops take"
         title = (
             f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
@@ -193,17 +192,17 @@ class ProfileResult(Result, Rendered):
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
-            lines.append(f"built in {duration(self.whole.compile_seconds)}, which pays after {pays} runs")
+            lines.append(f"compiled in {duration(self.whole.compile_seconds)}, which pays off after {pays} runs")
         if len(self.ops) > SHOWN_ROWS:
             lines.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
-        lines += [f"{op.op} '{op.name}' has no time: {op.failure}" for op in self.ops if op.failure][:3]
+        lines += [f"{op.op} '{op.name}' could not be timed: {op.failure}" for op in self.ops if op.failure][:3]
         if self.others:
-            lines.append(f"{self.others} other kinds of calls took less, and aren't profiled")
+            lines.append(f"{self.others} other kinds of calls took less time and aren't profiled")
         remark = unsteadiness(self.whole.samples)
         lines += [f"unsteady ({remark})"] if remark else []
         lines.append(
-            f"reached here by itself: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
-            f"{self.machine.bandwidth / 1e9:.3g} GB/s; an op by itself has the engine's whole overhead of a call"
+            f"peak rates measured here: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
+            f"{self.machine.bandwidth / 1e9:.3g} GB/s; each op's time includes the engine's whole overhead of a call"
         )
         return [*lines, *self.notes, self.conditions.words()]
 
@@ -234,7 +233,7 @@ class ProfileResult(Result, Rendered):
 
 
 def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
-    """How long each op of a call takes by itself on the active engine. The Python twin of `%kprofile`.
+    """Times each op of a call by itself on the active engine. The Python twin of `%kprofile`.
 
     `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
     seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:
@@ -258,8 +257,8 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
             own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
         others = len(recording.calls) - 1
-        found = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
-        return noted("profile", found)
+        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
+        return noted("profile", result)
 
 
 def _timed(
@@ -271,7 +270,7 @@ def _timed(
     with ready(session, host, alone) as timed:
         timed.warm_up(budget / 3, min(0.005, budget / 10))
         timed.sample_for(budget * 2 / 3)
-    return timed.found
+    return timed.call_time
 
 
 def _machine(session: Session, host: Host, budget: float) -> Machine:
@@ -311,24 +310,24 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
         for number, ops in work:
             for host, op in random.sample(list(zip(hosts, ops)), len(hosts)):
                 if len(hosts) > 1:
-                    time.sleep(STILL)
+                    time.sleep(SETTLE_SECONDS)
                 try:
                     op.steady = _by_itself(session, host, nodes, number, known, share)
                 except KernelKError as error:
-                    op.failure = " ".join(str(error).split())
+                    op.failure = one_line(error)
     return list(kinds.values())
 
 
 def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
     """What of these nodes is measured: a loop in place of its items and of its draws."""
-    found: dict[int, None] = {}
+    measured_nodes: dict[int, None] = {}
     for number in numbers:
         node = nodes.nodes[number]
         if node.op == "item":
-            found[nodes.program.instructions[number - nodes.program.first].inputs[0]] = None
+            measured_nodes[nodes.program.instructions[number - nodes.program.first].inputs[0]] = None
         elif number not in nodes.of_loops:
-            found[number] = None
-    return list(found)
+            measured_nodes[number] = None
+    return list(measured_nodes)
 
 
 def _by_itself(

@@ -1,4 +1,4 @@
-"""What a body of code asks of the engine: it runs once, its calls are noted, and can be done again on any engine."""
+"""First step of every measurement: runs a body of code once and notes its calls, to repeat them on any engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, Variable
 from ..program.program import Program
@@ -17,8 +18,6 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
 from ..session.session import Session
 from ..source import Source, caller
-
-Array = np.ndarray[Any, Any]
 
 # The feeds of repeated calls are kept for doing all of them again up to this size; of each kind of call the first is
 # kept whatever its size.
@@ -122,7 +121,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:
-            raise ArgumentError(f"{asker}: feeds go with a tensor or a K.function; a body feeds its calls itself")
+            raise ArgumentError(f"{asker}: feeds need a tensor or a K.function; a body feeds its calls itself")
         begin = time.perf_counter()
         with _noting(session, recording):
             recording.value = target()
@@ -132,8 +131,9 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
         target = recording.value
         if not _evaluable(target):
             raise ArgumentError(
-                f"{asker}: nothing was evaluated, so there is nothing to time; call a K.function or K.eval in the "
-                f"body, or let it end in a tensor (to read a variable is no evaluation)"
+                f"{asker}: nothing was evaluated, so there is nothing to time",
+                next_step="call a K.function or K.eval in the body, or let it end in a tensor "
+                "(reading a variable doesn't count)",
             )
     roots = roots_of(target, asker)
     phase, fed = known_feeds(target, roots, feeds or {}, asker, magic)

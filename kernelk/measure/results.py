@@ -1,4 +1,4 @@
-"""What results can become: a data frame, JSON with all figures, and of a measurement a picture."""
+"""Exports results: as a data frame, as JSON with all figures, and measurements also as a picture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def new_axes(rows: int) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise ArgumentError("plot needs Matplotlib, which isn't installed; next: pip install matplotlib") from None
+        raise ArgumentError(
+            "plot needs Matplotlib, which isn't installed", next_step="pip install matplotlib"
+        ) from None
     with pyplot.rc_context({"font.size": 14}):
         _, ax = pyplot.subplots(figsize=(10, 1.5 + 0.7 * rows), layout="constrained")
     return ax

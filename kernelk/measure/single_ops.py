@@ -1,4 +1,4 @@
-"""The nodes behind some tensors, each by itself: for what looks at every op, such as the divergence finder."""
+"""Takes a graph apart for `divergence` and `profiling`: each node by itself, to be computed on its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..engines.host import Host
 from ..errors import ArgumentError
 from ..graph.loops import item
@@ -21,8 +22,6 @@ from ..program.program import Instruction, Program
 from ..session.function import Function
 from ..session.session import Session
 from ..session.untouched import forgetting
-
-Array = np.ndarray[Any, Any]
 
 # Of one engine's values so many are held at once, unless those of one op and its operands are more. What comes after is
 # computed by another call, with all that it needs.
@@ -50,8 +49,8 @@ class Nodes:
         program = self.program
         if not program.instructions and not program.draws:
             raise ArgumentError(
-                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} holds no op, only values that "
-                f"every engine is given bit for bit"
+                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} has no op, only values that "
+                f"every engine receives bit for bit"
             )
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]
@@ -145,7 +144,7 @@ class Nodes:
         What is no op that can stand alone (a draw, a loop and its items) is left out.
         """
         leaves = _Leaves(self)
-        found: dict[int, Tensor] = {}
+        tensors: dict[int, Tensor] = {}
         for number in numbers:
             if number < self.program.first:
                 continue
@@ -153,8 +152,8 @@ class Nodes:
             if type(node) is Tensor and node.op != "item":
                 operands = tuple(leaves[n] for n in inputs)
                 shape = self.shapes[number]
-                found[number] = Tensor(node.op, operands, attrs, shape, node.dtype, node.source, node.name)
-        return found, leaves.fed
+                tensors[number] = Tensor(node.op, operands, attrs, shape, node.dtype, node.source, node.name)
+        return tensors, leaves.fed
 
     def loop_alone(self, number: int) -> tuple[list[Tensor], dict[int, Placeholder]]:
         """All values that are used of a loop, as a loop by itself, and its placeholders: see `alone`."""

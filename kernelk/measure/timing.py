@@ -1,4 +1,4 @@
-"""How long calls take on an engine: to build, to run first, to run when warm, to hand over; each figure by itself."""
+"""Times recorded calls for `%ktime`: compile, first run, steady state and transfer, each figure by itself."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ REQUEST = 0.1
 WARM_UP = 0.25
 MOST_SAMPLES = 400
 # Before a sample that is taken in turns with others', so many runs more are made: the caches hold the others' data.
-REFILLED = 0.25
+CACHE_WARM_FRACTION = 0.25
 # After an engine's turn, others wait this long in seconds: OpenBLAS's threads spin for up to 2**26 cycles before they
 # sleep, and take a core from whoever runs in another process meanwhile.
-STILL = 0.03
+SETTLE_SECONDS = 0.03
 # Updates begin anew at each sample, which costs its first run something: so many runs share it, where they are short.
 RUNS_WITH_UPDATES = 4
 BUDGET = 2.0
@@ -154,13 +154,13 @@ class TimeResult(Result, Rendered):
         return sum(call.count * call.steady.value for call in self.calls)
 
     def notes(self) -> list[str]:
-        """What a reader has to know to believe the figures."""
-        found = []
+        """Warnings that belong to the figures."""
+        notes = []
         for call in self.calls:
             remark = unsteadiness(call.samples)
             if remark:
-                found.append(f"unsteady{f': {call.label}' if len(self.calls) > 1 else ''} ({remark})")
-        return found
+                notes.append(f"unsteady{f': {call.label}' if len(self.calls) > 1 else ''} ({remark})")
+        return notes
 
     def table(self) -> Table:
         """Pairs for one call, a row each for several."""
@@ -172,7 +172,7 @@ class TimeResult(Result, Rendered):
                 title=f"{call.label}: {shown(call.steady)} on {self.conditions.engine}",
                 below="\n".join(below),
             )
-        header = ["call", "times", "build", "first run", "steady run", "whole call", "inputs"]
+        header = ["call", "times", "compile", "first run", "steady state", "whole call", "inputs"]
         rows = [
             [
                 call.label,
@@ -192,10 +192,10 @@ class TimeResult(Result, Rendered):
     def _pairs(self, call: CallTime) -> list[list[str]]:
         samples = f"median of {len(call.samples)} samples of {call.loops} runs, {CONFIDENCE:.0%} interval"
         rows = [
-            ["steady run", f"{shown(call.steady)}, {samples}"],
-            ["build", duration(call.compile_seconds)],
+            ["steady state", f"{shown(call.steady)}, {samples}"],
+            ["compile", duration(call.compile_seconds)],
             ["first run", duration(call.first_seconds)],
-            ["hand over", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
+            ["transfer", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
             *([["commit", f"{duration(call.commit)} for new values"]] if call.commit else []),
             ["whole call", f"{duration(call.call)} through kernelk"],
             *([["in the cell", f"{call.count} times, all steady runs {duration(self.steady)}"]] * (call.count > 1)),
@@ -203,7 +203,7 @@ class TimeResult(Result, Rendered):
             ["outputs", ", ".join(call.outputs) or "none"],
         ]
         if self.python_seconds > 0.05 * self.steady:
-            rows.append(["Python", f"{duration(self.python_seconds)} in the cell, beside its calls"])
+            rows.append(["Python", f"{duration(self.python_seconds)} in the cell, outside its calls"])
         return rows
 
     def records(self) -> list[dict[str, Any]]:
@@ -250,7 +250,7 @@ def checked_budget(budget: Any, asker: str) -> float:
 
 
 def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
-    """How long something takes on the active engine, each part by itself. The Python twin of `%ktime`.
+    """Times code on the active engine, each part separately. The Python twin of `%ktime`.
 
     `target`: a body, as a function without arguments that evaluates something; or a tensor, several, or a K.function,
     with `feeds` (placeholder to array) or what its placeholders were fed last. It runs once as always; its calls are
@@ -274,18 +274,18 @@ def measured(session: Session, host: Host, call: Call, budget: float) -> CallTim
         timed.warm_up(budget * WARM_UP)
         timed.sample_for(budget)
         timed.transfers()
-    timed.found.whole = _whole_calls(session, host, call, budget)
-    return timed.found
+    timed.call_time.whole = _whole_calls(session, host, call, budget)
+    return timed.call_time
 
 
 class Timed:
     """One kind of call that stands ready on a host to be run again and again."""
 
-    def __init__(self, host: Host, number: int, found: CallTime, runs: int) -> None:
+    def __init__(self, host: Host, number: int, call_time: CallTime, runs: int) -> None:
         self._host = host
         self._number = number
         self._runs = runs
-        self.found = found
+        self.call_time = call_time
 
     def sample(self, times: int = 1, before: int = 0) -> list[float]:
         """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right.
@@ -297,7 +297,7 @@ class Timed:
                 {
                     "do": "sample",
                     "timed": self._number,
-                    "loops": self.found.loops,
+                    "loops": self.call_time.loops,
                     "times": times,
                     "before": before,
                 }
@@ -309,11 +309,11 @@ class Timed:
 
         Where it took far longer than `longest`, since the machine is busy, the next one is shorter.
         """
-        found = self.found
-        sample = self.sample(before=math.ceil(found.loops * REFILLED))[0]
-        found.samples.append(sample)
-        if sample * found.loops > 3 * longest:
-            found.loops = max(1, math.ceil(longest / sample))
+        call_time = self.call_time
+        sample = self.sample(before=math.ceil(call_time.loops * CACHE_WARM_FRACTION))[0]
+        call_time.samples.append(sample)
+        if sample * call_time.loops > 3 * longest:
+            call_time.loops = max(1, math.ceil(longest / sample))
         return sample
 
     def warm_up(self, seconds: float, longest: float = SHORTEST_SAMPLE * 10) -> None:
@@ -327,21 +327,21 @@ class Timed:
             one = self.sample()[0]
             since = 0 if one < 0.97 * best else since + 1
             best = min(best, one)
-            if one * self.found.loops < longest / 2:
-                self.found.loops = min(self.found.loops * 4, max(1, math.ceil(longest / one)))
+            if one * self.call_time.loops < longest / 2:
+                self.call_time.loops = min(self.call_time.loops * 4, max(1, math.ceil(longest / one)))
                 since = 0
         if self._runs > 1 and best < 0.05:
-            self.found.loops = max(self.found.loops, self._runs)
+            self.call_time.loops = max(self.call_time.loops, self._runs)
 
     def sample_for(self, seconds: float) -> None:
         """Takes samples for about so many seconds: one at least, and not more than are of use."""
         begin = clock.perf_counter()
-        samples = self.found.samples
+        samples = self.call_time.samples
         times = 1
         while len(samples) < MOST_SAMPLES:
             samples += self.sample(times)
             left = seconds - (clock.perf_counter() - begin)
-            each = statistics.median(samples) * self.found.loops
+            each = statistics.median(samples) * self.call_time.loops
             if left < each:
                 break
             times = max(1, int(min(REQUEST, left) / each))
@@ -356,8 +356,8 @@ class Timed:
         """Measures what lies between the runs and the notebook."""
         with self._host.held():
             reply = self._host.request({"do": "transfers", "timed": self._number, "times": 5})
-        self.found.load, self.found.deliver = (statistics.median(reply[name]) for name in ("load", "deliver"))
-        self.found.commit = statistics.median(reply["commit"]) if self._runs > 1 else 0.0
+        self.call_time.load, self.call_time.deliver = (statistics.median(reply[name]) for name in ("load", "deliver"))
+        self.call_time.commit = statistics.median(reply["commit"]) if self._runs > 1 else 0.0
 
 
 @contextlib.contextmanager
@@ -374,7 +374,7 @@ def ready(session: Session, host: Host, call: Call, profiled: bool = False) -> I
     finally:
         host.tell()
     outputs = program.specialise(shapes, host.specialises).outputs
-    found = CallTime(
+    call_time = CallTime(
         call.label,
         call.count,
         [f"{feed.dtype}{list(feed.shape)}" for feed in call.feeds],
@@ -383,7 +383,7 @@ def ready(session: Session, host: Host, call: Call, profiled: bool = False) -> I
         first_seconds,
     )
     try:
-        yield Timed(host, number, found, RUNS_WITH_UPDATES if program.updates else 1)
+        yield Timed(host, number, call_time, RUNS_WITH_UPDATES if program.updates else 1)
     finally:
         with contextlib.suppress(WorkerDiedError):
             host.release_timed([number])
@@ -393,13 +393,13 @@ def _whole_calls(session: Session, host: Host, call: Call, budget: float) -> lis
     """The seconds of some calls as K.function makes them; the variables are as before afterwards."""
     program = call.program(session, host.ops)
     updated = Recording(before={program.slots[slot]: session.read(program.slots[slot]) for slot, _ in program.updates})
-    found: list[float] = []
+    seconds: list[float] = []
     with restoring(session, [updated]):
         begin = clock.perf_counter()
         # The first may have to compile, or to load what was changed.
         session.calls.execute(host, program, call.feeds)
-        while len(found) < 20 and (len(found) < 3 or clock.perf_counter() - begin < budget / 10):
+        while len(seconds) < 20 and (len(seconds) < 3 or clock.perf_counter() - begin < budget / 10):
             start = clock.perf_counter()
             session.calls.execute(host, program, call.feeds)
-            found.append(clock.perf_counter() - start)
-    return found
+            seconds.append(clock.perf_counter() - start)
+    return seconds

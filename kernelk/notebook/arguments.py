@@ -7,7 +7,6 @@ options that code follows (`%ktime --budget 3 f([x])`). An argument's `type`, Ex
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shlex
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from IPython.core import magic_arguments as _ipython
 from IPython.core.error import UsageError
 
 from ..engines import registry
-from ..errors import ArgumentError
+from ..errors import ArgumentError, did_you_mean
 
 # IPython's decorator, with types.
 argument: Callable[..., Callable[[Any], Any]] = _ipython.argument
@@ -93,7 +92,9 @@ def parse(magic: Any, line: str, cell: str | None = None) -> argparse.Namespace:
             text, names = _split_names(magic, text, positionals[1].nargs, line)
         if not text:
             name, example = _name(magic), magic.parser.example
-            raise ArgumentError(f"{name} was given nothing to {kind.purpose}; e.g. {example}; {name}? shows examples")
+            raise ArgumentError(
+                f"{name} was given nothing to {kind.purpose}", next_step=f"{example}; {name}? shows examples"
+            )
         return _parse_words(magic, [*words, "--", text, *names], line)
     if isinstance(kind, Code) and cell is None:
         words, code = _split_code(magic, line)
@@ -119,16 +120,17 @@ def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Nam
             if lacks_value and not isinstance(python_kind(magic), Expression):
                 example = f"{name} {action.option_strings[0]} {action.metavar}"
         raise ArgumentError(
-            f"{name} {shown.strip()} is incomplete or wrong ({reason}); e.g. {example}; {name}? shows examples"
+            f"{name} {shown.strip()} is incomplete or wrong ({reason})", next_step=f"{example}; {name}? shows examples"
         ) from None
     for word in surplus:
         if word.startswith("-"):
             option = word.partition("=")[0]
             known = options(magic)
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(option, known, "{}", cutoff=0.5)
             raise ArgumentError(
-                f"{name} has no option {option}: {hint}allowed are {', '.join(known)}; {name}? shows examples"
+                f"{name} has no option {option}",
+                allowed=f"{hint}allowed are {', '.join(known)}",
+                next_step=f"{name}? shows examples",
             )
     if surplus:
         raise _other_words(magic, shown)
@@ -142,7 +144,7 @@ def _split_options(magic: Any, line: str) -> tuple[str, list[str]]:
     head, *pieces = re.split(pattern, line.strip())
     words = []
     for option, text in zip(pieces[::2], pieces[1::2]):
-        value = text.strip().removeprefix("=").strip()
+        value = text.removeprefix("=").strip()
         words.append(f"{option}={value}" if value else option)
     return head.strip(), words
 
@@ -178,7 +180,7 @@ def _split_code(magic: Any, line: str) -> tuple[list[str], str]:
 def _other_words(magic: Any, line: str, example: str = "") -> ArgumentError:
     """The error for a line with too many words, or too few."""
     example = example or magic.parser.example
-    return ArgumentError(f"{_name(magic)} takes {magic.parser.takes}, not {line.strip()!r}; e.g. {example}")
+    return ArgumentError(f"{_name(magic)} takes {magic.parser.takes}, not {line.strip()!r}", next_step=example)
 
 
 def _name(magic: Any) -> str:

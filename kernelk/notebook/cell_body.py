@@ -1,4 +1,4 @@
-"""A cell's text as a body to run and time: in the notebook's own names, with its last expression's value."""
+"""Between a magic and what measures: turns a cell's text into a function that runs in the notebook's own names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
     Its lines show in errors as those of a cell. Raises ArgumentError for text that is empty or no Python.
     """
     if not text.strip():
-        raise ArgumentError(f"{magic} was given nothing to run; e.g. {example}")
+        raise ArgumentError(f"{magic} was given nothing to run", next_step=example)
     source: str = shell.transform_cell(text)  # type: ignore[no-untyped-call]
     name = shell.compile.cache(source, shell.execution_count)
     try:

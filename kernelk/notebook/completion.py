@@ -1,4 +1,4 @@
-"""What the Tab key offers on the lines of kernelk's magics: engines, options, devices; it starts and imports none."""
+"""Completes the lines of kernelk's magics at the Tab key: engines, options, devices; it starts no engine."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, one_line
 
 
 def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "") -> Any:
@@ -16,10 +16,8 @@ def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "
     try:
         return shell.ev(expression)  # type: ignore[no-untyped-call]
     except Exception as error:
-        words = " ".join(str(error).split())
-        more = f"; {hint}" if hint else ""
         raise ArgumentError(
-            f"{magic}: {expression} can't be evaluated: {type(error).__name__}: {words}{more}"
+            f"{magic}: {expression} can't be evaluated: {type(error).__name__}: {one_line(error)}", allowed=hint
         ) from None
 
 

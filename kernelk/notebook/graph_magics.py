@@ -41,9 +41,9 @@ class GraphMagics(Magics):
         """
         given = parse(self.kgraph, line)
         if given.all and given.depth is not None:
-            raise ArgumentError("%kgraph: --depth and --all exclude one another; e.g. %kgraph loss --depth 1")
+            raise ArgumentError("%kgraph: --depth and --all exclude each other", next_step="%kgraph loss --depth 1")
         if given.feed and not given.times:
-            raise ArgumentError("%kgraph: --feed says what to time, and goes with --times; next: add --times")
+            raise ArgumentError("%kgraph: --feed only works together with --times", next_step="add --times")
         from ..drawing.drawing import draw
 
         shell: Any = self.shell
@@ -59,7 +59,7 @@ class GraphMagics(Magics):
     @feed_argument
     @line_magic
     def kshow(self, line: str) -> Any:
-        """Shows what each engine made of the same graph, in its own words: its graph after its own optimisation.
+        """Shows each engine's compiled form of the same graph, after its own optimisation and in its own format.
 
         Examples::
 

@@ -17,24 +17,24 @@ class InspectionMagics(Magics):
     @no_var_expand
     @magic_arguments("one filter", "%ktensors --values w*")
     @argument("filter", nargs="?", default="", metavar="FILTER", help="a name, a part of one or of an op, or w*")
-    @argument("--values", action="store_true", help="with extremes, mean, deviation, NaN, infinity and a histogram")
-    @argument("--kind", metavar="K", help="one kind alone: " + ", ".join(KINDS))
+    @argument("--values", action="store_true", help="with min, max, mean, std, NaN, infinity and a histogram")
+    @argument("--kind", metavar="K", help="only this kind: " + ", ".join(KINDS))
     @argument("--sort", metavar="COLUMN", help="by " + ", ".join(COLUMNS))
     @line_magic
     def ktensors(self, line: str) -> Any:
-        """Lists what lives in the session: variables, placeholders, tensors and functions, by your names for them.
+        """Lists the session's variables, placeholders, tensors and functions, by your names for them.
 
         Examples::
 
           %ktensors                        all of them, in the order in which they were made
-          %ktensors --values               with what their values are like
+          %ktensors --values               with statistics of their values
           %ktensors --values loss          of one
-          %ktensors layers*                whose name fits; the name of an op does, too
+          %ktensors layers*                those whose name, or whose op's name, matches
           %ktensors --kind variable --sort bytes
           %ktensors --sort nan             those with most NaNs first
 
         A value is a variable's own, what a placeholder was fed last, or else evaluated with that on the active engine,
-        if it runs; what has no value says why below. What it returns has .rows, .summaries, .to_frame() and .to_json().
+        if it runs; missing values are explained. What it returns has .rows, .summaries, .to_frame() and .to_json().
         Python twin: kernelk.tensors("loss", values=True, kind="tensor", sort="bytes").
         """
         from ..inspection.tensor_list import tensors
@@ -50,7 +50,7 @@ class InspectionMagics(Magics):
 
         Examples::
 
-          %kpanel             one click or key swaps the engine; all that changes is shown at once
+          %kpanel             one click or key swaps the engine; changes are shown at once
 
         Any number may be open, in other notebooks' views of this kernel, too. It needs kernelk[panel]. Python twin:
         kernelk.panel().

@@ -16,16 +16,16 @@ _OPTIONS_ALONE = "no arguments but options; the code is the cell"
 
 @magics_class
 class MeasuringMagics(Magics):
-    """What is timed is the user's own code: it runs once as it stands, and what it asks of the engine is run again."""
+    """Magics that time the user's own code: it runs once as it stands, and its calls to the engine are repeated."""
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments(_OPTIONS_ALONE, "%ktime K.dot(a, b)")
     @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
-    @argument("--budget", metavar="S", help="seconds of running, beside compiling (2)")
+    @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (2)")
     @line_cell_magic
     def ktime(self, line: str, cell: str | None = None) -> Any:
-        """Times an expression, or a cell, on the active engine: to build, to run first, to run when warm, to hand over.
+        """Times an expression, or a cell, on the active engine: compile, first run, steady state, transfer.
 
         Examples::
 
@@ -43,8 +43,8 @@ class MeasuringMagics(Magics):
     @no_var_expand
     @magic_arguments(_OPTIONS_ALONE, "%kprofile K.dot(a, b)")
     @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
-    @argument("--budget", metavar="S", help="seconds of running, beside compiling (5)")
-    @argument("--engine", action="store_true", help="then what the engine's own profiler says of the call as it runs")
+    @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (5)")
+    @argument("--engine", action="store_true", help="also run the engine's own profiler on the call")
     @line_cell_magic
     def kprofile(self, line: str, cell: str | None = None) -> Any:
         """Times each op of a call by itself, on its real inputs, beside the call as the engine compiles it.
@@ -54,7 +54,7 @@ class MeasuringMagics(Magics):
           %kprofile f([x])                 each op of a call of a K.function, with your lines
           %kprofile K.softmax(y)           a tensor: it is evaluated
           %%kprofile --budget 20           the call of the cell that takes longest
-          %kprofile --engine f([x])        and what the engine's own profiler sees, with all that it has fused
+          %kprofile --engine f([x])        also with the engine's own profiler, which sees fused ops
 
         What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
         kernelk.profile(lambda: f([x]), engine=True).
@@ -72,11 +72,11 @@ class MeasuringMagics(Magics):
 
     @no_var_expand
     @magic_arguments("engines' names", "%%kcompare tensorflow theano")
-    @argument("engines", nargs="*", help="the engines' names; none: all that are installed")
-    @argument("--budget", metavar="S", default="10", help="seconds of running in all, beside compiling (10)")
+    @argument("engines", nargs="*", help="engine names (default: all installed)")
+    @argument("--budget", metavar="S", default="10", help="seconds to run for in total, not counting compilation (10)")
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     @argument("--threads", metavar="N", help="the same number of threads for all")
-    @argument("--per-op", action="store_true", help="then each op by itself on every engine, for as long again")
+    @argument("--per-op", action="store_true", help="also time each op by itself on every engine, for as long again")
     @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
     @cell_magic
     def kcompare(self, line: str, cell: str) -> Any:
@@ -124,7 +124,7 @@ class MeasuringMagics(Magics):
           %kdiff y tensorflow cntk                         y: a tensor, a K.function, or an expression for one
           %kdiff y tensorflow cntk --feed x=np.ones((2, 3)) --feed t=labels --tolerance 1e-3
 
-        A placeholder that isn't given a feed takes what it was fed last. Nothing is committed, the engine stays.
+        A placeholder without --feed gets what it was last fed. Nothing is committed, and the active engine stays.
         Python twin: kernelk.diff(y, "tensorflow", "cntk", feeds={x: array}, tolerance=1e-3).
         """
         from ..measure.divergence import diff
@@ -145,7 +145,7 @@ def _swept(text: str) -> dict[str, list[float]]:
         values = []
     if not equals or not name.strip().isidentifier() or not values:
         raise ArgumentError(
-            f"%%kcompare: --sweep {text} isn't allowed: it takes a name and numbers, e.g. --sweep n=128,256"
+            f"%%kcompare: --sweep {text} isn't allowed", allowed="it takes a name and numbers, e.g. --sweep n=128,256"
         )
     return {name.strip(): values}
 

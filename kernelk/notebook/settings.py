@@ -1,15 +1,14 @@
-"""`c.KernelK` in ipython_config.py and `%config KernelK`: settings beside keras.json, each in force at once."""
+"""Takes settings from `%config KernelK` and ipython_config.py (`c.KernelK`), each in force at once."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from traitlets import Bool, Float, Integer, TraitError, Unicode, observe, validate
 from traitlets.config import Configurable
 
 from .. import config
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, did_you_mean
 from ..session.current import PROCESS, current
 
 
@@ -23,19 +22,19 @@ class KernelK(Configurable):
     ).tag(config=True)
     quiet = Bool(
         False,
-        help="Leaves kernelk's own lines, and what engines print, out of the cells (as KERNELK_QUIET=1 does).",
+        help="Keeps kernelk's own messages, and what engines print, out of the cells (as KERNELK_QUIET=1 does).",
     ).tag(config=True)
     compiled_bytes = Integer(
         config.LIMITS.compiled_bytes,
-        help="Compiled programs of one engine may take so many bytes; the oldest go at the next compilation.",
+        help="How many bytes of compiled programs to keep per engine; the next compilation drops the oldest.",
     ).tag(config=True)
     reevaluation_seconds = Float(
         config.LIMITS.reevaluation_seconds,
-        help="After a swap, tensors that you have seen are evaluated again for so long; 0 leaves it out.",
+        help="Seconds that a swap may spend evaluating again the tensors you have seen; 0 turns this off.",
     ).tag(config=True)
     log_bytes = Integer(
         config.LIMITS.log_bytes,
-        help="So many bytes of what an engine's workers say are kept for %kbackend --log.",
+        help="How many bytes of an engine's output to keep for %kbackend --log.",
     ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
@@ -50,16 +49,17 @@ class KernelK(Configurable):
         known = self.traits(config=True)
         for name, value in given.get("KernelK", {}).items():
             if name not in known:
-                near = get_close_matches(name, list(known), n=1)
-                hint = f"did you mean '{near[0]}'? " if near else ""
-                raise ArgumentError(f"KernelK has no setting '{name}': {hint}it has {', '.join(sorted(known))}")
+                hint = did_you_mean(name, known)
+                raise ArgumentError(
+                    f"KernelK has no setting '{name}'", allowed=f"{hint}it has {', '.join(sorted(known))}"
+                )
             setattr(self, name, value)
 
     @validate("compiled_bytes", "reevaluation_seconds", "log_bytes")
     def _not_negative(self, proposal: Any) -> Any:
         if not 0 <= proposal["value"] < float("inf"):
             name, value = proposal["trait"].name, proposal["value"]
-            raise TraitError(f"KernelK.{name} is a number from 0 on, not {value!r}; e.g. %config KernelK.{name} = 2")
+            raise TraitError(f"KernelK.{name} must be at least 0, not {value!r}; e.g. %config KernelK.{name} = 2")
         return proposal["value"]
 
     @validate("backend")

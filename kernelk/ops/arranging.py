@@ -39,13 +39,13 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def reverse(x: Any, axes: Any) -> Tensor:
-    """Elements in the opposite order along `axes` (an int or several)."""
+    """`x` with its elements reversed along `axes` (an int or several)."""
     x = as_tensor(x)
     return reversed_along(x, axes_of(axes, x.ndim, "reverse"))
 
 
 def slice(x: Any, start: Any, size: Any) -> Tensor:
-    """The block that begins at `start` and has `size` elements along each axis (-1: all that follow)."""
+    """The block of `x` that begins at `start` and has `size` elements along each axis (-1: all that follow)."""
     x = as_tensor(x)
     begin = [int(n) for n in (start.array if hasattr(start, "array") else start)]
     length = [int(n) for n in (size.array if hasattr(size, "array") else size)]
@@ -54,7 +54,7 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
     for axis, (first, n) in enumerate(zip(begin, length)):
         whole = x.shape[axis]
         if first < 0 or n < -1 or (whole is not None and first + builtins.max(n, 0) > whole):
-            raise ShapeError(f"slice: start {first} and size {n} reach out of axis {axis} of shape {x.shape}")
+            raise ShapeError(f"slice: start {first} and size {n} reach beyond axis {axis} of shape {x.shape}")
     slices = [[first, None if n == -1 else first + n, None] for first, n in zip(begin, length)]
     return apply("slice", x, slices=slices)
 
@@ -118,7 +118,7 @@ def repeat(x: Any, n: int) -> Tensor:
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") -> Tensor:
-    """Numbers from `start` up to `stop` (0 up to `start`, if that is all) by `step`, as a vector.
+    """A vector of numbers from `start` up to `stop`, without it, in steps of `step`; `arange(n)` starts at 0.
 
     Bounds that are integer tensors are evaluated before each call.
     """
@@ -153,19 +153,19 @@ def _padded(x: Any, pairs: Sequence[Sequence[int]], data_format: Any, op: str) -
 
 
 def temporal_padding(x: Any, padding: Sequence[int] = (1, 1)) -> Tensor:
-    """(batch, steps, features) with zero steps before and after."""
+    """Pads (batch, steps, features) with zero steps before and after."""
     return _padded(x, [padding], "channels_last", "temporal_padding")
 
 
 def spatial_2d_padding(x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1)), data_format: Any = None) -> Tensor:
-    """Images with zeros around: ((top, bottom), (left, right))."""
+    """Pads images with zeros: ((top, bottom), (left, right))."""
     return _padded(x, padding, data_format, "spatial_2d_padding")
 
 
 def spatial_3d_padding(
     x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1), (1, 1)), data_format: Any = None
 ) -> Tensor:
-    """Volumes with zeros around, a pair for each axis."""
+    """Pads volumes with zeros, a pair of lengths for each axis."""
     return _padded(x, padding, data_format, "spatial_3d_padding")
 
 
@@ -173,14 +173,16 @@ def normalize_data_format(value: Any) -> str:
     """`value` (None: the default) as channels_last or channels_first. Raises ArgumentError."""
     chosen = config.image_data_format() if value is None else str(value).lower()
     if chosen not in config.DATA_FORMATS:
-        raise ArgumentError(f"data_format {value!r} isn't allowed; allowed are {', '.join(config.DATA_FORMATS)}")
+        raise ArgumentError(
+            f"data_format {value!r} isn't allowed", allowed=f"allowed are {', '.join(config.DATA_FORMATS)}"
+        )
     return chosen
 
 
 def resize_images(
     x: Any, height_factor: int, width_factor: int, data_format: Any, interpolation: str = "nearest"
 ) -> Tensor:
-    """Images with height and width times whole factors, by repeating or by linear interpolation of pixel centres.
+    """Images enlarged by whole factors in height and width, by repetition or bilinear interpolation of pixel centres.
 
     `interpolation`: "nearest" or "bilinear"; the latter needs a known height and width.
     """
@@ -191,7 +193,9 @@ def resize_images(
     if interpolation == "nearest":
         return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
     if interpolation != "bilinear":
-        raise ArgumentError(f"resize_images: interpolation {interpolation!r}; allowed are nearest and bilinear")
+        raise ArgumentError(
+            f"resize_images: interpolation {interpolation!r}", allowed="allowed are nearest and bilinear"
+        )
     return _interpolated(_interpolated(x, height_factor, rows), width_factor, rows + 1)
 
 
@@ -217,7 +221,7 @@ def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
 
 
 def resize_volumes(x: Any, depth_factor: int, height_factor: int, width_factor: int, data_format: Any) -> Tensor:
-    """Volumes with each axis times a whole factor, by repeating."""
+    """Volumes enlarged by a whole factor along each axis, by repetition."""
     volumes = as_tensor(x)
     if volumes.ndim != 5:
         raise ShapeError(f"resize_volumes: expected 5 axes, not shape {volumes.shape}")

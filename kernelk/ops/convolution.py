@@ -176,8 +176,8 @@ def _same_dtype(op: str, *values: Any) -> list[Tensor]:
 def _check_kernel(op: str, kernel: Tensor, spatial: int) -> None:
     if kernel.ndim != spatial + 2:
         raise ShapeError(
-            f"{op}: a kernel of shape {kernel.shape} needs {spatial + 2} axes: {spatial} lengths, then the channels "
-            f"that go in and what comes out"
+            f"{op}: a kernel of shape {kernel.shape} needs {spatial + 2} axes: {spatial} lengths, then the input "
+            f"channels and the output (filters, or a multiplier)"
         )
     if None in kernel.shape or 0 in kernel.shape:
         raise ShapeError(f"{op}: every length of a kernel must be known and 1 or more, not {kernel.shape}")
@@ -186,7 +186,7 @@ def _check_kernel(op: str, kernel: Tensor, spatial: int) -> None:
 def _check_channels(op: str, x: Tensor, kernel: Tensor, given: int | None, wanted: int | None) -> None:
     if given != wanted and given is not None:
         raise ShapeError(
-            f"{op}: x of shape {x.shape} has {given} channels, the kernel of shape {kernel.shape} takes {wanted}"
+            f"{op}: x of shape {x.shape} has {given} channels, but the kernel of shape {kernel.shape} takes {wanted}"
         )
 
 
@@ -287,7 +287,7 @@ def _transposed(arguments: WindowArguments, x: Any, kernel: Any, output_shape: A
             f"{kernel.shape[-2]}"
         )
     if isinstance(batch, int) and batch not in (-1, x.shape[0]) and x.shape[0] is not None:
-        raise ShapeError(f"{op}: output_shape {tuple(dims)} has another batch than x of shape {x.shape}")
+        raise ShapeError(f"{op}: output_shape {tuple(dims)} has another batch size than x of shape {x.shape}")
     known = [n if isinstance(n, int) else _length(n, references, 2) for n in lengths]
     windows = arguments.windows(known, size_of(kernel), 2 + len(references))
     inputs = (moved, kernel, *references, *windows.references)

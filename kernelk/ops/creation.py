@@ -32,14 +32,16 @@ def placeholder(
     if ndim is not None and ndim != len(lengths):
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):
-        raise ArgumentError(f"placeholder: shape {lengths} holds a negative length; use None for an unknown one")
+        raise ArgumentError(
+            f"placeholder: shape {lengths} holds a negative length", next_step="use None for an unknown one"
+        )
     node = Placeholder("placeholder", (), {}, lengths, check_dtype(dtype), caller(), name)
     node.sparse = bool(sparse)
     return node
 
 
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:
-    """A tensor that holds `value`, spread over `shape` if that is given; floatx unless `dtype` says otherwise."""
+    """A tensor with the given `value`, which fills `shape` if that is given; floatx unless `dtype` says otherwise."""
     if isinstance(value, Tensor):
         raise ArgumentError("constant: the value must be an array or a number, not a tensor")
     chosen = check_dtype(dtype)
@@ -60,12 +62,12 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         elif array.size == np.prod(lengths, dtype=int):
             array = array.reshape(lengths)
         else:
-            raise ArgumentError(f"constant: a value of shape {array.shape} doesn't fill shape {lengths}")
+            raise ArgumentError(f"constant: a value of shape {array.shape} doesn't fit shape {lengths}")
     return constant_node(array, name)
 
 
 def identity(x: Any, name: str | None = None) -> Tensor:
-    """A tensor of its own with the value of `x`."""
+    """A new tensor with the same value as `x`."""
     node = apply("identity", as_tensor(x))
     if name:
         node.name = name
@@ -73,7 +75,7 @@ def identity(x: Any, name: str | None = None) -> Tensor:
 
 
 def print_tensor(x: Any, message: str = "") -> Tensor:
-    """`x`, whose value is printed after `message` in the cell whose call needs it, once a call, when that is done.
+    """`x`; each call that uses it prints `message` and the value once, in its cell, after the call is done.
 
     In the step of a loop (`rnn`, `map_fn`, `foldl`, `foldr`) it is printed once a step, in the order of the steps; the
     values of all steps are kept until the call is done.

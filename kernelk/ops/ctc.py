@@ -147,7 +147,9 @@ def _predictions(op: str, y_pred: Any) -> Tensor:
     if predicted.ndim != 3 or not predicted.shape[-1]:
         raise ShapeError(f"{op}: y_pred needs axes (batch, steps, a known number of classes), not {predicted.shape}")
     if predicted.dtype not in FLOATS:
-        raise DTypeError(f"{op}: y_pred must be floats, not {predicted.dtype}: cast with K.cast(x, 'float32')")
+        raise DTypeError(
+            f"{op}: y_pred must be floats, not {predicted.dtype}", next_step="cast with K.cast(x, 'float32')"
+        )
     return predicted
 
 

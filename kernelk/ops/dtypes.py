@@ -30,7 +30,7 @@ def check_dtype(dtype: Any) -> str:
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
-        raise DTypeError(f"dtype {dtype!r} isn't supported; allowed are {', '.join(DTYPES)}")
+        raise DTypeError(f"dtype {dtype!r} isn't supported", allowed=f"allowed are {', '.join(DTYPES)}")
     return name
 
 
@@ -47,8 +47,8 @@ def densified(value: Any, what: str) -> Any:
         return value.toarray()
     except MemoryError:
         raise ArgumentError(
-            f"{what}: a sparse matrix of shape {value.shape} is too large to be held densely, as every value is here: "
-            f"feed fewer rows at a time, or keep fewer columns"
+            f"{what}: a sparse matrix of shape {value.shape} is too large as a dense array, which K makes of it",
+            next_step="feed fewer rows at a time, or keep fewer columns",
         ) from None
 
 
@@ -68,7 +68,9 @@ def promote(a: str, b: str) -> str:
         return a
     result = np.promote_types(a, b).name
     if a in INTEGERS and result not in INTEGERS:
-        raise DTypeError(f"{a} and {b} have no common integer dtype: cast one of them with K.cast(x, dtype)")
+        raise DTypeError(
+            f"{a} and {b} have no common integer dtype", next_step="cast one of them with K.cast(x, dtype)"
+        )
     return result
 
 
@@ -100,8 +102,8 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
             limits = np.iinfo(dtype)
             if not limits.min <= int(value) <= limits.max:
                 raise ArgumentError(
-                    f"{value} doesn't fit into {dtype} ({limits.min} to {limits.max}): "
-                    f"cast the tensor to a wider dtype with K.cast(x, dtype)"
+                    f"{value} doesn't fit into {dtype} ({limits.min} to {limits.max})",
+                    next_step="cast the tensor to a wider dtype with K.cast(x, dtype)",
                 )
         return constant_node(np.asarray(value, dtype=dtype))
     if isinstance(value, (list, tuple)):
@@ -121,7 +123,8 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
             array = array.astype(config.floatx())
     if array.dtype.name not in DTYPES:
         raise DTypeError(
-            f"{type(value).__name__} of dtype {array.dtype} can't be a tensor; allowed are {', '.join(DTYPES)}"
+            f"{type(value).__name__} of dtype {array.dtype} can't be a tensor",
+            allowed=f"allowed are {', '.join(DTYPES)}",
         )
     return constant_node(array)
 

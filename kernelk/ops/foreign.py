@@ -1,4 +1,4 @@
-"""Arrays of other libraries as numpy's, where a value enters K: on a CPU a view of the same memory, by DLPack."""
+"""Converts other libraries' arrays to numpy where a value enters K: on a CPU as a view, by DLPack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.base import DTYPES
-from ..errors import ArgumentError, KernelKError
+from ..errors import ArgumentError, KernelKError, one_line
 
 
 def _dtype_name(value: Any) -> str:
@@ -48,9 +48,9 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
         # The narrow floats of ml_dtypes, which JAX and TensorFlow have, are no kind of numpy's.
         return array.astype(np.float32) if array.dtype.kind == "V" and "float" in array.dtype.name else array
     except Exception as cause:
-        reason = " ".join(str(cause).split())
+        reason = one_line(cause)
         raise error(
             f"{what}: {type(value).__name__} of dtype {name} has no values that can be read here "
-            f"({type(cause).__name__}: {reason[:200]}); give a dense tensor of numbers, and call K outside of what the "
-            f"library traces or compiles"
+            f"({type(cause).__name__}: {reason[:200]})",
+            next_step="give a dense tensor of numbers, and call K outside code the library traces or compiles",
         ) from None

@@ -20,11 +20,13 @@ def dot(x: Any, y: Any) -> Tensor:
     """
     x, y = operands(x, y)
     if x.ndim == 0 or y.ndim == 0:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape}: a scalar has no axis to multiply along; use x * y")
+        raise ShapeError(
+            f"dot: shapes {x.shape} and {y.shape}: a scalar has no axis to multiply along", next_step="use x * y"
+        )
     k = x.shape[-1]
     meets = y.shape[-2] if y.ndim > 1 else y.shape[0]
     if k != meets and k is not None and meets is not None:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: {k} columns meet {meets} rows")
+        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: inner dimensions {k} and {meets} differ")
     if x.ndim == 2 and y.ndim == 2:
         return matmul(x, y)
     rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
@@ -42,7 +44,7 @@ def dot(x: Any, y: Any) -> Tensor:
 
 
 def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
-    """Products of the samples of two batches: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
+    """Products of two batches, sample by sample: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
 
     Shapes (b, ..., k, ...) and (b, ..., k, ...) give (b, the rest of x, the rest of y), or (b, 1) where nothing is
     left. `axes` may be one int for both; by default it is the last axis of `x` and the last but one of `y` (the last
@@ -57,7 +59,7 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
         axes = (axes, axes)
     first, second = axis_of(axes[0], x.ndim, "batch_dot"), axis_of(axes[1], y.ndim, "batch_dot")
     if 0 in (first, second):
-        raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along; use K.dot for that")
+        raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along", next_step="use K.dot for that")
     if x.shape[first] != y.shape[second] and None not in (x.shape[first], y.shape[second]):
         raise ShapeError(
             f"batch_dot: axis {first} of shape {x.shape} and axis {second} of shape {y.shape} differ in length"
@@ -80,13 +82,13 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
 
 
 def transpose(x: Any) -> Tensor:
-    """All axes in reverse order."""
+    """`x` with its axes in reverse order."""
     x = as_tensor(x)
     return apply("transpose", x, permutation=list(range(x.ndim))[::-1])
 
 
 def permute_dimensions(x: Any, pattern: Any) -> Tensor:
-    """Axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
+    """`x` with its axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
     x = as_tensor(x)
     order = [int(i) for i in pattern]
     if sorted(order) != list(range(x.ndim)):

@@ -68,7 +68,8 @@ def loop(
         results, new_states = step(list(elements), list(states))
         if len(new_states) != len(states):
             raise ArgumentError(
-                f"{op}: the step returned {len(new_states)} states, it was given {len(states)}; return as many"
+                f"{op}: the step returned {len(new_states)} states, but was given {len(states)}",
+                next_step="return as many",
             )
         made = [as_tensor(new, state.dtype) for new, state in zip(new_states, states)]
         wider = _wider(op, first, made, weak)
@@ -84,8 +85,9 @@ def loop(
         )
         if not fits:
             raise ShapeError(
-                f"{op}: state {number} has shape {state.shape}, the step made it {new.shape}; they must be equal: "
-                f"give an initial state of that shape"
+                f"{op}: state {number} has shape {state.shape}, but the step returned {new.shape}",
+                allowed="they must be equal",
+                next_step="give an initial state of that shape",
             )
     return record_loop(sequences, first, body, start)
 
@@ -101,8 +103,9 @@ def _wider(op: str, states: Sequence[Tensor], made: Sequence[Tensor], weak: Sequ
         dtype = promote(state.dtype, new.dtype)
         if dtype != state.dtype and not free:
             raise DTypeError(
-                f"{op}: state {number} is {state.dtype}, the step made it {new.dtype}: give it an initial value of "
-                f"that dtype, or let the step return K.cast(state, '{state.dtype}')"
+                f"{op}: state {number} is {state.dtype}, but the step returned {new.dtype}",
+                next_step="give it an initial value of that dtype, or let the step return "
+                f"K.cast(state, '{state.dtype}')",
             )
         wanted.append(dtype)
     return None if wanted == [state.dtype for state in states] else wanted
@@ -148,7 +151,7 @@ def _steps_of(sequences: Sequence[Tensor], op: str) -> int | None:
     lengths = {x.shape[0] for x in sequences if x.shape[0] is not None}
     if len(lengths) > 1:
         raise ShapeError(
-            f"{op}: sequences of {', '.join(map(str, sorted(lengths)))} elements; they must be equally long"
+            f"{op}: sequences of {', '.join(map(str, sorted(lengths)))} elements", allowed="they must be equally long"
         )
     return lengths.pop() if lengths else None
 
@@ -195,7 +198,9 @@ def rnn(
         masks = [reversed_along(x, [0]) for x in masks]
     length = _steps_of([*sequences, *masks], "rnn")
     if input_length is not None and length is not None and int(input_length) != length:
-        raise ArgumentError(f"rnn: input_length is {input_length}, the inputs have {length} steps; leave it out")
+        raise ArgumentError(
+            f"rnn: input_length is {input_length}, the inputs have {length} steps", next_step="leave it out"
+        )
 
     def step(element: list[Tensor], states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         made = step_function(packed(inputs, element), [*states, *constants])
@@ -224,7 +229,9 @@ def rnn(
 def _states(new_states: Any, states: Sequence[Tensor]) -> list[Any]:
     listed = list(new_states) if isinstance(new_states, (list, tuple)) else [new_states]
     if len(listed) != len(states):
-        raise ArgumentError(f"rnn: the step returned {len(listed)} states, it was given {len(states)}; return as many")
+        raise ArgumentError(
+            f"rnn: the step returned {len(listed)} states, but was given {len(states)}", next_step="return as many"
+        )
     return listed
 
 
@@ -263,8 +270,8 @@ def _unrolled(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     if not steps:
         raise ArgumentError(
-            "rnn: unroll needs a known number of steps, at least 1: give the inputs a time axis of known length, "
-            "or input_length"
+            "rnn: unroll needs a known number of steps, at least 1",
+            next_step="give the inputs a time axis of known length, or input_length",
         )
     outputs: list[Tensor] = []
     for t in range(int(steps)):
@@ -273,7 +280,8 @@ def _unrolled(
         for number, (old, new) in enumerate(zip(states, new_states)):
             if old.dtype != new.dtype:
                 raise DTypeError(
-                    f"rnn: state {number} is {old.dtype}, the step made it {new.dtype}; cast it with K.cast"
+                    f"rnn: state {number} is {old.dtype}, but the step returned {new.dtype}",
+                    next_step="cast it with K.cast",
                 )
         if masks:
             mask = _at(masks[0], t)
@@ -300,7 +308,7 @@ def _elements(elems: Any, op: str) -> list[Tensor]:
 
 
 def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: Any = None) -> Any:
-    """`fn` of each element along the first axis of `elems`, stacked along a first axis.
+    """Applies `fn` to each element along the first axis of `elems`, and stacks the results.
 
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
     tensors. `dtype` (nested likewise) is what results are cast to. Raises ShapeError for lengths that differ.
@@ -330,7 +338,7 @@ def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse
     structure = elems if initializer is None else initializer
     if initializer is None:
         if _steps_of(given, op) == 0:
-            raise ShapeError(f"{op}: there is no first element to begin with: give an initializer")
+            raise ShapeError(f"{op}: there is no first element to begin with", next_step="give an initializer")
         index = -1 if reverse else 0
         first: list[Any] = [_at(x, index) for x in given]
         part = [None, -1, None] if reverse else [1, None, None]
@@ -349,7 +357,7 @@ def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse
 
 
 def foldl(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str | None = None) -> Any:
-    """`fn(accumulated, element)` over the first axis of `elems`, from the first element to the last.
+    """Folds `elems` along its first axis with `fn(accumulated, element)`, from the first element to the last.
 
     It begins with `initializer`, or, without one, with the first element. `elems` and `initializer` may be nested
     lists or tuples of tensors. Raises ShapeError or DTypeError where `fn` changes the accumulated value's.
@@ -358,7 +366,7 @@ def foldl(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str
 
 
 def foldr(fn: Callable[..., Any], elems: Any, initializer: Any = None, name: str | None = None) -> Any:
-    """`fn(accumulated, element)` over the first axis of `elems`, from the last element to the first; as `foldl`."""
+    """Folds `elems` with `fn(accumulated, element)` like `foldl`, but from the last element to the first."""
     return _fold("foldr", fn, elems, initializer, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""What Keras asks its backend for beside computation: names, kinds of tensors, and calls that mean nothing here."""
+"""What Keras expects of its backend besides computation: names, kinds of tensors, and calls without meaning here."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def get_uid(prefix: str = "") -> int:
-    """1, 2, 3 ... for each prefix."""
+    """The next number for a prefix: 1, 2, 3 ..."""
     uids = current_state().uids
     uids[prefix] += 1
     return uids[prefix]
 
 
 def reset_uids() -> None:
-    """Starts all prefixes again at 1."""
+    """Restarts the numbers of all prefixes at 1."""
     current_state().uids.clear()
 
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
-    """All that is made inside is drawn as one group of this name; tensors' own names stay as they are given."""
+    """Groups what is made inside under this name in drawings; tensors' own names don't change."""
     state = current_state()
     before = state.scope
     state.scope = f"{before}/{name}" if before else name
@@ -80,7 +80,7 @@ def size(x: Any, name: str | None = None) -> Tensor:
 
 
 def symbolic(func: F) -> F:
-    """The function itself: everything here is symbolic."""
+    """Returns the function unchanged: everything here is symbolic."""
     return func
 
 
@@ -91,14 +91,14 @@ def eager(func: F) -> F:
 
 @contextlib.contextmanager
 def control_dependencies(control_inputs: Any) -> Iterator[None]:
-    """Nothing: updates are part of a call, not of an order of ops."""
+    """Does nothing: updates are part of a call, not of an order of ops."""
     yield
 
 
 def manual_variable_initialization(value: bool) -> None:
-    """Nothing: a variable has its value from the start."""
+    """Does nothing: a variable has its value from the start."""
 
 
 def pattern_broadcast(x: Any, broadcastable: Any) -> Tensor:
-    """The tensor itself: which axes broadcast is known by their length at each call."""
+    """Returns the tensor unchanged: each call knows from the lengths which axes broadcast."""
     return as_tensor(x)

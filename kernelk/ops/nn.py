@@ -35,7 +35,7 @@ def set_learning_phase(value: int) -> None:
 
 
 def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
-    """`x` in the train phase, `alt` otherwise; either may be a function of no argument. Only the chosen one is run.
+    """`x` in the train phase, else `alt`; either may be a function without arguments. Only the chosen one is computed.
 
     `training` is None (the learning phase), 0, 1 or a bool tensor of no axes.
     """
@@ -73,7 +73,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 
 
 def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
-    """`x` from `threshold` on, within [0, max_value] if that is given, and alpha * (x - threshold) below."""
+    """`x` from `threshold` up, at most `max_value` if that is given; below it, alpha * (x - threshold)."""
     x = floating(as_tensor(x))
     plain = isinstance(alpha, (int, float)) and alpha == 0 and threshold == 0
     if plain:

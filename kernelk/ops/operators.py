@@ -47,7 +47,9 @@ def _slice_entry(entry: builtins.slice) -> list[int | None]:
         if value is None:
             return None
         if isinstance(value, Tensor):
-            raise ArgumentError("a slice's bounds must be Python ints; use K.slice or K.gather for values in the graph")
+            raise ArgumentError(
+                "a slice's bounds must be Python ints", next_step="use K.slice or K.gather for values in the graph"
+            )
         return int(value)
 
     if entry.step is not None and int(entry.step) == 0:
@@ -94,8 +96,8 @@ def index(x: Tensor, key: Any) -> Tensor:
             slices.append([int(entry), None if entry == -1 else int(entry) + 1, None])
         else:
             raise ArgumentError(
-                f"a tensor is indexed by ints, 0-d integer tensors, slices, '...' and None, not "
-                f"{type(entry).__name__}; use K.gather for several indices"
+                f"a tensor is indexed by ints, 0-d integer tensors, slices, '...' and None, not {type(entry).__name__}",
+                next_step="use K.gather for several indices",
             )
     sliced = x if all(entry == [None, None, None] for entry in slices) else apply("slice", x, slices=slices)
     if dims != list(range(x.ndim)):

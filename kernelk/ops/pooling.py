@@ -65,7 +65,7 @@ def _pool(arguments: WindowArguments, x: Any, pool_size: Any, pool_mode: str) ->
     op = arguments.op
     (x,) = floats(op, x)
     if pool_mode not in ("max", "avg"):
-        raise ArgumentError(f"{op}: pool_mode {pool_mode!r} isn't allowed; allowed are max, avg")
+        raise ArgumentError(f"{op}: pool_mode {pool_mode!r} isn't allowed", allowed="allowed are max, avg")
     moved = arguments.to_last(x)
     size = per_axis(pool_size, arguments.spatial, "pool_size", op)
     windows = arguments.windows(lengths_of(moved), size, 1)

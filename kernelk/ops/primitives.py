@@ -14,7 +14,9 @@ from .shapes import broadcast, count, known_dims, reduced
 
 
 def _refuse(op: str, dtype: str, allowed: str) -> DTypeError:
-    return DTypeError(f"{op} isn't defined for {dtype}: it takes {allowed}; cast with K.cast(x, dtype)")
+    return DTypeError(
+        f"{op} isn't defined for {dtype}", allowed=f"it takes {allowed}", next_step="cast with K.cast(x, dtype)"
+    )
 
 
 def _unary(op: str, allowed: frozenset[str] | None) -> Any:
@@ -61,9 +63,7 @@ def _reduction(op: str, nonempty: bool) -> Any:
         if x.dtype == "bool":
             raise _refuse(op, "bool", "numbers")
         if nonempty and 0 in [x.shape[i] for i in axes]:
-            raise ShapeError(
-                f"{op}: nothing to reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty"
-            )
+            raise ShapeError(f"{op}: can't reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty")
         return reduced(x.shape, axes, keepdims), x.dtype
 
     return infer
@@ -94,7 +94,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
         rest = count(tuple(n for n in shape if n != -1))
         place = shape.index(-1)
         if rest == 0:
-            raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be worked out beside an axis of length 0")
+            raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be inferred beside an axis of length 0")
         if total is None or rest is None:
             shape[place] = None
         elif total % rest:
@@ -104,7 +104,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     elif total is not None:
         wanted = count(tuple(shape))
         if wanted is not None and wanted != total:
-            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) into {tuple(shape)} ({wanted} elements)")
+            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) can't be {tuple(shape)} ({wanted} elements)")
         unknown = [i for i, n in enumerate(shape) if n is None]
         if wanted is None and len(unknown) == 1:
             rest = count(tuple(n for n in shape if n is not None))
@@ -116,7 +116,7 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
 def _infer_broadcast_to(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     shape = tuple(known_dims(dims, (x, *references)))
     if min((n for n in shape if n is not None), default=0) < 0:
-        raise ShapeError(f"broadcast_to: shape {shape} holds a negative length; allowed are 0, 1, 2, ...")
+        raise ShapeError(f"broadcast_to: shape {shape} holds a negative length", allowed="allowed are 0, 1, 2, ...")
     known = None not in x.shape + shape
     if len(x.shape) > len(shape) or (broadcast(x.shape, shape, "broadcast_to") != shape and known):
         raise ShapeError(f"broadcast_to: shape {x.shape} doesn't broadcast to {shape}")
@@ -140,7 +140,8 @@ def _infer_concatenate(*parts: Any, axis: int) -> Result:
                 shape[i] = n
             elif n is not None and n != shape[i]:
                 raise ShapeError(
-                    f"concatenate: shapes {parts[0].shape} and {part.shape} differ in axis {i}; only axis {axis} may"
+                    f"concatenate: shapes {parts[0].shape} and {part.shape} differ in axis {i}",
+                    allowed=f"only axis {axis} may",
                 )
     shape[axis] = total
     return tuple(shape), parts[0].dtype
@@ -174,7 +175,7 @@ def _infer_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Resul
     if k != j and k is not None and j is not None:
         raise ShapeError(
             f"dot: shapes {a.shape}{' transposed' if transpose_a else ''} and {b.shape}"
-            f"{' transposed' if transpose_b else ''} don't fit: {k} columns meet {j} rows"
+            f"{' transposed' if transpose_b else ''} don't fit: inner dimensions {k} and {j} differ"
         )
     if a.dtype == "bool":
         raise _refuse("dot", "bool", "numbers")

@@ -22,7 +22,7 @@ def set_random_seed(seed: int) -> None:
 def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:
     """A node of standard draws ("uniform" in [0, 1) or "normal"); `dims` refer to `references` from 0."""
     if dtype not in FLOATS:
-        raise DTypeError(f"random numbers are floats, not {dtype}: cast them with K.cast(x, dtype)")
+        raise DTypeError(f"random numbers are floats, not {dtype}", next_step="cast them with K.cast(x, dtype)")
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())

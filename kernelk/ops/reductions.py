@@ -21,7 +21,7 @@ def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """Mean over `axis`; integers and bools become floatx. The mean of nothing is NaN."""
+    """Mean over `axis`; integers and bools become floatx. The mean of an empty tensor is NaN."""
     x = floating(as_tensor(x))
     axes = axes_of(axis, x.ndim, "mean")
     return apply("mean", x, axes=axes, keepdims=bool(keepdims)) if axes else x
@@ -99,12 +99,12 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 
 def any(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """Whether some element over `axis` isn't 0 (or False), as bool."""
+    """Whether any element over `axis` is nonzero (or True), as bool."""
     return binary("not_equal", _how_many(x, axis, keepdims, True), 0)
 
 
 def all(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """Whether no element over `axis` is 0 (or False), as bool."""
+    """Whether all elements over `axis` are nonzero (or True), as bool."""
     return binary("equal", _how_many(x, axis, keepdims, False), 0)
 
 

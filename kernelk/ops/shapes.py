@@ -34,7 +34,8 @@ def broadcast(a: Shape, b: Shape, op: str = "broadcast") -> Shape:
             result.append(m)
         else:
             raise ShapeError(
-                f"{op}: shapes {given[0]} and {given[1]} don't broadcast: each axis must be equal, or 1 in one of them"
+                f"{op}: shapes {given[0]} and {given[1]} don't broadcast",
+                allowed="each axis must be equal, or 1 in one of them",
             )
     return tuple(result)
 

@@ -122,7 +122,9 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             tensor, axis = length
             return [reference(tensor), axis]
         if value is None:
-            raise ArgumentError(f"{op}: a shape can't hold None here; use -1 or K.shape(x)[axis] for an unknown length")
+            raise ArgumentError(
+                f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
+            )
         return int(value)
 
     if isinstance(shape, Tensor) and shape.ndim == 1:
@@ -147,17 +149,17 @@ def reshape(x: Any, shape: Any) -> Tensor:
     dims, references = dims_of(shape, 1, "reshape")
     bad = [n for n in dims if isinstance(n, int) and n < -1]
     if bad:
-        raise ShapeError(f"reshape: {bad[0]} can't be a length; allowed are 0, 1, 2, ... and one -1")
+        raise ShapeError(f"reshape: {bad[0]} can't be a length", allowed="allowed are 0, 1, 2, ... and one -1")
     return apply("reshape", x, *references, dims=dims)
 
 
 def flatten(x: Any) -> Tensor:
-    """All elements in one axis."""
+    """`x` as a vector of all its elements."""
     return apply("reshape", as_tensor(x), dims=[-1])
 
 
 def batch_flatten(x: Any) -> Tensor:
-    """All axes but the first in one."""
+    """`x` with all axes but the first merged into one."""
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("batch_flatten: a scalar has no first axis")
@@ -165,7 +167,7 @@ def batch_flatten(x: Any) -> Tensor:
 
 
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
-    """A new axis of length 1 at `axis`."""
+    """`x` with a new axis of length 1 at `axis`."""
     x = as_tensor(x)
     place = axis_of(axis, x.ndim + 1, "expand_dims")
     dims: list[Any] = [[0, i] if n is None else n for i, n in enumerate(x.shape)]
@@ -174,7 +176,7 @@ def expand_dims(x: Any, axis: int = -1) -> Tensor:
 
 
 def squeeze(x: Any, axis: int) -> Tensor:
-    """Without `axis`, whose length must be 1. Raises ShapeError."""
+    """`x` without `axis`, whose length must be 1. Raises ShapeError."""
     x = as_tensor(x)
     place = axis_of(axis, x.ndim, "squeeze")
     if x.shape[place] not in (1, None):
@@ -195,7 +197,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
     for part in parts[1:]:
         common = promote(common, part.dtype)
     if parts[0].ndim == 0:
-        raise ShapeError("concatenate: scalars have no axis; use K.stack")
+        raise ShapeError("concatenate: scalars have no axis", next_step="use K.stack")
     place = axis_of(axis, parts[0].ndim, "concatenate")
     joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
     joined.sparse = all(part.sparse for part in parts)
@@ -210,9 +212,11 @@ def one_hot(indices: Any, num_classes: int) -> Tensor:
 def one_hot_as(indices: Tensor, depth: int | None, dtype: str) -> Tensor:
     """`one_hot` in another dtype. Raises DTypeError for indices that aren't integers, ShapeError for unknown depth."""
     if indices.dtype not in INTEGERS:
-        raise DTypeError(f"one_hot: indices must be integers, not {indices.dtype}: use K.cast(x, 'int32')")
+        raise DTypeError(f"one_hot: indices must be integers, not {indices.dtype}", next_step="use K.cast(x, 'int32')")
     if depth is None:
-        raise ShapeError("one_hot: the number of classes isn't known; give the predictions' last axis a length")
+        raise ShapeError(
+            "one_hot: the number of classes isn't known", next_step="give the predictions' last axis a length"
+        )
     return apply("one_hot", indices, depth=depth, result=dtype)
 
 

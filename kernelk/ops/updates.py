@@ -33,8 +33,9 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     if value.dtype != variable.dtype:
         if promote(value.dtype, variable.dtype) != variable.dtype:
             raise DTypeError(
-                f"{op}: variable '{variable.name}' is {variable.dtype}, the value {value.dtype}: "
-                f"it would lose precision; write K.cast(value, '{variable.dtype}') if that is meant"
+                f"{op}: variable '{variable.name}' is {variable.dtype}, but the value is {value.dtype}: precision "
+                "would be lost",
+                next_step=f"write K.cast(value, '{variable.dtype}') if you mean that",
             )
         value = cast(value, variable.dtype)
     fits = value.ndim <= variable.ndim and all(
@@ -42,7 +43,8 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     )
     if not fits or (kind == "assign" and value.ndim != variable.ndim):
         raise ShapeError(
-            f"{op}: variable '{variable.name}' has shape {variable.shape}, the value {value.shape}; they must be equal"
+            f"{op}: variable '{variable.name}' has shape {variable.shape}, but the value has {value.shape}",
+            allowed="they must be equal",
         )
     node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())
     node.variable = variable

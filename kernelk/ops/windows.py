@@ -46,8 +46,9 @@ def output_length(n: int | None, windows: Windows, axis: int, op: str) -> int | 
     reach = windows.reach(axis)
     if n + before + after < reach:
         raise ShapeError(
-            f"{op}: spatial axis {axis} has length {n} and {before} + {after} of padding, a window covers {reach}: "
-            f"the output's length would be negative or 0; use a smaller window or padding='same'"
+            f"{op}: spatial axis {axis} has length {n} and {before} + {after} of padding, but a window covers "
+            f"{reach}: the output's length would be negative or 0",
+            next_step="use a smaller window or padding='same'",
         )
     made = (n + before + after - reach) // windows.strides[axis] + 1
     return made
@@ -170,7 +171,7 @@ def floats(op: str, *values: Any) -> list[Tensor]:
     tensors = [as_tensor(value) for value in values]
     for x in tensors:
         if x.dtype not in FLOATS:
-            raise DTypeError(f"{op} takes floats, not {x.dtype}: cast with K.cast(x, 'float32')")
+            raise DTypeError(f"{op} takes floats, not {x.dtype}", next_step="cast with K.cast(x, 'float32')")
     return tensors
 
 
@@ -226,7 +227,7 @@ def window_arguments(
     first = normalize_data_format(data_format) == "channels_first"
     chosen = padding.lower() if isinstance(padding, str) else padding
     if chosen not in paddings:
-        raise ArgumentError(f"{op}: padding {padding!r} isn't allowed; allowed are {', '.join(paddings)}")
+        raise ArgumentError(f"{op}: padding {padding!r} isn't allowed", allowed=f"allowed are {', '.join(paddings)}")
     return WindowArguments(
         op,
         spatial,

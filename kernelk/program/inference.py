@@ -79,8 +79,8 @@ def _infer_loop(loop: Loop, shapes: Sequence[Shape], source: Source) -> LoopShap
     if len(lengths) > 1:
         raise located(
             ShapeError(
-                f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}; their first axes "
-                f"must be equal"
+                f"a loop's sequences have different lengths: {', '.join(map(str, shapes[:n]))}",
+                allowed="their first axes must be equal",
             ),
             source,
         )
@@ -92,8 +92,9 @@ def _infer_loop(loop: Loop, shapes: Sequence[Shape], source: Source) -> LoopShap
         if len(initial) != len(new) or any(a != b and a is not None and b is not None for a, b in zip(initial, new)):
             raise located(
                 ShapeError(
-                    f"a loop's state has shape {initial} at first and {new} after a step; they must be equal: "
-                    f"give the initial state the shape that the step returns"
+                    f"a loop's state has shape {initial} at first and {new} after a step",
+                    allowed="they must be equal",
+                    next_step="give the initial state the shape that the step returns",
                 ),
                 source,
             )

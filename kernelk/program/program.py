@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from ..arrays import Array
 from ..bounds import drop_oldest
-from ..errors import FeedError
 from ..graph.loops import stacked
 from ..graph.nodes import (
     Constant,
@@ -19,15 +16,13 @@ from ..graph.nodes import (
     LearningPhase,
     Placeholder,
     Scan,
-    Shape,
-    StepInput,
     Tensor,
     Variable,
     check_generations,
-    constant_node,
     walk,
 )
 from ..graph.rules import RULES
+from .leaves import Content, content_of, not_fed, phase_constant
 from .resolve import Resolver
 from .specialisation import Specialisation
 
@@ -39,10 +34,6 @@ MOST_SHAPED_VALUES = 500_000
 KEY_LENGTH = 32
 
 _JSON = json.JSONEncoder(separators=(",", ":"))
-
-
-# A constant's dtype, shape, and bytes or their hash.
-_Content: TypeAlias = "tuple[str, Shape, bytes]"
 
 
 class Instruction(NamedTuple):
@@ -200,18 +191,18 @@ class Program:
 
     def _number_leaves(
         self, order: Sequence[Tensor], updated: Sequence[Variable], phase: int
-    ) -> tuple[dict[int, int], list[_Content]]:
+    ) -> tuple[dict[int, int], list[Content]]:
         """Finds slots, draws and constants. Returns the number of each leaf, by id, and the content of each constant.
 
         Constants of equal content are one.
         """
         numbers = {id(placeholder): i for i, placeholder in enumerate(self.inputs)}
         variables: dict[int, Variable] = {}
-        contents: dict[_Content, int] = {}
+        contents: dict[Content, int] = {}
         constant_of: list[tuple[int, int]] = []
 
         def hold(constant: Constant, alias: Tensor) -> None:
-            place = contents.setdefault(_content(constant), len(contents))
+            place = contents.setdefault(content_of(constant), len(contents))
             if place == len(self.constants):
                 self.constants.append(constant)
             constant_of.append((id(alias), place))
@@ -223,9 +214,9 @@ class Program:
             if isinstance(node, Constant):
                 hold(node, node)
             elif isinstance(node, LearningPhase):
-                hold(_phase_constant(node, phase), node)
+                hold(phase_constant(node, phase), node)
             elif isinstance(node, Placeholder):
-                raise _not_fed(node)
+                raise not_fed(node)
             elif isinstance(node, Variable):
                 variables.setdefault(id(node), node)
             elif isinstance(node, Draw):
@@ -289,7 +280,7 @@ class Program:
                 add(picked, (numbers[place],), {"index": loop.places[picked.attrs["index"]]})
         return numbered
 
-    def _make_key(self, contents: Sequence[_Content], texts: Iterable[str]) -> str:
+    def _make_key(self, contents: Sequence[Content], texts: Iterable[str]) -> str:
         leaves = [
             [[x.dtype, x.shape] for x in self.inputs],
             [[x.dtype, x.shape] for x in self.slots],
@@ -327,33 +318,3 @@ class Program:
             length = max(1, len(known.shapes))
             drop_oldest(self._specialised, min(MOST_SHAPES, max(16, MOST_SHAPED_VALUES // length)))
         return known
-
-
-def _not_fed(node: Placeholder) -> FeedError:
-    if isinstance(node, StepInput):
-        return FeedError(
-            f"'{node.name}' {node.shape} is known only inside the step of a loop ({node.source}): let the step return "
-            f"what is needed of it; neither a tensor outside nor the length of an axis can depend on it"
-        )
-    return FeedError(
-        f"placeholder '{node.name}' {node.shape} ({node.source}) is needed but not fed: add it to the "
-        f"inputs of K.function, or use tensor.eval({{placeholder: value}})"
-    )
-
-
-def _phase_constant(node: LearningPhase, phase: int) -> Constant:
-    """The constant that the learning phase is in this phase, made once."""
-    made: dict[int, Constant] = node.__dict__.setdefault("_values", {})
-    if phase not in made:
-        made[phase] = constant_node(np.asarray(bool(phase)))
-    return made[phase]
-
-
-def _content(node: Constant) -> _Content:
-    """What makes constants equal. A long run of bytes is hashed, once for each constant."""
-    content: bytes | None = node.__dict__.get("_hash")
-    if content is None:
-        content = node.array.tobytes()
-        if len(content) > 32:
-            content = node.__dict__["_hash"] = hashlib.sha256(content).digest()
-    return node.dtype, node.array.shape, content

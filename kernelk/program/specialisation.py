@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +19,8 @@ class Specialisation:
     """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`.
 
     `key` is that of the compiled form. `shapes` are those of every value as far as that form may know them; `draws`
-    and `outputs` the exact ones of every array that a run makes. Whoever uses it holds the program, too. Raises
-    ShapeError where an update doesn't fit.
+    and `outputs` the exact ones of every array that a run makes. The program, which keeps it, is handed in where it is
+    needed: no circle may keep the variables. Raises ShapeError where an update doesn't fit.
     """
 
     def __init__(self, program: Program, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> None:
@@ -33,7 +31,8 @@ class Specialisation:
                 # Unknown lengths let it be written; a backend might spread it over the variable.
                 raise ShapeError(
                     f"update: variable '{variable.name}' ({variable.source}) has shape {variable.shape}, "
-                    f"at this call the value {exact[n]}; they must be equal"
+                    f"at this call the value {exact[n]}",
+                    allowed="they must be equal",
                 )
         self.shapes: list[Any] = exact
         # What a loop without steps would have made can be told from exact shapes only.
@@ -51,24 +50,24 @@ class Specialisation:
         self.key = f"{program.key}{suffix}"
         self.draws: list[tuple[int, ...]] = exact[program.first_draw : program.first_draw + len(program.draws)]
         self.outputs: list[tuple[int, ...]] = [exact[n] for n in program.outputs]
-        # Weakly: the program keeps its specialisations, and goes with its last holder, as the variables that it holds.
-        self._program: Program = weakref.proxy(program)
+        self._arrays: list[tuple[int, str, tuple[int, ...]]] | None = None
 
-    @cached_property
-    def output_arrays(self) -> list[tuple[int, str, tuple[int, ...]]]:
+    def output_arrays(self, program: Program) -> list[tuple[int, str, tuple[int, ...]]]:
         """(bytes, dtype, shape) of each output."""
-        return [
-            (int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64)), dtype, shape)
-            for dtype, shape in zip(self._program.output_dtypes, self.outputs)
-        ]
+        if self._arrays is None:
+            self._arrays = [
+                (int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64)), dtype, shape)
+                for dtype, shape in zip(program.output_dtypes, self.outputs)
+            ]
+        return self._arrays
 
-    def encode(self) -> dict[str, Any]:
+    def encode(self, program: Program) -> dict[str, Any]:
         """The JSON form that backends lower."""
-        return _encode(self._program, self.shapes)[0]
+        return _encode(program, self.shapes)[0]
 
-    def blamed(self, path: Sequence[int]) -> Tensor | None:
+    def blamed(self, program: Program, path: Sequence[int]) -> Tensor | None:
         """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
-        return _blamed(self._program, self.shapes, path)
+        return _blamed(program, self.shapes, path)
 
 
 def _blamed(program: Program, shapes: list[Any], path: Sequence[int]) -> Tensor | None:

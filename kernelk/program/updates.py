@@ -36,8 +36,8 @@ def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
             values[id(variable)] = update_value(entry)
         elif entry.kind == "assign":
             raise UpdateError(
-                f"variable '{variable.name}' is set twice in one call ({entry.source}): "
-                f"keep one K.update, or use K.update_add for increments"
+                f"variable '{variable.name}' is set twice in one call ({entry.source})",
+                next_step="keep one K.update, or use K.update_add for increments",
             )
         else:
             values[id(variable)] = apply("add", values[id(variable)], entry.inputs[1])

@@ -7,8 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
 from ..engines.host import Host
@@ -33,8 +32,8 @@ class Plan(NamedTuple):
     number: int
     segment: int | None
     definition: dict[str, Any]
-    feeds: list[np.ndarray[Any, Any]]
-    outputs: list[np.ndarray[Any, Any]]
+    feeds: list[Array]
+    outputs: list[Array]
     slots: list[Slots]
     updated: list[Slots]
 
@@ -52,9 +51,7 @@ class Calls:
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
 
-    def execute(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], commit: bool = True
-    ) -> list[np.ndarray[Any, Any]]:
+    def execute(self, host: Host, program: Program, feeds: list[Array], commit: bool = True) -> list[Array]:
         """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
 
         `feeds` have the inputs' dtypes and shapes that fit. Without `commit` the updates are computed and forgotten.
@@ -82,9 +79,9 @@ class Calls:
         host: Host,
         program: Program,
         specialisation: Specialisation,
-        feeds: list[np.ndarray[Any, Any]],
+        feeds: list[Array],
         commit: bool,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Array]:
         with host.held():
             if specialisation.key in host.compiled:
                 host.compiled.move_to_end(specialisation.key)
@@ -94,7 +91,7 @@ class Calls:
 
     def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
         _check_able(host, program)
-        encoded = specialisation.encode()
+        encoded = specialisation.encode(program)
         constants = [node.array for node in program.constants]
         references = self._written(constants)
         try:
@@ -103,11 +100,11 @@ class Calls:
                     {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
                 )
         except EngineError as error:
-            raise _blamed(error, specialisation) from None
+            raise _blamed(error, program, specialisation) from None
         host.remember(specialisation.key, reply)
 
     def make_timed(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], profiled: bool = False
+        self, host: Host, program: Program, feeds: list[Array], profiled: bool = False
     ) -> tuple[int, float, float]:
         """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
 
@@ -116,7 +113,7 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded = specialisation.encode()
+        encoded = specialisation.encode(program)
         shift = len(program.inputs)
         encoded = {
             **encoded,
@@ -141,12 +138,10 @@ class Calls:
             with host.held(), host.waiting("compiling"):
                 reply = host.request(message)
         except EngineError as error:
-            raise _blamed(error, specialisation) from None
+            raise _blamed(error, program, specialisation) from None
         return number, reply["compile"], reply["first"]
 
-    def describe(
-        self, host: Host, program: Program, feeds: list[np.ndarray[Any, Any]], names: list[str]
-    ) -> dict[str, Any]:
+    def describe(self, host: Host, program: Program, feeds: list[Array], names: list[str]) -> dict[str, Any]:
         """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
 
         `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
@@ -154,16 +149,16 @@ class Calls:
         """
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
-        encoded = specialisation.encode()
+        encoded = specialisation.encode(program)
         references = self._written([node.array for node in program.constants])
         message = {"do": "describe", "program": encoded, "constants": references, "names": names}
         try:
             with host.held(), host.waiting("compiling"):
                 return host.request(message)
         except EngineError as error:
-            raise _blamed(error, specialisation) from None
+            raise _blamed(error, program, specialisation) from None
 
-    def _written(self, arrays: list[np.ndarray[Any, Any]]) -> list[Reference]:
+    def _written(self, arrays: list[Array]) -> list[Reference]:
         """Copies arrays into the transfer segment; where they lie there."""
         self._begin(sum(aligned(array.nbytes) for array in arrays))
         references = []
@@ -186,15 +181,13 @@ class Calls:
             program.plans.clear()
         self._planned.clear()
 
-    def _plan(
-        self, host: Host, program: Program, specialisation: Specialisation, feeds: list[np.ndarray[Any, Any]]
-    ) -> Plan:
+    def _plan(self, host: Host, program: Program, specialisation: Specialisation, feeds: list[Array]) -> Plan:
         """The plan of this call, made at the first one of its kind."""
         key = (host, tuple([feed.shape for feed in feeds]))
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):
             return plan  # type: ignore[no-any-return]
-        outputs = specialisation.output_arrays
+        outputs = specialisation.output_arrays(program)
         self._begin(sum(aligned(feed.nbytes) for feed in feeds) + sum(aligned(size) for size, _, _ in outputs))
         fed = [self.transfer.reserve(feed.nbytes, x.dtype, feed.shape) for x, feed in zip(program.inputs, feeds)]
         results = [self.transfer.reserve(*output) for output in outputs]
@@ -227,9 +220,9 @@ class Calls:
         host: Host,
         program: Program,
         specialisation: Specialisation,
-        feeds: list[np.ndarray[Any, Any]],
+        feeds: list[Array],
         commit: bool,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Array]:
         plan = self._plan(host, program, specialisation, feeds)
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
@@ -256,7 +249,7 @@ class Calls:
                 host.forget(plan.updated)
                 self._seeds.counter += bool(program.draws)
         except EngineError as error:
-            raise _blamed(error, specialisation) from None
+            raise _blamed(error, program, specialisation) from None
         except BaseException:
             # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
             host.forget(plan.updated)
@@ -280,7 +273,9 @@ def _check_able(host: Host, program: Program) -> None:
     reasons = program.lacking(host.ops, host.dtypes)
     reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
     if reasons:
-        raise EngineError(f"{host.engine.title} can't run this: {'; '.join(reasons)}; choose an engine that can")
+        raise EngineError(
+            f"{host.engine.title} can't run this: {'; '.join(reasons)}", next_step="choose an engine that can"
+        )
 
 
 def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
@@ -290,14 +285,14 @@ def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:
     ]
 
 
-def _blamed(error: EngineError, specialisation: Specialisation) -> KernelKError:
+def _blamed(error: EngineError, program: Program, specialisation: Specialisation) -> KernelKError:
     """The engine's error with the op and the user's line that it came from."""
     details = getattr(error, "details", {})
     index = details.get("instruction")
     if index is None:
         return error
-    node = specialisation.blamed([index, *details.get("inside", ())])
+    node = specialisation.blamed(program, [index, *details.get("inside", ())])
     if node is None:
         return error
-    error.args = (f"{error.args[0]} (op {node.op})",)
+    error.remark(f"op {node.op}")
     return located(error, node.source)

@@ -1,20 +1,17 @@
-"""What is fed to a tensor that is looked at alone: values that are given, or what its placeholders were fed last."""
+"""Chooses the feeds for a tensor that is evaluated on its own: given values, or its placeholders' last feeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from ..arrays import Array
 from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
 from ..graph.state import current_state
 from ..program.resolve import update_value
 from .feeds import as_feed, as_phase, last_feed
 from .function import Function
-
-Array = np.ndarray[Any, Any]
 
 
 def roots_of(y: Any, asker: str) -> list[Tensor]:
@@ -72,8 +69,8 @@ def known_feeds(
         if len(matching) != 1:
             names = ", ".join(f"'{x.name}'" for x in needed) or "none"
             what = f"'{key.name}'" if isinstance(key, Tensor) else repr(key)
-            why = "several placeholders have the name" if matching else "no placeholder that it needs is"
-            raise FeedError(f"{asker}: {why} {what}; it needs {names}")
+            why = "several placeholders are named" if matching else "it needs no placeholder named"
+            raise FeedError(f"{asker}: {why} {what}", allowed=f"it needs {names}")
         known[id(matching[0])] = value
     missing = []
     for x in needed:
@@ -85,6 +82,7 @@ def known_feeds(
                 missing.append(f"'{x.name}' {x.shape} ({x.source})")
     if missing:
         raise FeedError(
-            f"{asker}: what to feed isn't known: {'; '.join(missing)}; give feeds={{placeholder: array}} ({magic})"
+            f"{asker}: feeds are missing for {'; '.join(missing)}",
+            next_step=f"give feeds={{placeholder: array}} ({magic})",
         )
     return phase, {x: as_feed(x, known[id(x)]) for x in needed}

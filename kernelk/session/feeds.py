@@ -28,12 +28,14 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
         return value
     if isinstance(value, Tensor):
-        raise FeedError(f"placeholder '{placeholder.name}' was fed a tensor; feed K.get_value(tensor) or an array")
+        raise FeedError(
+            f"placeholder '{placeholder.name}' was fed a tensor", next_step="feed K.get_value(tensor) or an array"
+        )
     if is_sparse_matrix(value):
         if not placeholder.sparse:
             raise FeedError(
-                f"placeholder '{placeholder.name}' ({placeholder.source}) was fed a sparse matrix: make it with "
-                f"K.placeholder(..., sparse=True), or feed matrix.toarray()"
+                f"placeholder '{placeholder.name}' ({placeholder.source}) was fed a sparse matrix",
+                next_step="make it with K.placeholder(..., sparse=True), or feed matrix.toarray()",
             )
         value = densified(value, f"placeholder '{placeholder.name}'")
     value = as_numpy(value, f"placeholder '{placeholder.name}'", FeedError)
@@ -41,22 +43,25 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
         array = np.asarray(value)
     except ValueError as error:
         # Nested lists of different lengths.
-        raise FeedError(f"placeholder '{placeholder.name}' was fed what is no array: {error}") from None
+        raise FeedError(
+            f"placeholder '{placeholder.name}' was fed a value that could not be converted to an array: {error}"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise FeedError(
             f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}"
         )
     if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
         raise FeedError(
-            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, the fed array {array.shape}"
+            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}"
         )
     if array.dtype != placeholder.numpy_dtype:
         with np.errstate(all="ignore"):
             cast = array.astype(placeholder.numpy_dtype)
         if placeholder.dtype not in FLOATS and not np.array_equal(cast, array):
             raise DTypeError(
-                f"placeholder '{placeholder.name}' is {placeholder.dtype}, the fed {array.dtype} values don't fit "
-                f"into it: convert them first, e.g. x.astype('{placeholder.dtype}')"
+                f"placeholder '{placeholder.name}' is {placeholder.dtype}, but the fed {array.dtype} values don't "
+                "fit into it",
+                next_step=f"convert them first, e.g. x.astype('{placeholder.dtype}')",
             )
         array = cast
     return array

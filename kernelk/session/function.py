@@ -63,7 +63,7 @@ class Function:
                 raise ArgumentError(f"K.function: inputs must be placeholders, not {tensor!r}")
         self.placeholders = [x for x in self.inputs if not isinstance(x, LearningPhase)]
         if len({id(x) for x in self.inputs}) != len(self.inputs):
-            raise ArgumentError("K.function: a placeholder stands twice among the inputs")
+            raise ArgumentError("K.function: a placeholder appears twice in the inputs")
         self.outputs = [as_tensor(x) for x in listed]
         self.updates = compose(updates or ())
         # Keras's mark of a metric: what its state gives with the call's own batch in it.
@@ -90,7 +90,7 @@ class Function:
         given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.inputs):
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
-            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), {len(given)} were given")
+            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), but {len(given)} were given")
         session = current()
         if self.generation is not session.state.generation and not self.generation.ended:
             raise stale(self.name, self.source, self.generation)
@@ -157,7 +157,7 @@ class Function:
         shapes = [shapes for _, shapes in self._row]
         varied = [x for i, x in enumerate(self.placeholders) if any(s[i] != shapes[0][i] for s in shapes)]
         names = " and ".join(f"'{x.name}'" for x in varied)
-        reason = f"for another shape of {names}" if names else "for other lengths, which its inputs' values give"
+        reason = f"for another shape of {names}" if names else "for other lengths, which depend on its inputs' values"
         messages.say(
             f"kernelk: {host.engine.title} has compiled '{self.name}' ({self.source}) {len(self._row)} times in a row, "
             f"each {reason}: feed batches of one size, or pad them to a few sizes"
@@ -202,8 +202,8 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
     name = kwargs.pop("name", None)
     if kwargs:
         raise ArgumentError(
-            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here; "
-            f"leave it out"
+            f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here",
+            next_step="leave it out",
         )
     return Function(inputs, outputs, updates, name)
 

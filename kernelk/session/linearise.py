@@ -37,7 +37,7 @@ def linearised(
             return made, needs
         except NeedsValuesError as needed:
             if feeds is None:
-                raise FeedError("these tensors' shapes depend on values that are fed") from None
+                raise FeedError("the shapes of these tensors depend on fed values") from None
             host = session.host("numpy")
             host.start()
             program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engines.local_host import LocalHost, may_be_in_kernel
+from ..engines import registry
+from ..engines.local_host import LocalHost
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, Update
 from ..ops.dtypes import as_tensor
@@ -26,11 +27,12 @@ def native(x: Any, feeds: dict[Tensor, Any] | None = None) -> Any:
     with session.lock:
         host = session.host()
         if not isinstance(host, LocalHost):
-            allowed = may_be_in_kernel()
+            allowed = registry.names_where(lambda engine: engine.in_kernel_too)
             name = host.engine.name if host.engine.name in allowed else "torch"
             raise ArgumentError(
-                f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave; allowed are engines "
-                f"in the notebook's own process ({', '.join(allowed)}); next: %kbackend {name} --in-kernel"
+                f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave",
+                allowed=f"allowed are engines in the notebook's own process ({', '.join(allowed)})",
+                next_step=f"%kbackend {name} --in-kernel",
             )
         if isinstance(tensor, Update):
             evaluate(tensor, feeds)

@@ -11,20 +11,18 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from .._version import __version__
+from ..arrays import Array
 from ..display.tables import Rendered, Table, size
-from ..errors import ArgumentError, FileError, KernelKError, LoadRefusedError
+from ..errors import ArgumentError, FileError, KernelKError, LoadRefusedError, did_you_mean, one_line
 from ..graph.nodes import Variable
 from .current import current
 from .session import Session
-
-Array = np.ndarray[Any, Any]
 
 # The member of the file that says what the others are: JSON, as an array of one string.
 _ABOUT = "kernelk"
@@ -100,8 +98,8 @@ class Loaded(Rendered, Mapping[str, Array]):
         if self.unused:
             rows.append(["no variable here", f"{len(self.unused)}: {_listed(self.unused)}"])
         if self.missing:
-            rows.append(["not in the file", f"{len(self.missing)}, as they were: {_listed(self.missing)}"])
-        rows.append(["random state", "restored" if self.random else "as it was"])
+            rows.append(["not in the file", f"{len(self.missing)}, unchanged: {_listed(self.missing)}"])
+        rows.append(["random state", "restored" if self.random else "unchanged"])
         return Table(rows, title=f"loaded from {self.path}")
 
 
@@ -145,8 +143,8 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         except OSError as error:
             reason = error.strerror or str(error)
             raise FileError(
-                f"{place} can't be written: {reason}; nothing was saved, and a file that was there is as it was; "
-                f"next: kernelk.save with another path"
+                f"{place} can't be written: {reason}; nothing was saved, and an existing file is unchanged",
+                next_step="use kernelk.save with another path",
             ) from error
     return Saved(place, [key for key, _ in listed], sum(variable.slots.nbytes for _, variable in listed))
 
@@ -155,7 +153,9 @@ def _npz_path(path: str | os.PathLike[str]) -> Path:
     try:
         place = Path(path).expanduser()
     except TypeError:
-        raise ArgumentError(f"a path is wanted, not {type(path).__name__}; e.g. kernelk.save('weights.npz')") from None
+        raise ArgumentError(
+            f"expected a path, not {type(path).__name__}", next_step="kernelk.save('weights.npz')"
+        ) from None
     # As numpy has it.
     return place if place.suffix == ".npz" else place.with_name(place.name + ".npz")
 
@@ -171,17 +171,18 @@ def _chosen(given: Iterable[Variable | str], live: list[Variable]) -> list[Varia
         else:
             named = [variable for variable in live if variable.name == entry]
         if not named:
-            raise ArgumentError(_unknown(entry, [variable.name for variable in live]))
+            raise _unknown(entry, [variable.name for variable in live])
         found += named
     return found
 
 
-def _unknown(entry: Variable | str, names: list[str]) -> str:
+def _unknown(entry: Variable | str, names: list[str]) -> ArgumentError:
     if isinstance(entry, Variable):
-        return f"variable '{entry.name}' is from before K.clear_session(); run the cells that make it again"
-    near = get_close_matches(str(entry), names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are {_listed(names)}"
-    return f"no live variable is named {entry!r}; {hint}"
+        return ArgumentError(
+            f"variable '{entry.name}' is from before K.clear_session()", next_step="run the cells that make it again"
+        )
+    hint = did_you_mean(str(entry), names).strip() or f"there are {_listed(names)}"
+    return ArgumentError(f"no live variable is named {entry!r}", allowed=hint)
 
 
 def _keys(live: list[Variable]) -> list[tuple[str, Variable]]:
@@ -244,7 +245,7 @@ def load(
     path: str | os.PathLike[str],
     variables: Iterable[Variable | str] | Mapping[Variable | str, str] | None = None,
 ) -> Loaded:
-    """Gives the live variables their values from an npz file, all of them or none, and restores the random state.
+    """Restores the live variables from an npz file, all of them or none, and the random state.
 
     A variable is found by the name that it was given, one without a name by the line that made it; several of one
     name, in the order in which they were made. `variables` restricts this to some (the random state stays then as it
@@ -265,7 +266,7 @@ def load(
         pairs, missing = _pairs(session, values, known, variables)
         reasons = [reason for key, variable in pairs if (reason := _unfit(key, values[key], variable))]
         if reasons:
-            raise LoadRefusedError(f"{place} doesn't fit, nothing was changed: " + "; ".join(reasons), reasons)
+            raise LoadRefusedError(f"{place} doesn't match, nothing was changed", reasons)
         random = about["random"] if variables is None else None
         session.restore([(variable, values[key]) for key, variable in pairs], random)
     restored = [key for key, _ in pairs]
@@ -276,11 +277,11 @@ def load(
 
 def _read(place: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays of a file and what it says of them. Raises FileError."""
-    foreign = "next: kernelk.load a file that kernelk.save or np.savez wrote"
+    foreign = "load a file that kernelk.save or np.savez wrote"
     try:
         file = np.load(place, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise FileError(f"{place} holds one array, not an npz file's several; {foreign}")
+            raise FileError(f"{place} contains a single array and isn't an npz file", next_step=foreign)
         archive = file.zip
         assert archive is not None
         with file:
@@ -293,23 +294,25 @@ def _read(place: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             told = json.loads(str(about))
             return values, _checked(place, told, values)
     except FileNotFoundError:
-        raise FileError(f"{place} isn't there; next: kernelk.save wrote it elsewhere, or run it first") from None
+        raise FileError(f"{place} doesn't exist", next_step="check the path, or run kernelk.save first") from None
     except KernelKError:
         raise
     except MemoryError as error:
-        raise FileError(f"{place} doesn't fit into memory; next: kernelk.load on a machine with more") from error
+        raise FileError(
+            f"{place} doesn't fit into memory", next_step="use kernelk.load on a machine with more"
+        ) from error
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error)[:120] or type(error).__name__
         # numpy offers to unpickle whatever it doesn't know.
         if "pickle" in reason or "Object arrays" in reason:
-            reason = "it holds objects, or is no npz file at all"
-        raise FileError(f"{place} can't be read: {reason}; nothing was changed; {foreign}") from error
+            reason = "it contains Python objects, or isn't an npz file"
+        raise FileError(f"{place} can't be read: {reason}; nothing was changed", next_step=foreign) from error
 
 
 def _checked(place: Path, told: Any, values: dict[str, Array]) -> dict[str, Any]:
     """What the file says of itself, if it is as `save` writes it. Raises FileError or ValueError."""
     if told["format"] > _FORMAT:
-        raise FileError(f"{place} was written by kernelk {told['kernelk']}; next: pip install --upgrade kernelk")
+        raise FileError(f"{place} was written by kernelk {told['kernelk']}", next_step="pip install --upgrade kernelk")
     random = told["random"]
     numbers = [random[name] for name in ("entropy", "count", "fixed", "counter")]
     if not all(type(number) is int and number >= 0 for number in numbers) or max(numbers[2:]) >= 2**64:
@@ -331,7 +334,7 @@ def _pairs(
         pairs = []
         for entry, key in given.items():
             if key not in values:
-                raise ArgumentError(f"the file has no array {key!r}; it has {_listed(list(values))}")
+                raise ArgumentError(f"the file has no array {key!r}", allowed=f"it has {_listed(list(values))}")
             pairs += [(key, variable) for variable in _chosen([entry], live)]
         return pairs, []
     wanted = {id(variable) for variable in (live if given is None else _chosen(given, live))}
@@ -342,8 +345,8 @@ def _pairs(
             continue
         if keys and len(keys) != len(namesakes):
             reasons.append(
-                f"{identity} stands for {len(keys)} in the file ({_listed(keys)}) and {len(namesakes)} here: say which "
-                f"by kernelk.load(path, variables={{variable: {keys[0]!r}}})"
+                f"{identity} matches {len(keys)} in the file ({_listed(keys)}) and {len(namesakes)} here: say which "
+                f"with kernelk.load(path, variables={{variable: {keys[0]!r}}})"
             )
             continue
         missing += [variable.name for variable in namesakes if not keys and id(variable) in wanted]
@@ -351,7 +354,7 @@ def _pairs(
     if missing and given is not None:
         reasons += [f"the file has no variable '{name}'; it has {_listed(list(values))}" for name in missing]
     if reasons:
-        raise LoadRefusedError("nothing was loaded: " + "; ".join(reasons), reasons)
+        raise LoadRefusedError("nothing was loaded", reasons)
     return pairs, missing
 
 
@@ -360,6 +363,6 @@ def _unfit(key: str, value: Array, variable: Variable) -> str | None:
     if value.shape == variable.shape and value.dtype.name == variable.dtype:
         return None
     return (
-        f"'{key}' is {value.dtype.name}{value.shape}, variable '{variable.name}' ({variable.source}) "
+        f"'{key}' is {value.dtype.name}{value.shape}, but variable '{variable.name}' ({variable.source}) is "
         f"{variable.dtype}{variable.shape}"
     )

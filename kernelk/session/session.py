@@ -12,6 +12,7 @@ import numpy as np
 from traitlets import Dict, HasTraits, Unicode
 
 from .. import config
+from ..arrays import Array
 from ..display import messages
 from ..engines import registry
 from ..engines.host import Host
@@ -30,7 +31,7 @@ class Shown(NamedTuple):
     """An evaluated tensor's feeds and value, the versions of the variables behind it, the engine that computed it."""
 
     feeds: dict[Tensor, Any]
-    value: np.ndarray[Any, Any]
+    value: Array
     versions: dict[int, int]
     engine: str
 
@@ -70,7 +71,7 @@ class Session(HasTraits):
 
     # --- variables ---
 
-    def adopt(self, variable: Variable, value: np.ndarray[Any, Any]) -> None:
+    def adopt(self, variable: Variable, value: Array) -> None:
         """Gives a new variable its place in shared memory."""
         with self.lock:
             self.safe_point()
@@ -100,9 +101,7 @@ class Session(HasTraits):
             with contextlib.suppress(WorkerDiedError):
                 host.release(gone, segments)
 
-    def show(
-        self, tensor: Tensor, feeds: dict[Tensor, Any], value: np.ndarray[Any, Any], variables: list[Variable]
-    ) -> None:
+    def show(self, tensor: Tensor, feeds: dict[Tensor, Any], value: Array, variables: list[Variable]) -> None:
         """Remembers a value that the user has been shown, for the check after a swap."""
         self.shown.pop(tensor, None)
         # Copies: the user may go on to change the arrays in place.
@@ -114,13 +113,13 @@ class Session(HasTraits):
         """All variables that somebody holds, oldest first."""
         return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
 
-    def read(self, variable: Variable) -> np.ndarray[Any, Any]:
+    def read(self, variable: Variable) -> Array:
         """A copy of the committed value."""
         with self.lock:
             check_generation(variable, self.state)
             return np.array(variable.slots.view())
 
-    def write(self, values: list[tuple[Variable, np.ndarray[Any, Any]]]) -> None:
+    def write(self, values: list[tuple[Variable, Array]]) -> None:
         """Commits values of the right shapes and dtypes, all at once."""
         with self.lock:
             for variable, _ in values:
@@ -129,7 +128,7 @@ class Session(HasTraits):
                 for variable, value in values:
                     variable.slots.write(value)
 
-    def restore(self, values: list[tuple[Variable, np.ndarray[Any, Any]]], random: dict[str, int] | None) -> None:
+    def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
         """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
         with self.lock:
             self.write(values)
@@ -189,7 +188,7 @@ class Session(HasTraits):
                 host.start()
         except KernelKError as error:
             # "My choice is ignored" and "I never chose this" look alike: say who chose.
-            error.args = (f"{error.args[0]} ('{self.active}' is chosen by {self.chosen_by})", *error.args[1:])
+            error.remark(f"'{self.active}' is chosen by {self.chosen_by}")
             raise
         if not self.announced:
             self.announce(host)

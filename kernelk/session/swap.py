@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import config
+from ..arrays import Array
 from ..display import messages
 from ..engines import registry
 from ..engines.descriptors import Engine
@@ -216,7 +217,7 @@ class _Choice:
             if self.started and not same:
                 take_over(session, _decided(session, registry.engine(self.active), {}, wanted), self.chosen_by)
         except KernelKError as error:
-            messages.say(f"kernelk: {self.active} is active again, and starts at its next use: {error}")
+            messages.say(f"kernelk: {self.active} is active again, and will start when it is next used: {error}")
         finally:
             with shield():
                 for name in [name for name in session.engine_options if name not in self.options]:
@@ -232,7 +233,7 @@ class _Choice:
 
 
 def stop_backend(name: str) -> StopReport:
-    """Stops an engine and gives its memory back; the Python twin of `%kbackend --stop NAME`.
+    """Stops an engine and frees its memory. The Python twin of `%kbackend --stop NAME`.
 
     Variables, functions and the choice of the engine stay: its next use starts it again, with the same options. One
     that isn't running is left alone. Raises UnknownBackendError.
@@ -285,11 +286,8 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
         if not any(key.startswith(program.key) for key in target.compiled for program in programs):
             to_lower += 1
     if reasons:
-        listed = list(reasons)
         raise SwapRefusedError(
-            f"{target.engine.title} can't take this session over, '{session.active}' stays active: "
-            + "; ".join(listed),
-            listed,
+            f"{target.engine.title} cannot run this session, '{session.active}' stays active", list(reasons)
         )
     return len(functions), to_lower
 
@@ -307,10 +305,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
                 for variable in variables
                 if variable.slots.number in different
             ]
-            raise SwapRefusedError(
-                f"{target.engine.title} can't hold every value exactly, nothing was changed: " + "; ".join(reasons),
-                reasons,
-            )
+            raise SwapRefusedError(f"{target.engine.title} can't keep every value exact, nothing was changed", reasons)
         target.loaded(slots)
     numbers = {number for number, _ in loads}
     return len(loads), sum(entry.nbytes for entry in slots if entry.number in numbers)
@@ -340,7 +335,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
         report.reevaluated.append(Reevaluated(tensor.uid, tensor.name, after.shape, after.dtype.name, gap))
 
 
-def difference(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
+def difference(before: Array, after: Array) -> float:
     """The largest absolute difference; equal NaNs and infinities count as 0, a NaN on one side as infinity."""
     if before.shape != after.shape:
         return float("inf")

@@ -64,7 +64,7 @@ class SwapReport(Rendered):
         if self.origin == self.target and not (self.started or self.restarted or self.loaded):
             mode = str(self.facts.get("mode", ""))
             below = "\n".join(line for line in (mode, self.saved) if line)
-            return Table([], title=f"{self.target} is active already", below=below)
+            return Table([], title=f"{self.target} is already active", below=below)
         engine = " ".join(
             str(self.facts[name]) for name in ("version", "interpreter", "device", "mode") if self.facts.get(name)
         )
@@ -79,16 +79,16 @@ class SwapReport(Rendered):
         ]
         if self.reevaluated:
             gap = self.largest_difference
-            rows.append(["re-evaluated", f"{len(self.reevaluated)} shown tensors, largest difference {gap:.3g}"])
+            rows.append(["re-evaluated", f"{len(self.reevaluated)} displayed tensors, largest difference {gap:.3g}"])
         if self.not_reevaluated:
-            rows.append(["not re-evaluated", f"{self.not_reevaluated} shown tensors (time box)"])
+            rows.append(["not re-evaluated", f"{self.not_reevaluated} displayed tensors (time limit)"])
         phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
         rows.append(["time", f"{duration(self.total_seconds)} ({phases})"])
         title = f"{self.origin} -> {self.target}"
         if self.origin == self.target:
             title = f"{self.target} restarted" if self.restarted else f"{self.target} started"
             if not self.started:
-                title = f"{self.target} is active already"
+                title = f"{self.target} is already active"
         return Table(rows, title=title, below=self.saved)
 
 
@@ -108,15 +108,15 @@ class StopReport(Rendered):
         if self.pid is None:
             return Table([], title=f"{self.name} isn't running")
         if self.placement == "kernel":
-            words = f"{self.name} stopped: its programs and values are let go"
+            words = f"{self.name} stopped: its compiled programs and values were released"
             if self.name != "numpy":
                 words += (
                     f"; {self.title} itself stays imported in the notebook's process, with its threads and what it has "
                     "reserved, until the kernel is restarted"
                 )
         else:
-            gone = f" and its {size(self.bytes)}" if self.bytes else ""
-            words = f"{self.name} stopped: process {self.pid}{gone} gone"
+            gone = f", {size(self.bytes)} freed" if self.bytes else ""
+            words = f"{self.name} stopped: process {self.pid} ended{gone}"
         if self.active:
             words += "; it is still the active engine: the next call starts it again, with all variables"
         return Table([], title=words)

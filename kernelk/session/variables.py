@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph.nodes import Tensor, Variable, constant_node
 from ..graph.rules import apply
@@ -41,14 +42,15 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
         cast = array.astype(chosen, order="C")
     if chosen not in FLOATS and chosen != "bool" and not np.array_equal(cast, array):
         raise DTypeError(
-            f"variable: the value doesn't fit into {chosen}; choose a dtype that holds it, e.g. dtype='int64'"
+            f"variable: the value doesn't fit into {chosen}",
+            next_step="choose a dtype that holds it, e.g. dtype='int64'",
         )
     node = _enter(cast, name, constraint)
     node.sparse = sparse
     return node
 
 
-def _enter(array: np.ndarray[Any, Any], name: str | None, constraint: Any = None) -> Variable:
+def _enter(array: Array, name: str | None, constraint: Any = None) -> Variable:
     node = Variable("variable", (), {}, array.shape, array.dtype.name, caller(), name)
     node.constraint = constraint
     current().adopt(node, array)
@@ -102,7 +104,7 @@ def random_normal_variable(
     return variable(value, value.dtype, name)
 
 
-def get_value(x: Any) -> np.ndarray[Any, Any]:
+def get_value(x: Any) -> Array:
     """The variable's committed value as a new ndarray (a tensor is evaluated); no engine is asked."""
     if isinstance(x, Variable):
         return current().read(x)
@@ -110,8 +112,8 @@ def get_value(x: Any) -> np.ndarray[Any, Any]:
     return evaluate(as_tensor(x))
 
 
-def batch_get_value(ops: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """The values of several variables, all of one moment."""
+def batch_get_value(ops: Sequence[Any]) -> list[Array]:
+    """The values of several variables, all from the same moment."""
 
     with current().lock:
         return [get_value(x) for x in ops]
@@ -129,17 +131,18 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
     current().write(checked)
 
 
-def _fitted(x: Variable, value: Any) -> np.ndarray[Any, Any]:
+def _fitted(x: Variable, value: Any) -> Array:
     value = as_numpy(densified(value, "set_value"), f"set_value: variable '{x.name}'")
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ShapeError(f"set_value: the value for variable '{x.name}' is no array: {error}") from None
+        raise ShapeError(f"set_value: the value for variable '{x.name}' isn't an array: {error}") from None
     if array.dtype.kind not in "biuf":
         raise DTypeError(f"set_value: {type(value).__name__} isn't an array of numbers (variable '{x.name}')")
     if array.shape != x.shape:
         raise ShapeError(
-            f"set_value: variable '{x.name}' has shape {x.shape}, the value {array.shape}; they must be equal"
+            f"set_value: variable '{x.name}' has shape {x.shape}, but the value has {array.shape}",
+            allowed="they must be equal",
         )
     with np.errstate(all="ignore"):
         cast_value = array.astype(x.dtype)

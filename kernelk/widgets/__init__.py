@@ -28,8 +28,8 @@ def panel(namespace: dict[str, Any] | None = None) -> Panel:
     except ImportError:
         command = 'pip install "kernelk[panel]"'
         raise ArgumentError(
-            "the panel needs anywidget, which isn't installed in this notebook's environment "
-            f"({sys.prefix}); next: {in_shell_and_notebook(command, f'%{command}')}, and reload the page"
+            f"the panel needs anywidget, which isn't installed in this notebook's environment ({sys.prefix})",
+            next_step=f"{in_shell_and_notebook(command, f'%{command}')}, and reload the page",
         ) from None
     from .hub import hub
 

@@ -1,4 +1,4 @@
-"""What the panel's front end is told, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
+"""The data that the panel's front end receives, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..display.tables import duration, size
 from ..engines import registry
 from ..engines.options import most_threads
-from ..errors import BackendNotInstalledError, KernelKError
+from ..errors import BackendNotInstalledError, KernelKError, LoadRefusedError, SwapRefusedError, one_line
 from ..inspection.inventory import number
 from ..manage.status import EngineStatus, list_backends
 from ..measure.estimates import verdict
@@ -39,8 +39,8 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
     state, note = status.state, status.note
     if broken and not status.running:
         state, note = "broken", broken
-    elif state.startswith("active"):
-        state = "active" if status.running else state.partition(", ")[2]
+    elif status.name == active:
+        state = "active" if status.running else "not started" if status.installed else "not installed"
     return {
         "name": status.name,
         "title": status.title,
@@ -68,7 +68,7 @@ def _process(status: EngineStatus) -> str:
 
 def _install(status: EngineStatus) -> str:
     """ "button" for what kernelk can install by itself, "note" for what pip has to, "" for what is there."""
-    if "not installed" not in status.state:
+    if status.installed:
         return ""
     try:
         return "button" if registry.engine(status.name).recipe is not None else "note"
@@ -94,7 +94,7 @@ def swapped(report: SwapReport) -> dict[str, Any]:
 def in_words(report: SwapReport) -> str:
     """A swap in one line."""
     if report.origin == report.target and not report.restarted:
-        return f"{report.target} is active already"
+        return f"{report.target} is already active"
     title = f"{report.target} restarted" if report.restarted else f"{report.origin} → {report.target}"
     parts = [f"{title} in {duration(report.total_seconds)}"]
     if report.variables:
@@ -139,9 +139,9 @@ def _timed(result: Any) -> dict[str, Any] | None:
         return None
     bars = []
     for call in result.calls:
-        parts = [("build", call.compile_seconds), ("first run", call.first_seconds), ("whole call", call.call)]
+        parts = [("compile", call.compile_seconds), ("first run", call.first_seconds), ("whole call", call.call)]
         label, steady = call.label, call.steady
-        bars.append(_bar(f"{label}: steady run", steady.value, steady.low, steady.high, shown(steady), strong=True))
+        bars.append(_bar(f"{label}: steady state", steady.value, steady.low, steady.high, shown(steady), strong=True))
         bars += [_bar(f"{label}: {name}", value, value, value, duration(value)) for name, value in parts]
     notes = [*result.notes(), result.conditions.words()]
     return {"title": f"on {result.conditions.engine}", "bars": bars, "notes": notes}
@@ -226,10 +226,11 @@ def native(views: Any) -> dict[str, Any]:
 
 def refusal(error: Exception) -> dict[str, Any]:
     """An error as the panel's own message: its reasons one by one, where it has several."""
-    reasons = list(getattr(error, "reasons", []))
-    text = str(error)
-    if reasons:
-        text = text.partition(": ")[0]
-    if not isinstance(error, KernelKError):
-        text = f"{type(error).__name__}: {' '.join(text.split())[:500]}"
+    reasons: list[str] = []
+    if isinstance(error, (SwapRefusedError, LoadRefusedError)):
+        reasons, text = error.reasons, error.problem
+    elif isinstance(error, KernelKError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {one_line(error)[:500]}"
     return {"kind": "told", "level": "error", "text": text, "reasons": reasons}

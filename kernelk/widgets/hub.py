@@ -1,4 +1,4 @@
-"""Between the session and the open panels: hears of swaps, cells and timings, does what a panel asks, tells them all.
+"""Connects the session to the open panels: observes swaps, cells and timings, serves requests, updates all panels.
 
 What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it.
 What it gets is a dict with "kind":
@@ -311,7 +311,7 @@ class Hub:
         row = self._known.get(panel, {}).get(message.get("key", -1))
         target = row and row[0].ref()
         if target is None:
-            raise ArgumentError("this tensor isn't there any more; next: choose another")
+            raise ArgumentError("this tensor no longer exists", next_step="choose another")
         return target
 
     def _graph(self, panel: Panel, message: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.options import requested_options
 from ..engines.worker_host import WorkerHost, kill_group
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, SwapRefusedError
 from ..manage import install
 from ..session.session import Session
 from ..session.swap import Preparation, prepare, take_over
@@ -85,7 +85,7 @@ class Jobs:
         session = self._panels.session
         engine = registry.engine(str(message.get("engine")))
         if self.current is not None:
-            raise ArgumentError(f"{self.current.text}; one thing at a time: wait for it, or cancel it")
+            raise ArgumentError(f"{self.current.text}; one thing at a time", next_step="wait for it, or cancel it")
         changes = requested_options(engine, message.get("device"), message.get("threads"))
         prepared = prepare(session, engine.name, changes, beside=True)
         if self._takes_seconds(prepared):
@@ -147,10 +147,10 @@ class Jobs:
         """Builds an engine's environment."""
         engine = registry.engine(str(message.get("engine")))
         if self.current is not None:
-            raise ArgumentError(f"{self.current.text}; one thing at a time: wait for it")
+            raise ArgumentError(f"{self.current.text}; one thing at a time", next_step="wait for it")
         loop = self._panels.loop
         if loop is None:
-            raise ArgumentError(f"this needs a notebook's kernel; next: {engine.get}")
+            raise ArgumentError("this needs a notebook's kernel", next_step=engine.get)
         job, last = Job(engine, f"{engine.title} is being installed"), 0.0
 
         def report(text: str) -> None:
@@ -201,7 +201,8 @@ class Jobs:
             if host is None or not host.started:
                 self.broken[engine.name] = str(error)
         told = facts.refusal(error)
-        if session.active != engine.name and "stays active" not in told["text"]:
+        # A swap that is refused says it itself.
+        if session.active != engine.name and not isinstance(error, SwapRefusedError):
             told["text"] += f" ('{session.active}' stays active)"
         self._panels.tell(told)
         self._panels.tell_engines()

@@ -1,4 +1,4 @@
-"""The panel with no kernel behind it: plain text, and HTML that any page shows, in a saved notebook above all."""
+"""The panel without a kernel: plain text, and HTML that any page can show, above all in a saved notebook."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_list_without_any_environment(tmp_path: Path) -> None:
 def test_list_shows_a_half_built_folder(tmp_path: Path) -> None:
     folder = tmp_path / "envs" / places.folder("theano").name
     folder.mkdir(parents=True)
-    assert f"theano: not installed to the end ({folder})" in kernelk(tmp_path, "list").stdout
+    assert f"theano: only partly installed ({folder})" in kernelk(tmp_path, "list").stdout
 
 
 def test_list_shows_what_is_installed() -> None:
@@ -202,5 +202,5 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_installed(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, problems = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert problems == "kernelk: stopped; what was begun is not installed; next: the same command again\n"
+    assert problems == "kernelk: stopped; the installation was not completed; next: run the same command again\n"
     assert "cntk: not installed; next: `kernelk install cntk`" in kernelk(tmp_path, "list").stdout

@@ -88,7 +88,7 @@ def test_the_engines_own_profiler(folder: Path, monkeypatch: pytest.MonkeyPatch)
     activate("torch")
     monkeypatch.setenv("KERNELK_BACKEND", "torch")
     done = kernelk(folder, "profile", "step.py", "--engine", "--budget", "0.3", "--json", "own.json")
-    assert "torch.profiler, of the call as torch runs it" in done.stdout
+    assert "torch.profiler, for the call as torch runs it" in done.stdout
     names = [row["name"] for row in json.loads((folder / "own.json").read_text())["engine_profile"]["rows"]]
     assert "aten::mm" in names
 

@@ -180,7 +180,7 @@ def test_ten_thousand_nodes_are_bounded(shape: str) -> None:
         assert sum(node["holds"] for node in drawing.as_dict()["nodes"]) == drawing.total - sum(
             box.is_leaf for group in drawing.graph.boxes.values() for box in (group.members or [group])
         )
-    assert "never drawn" in drawing.note
+    assert "at most 1,000 boxes are drawn" in drawing.note
 
 
 def test_names_with_markup_are_text() -> None:
@@ -316,7 +316,7 @@ def test_the_magic() -> None:
     assert "graph of h, loss" in cells[4]["value"]
     assert cells[5]["out"].rstrip().endswith("True")
     for cell, words in zip(
-        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "goes with --times", "NameError"]
+        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "only works together with --times", "NameError"]
     ):
         assert words in cell["out"]
         assert "%kgraph" in cell["out"]

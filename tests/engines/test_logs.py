@@ -174,7 +174,7 @@ def test_what_an_old_call_said_isnt_the_reason_of_a_new_end(talk: Talk) -> None:
 
 
 def test_an_end_at_the_start_says_why_and_keeps_the_log(talk: Talk) -> None:
-    with pytest.raises(EngineError, match=r"ended while it started \(no such device\)"):
+    with pytest.raises(EngineError, match=r"ended while starting \(no such device\)"):
         talk("pass", before="print('no such device', flush=True)\nos._exit(3)")
     assert kernelk.log("spare").text.splitlines()[-1] == "no such device"
 
@@ -189,7 +189,7 @@ def test_a_flood_neither_blocks_nor_fills(talk: Talk, capsys: Any) -> None:
     assert report.dropped + len(report.text) == pytest.approx(100e6, rel=1e-3)
     assert len(repr(report)) < 300_000
     shown = capsys.readouterr().err
-    assert "... 100.0 MB of spare's output before this aren't shown; next: %kbackend --log spare" in shown
+    assert "... 100.0 MB of spare's earlier output not shown; next: %kbackend --log spare" in shown
     assert shown.endswith("the end\n")
     assert len(shown) < 11_000
 

@@ -193,8 +193,6 @@ def test_what_is_quick_says_nothing_and_a_run_starts_no_thread(
     backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("KERNELK_QUIET")
-    # Quick is what is over before a line is due, on a machine however busy.
-    monkeypatch.setattr(progress, "DELAY", 1e6)
     started: list[str] = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self.name), start(self))[1])
@@ -317,7 +315,7 @@ def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> N
     assert wait_until(lambda: not any(alive(process) for process in [pid, *compilers]))
     assert shell.run("print(K.backend(), np.array_equal(K.get_value(w), np.eye(3)))").strip() == "theano True"
     told = shell.run("f([data])")
-    assert "Theano's worker was ended by Ctrl-C; it was started again with all variables, nothing is lost" in told
+    assert "Theano's worker was ended by Ctrl-C; it was restarted with all variables, nothing is lost" in told
     assert "array(" in told
     wanted = float(shell.run("print(repr(float(K.eval(K.sum(w)))))").split()[-1])
     shell.run("K.set_value(w, np.eye(3)); K.set_value(u, np.ones((3, 3)) / 3)")

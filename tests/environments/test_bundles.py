@@ -40,17 +40,17 @@ LOCKED: LockedFile = RECIPES["theano"].locked()[0]
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path / "nothing", "can't be read: No such file or directory; next: name the bundle's file"),
+        (lambda path: path / "nothing", "can't be read: No such file or directory; next: check the path"),
         (lambda path: path, "can't be read: Is a directory"),
-        (lambda path: written(path / "b", "{", {}), "isn't a bundle, or wasn't copied to its end"),
-        (lambda path: written(path / "b", [], {}), "isn't a bundle, or wasn't copied to its end"),
+        (lambda path: written(path / "b", "{", {}), "isn't a bundle, or wasn't copied completely"),
+        (lambda path: written(path / "b", [], {}), "isn't a bundle, or wasn't copied completely"),
         (lambda path: written(path / "b", {"format": 7, "kernelk": "9.0"}, {}), "was made by kernelk 9.0 in a form"),
         (lambda path: written(path / "b", contents(files=("x.whl",)), {"x.whl": b""}), "isn't in the lock of this"),
         (lambda path: written(path / "b", contents(python="2.7"), {}), "is for Python 2.7, and Theano 1.0.5 runs on"),
         (lambda path: written(path / "b", contents(files=(LOCKED.name,)), {}), f"is damaged: {LOCKED.name} in it"),
         (
             lambda path: written(path / "b", contents(files=(LOCKED.name,)), {LOCKED.name: b"other"}),
-            f"is damaged: {LOCKED.name} in it has not the content that kernelk's lock names",
+            f"is damaged: {LOCKED.name} in it does not match the SHA-256 in kernelk's lock file",
         ),
         (lambda path: written(path / "b", contents(name="mxnet"), {}), "no environment to install for 'mxnet'"),
     ],
@@ -65,14 +65,14 @@ def test_what_is_no_good_bundle_is_one_line(bare: Path, make: Callable[[Path], P
 def test_a_bundle_cut_short_is_one_line(bare: Path) -> None:
     path = written(bare / "b", contents(), {"x": bytes(100_000)})
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(errors.InstallError, match="wasn't copied to its end; next: copy it again") as caught:
+    with pytest.raises(errors.InstallError, match="wasn't copied completely; next: copy it again") as caught:
         bundles.install(path, report=lambda text: None)
     one_line(caught.value)
 
 
 def test_an_engine_that_the_bundle_lacks(bare: Path) -> None:
     path = written(bare / "b", contents(), {})
-    with pytest.raises(errors.InstallError, match="doesn't hold 'cntk', but theano; next: ") as caught:
+    with pytest.raises(errors.InstallError, match="contains no 'cntk', only theano; next: ") as caught:
         bundles.install(path, ["cntk"], report=lambda text: None)
     one_line(caught.value)
 
@@ -88,7 +88,7 @@ def test_a_machine_without_the_bundles_python(bare: Path, monkeypatch: pytest.Mo
 
 def test_a_bundle_cannot_be_written(bare: Path) -> None:
     for output in (bare / "no" / "such" / "folder.bundle", bare):
-        with pytest.raises(errors.InstallError, match="name a file in a folder that exists") as caught:
+        with pytest.raises(errors.InstallError, match="its folder must exist") as caught:
             bundles.bundle(["theano"], output, report=lambda text: None)
         one_line(caught.value)
 
@@ -131,7 +131,7 @@ def bundled_and_installed(name: str, folder: Path) -> None:
     assert f"ready: {name} " in said
     assert str(folder / "envs") in kernelk("list", **offline)
     checked = kernelk("doctor", name, **offline)
-    assert "1 of 1 engines are well" in checked
+    assert "1 of 1 engines passed" in checked
     assert kernelk("install", "--from", str(path), **offline).endswith(f"already installed in {built(name, folder)}\n")
     noted = json.loads((built(name, folder) / "kernelk.json").read_text())
     assert set(noted["files"]) == set(inside)

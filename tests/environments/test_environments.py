@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -76,7 +77,7 @@ def test_without_a_marker_it_is_not_installed(bare: Path) -> None:
     assert places.half_built("cntk") == place
     with pytest.raises(errors.BackendNotInstalledError) as caught:
         places.require_python("cntk")
-    assert "not installed to the end; next: `kernelk install cntk`" in one_line(caught.value)
+    assert "is only partly installed; next: `kernelk install cntk`" in one_line(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["marker cut off", "other pins", "python gone"])
@@ -99,7 +100,7 @@ def test_a_python_that_is_gone_is_told(bare: Path) -> None:
     (place / "bin/python").symlink_to(bare / "removed")
     with pytest.raises(errors.BackendNotInstalledError, match="next: `kernelk install theano`") as caught:
         places.require_python("theano")
-    assert f"is installed in {place}, but the Python under it ({bare / 'removed'}) is gone" in one_line(caught.value)
+    assert f"is installed in {place}, but its Python ({bare / 'removed'}) is gone" in one_line(caught.value)
 
 
 def test_no_writable_place_is_one_line(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_a_shared_folder_that_cannot_be_written(bare: Path, monkeypatch: pytest.
         assert any(f"since {shared} (Read-only file system) can't be written" in text for text in said)
         assert places.installed_python("tiny") == python
         # What can't be done is said.
-        with pytest.raises(errors.InstallError, match="let its owner run") as caught:
+        with pytest.raises(errors.InstallError, match="ask its owner to run") as caught:
             manage_install.install("theano", said.append, rebuild=True)
         one_line(caught.value)
         with pytest.raises(errors.InstallError, match=f"next: `KERNELK_ENVS={shared} kernelk uninstall theano`"):
@@ -204,7 +205,7 @@ def test_a_shared_environment_on_a_private_python_is_told(tiny: Path, monkeypatc
     monkeypatch.setattr(install, "private_part", lambda path: Path("/home/me"))
     said: list[str] = []
     manage_install.install("tiny", said.append)
-    assert "you alone can use it: its Python is below /home/me, which others may not enter" in said[-1]
+    assert "only you can use it: its Python is inside /home/me, which others can't read" in said[-1]
 
 
 @pytest.fixture
@@ -340,13 +341,13 @@ def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     killed.kill()
     finish(killed)
     assert places.half_built("tiny") == place
-    assert places.missing("tiny") == "was not installed to the end"
+    assert places.missing("tiny") == "is only partly installed"
 
     # The check fails: the last line of what it said.
     tiny_wheel(tiny)
     status, output, problems = finish(start_install(tiny, "import tiny; raise ValueError('one is two')"))
     assert status == 1
-    assert "which an earlier install left" in output
+    assert "left by an earlier install" in output
     assert "check failed: ValueError: one is two (log: " in problems
     assert left(place.parent) == []
 
@@ -379,8 +380,8 @@ def test_a_wrong_hash_is_one_line_and_installs_nothing(tiny: Path) -> None:
     with pytest.raises(errors.InstallError, match="next: `pip cache purge` and `kernelk install tiny`") as caught:
         manage_install.install("tiny", lambda text: None)
     message = one_line(caught.value)
-    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) has not the content that kernelk's lock names" in message
-    assert f"SHA-256 {wrong[:12]}... instead of {right[:12]}..." in message
+    assert "tiny-1.0-py3-none-any.whl (tiny==1.0) does not match the SHA-256 in kernelk's lock file" in message
+    assert f"({wrong[:12]}... instead of {right[:12]}..." in message
     assert places.installed_python("tiny") is None
     assert left(places.root()) == []
 
@@ -399,7 +400,7 @@ def test_no_network_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "tiny", dataclasses.replace(RECIPES["tiny"], bytes=1 << 60))
-    with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: make room") as caught:
+    with pytest.raises(errors.InstallError, match=r"needs 1\d+\.\d MB on the disk of .*; next: free space") as caught:
         manage_install.install("tiny", lambda text: None)
     one_line(caught.value)
     assert left(places.root()) == []
@@ -415,7 +416,7 @@ def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.Monkey
     try:
         tiny_wheel(tiny, padding=24 << 20)
         monkeypatch.setenv("KERNELK_ENVS", str(small))
-        with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: make room") as caught:
+        with pytest.raises(errors.InstallError, match=r"no space left on the disk .*next: free space") as caught:
             manage_install.install("tiny", lambda text: None)
         one_line(caught.value)
         assert left(small) == []
@@ -468,7 +469,7 @@ def test_a_notebook_shows_progress_and_its_stop_button_cancels(tiny: Path) -> No
         def hear(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 said.append(message["content"]["text"])
-                if "checking that it computes" in message["content"]["text"] and not stopped:
+                if "checking that it works" in message["content"]["text"] and not stopped:
                     stopped.append(True)
                     manager.interrupt_kernel()
 
@@ -575,7 +576,7 @@ def test_uninstall_leaves_the_environments_of_other_folders(bare: Path, monkeypa
     one_line(caught.value)
     place = make_complete("theano")
     assert manage_install.uninstall("theano", said.append) == [place]
-    assert f"the one in {users.parent} stays" in said[-1]
+    assert f"the one in {users.parent} was kept" in said[-1]
     assert places.installed_python("theano") == users / "bin/python"
 
 
@@ -653,63 +654,108 @@ def test_what_an_earlier_version_built_from_the_same_pins_stays_valid() -> None:
 # ---------------------------------------------------------------------------- one at a time
 
 
-def no_flock(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A system, or a file system, without flock."""
-    if how == "system":
-        monkeypatch.setattr(install, "fcntl", None)
-    else:
+# A process that holds the lock until it is killed; `without_flock` as below.
+HOLDER = """
+import fcntl, sys, time
+from pathlib import Path
+from kernelk.environments import install
+install._LEASE_SECONDS = float(sys.argv[2])
+if sys.argv[3]:
+    def refuse(*arguments):
+        raise OSError(int(sys.argv[3]), "refused")
+    fcntl.flock = refuse
+with install.one_at_a_time(Path(sys.argv[1]), lambda: None):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+NO_FLOCK = [None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 
-        def refuse(*arguments: object) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(install.fcntl, "flock", refuse)
+@contextlib.contextmanager
+def held_elsewhere(path: Path, refusal: int | None) -> Iterator[subprocess.Popen[str]]:
+    """A lock that another process holds."""
+    command = [sys.executable, "-c", HOLDER, str(path), str(install._LEASE_SECONDS), str(refusal or "")]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
 
 
-@pytest.mark.parametrize("how", ["system", "file system"])
-def test_the_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    no_flock(monkeypatch, how)
+def without_flock(monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    """A file system that refuses flock with this error; None: it doesn't."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(refusal, "refused")
+
+    if refusal is not None:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("refusal", NO_FLOCK)
+def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    without_flock(monkeypatch, refusal)
     events: list[str] = []
     path = tmp_path / "x.lock"
 
     def second() -> None:
-        with install._lock(path, lambda: events.append("waits")):
+        with install.one_at_a_time(path, lambda: events.append("waits")):
             events.append("second")
 
-    with install._lock(path, lambda: events.append("never")):
+    with install.one_at_a_time(path, lambda: events.append("never")):
         thread = threading.Thread(target=second)
         thread.start()
         assert wait_until(lambda: bool(events))
         events.append("first done")
     thread.join(timeout=PATIENCE)
     assert events == ["waits", "first done", "second"]
-    assert not (tmp_path / "x.held").exists()
+    assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("why", ["untouched", "its process is gone"])
-def test_an_abandoned_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    no_flock(monkeypatch, "file system")
-    held = tmp_path / "x.held"
-    if why == "untouched":
-        held.touch()
-        os.utime(held, (0, 0))
-    else:
-        gone = subprocess.Popen(["/bin/true"])
-        gone.wait()
-        held.write_text(f"{install.socket.gethostname()} {gone.pid}")
+@pytest.mark.parametrize("refusal", NO_FLOCK)
+def test_a_killed_owner_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None) -> None:
+    without_flock(monkeypatch, refusal)
+    path = tmp_path / "x.lock"
     waited: list[str] = []
-    with install._lock(tmp_path / "x.lock", lambda: waited.append("waited")):
-        assert held.read_text().endswith(f" {os.getpid()}")
+    with held_elsewhere(path, refusal) as holder:
+        holder.kill()
+        holder.wait()
+        with install.one_at_a_time(path, lambda: waited.append("waited")):
+            pass
     assert waited == []
-    assert not held.exists()
 
 
-def test_a_held_lock_is_touched_while_its_owner_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_flock(monkeypatch, "system")
-    monkeypatch.setattr(install, "_TOUCH_SECONDS", 0.05)
-    held = tmp_path / "x.held"
-    with install._lock(tmp_path / "x.lock", lambda: None):
-        os.utime(held, (0, 0))
-        assert wait_until(lambda: held.stat().st_mtime > 1e9)
+def test_without_flock_an_owner_that_stands_still_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one on another machine that is gone: whether its process lives can't be seen from here."""
+    monkeypatch.setattr(install, "_LEASE_SECONDS", 1.5)
+    without_flock(monkeypatch, errno.ENOLCK)
+    path = tmp_path / "x.lock"
+    taken = threading.Event()
+    waited: list[str] = []
+
+    def take() -> None:
+        with install.one_at_a_time(path, lambda: waited.append("waited")):
+            taken.set()
+
+    with held_elsewhere(path, errno.ENOLCK) as holder:
+        thread = threading.Thread(target=take)
+        thread.start()
+        # As long as it lives, it keeps the lock: longer than it would without a sign of life.
+        assert not taken.wait(4)
+        holder.send_signal(signal.SIGSTOP)
+        assert taken.wait(60)
+        thread.join(timeout=PATIENCE)
+        holder.send_signal(signal.SIGCONT)
+    assert waited == ["waited"]
+
+
+def test_what_isnt_flocks_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_flock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="refused"), install.one_at_a_time(tmp_path / "x.lock", lambda: None):
+        pass
 
 
 # ---------------------------------------------------------------------------- stub libraries

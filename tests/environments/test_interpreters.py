@@ -94,9 +94,9 @@ def test_a_setting_comes_first(bare: Path, monkeypatch: pytest.MonkeyPatch, vari
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("echo Python 3.5.2", "doesn't answer as a Python (Python 3.5.2)"),
-        ("exit 3", "it said nothing"),
-        ("exec /bin/sleep 60", "gave no answer"),
+        ("echo Python 3.5.2", "doesn't behave like a Python (Python 3.5.2)"),
+        ("exit 3", "it printed nothing"),
+        ("exec /bin/sleep 60", "didn't answer within"),
         (None, "no such program"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_broken_setting_is_an_error_that_names_it(
 
 def test_a_setting_of_the_wrong_version_is_an_error(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNELK_PYTHON_THEANO", str(fake_python(bare / "mine", "3.7.2")))
-    with pytest.raises(errors.BackendNotInstalledError, match=r"is Python 3\.7\.2; .* a Python 3\.6 or 3\.8"):
+    with pytest.raises(errors.BackendNotInstalledError, match=r"is Python 3\.7\.2: .* a Python 3\.6 or 3\.8"):
         find(RECIPES["theano"])
 
 
@@ -135,7 +135,7 @@ def test_no_interpreter_says_where_it_looked_and_what_to_do(bare: Path) -> None:
     with pytest.raises(errors.BackendNotInstalledError) as caught:
         find(RECIPES["cntk"])
     message = one_line(caught.value)
-    for part in ("CNTK 2.7 needs Python 3.6", "PATH", str(bare / ".pyenv"), "conda", f"passed over {broken}"):
+    for part in ("CNTK 2.7 needs Python 3.6", "PATH", str(bare / ".pyenv"), "conda", f"skipped {broken}"):
         assert part in message
     assert message.endswith("next: `pyenv install 3.6.15`, then `kernelk install cntk`")
 
@@ -189,7 +189,8 @@ def test_an_install_creates_the_python_that_is_missing(
     with pytest.raises(errors.InstallError):
         manage_install.install("theano", said.append)
     assert place.exists()
-    assert any(f"creating a Python {'3.6' if program_name == 'conda' else '3.8'} by {program_name}" in x for x in said)
+    series = "3.6" if program_name == "conda" else "3.8"
+    assert any(f"creating a Python {series} with {program_name}" in x for x in said)
     assert find(OLD).source == "created by kernelk"
     # It goes with the last environment that needs it.
     manage_install.uninstall("theano", said.append)
@@ -215,5 +216,5 @@ def test_a_python_that_cannot_be_created_is_one_line_and_leaves_nothing(
     one_line(caught.value)
     assert not (bare / "envs" / "python-3.6").exists()
     program(bare / "bin" / "conda", "echo done")
-    with pytest.raises(errors.InstallError, match=r"conda said that it was done, and left no python3\.6"):
+    with pytest.raises(errors.InstallError, match=r"conda reported success, but there is no python3\.6"):
         manage_install.install("cntk", lambda text: None)

@@ -69,7 +69,7 @@ def test_in_a_notebook(worker: str) -> None:
     errors = [cell["error"] for cell in found]
     assert errors == [None] * 10 + ["ArgumentError"] * 3 + [None] * 8, found
     text = [cell["out"] for cell in found]
-    assert "nothing lives in this session yet; next: x = K.placeholder" in text[1]
+    assert "this session has no tensors yet; next: x = K.placeholder" in text[1]
     assert "2 variables (32 B), 1 placeholder, 1 tensor, 1 function; active: numpy" in text[3]
     assert "y: 'x' hasn't been fed yet; next: y.eval({x: array})" in text[3]
     (kernel,) = [line for line in text[3].splitlines() if "layers[0]" in line]
@@ -79,17 +79,17 @@ def test_in_a_notebook(worker: str) -> None:
     assert "cell 3, line 4" in text[6]
     assert text[8].index("layers[0]") < text[8].index("y  ") < text[8].index("step")
     assert "1 variable (8 B) of 5 in all" in text[9]
-    assert "there is no kind 'functon': did you mean function? allowed are" in text[10]
+    assert "there is no kind 'functon'; did you mean function? allowed are" in text[10]
     assert "there is no column 'size'" in text[11]
     assert "%ktensors takes one filter" in text[12]
-    assert "none of the session's 5 fits 'nothing_like_this'; next: %ktensors" in text[13]
+    assert "none of the session's 5 objects matches 'nothing_like_this'; next: %ktensors" in text[13]
     assert text[14].splitlines()[1] == "<Tensor 'softmax_5' shape=(None, 2) dtype=float32>"
     assert f"by {worker}" in text[14]
     assert "last fed  (4, 3)" in text[15]
     assert "<Function 'step' (<script>alert(1)</script>(None, 3)) -> (float32(None, 2)), 1 update>" in text[16]
     assert text[17].count("\n") <= 3
-    assert "of a session that K.clear_session() ended: x, layers[0], layers[1], named" in text[19]
-    assert "ended; next: run its cells again" in text[20]
+    assert "from before K.clear_session(): x, layers[0], layers[1], named" in text[19]
+    assert "next: run its cells again" in text[20]
 
 
 def test_html_is_text_in_a_page() -> None:
@@ -261,7 +261,7 @@ def test_looking_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     found = kernelk.tensors(values=True, namespace=names)
     notes = {row.label: one.note for row, one in zip(found.rows, found.summaries) if one is not None}
     assert notes["change"] == "what 'v' would become"
-    assert notes["drawn"] == "drawn afresh at each call"
+    assert notes["drawn"] == "drawn anew at each call"
     assert current_state().seeds.counter == counter
     assert K.get_value(v).tolist() == [1.0, 2.0]
     for one in names.values():
@@ -305,20 +305,20 @@ def test_what_has_no_value_says_why() -> None:
     f = K.function([x], [x * 2.0])
     assert look(f, f=f).note == "a K.function has no value; next: f([array, ...])"
     f([np.zeros((100_000, 2)).tolist()])
-    assert look(x, x=x).note.startswith("the array of shape (100000, 2) that 'x' was fed last isn't kept; next: ")
+    assert look(x, x=x).note.startswith("the array of shape (100000, 2) that 'x' was last fed wasn't kept; next: ")
     assert rows(current(), {"x": x})[0].fed == (100_000, 2)
     big = K.ones((1 << 15,)) * K.ones((1 << 15, 1))
     assert look(big, big=big).note == "its value of shape (32768, 32768) takes 4096 MiB; next: big.eval()"
     old = K.variable(1.0)
     K.clear_session()
-    assert look(old).note.startswith("it belongs to a session that K.clear_session() ended")
+    assert look(old).note.startswith("it is from before K.clear_session()")
 
 
 @pytest.mark.parametrize("given", [{"kind": "variables"}, {"sort": "size"}, {"kind": 3}, {"filter": 7}])
 def test_bad_arguments(given: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError) as caught:
         kernelk.tensors(**given)
-    assert "allowed are" in one_line(caught.value) or "e.g. kernelk.tensors('w*')" in one_line(caught.value)
+    assert "allowed are" in one_line(caught.value) or "next: kernelk.tensors('w*')" in one_line(caught.value)
 
 
 def test_tab() -> None:

@@ -383,7 +383,7 @@ def run_errors(check, backend):
             type(backend)(dict(backend.options, **options))
             check(str(options), False, "no error")
         except ValueError as error:
-            check(str(options), words in str(error), str(error))
+            check(str(options), words in error.allowed, repr((error, error.allowed)))
 
 
 def run_rows(check, backend, numpy_backend):

@@ -154,7 +154,7 @@ def programs(engine: str, cases: Sequence[Wanted]) -> list[tuple[Wanted, dict[st
         inputs, loss = case.loss()
         program = Program(inputs, [loss], (), 0, frozenset(backend.ops))
         if not program.draws and not program.slots:
-            encoded = program.specialise(tuple(x.shape for x in case.feeds), "all").encode()
+            encoded = program.specialise(tuple(x.shape for x in case.feeds), "all").encode(program)
             if "scan" not in backend.ops:
                 encoded = unrolled(encoded)
             made.append((case, encoded, [x.array for x in program.constants]))

@@ -72,14 +72,14 @@ def test_too_few_samples_have_no_interval() -> None:
     assert math.isinf(median([1.0, 2.0]).high)
     ratio = paired_ratio([2.0] * 8, [1.0] * 8)
     assert ratio == (pytest.approx(2.0), 0.0, math.inf)
-    assert verdict(ratio) == "not known: needs a larger budget"
+    assert verdict(ratio) == "unclear: needs a larger budget"
 
 
 def test_what_is_within_the_resolution_is_no_difference() -> None:
     assert verdict(Estimate(1 + RESOLUTION / 2, 1 + RESOLUTION / 4, 1 + RESOLUTION * 0.9)) == "no difference"
     assert verdict(Estimate(1.05, 1.02, 1.08)) == "slower"
     assert verdict(Estimate(0.9, 0.85, 0.95)) == "faster"
-    assert verdict(Estimate(1.0, 0.8, 1.3)) == "not known: needs a larger budget"
+    assert verdict(Estimate(1.0, 0.8, 1.3)) == "unclear: needs a larger budget"
 
 
 def test_unsteady_samples_are_called_so() -> None:
@@ -87,6 +87,6 @@ def test_unsteady_samples_are_called_so() -> None:
     calm = generator.normal(1, 0.01, 100)
     assert unsteadiness(calm) == ""
     assert "second half took 1.5" in unsteadiness(np.concatenate([calm[:50], calm[50:] * 1.5]))
-    assert "spreads" in unsteadiness(generator.lognormal(0, 0.3, 100))
-    assert "far out" in unsteadiness(np.concatenate([calm, np.full(12, 9.0)])[generator.permutation(112)])
+    assert "spans" in unsteadiness(generator.lognormal(0, 0.3, 100))
+    assert "outliers" in unsteadiness(np.concatenate([calm, np.full(12, 9.0)])[generator.permutation(112)])
     assert "only 2 samples" in unsteadiness([1.0, 1.0])

@@ -163,7 +163,7 @@ def test_settings_by_ipythons_configuration_and_what_is_stronger(profile: Path, 
             if name == "file":
                 # A wrong value is one line, and what was before stays.
                 for line, words in (
-                    ("log_bytes = -1", "KernelK.log_bytes is a number from 0 on, not -1"),
+                    ("log_bytes = -1", "KernelK.log_bytes must be at least 0, not -1"),
                     ("log_bytes = 'x'", "expected an int, not the str 'x'"),
                     ("logbytes = 3", "KernelK has no setting 'logbytes': did you mean 'log_bytes'?"),
                     ("backend = 'teano'", "unknown backend 'teano': did you mean 'theano'?"),
@@ -186,7 +186,7 @@ def test_a_configuration_with_a_wrong_value_doesnt_stop_the_extension(profile: P
     try:
         notebook = Notebook(client, manager)
         said = notebook.text("%load_ext kernelk")
-        assert "kernelk: c.KernelK in IPython's configuration: KernelK.log_bytes is a number from 0 on" in said
+        assert "kernelk: c.KernelK in IPython's configuration: KernelK.log_bytes must be at least 0" in said
         assert len(said.splitlines()) == 1
         assert notebook.text("from kernelk import config\nprint(config.LIMITS == config.Limits())") == "True\n"
     finally:

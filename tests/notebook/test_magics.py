@@ -62,7 +62,7 @@ def test_a_swap_by_magic(worker: str) -> None:
     )
     assert [cell["error"] for cell in cells] == [None] * 9, cells
     assert cells[3]["out"] == f"{worker} %kbackend 1\n"
-    assert "active already" in cells[4]["value"]
+    assert "already active" in cells[4]["value"]
     assert cells[5]["out"] == f"[2.0, 3.0] {worker}\n"
     assert f"active: {worker}, chosen by %kbackend" in cells[6]["value"]
     assert f"{worker} -> numpy" in cells[7]["value"]
@@ -114,13 +114,13 @@ def test_errors_are_one_line_with_the_cell_and_the_line() -> None:
         **QUIET,
     )
     assert one_line(cells[2]) == (
-        "ShapeError: dot: shapes (None, 4) and (3, 2) don't fit: 4 columns meet 3 rows "
+        "ShapeError: dot: shapes (None, 4) and (3, 2) don't fit: inner dimensions 4 and 3 differ "
         "(cell 3, line 3: y = K.dot(x, w))"
     )
     fed = one_line(cells[4].copy() | {"out": cells[4]["out"].removeprefix("1\n")})
     assert "placeholder 'x' (cell 4, line 1: x = K.placeholder((None, 3), name='x')) has shape (None, 3)" in fed
-    assert fed.endswith("the fed array (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
-    assert one_line(cells[5]).startswith("FeedError: function takes 1 inputs ('x'), 0 were given (cell 6, line 1")
+    assert fed.endswith("but was fed (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
+    assert one_line(cells[5]).startswith("FeedError: function takes 1 inputs ('x'), but 0 were given (cell 6, line 1")
     assert one_line(cells[6]).endswith("(cell 7, line 2: return K.reshape(z, (5, 5)))")
     late = one_line(cells[8])
     assert "(2,) and (3,) don't broadcast" in late
@@ -166,7 +166,7 @@ def test_kernelk_without_the_extension() -> None:
         ]
     )
     assert cells[1]["value"] == "'numpy'"
-    assert "3 columns meet 2 rows" in one_line(cells[2])
+    assert "inner dimensions 3 and 2 differ" in one_line(cells[2])
 
 
 def test_an_error_outside_a_notebook_is_an_ordinary_exception() -> None:
@@ -215,7 +215,7 @@ def test_a_session_in_a_notebook(notebook: Notebook) -> None:
     (error,) = notebook.run("x = K.placeholder((None, 3))\ny = K.dot(x, K.ones((2, 2)))")
     assert error["ename"] == "ShapeError"
     assert error["traceback"] == [
-        "ShapeError: dot: shapes (None, 3) and (2, 2) don't fit: 3 columns meet 2 rows "
+        "ShapeError: dot: shapes (None, 3) and (2, 2) don't fit: inner dimensions 3 and 2 differ "
         "(cell 6, line 2: y = K.dot(x, K.ones((2, 2))))"
     ]
     (error,) = notebook.run("%kbackend teano")

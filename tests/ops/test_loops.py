@@ -446,7 +446,7 @@ def test_gradients_add_what_they_need_without_changing_what_is_there() -> None:
         (
             lambda x: K.rnn(lambda a, s: (a, []), x, [K.zeros((2, 4))]),
             ArgumentError,
-            "returned 0 states, it was given 1",
+            "returned 0 states, but was given 1",
         ),
         (lambda x: K.rnn(lambda a, s: a, x, []), ArgumentError, "an output and a list of new states"),
         (lambda x: K.rnn(lambda a, s: (a, [a]), x, [K.zeros((2, 4))]), ShapeError, "state 0 has shape (2, 4)"),

@@ -637,7 +637,11 @@ def test_the_guides_settings() -> None:
 @pytest.mark.parametrize(
     ("write", "error", "words"),
     [
-        (lambda x: K.dot(x, K.ones((3, 2))), ShapeError, r"\(None, 4\) and \(3, 2\) don't fit: 4 columns meet 3 rows"),
+        (
+            lambda x: K.dot(x, K.ones((3, 2))),
+            ShapeError,
+            r"\(None, 4\) and \(3, 2\) don't fit: inner dimensions 4 and 3 differ",
+        ),
         (lambda x: x + K.ones((3,)), ShapeError, r"\(None, 4\) and \(3,\) don't broadcast"),
         (
             lambda x: K.reshape(K.ones((3, 4)), (5, 2)),
@@ -661,8 +665,8 @@ def test_the_guides_settings() -> None:
         (lambda x: K.max(K.ones((0, 2)), axis=0), ShapeError, "one of them is empty"),
         (lambda x: K.argmax(K.ones((2, 0))), ShapeError, "is empty"),
         (lambda x: K.one_hot(x, 3), DTypeError, "indices must be integers, not float32"),
-        (lambda x: K.cast(x, "complex64"), DTypeError, "isn't supported; allowed are"),
-        (lambda x: K.variable([1.0], dtype="float8"), DTypeError, "isn't supported; allowed are"),
+        (lambda x: K.cast(x, "complex64"), DTypeError, "isn't supported: allowed are"),
+        (lambda x: K.variable([1.0], dtype="float8"), DTypeError, "isn't supported: allowed are"),
         (lambda x: x & x, DTypeError, "takes bool"),
         (lambda x: -(x > 0), DTypeError, "isn't defined for bool"),
         (lambda x: K.random_uniform((2,), dtype="int32"), DTypeError, "floats, not int32"),
@@ -692,7 +696,7 @@ def test_empty_batches_are_refused_only_where_there_is_no_answer(backend: str) -
     x = K.placeholder((None, 3))
     top = K.function([x], [K.max(x, axis=0)])
     assert top([np.ones((2, 3))])[0].tolist() == [1.0] * 3
-    with pytest.raises(ShapeError, match=r"max: nothing to reduce along axes \(0,\).*test_ops\.py, line"):
+    with pytest.raises(ShapeError, match=r"max: can't reduce along axes \(0,\).*test_ops\.py, line"):
         top([np.ones((0, 3))])
     assert np.isnan(K.function([x], [K.mean(x)])([np.ones((0, 3))])[0])
     assert top([np.ones((2, 3))])[0].tolist() == [1.0] * 3

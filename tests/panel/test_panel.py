@@ -249,7 +249,7 @@ def test_a_refused_swap_lists_the_reasons(front: Front) -> None:
     front.ask(panel, do="hello")
     told = front.get(panel, "told", do="swap", engine="lacking")
     assert told["level"] == "error"
-    assert told["text"] == "Lacking can't take this session over, 'numpy' stays active"
+    assert told["text"] == "Lacking cannot run this session, 'numpy' stays active"
     assert len(told["reasons"]) == 2
     assert "variable 'wide'" in told["reasons"][0]
     assert "float64" in told["reasons"][0]

@@ -187,7 +187,7 @@ def test_lengths_that_are_values_are_told_of_too(monkeypatch: pytest.MonkeyPatch
         assert call([length])[0].tolist() == list(range(0, 2 * length, 2))
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
-    assert "8 times in a row, each for other lengths, which its inputs' values give: feed" in told
+    assert "8 times in a row, each for other lengths, which depend on its inputs' values: feed" in told
     assert call.specialisations(current().host()) == 10
     monkeypatch.setattr(functions, "MANY_KEYS", 4)
     for length in range(20, 40):

@@ -103,3 +103,13 @@ def test_the_kernel_never_imports_an_engine_that_runs_in_a_worker(worker: str) -
         + f"value = float(K.eval(K.constant(1.0) + 1.0))\nresult = [loaded(), len({children()}), value]"
     )
     assert run_script(code) == [[], 1, 2.0]
+
+
+def test_the_programs_list_imports_nothing_that_computes_or_installs() -> None:
+    code = (
+        "import contextlib, io, sys\nfrom kernelk.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as shown:\n    status = main(['list'])\n"
+        "heavy = [name for name in ('numpy', 'filelock', 'IPython') if name in sys.modules]\n"
+        "result = [status, 'numpy: installed' in shown.getvalue(), heavy]"
+    )
+    assert run_script(code) == [0, True, []]

@@ -43,7 +43,7 @@ def nothing(tmp_path: Path) -> dict[str, str | None]:
 def test_every_message_of_the_first_minutes(nothing: dict[str, str | None]) -> None:
     tensorflow = (
         f"BackendNotInstalledError: TensorFlow isn't installed in this notebook's environment ({sys.prefix}); next: "
-        f"{pip('tensorflow')}, or kernelk.set_backend('numpy'), which is always there"
+        f"{pip('tensorflow')}, or kernelk.set_backend('numpy'), which is always available"
     )
     theano = f"BackendNotInstalledError: Theano 1.0.5 is not installed; next: {install('theano')}"
     wanted = {
@@ -55,8 +55,8 @@ def test_every_message_of_the_first_minutes(nothing: dict[str, str | None]) -> N
         "with kernelk.using('theano'): pass": f"{theano} (cell 7, line 1: with kernelk.using('theano'): pass)",
         "%kbackend --install jax": f"jax needs no environment of its own and is not installed; next: {pip('jax')}",
         "%kbackend tenserflow": "unknown backend 'tenserflow': did you mean 'tensorflow'? available are tens",
-        "%kbackend --stop": "(--stop: expected one argument); e.g. %kbackend --stop NAME; %kbackend? shows examples",
-        "%kbackend --install": "e.g. %kbackend --install NAME; %kbackend? shows examples",
+        "%kbackend --stop": "(--stop: expected one argument); next: %kbackend --stop NAME; %kbackend? shows examples",
+        "%kbackend --install": "next: %kbackend --install NAME; %kbackend? shows examples",
     }
     found = run_cells([NONE_THERE, *wanted], **nothing)
     assert found[0]["error"] is None, found[0]
@@ -92,4 +92,4 @@ def test_the_active_engine_says_what_it_is_left_without(nothing: dict[str, str |
     activate("theano")
     settings = {**nothing, "KERNELK_ENVS": str(places.require_python("theano").parents[2]), "PATH": str(tmp_path)}
     found = run_cells([NONE_THERE, "%kbackend theano", "%kbackend theano --compiler"], **settings)
-    assert found[2]["value"] == "theano is active already\nno compiler: g++ isn't found"
+    assert found[2]["value"] == "theano is already active\nno compiler: g++ isn't found"

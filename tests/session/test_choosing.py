@@ -84,7 +84,7 @@ def test_other_threads_at_any_time(worker: str) -> None:
     for device in (None, "cpu", "cpu:0"):
         again = kernelk.set_backend(worker, threads=threads, device=device)
         assert (again.restarted, again.started, current().host().pid) == (False, False, pid)
-        assert repr(again).splitlines()[0] == f"{worker} is active already"
+        assert repr(again).splitlines()[0] == f"{worker} is already active"
     # Through swaps, a death and a stop.
     kernelk.set_backend("numpy")
     work.goes_on()
@@ -163,7 +163,7 @@ def test_theano_with_and_without_its_compiler_at_any_time() -> None:
     (row,) = [row for row in kernelk.list_backends().engines if row.name == "theano"]
     assert (row.note, row.options) == ("no compiler", {"compiler": ""})
     # It stays with the engine: other options, swaps, a stop.
-    assert repr(kernelk.set_backend("theano", compiler=False)) == "theano is active already\nno compiler"
+    assert repr(kernelk.set_backend("theano", compiler=False)) == "theano is already active\nno compiler"
     assert current().host().pid == pid
     kernelk.set_backend("numpy")
     kernelk.stop_backend("theano")
@@ -188,7 +188,7 @@ def test_other_engines_have_no_compiler_to_do_without(backend: str) -> None:
         with pytest.raises(ArgumentError) as caught:
             kernelk.set_backend(backend, compiler=compiler)
         assert str(caught.value) == (
-            f"{host.engine.title} compiles no C code that could be left out: --compiler and --no-compiler are for "
+            f"{host.engine.title} compiles no C code: --compiler and --no-compiler are only for "
             f"theano; next: %kbackend {backend}"
         )
         assert current().host() is host
@@ -352,8 +352,8 @@ def test_save_writes_the_name_and_leaves_the_rest(keras_json: Path) -> None:
 def test_save_says_where_keras_3_would_stop(keras_json: Path) -> None:
     activate("theano")
     saved = kernelk.set_backend("theano", save=True).saved
-    assert "doesn't know 'theano' and stops at `import keras`" in saved
-    assert "undo with %kbackend tensorflow --save" in saved
+    assert "doesn't know 'theano' and fails at `import keras`" in saved
+    assert "undo it with %kbackend tensorflow --save" in saved
     assert "\n" not in saved
 
 
@@ -408,10 +408,10 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
     assert [cell["error"] for cell in found] == [None] * len(cells), found
     values = [cell["value"] for cell in found]
     assert "numpy -> torch" in values[2]
-    assert 'has "backend": "torch"; KERNELK_BACKEND=numpy goes before it' in values[2]
+    assert 'has "backend": "torch"; KERNELK_BACKEND=numpy takes precedence' in values[2]
     assert "torch restarted" in values[3]
     assert "threads    2" in values[3]
-    assert values[4] == "torch is active already"
+    assert values[4] == "torch is already active"
     assert found[5]["out"] == "[1.0] torch\n"
     (row,) = [line for line in values[6].splitlines() if line.startswith("*")]
     for words in ("torch", "active", "worker ", " MB", "cpu:0", " 2 ", "1 ("):
@@ -434,26 +434,26 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ("numpy theano", "takes one engine's name, not 'numpy theano'; e.g. %kbackend tensorflow"),
+    ("numpy theano", "takes one engine's name, not 'numpy theano'; next: %kbackend tensorflow"),
     ("torch --thread 2", "has no option --thread: did you mean --threads? allowed are --device, --threads"),
     ("torch --threads=0", "threads='0' isn't allowed: allowed are 1 to "),
     ("torch --threads", "--threads: expected one argument"),
     ("torch --threads -3", "threads='-3' isn't allowed"),
-    ("torch --in-kernel --worker", "--in-kernel and --worker exclude one another"),
-    ("theano --in-kernel", "next: %kbackend theano, which gives it a worker"),
-    ("cntk --in-kernel", "next: %kbackend cntk, which gives it a worker"),
+    ("torch --in-kernel --worker", "--in-kernel and --worker exclude each other"),
+    ("theano --in-kernel", "next: %kbackend theano, which runs it in a worker"),
+    ("cntk --in-kernel", "next: %kbackend cntk, which runs it in a worker"),
     ("numpy --worker", "numpy has no worker"),
     ("numpy --threads 2", "set OPENBLAS_NUM_THREADS"),
     (
         "theano --compiler --no-compiler",
-        "--compiler and --no-compiler exclude one another; e.g. %kbackend theano --no-",
+        "--compiler and --no-compiler exclude each other; next: %kbackend theano --no-",
     ),
     ("cntk --no-compiler", "are for theano; next: %kbackend cntk"),
-    ("--compiler", "numpy compiles no C code that could be left out"),
+    ("--compiler", "numpy compiles no C code: --compiler"),
     ("--device gpu:0", "numpy has no device 'gpu:0' here: allowed are cpu:0"),
-    ("torch --stop numpy", "--stop goes with no other option or name"),
+    ("torch --stop numpy", "--stop can't be combined with other options or names"),
     ("--stop nump", "did you mean 'numpy'?"),
-    ("--list --save", "--list goes with no other option or name"),
+    ("--list --save", "--list can't be combined with other options or names"),
     ("--install teano", "did you mean 'theano'?"),
     ("--doctor teano", "did you mean 'theano'?"),
     ("--help", "has no option --help"),

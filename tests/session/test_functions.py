@@ -112,7 +112,7 @@ def test_integers_are_fed_where_they_fit(dtype: str) -> None:
         assert call([np.array(fitting, source)])[0].tolist() == fitting
     assert call([np.array([1.0, 0.0])])[0].tolist() == [1, 0]
     for wrong in ([0.5, 1.0], [np.nan, 1.0], [np.inf, 0.0]):
-        with pytest.raises(DTypeError, match=f"is {dtype}, the fed float64 values don't fit"):
+        with pytest.raises(DTypeError, match=f"is {dtype}, but the fed float64 values don't fit"):
             call([np.array(wrong)])
     if dtype not in ("int64", "uint64"):
         with pytest.raises(DTypeError, match="don't fit"):
@@ -126,9 +126,9 @@ def test_wrong_numbers_of_inputs() -> None:
     x, y = K.placeholder((2,), name="x"), K.placeholder((2,), name="y")
     call = K.function([x, y], [x + y], name="adder")
     for given in ([], [[1, 2]], [[1, 2]] * 3):
-        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), {len(given)} were given$"):
+        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), but {len(given)} were given$"):
             call(given)
-    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), 1 were given"):
+    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), but 1 were given"):
         K.function([], [K.constant(1.0)])([np.ones(2)])
 
 
@@ -149,7 +149,7 @@ def test_wrong_shapes(shape: tuple[int, ...], wrong: tuple[int, ...]) -> None:
         call([np.zeros(wrong)])
     text = str(caught.value)
     assert text.startswith("placeholder 'x' (test_functions.py, line ")
-    assert f"has shape {shape}, the fed array {wrong}" in text
+    assert f"has shape {shape}, but was fed {wrong}" in text
     assert "\n" not in text
 
 
@@ -161,7 +161,7 @@ def test_what_is_no_array_of_numbers() -> None:
             call([wrong])
     with pytest.raises((FeedError, ValueError)):
         call([[[1.0], [1.0, 2.0]]])
-    with pytest.raises(FeedError, match=r"fed a tensor; feed K\.get_value"):
+    with pytest.raises(FeedError, match=r"fed a tensor; next: feed K\.get_value"):
         call([K.variable([1.0, 2.0])])
 
 
@@ -176,7 +176,7 @@ def test_inputs_must_be_placeholders() -> None:
     with pytest.raises(ArgumentError, match="inputs must be placeholders"):
         K.function([v], [v])
     x = K.placeholder(())
-    with pytest.raises(ArgumentError, match="twice among the inputs"):
+    with pytest.raises(ArgumentError, match="appears twice in the inputs"):
         K.function([x, x], [x])
 
 

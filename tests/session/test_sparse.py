@@ -72,7 +72,7 @@ def test_to_dense_is_dense() -> None:
 def test_set_value_takes_a_matrix_whole_or_not_at_all() -> None:
     v = K.variable(sparse.csr_matrix(DENSE))
     K.set_value(v, sparse.csr_matrix(2 * DENSE))
-    with pytest.raises(ShapeError, match=r"\(4, 5\), the value \(2, 5\)"):
+    with pytest.raises(ShapeError, match=r"\(4, 5\), but the value has \(2, 5\)"):
         K.set_value(v, sparse.csr_matrix(DENSE[:2]))
     assert np.array_equal(K.get_value(v), 2 * DENSE)
 
@@ -80,10 +80,10 @@ def test_set_value_takes_a_matrix_whole_or_not_at_all() -> None:
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = sparse.csr_matrix(DENSE)
     x = K.placeholder((None, 5), name="x")
-    with pytest.raises(FeedError, match=r"placeholder 'x' .* was fed a sparse matrix: .*sparse=True"):
+    with pytest.raises(FeedError, match=r"placeholder 'x' .* was fed a sparse matrix; next: .*sparse=True"):
         x.eval({x: matrix})
     y = K.placeholder((None, 4), name="y", sparse=True)
-    with pytest.raises(FeedError, match=r"has shape \(None, 4\), the fed array \(4, 5\)"):
+    with pytest.raises(FeedError, match=r"has shape \(None, 4\), but was fed \(4, 5\)"):
         y.eval({y: matrix})
     with pytest.raises(ArgumentError, match=r"K\.variable\(matrix\)"):
         K.constant(matrix)
@@ -92,7 +92,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(type(matrix), "toarray", too_large)
-    with pytest.raises(ArgumentError, match="too large to be held densely"):
+    with pytest.raises(ArgumentError, match="too large as a dense array"):
         K.variable(matrix)
 
 

@@ -362,7 +362,7 @@ def test_naming_the_active_engine_again(backend: str) -> None:
     assert report.origin == report.target == backend
     assert report.reevaluated == []
     assert current().swaps == []
-    assert "active already" in repr(report)
+    assert "already active" in repr(report)
 
 
 def test_what_was_shown_is_evaluated_again(worker: str) -> None:
@@ -390,7 +390,7 @@ def test_what_was_shown_is_evaluated_again(worker: str) -> None:
     assert (by_name["shown"].shape, by_name["shown"].dtype) == ((2, 2), "float32")
     assert 0 <= by_name["shown"].difference < 1e-5
     assert report.largest_difference == max(entry.difference for entry in report.reevaluated)
-    assert "2 shown tensors" in repr(report)
+    assert "2 displayed tensors" in repr(report)
     assert report.not_reevaluated == 0
     del shown, plain
     assert kernelk.set_backend("numpy").largest_difference is None
@@ -405,7 +405,7 @@ def test_reevaluation_has_a_time_box(spare: str, monkeypatch: pytest.MonkeyPatch
     report = kernelk.set_backend(spare)
     assert report.reevaluated == []
     assert report.not_reevaluated == 5
-    assert "5 shown tensors (time box)" in repr(report)
+    assert "5 displayed tensors (time limit)" in repr(report)
     assert K.backend() == spare
 
 
@@ -516,7 +516,7 @@ def test_all_obstacles_are_listed_before_anything_changes(monkeypatch: pytest.Mo
     ):
         assert sum(bool(re.search(words, reason)) for reason in reasons) == 1, (words, reasons)
     text = str(caught.value)
-    assert text.startswith("Poor can't take this session over, 'numpy' stays active: ")
+    assert text.startswith("Poor cannot run this session, 'numpy' stays active: ")
     assert all(reason in text for reason in reasons)
     assert "\n" not in text
     witness.intact()
@@ -574,7 +574,7 @@ def test_an_engine_that_rounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     witness = Witness()
     fine = K.variable([1e-30], name="fine")
     tiny = K.variable([1e-40, 1.0], name="tiny")
-    with pytest.raises(SwapRefusedError, match=r"can't hold every value exactly.*'tiny' \(float32") as caught:
+    with pytest.raises(SwapRefusedError, match=r"can't keep every value exact.*'tiny' \(float32") as caught:
         kernelk.set_backend("flush")
     assert len(caught.value.reasons) == 1
     witness.intact()
@@ -635,7 +635,7 @@ def test_a_worker_that_ends_while_it_starts(spare: str, monkeypatch: pytest.Monk
     witness = Witness()
     with monkeypatch.context() as patch:
         patch.setattr(host, "_BOOT", f"import sys\nprint('its last words', file=sys.stderr, flush=True)\n{boot}")
-        with pytest.raises(EngineError, match="Spare's worker ended while it started") as caught:
+        with pytest.raises(EngineError, match="Spare's worker ended while starting") as caught:
             kernelk.set_backend(spare)
         assert "next: `pip install --force-reinstall numpy`" in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -165,7 +165,7 @@ def test_a_scalar_increment_spreads(backend: str) -> None:
 
 def test_a_plain_update_needs_the_whole_shape() -> None:
     v = K.variable(np.zeros((2, 3)), name="w")
-    with pytest.raises(ShapeError, match=r"'w' has shape \(2, 3\), the value \(3,\)"):
+    with pytest.raises(ShapeError, match=r"'w' has shape \(2, 3\), but the value has \(3,\)"):
         K.update(v, K.constant([1.0, 2.0, 3.0]))
     with pytest.raises(ShapeError, match=r"\(2, 3\).*\(2, 4\)"):
         K.update_add(v, np.zeros((2, 4), "float32"))
@@ -201,13 +201,13 @@ def test_an_arrays_floats_take_the_variables_dtype(backend: str) -> None:
         assert_close(K.get_value(v), np.array(wanted, "float32"))
     integer = K.variable([1, 2], dtype="int32")
     for update in (K.update, K.update_add, K.update_sub):
-        with pytest.raises(DTypeError, match="is int32, the value float64"):
+        with pytest.raises(DTypeError, match="is int32, but the value is float64"):
             update(integer, np.array([0.5, 1.0]))
 
 
 def test_precision_is_never_lost_in_silence() -> None:
     v = K.variable([1.0], name="w")
-    with pytest.raises(DTypeError, match=r"'w' is float32, the value float64.*K\.cast\(value, 'float32'\)"):
+    with pytest.raises(DTypeError, match=r"'w' is float32, but the value is float64.*K\.cast\(value, 'float32'\)"):
         K.update(v, K.constant([1.0], dtype="float64"))
     integer = K.variable([1], dtype="int32")
     with pytest.raises(DTypeError):
@@ -227,7 +227,7 @@ def test_only_variables_are_updated() -> None:
 
 def test_set_value_is_all_or_nothing(backend: str) -> None:
     a, b = K.variable([1.0, 2.0]), K.variable([3.0])
-    with pytest.raises(ShapeError, match=r"shape \(1,\), the value \(2,\)"):
+    with pytest.raises(ShapeError, match=r"shape \(1,\), but the value has \(2,\)"):
         K.batch_set_value([(a, [9.0, 9.0]), (b, [9.0, 9.0])])
     assert K.batch_get_value([a, b])[0].tolist() == [1.0, 2.0]
     K.batch_set_value([(a, [9.0, 8.0]), (b, np.array([7.0]))])

@@ -37,8 +37,9 @@ class NumpyBackend(Backend):
         chosen_device("numpy", self.name, options, ["cpu:0"], "cpu:0")
         if positive_threads(options) is not None:
             raise OptionError(
-                "numpy's threads are its BLAS's, which are settled when it is loaded: set OPENBLAS_NUM_THREADS before"
-                " the notebook's kernel starts; next: %kbackend numpy --threads default"
+                "numpy's threads are those of its BLAS, which are fixed when it loads: set OPENBLAS_NUM_THREADS before"
+                " the notebook's kernel starts",
+                next_step="%kbackend numpy --threads default",
             )
 
     def facts(self):

@@ -57,6 +57,8 @@ def describe(error):
     return {
         "type": type(cause).__name__,
         "message": text,
+        "allowed": getattr(cause, "allowed", ""),
+        "next_step": getattr(cause, "next_step", ""),
         "instruction": path[0] if path else None,
         "inside": path[1:],
         "unsupported": isinstance(cause, CannotLower),

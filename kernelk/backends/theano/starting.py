@@ -48,7 +48,9 @@ def find_compiler(wanted):
     path = shutil.which(name)
     if path is None:
         if wanted:
-            raise OptionError("compiler %r isn't found; allowed: a C++ compiler's name or path, \"\" or None" % wanted)
+            raise OptionError(
+                "compiler %r isn't found" % wanted, allowed='allowed: a C++ compiler\'s name or path, "" or None'
+            )
         return "", "no compiler: g++ isn't found"
     if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
         return "", "no compiler: this Python has no Python.h"

@@ -72,7 +72,7 @@ export class Engines {
     const foot = h("div", { class: "kk-foot" });
     if (engine.running && engine.process !== "this kernel") {
       const stop = () => this.panel.ask({ do: "stop", engine: engine.name }, `Stop ${engine.title}`);
-      const title = `End ${engine.title}'s process and give its memory back`;
+      const title = `Stop ${engine.title} and free its memory`;
       foot.append(button("Stop", { onclick: stop, "aria-label": `Stop ${engine.title}`, title, "data-focus": `stop-${engine.name}` }));
     } else if (engine.install === "button") {
       const install = () => this.panel.ask({ do: "install", engine: engine.name }, `Install ${engine.title}`);

@@ -24,7 +24,7 @@ export class Graph {
         button("+", { "aria-label": "Larger", onclick: zoom(1.25) }),
         button("Fit", { onclick: () => this.fit() }),
       ),
-      button("Times", { title: "Measure each op, and colour and label the boxes by it", onclick: () => this.ask({ times: true }) }),
+      button("Times", { title: "Time each op, and show the times in the boxes", onclick: () => this.ask({ times: true }) }),
       (this.closing = button("Close groups", { onclick: () => this.ask({ opened: [] }), hidden: true })),
     );
     this.el = h("div", { class: "kk-graph" }, tools, this.title, this.around, this.line);

@@ -9,10 +9,10 @@ export class Native {
     this.chooser = h("select", { class: "kk-select", onchange: () => this.choose(Number(this.chooser.value)) });
     this.place = h("div", { class: "kk-natives" });
     this.note = h("p", { class: "kk-note" });
-    const again = button("Again", { onclick: () => this.choose(this.key), title: "Ask the engines that run now" });
+    const again = button("Again", { onclick: () => this.choose(this.key), title: "Ask the running engines again" });
     const tools = h("div", { class: "kk-tools" }, h("label", { class: "kk-field" }, h("span", {}, "What engines make of"), this.chooser), again);
     this.el = h("div", { class: "kk-native" }, tools, this.note, this.place);
-    refill(this.place, h("p", { class: "kk-empty" }, "Choose a tensor or a function: each engine that runs shows what it made of it."));
+    refill(this.place, h("p", { class: "kk-empty" }, "Choose a tensor or a function to see what each running engine made of it."));
   }
 
   offer(rows) {
@@ -30,7 +30,7 @@ export class Native {
     }
     this.chooser.value = String(key);
     this.place.setAttribute("aria-busy", "true");
-    this.panel.ask({ do: "native", key }, "Engines compile it");
+    this.panel.ask({ do: "native", key }, "The engines are compiling it");
   }
 
   show(message) {

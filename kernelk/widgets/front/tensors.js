@@ -210,7 +210,7 @@ export class Tensors {
     this.count.textContent = this.sorted.length === all ? `${all}` : `${this.sorted.length} of ${all}`;
     this.count.setAttribute("aria-label", `${this.count.textContent} shown`);
     this.empty.hidden = this.sorted.length > 0;
-    this.empty.textContent = all ? "Nothing fits the filter." : "Nothing lives in this session yet: x = K.placeholder((None, 3)), or w = K.variable(array).";
+    this.empty.textContent = all ? "Nothing matches the filter." : "This session has no tensors yet; try x = K.placeholder((None, 3)), or w = K.variable(array).";
     this.grid.hidden = all === 0;
     this.grid.setAttribute("aria-rowcount", String(this.sorted.length + 1));
     this.space.style.height = `${this.sorted.length * ROW}px`;

@@ -13,7 +13,7 @@ export class Timings {
       ["compare", "Engines side by side", "%%kcompare"],
       ["per_op", "Ops on each engine", "%%kcompare --per-op"],
       ["profile", "Ops, one by one", "%kprofile"],
-      ["engine_profile", "By the engine's own profiler", "%kprofile --engine"],
+      ["engine_profile", "Engine's own profiler", "%kprofile --engine"],
       ["time", "A call", "%ktime"],
     ].filter(([name]) => facts[name]);
     const sections = measured.map(([name, title, magic]) => {
@@ -41,6 +41,6 @@ export class Timings {
     });
     const hidden = facts.swap_count - facts.swaps.length;
     const more = hidden > 0 ? h("p", { class: "kk-note" }, `and ${hidden} earlier ones`) : null;
-    return h("section", {}, h("h3", {}, "Swaps, the last one first"), h("ol", { class: "kk-swaps" }, ...items), more);
+    return h("section", {}, h("h3", {}, "Swaps, most recent first"), h("ol", { class: "kk-swaps" }, ...items), more);
   }
 }

@@ -39,7 +39,7 @@ function histogram(found) {
   const line = s("line", { x1: 0, x2: width, y1: height, y2: height, class: "kk-axis" });
   const drawing = s("svg", { class: "kk-histogram", viewBox: `0 0 ${width} ${height + 2}`, role: "img", "aria-label": label }, ...bars, line);
   const ends = h("div", { class: "kk-ends" }, h("span", {}, number(edges[0])), h("span", {}, number(edges.at(-1))));
-  return h("figure", { class: "kk-figure" }, drawing, ends, h("figcaption", {}, `how ${found.looked_at} values are spread`));
+  return h("figure", { class: "kk-figure" }, drawing, ends, h("figcaption", {}, `distribution of ${found.looked_at} values`));
 }
 
 // The values' places between the smallest and the largest, and for what isn't finite a sign.
@@ -81,7 +81,7 @@ function preview(found, mode, choose) {
   if (!shown?.rows || !shown.columns) return null;
   const button = (name, words) =>
     h("button", { type: "button", class: "kk-button", "aria-pressed": String(mode === name), onclick: () => choose(name), "data-focus": `mode-${name}` }, words);
-  const buttons = h("div", { class: "kk-group", role: "group", "aria-label": "How values are shown" }, button("heat", "Heat map"), button("text", "Text"));
+  const buttons = h("div", { class: "kk-group", role: "group", "aria-label": "Display values as" }, button("heat", "Heat map"), button("text", "Text"));
   const cut = shown.cut ? h("figcaption", {}, `${shown.cut}: the rest isn't shown`) : null;
   return h("figure", { class: "kk-figure" }, buttons, mode === "heat" ? heatMap(shown) : table(shown), cut);
 }
@@ -93,7 +93,7 @@ export function firstMode(found) {
 export function details(found, mode, choose) {
   const note = found.note ? h("p", { class: "kk-box kk-info" }, h("span", {}, found.note)) : null;
   if (found.size === null) return [note];
-  const origins = { committed: "committed value", fed: "as it was fed last", shown: "as it was shown", evaluated: "evaluated just now" };
+  const origins = { committed: "committed value", fed: "as last fed", shown: "as last shown", evaluated: "evaluated just now" };
   const figures = [
     ["value", [origins[found.origin] ?? "", found.engine ? `by ${found.engine}` : ""].filter(Boolean).join(" ")],
     ["shape", `${shape(found.shape)} ${found.dtype}`],
