@@ -39,6 +39,9 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
         if hasattr(value, "detach"):
             # PyTorch's
             value = value.detach().cpu()
+            if hasattr(value, "resolve_neg"):
+                # A view that is negated or conjugated only when it is read: DLPack hands its memory on as it lies.
+                value = value.resolve_conj().resolve_neg()
             value = value.float() if name not in DTYPES and "float" in name else value
         if name in DTYPES:
             # Not where DLPack can't describe what is a view, or another device's.
