@@ -312,6 +312,8 @@ def interrupted(name: str) -> Any:
             timer.start()
             for _ in range(12):
                 model.step([BATCH])
+            # On a busy machine the signal may be late: it has come before this block ends.
+            timer.join()
             time.sleep(0.01)
         except KeyboardInterrupt:
             hits += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -11,7 +13,7 @@ from helpers.engines import WORKERS
 
 # By the names of fixtures, and of functions that a test calls, by itself or through others of its file.
 BROWSER = {"browsing", "need_browser"}
-KERNEL = {"run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess"}
+KERNEL = {"run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess", "execute", "tiny"}
 WORKER = {"activate", "every_engine", "require_python", "worker"}
 
 
@@ -24,8 +26,7 @@ def mark(item: pytest.Function) -> None:
             # The suite's own fixtures are named above; a file's are looked into.
             if fixture.func.__module__ == item.module.__name__:
                 called |= _called(fixture.func, set())
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    engines = {one for one in parameters if isinstance(one, str) and one in WORKERS}
+    engines = set(re.findall(r"\w+", item.callspec.id)) & set(WORKERS) if hasattr(item, "callspec") else set()
     if engines and item.get_closest_marker("values"):
         item.add_marker("soak")
     if called & BROWSER:
@@ -38,6 +39,7 @@ def mark(item: pytest.Function) -> None:
 
 def _called(function: Any, seen: set[Any]) -> set[str]:
     """The names in a function's code, and in that of the functions of its own file that it names."""
+    function = inspect.unwrap(function) if callable(function) else function
     if not isinstance(function, FunctionType) or function in seen:
         return set()
     seen.add(function)

@@ -76,7 +76,7 @@ def test_the_program_examines_four_engines(tmp_path: Path) -> None:
     done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "4 of 4 engines passed" in done.stdout
-    assert len(re.findall(r"\bright \(start ", done.stdout)) == 4
+    assert len(re.findall(r"\bpassed \(start ", done.stdout)) == 4
 
 
 def test_a_notebook_shows_it(tmp_path: Path) -> None:

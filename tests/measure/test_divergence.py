@@ -29,8 +29,8 @@ from kernelk.errors import (
 )
 from kernelk.graph.state import current_state
 from kernelk.measure import single_ops
+from kernelk.session.calls import Calls
 from kernelk.session.current import current
-from kernelk.session.session import Session
 
 PAIRS = [("numpy", "tensorflow"), ("tensorflow", "theano"), ("theano", "cntk"), ("cntk", "jax"), ("jax", "torch")]
 
@@ -556,7 +556,7 @@ def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
     assert len(whole.chunk_bytes) == 1
     made: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    execute = Session.execute
+    execute = Calls.execute
 
     def watched(self: Any, host: Any, program: Any, *arguments: Any, **options: Any) -> Any:
         alive.append(sum(x.nbytes for x in (ref() for ref in made) if x is not None))
@@ -564,7 +564,7 @@ def test_values_are_compared_and_let_go(monkeypatch: Any) -> None:
         made.extend(weakref.ref(value) for value in values)
         return values
 
-    monkeypatch.setattr(Session, "execute", watched)
+    monkeypatch.setattr(Calls, "execute", watched)
     bound = 40_000
     monkeypatch.setattr(single_ops, "CHUNK_BYTES", bound)
     compiled = {name: list(host.compiled) for name, host in current().hosts.items()}

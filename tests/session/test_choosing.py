@@ -309,7 +309,7 @@ def test_stop_gives_the_worker_back(worker: str) -> None:
     assert not alive(pid)
     assert report.pid == pid
     assert report.bytes is not None
-    assert f"process {pid} and its " in repr(report)
+    assert f"process {pid} ended, " in repr(report)
     assert "it is still the active engine" in repr(report)
     assert repr(kernelk.stop_backend(worker)) == f"{worker} isn't running"
     states = {row.name: row.state for row in kernelk.list_backends().engines}
@@ -448,7 +448,7 @@ REFUSED = [
         "theano --compiler --no-compiler",
         "--compiler and --no-compiler exclude each other; next: %kbackend theano --no-",
     ),
-    ("cntk --no-compiler", "are for theano; next: %kbackend cntk"),
+    ("cntk --no-compiler", "are only for theano; next: %kbackend cntk"),
     ("--compiler", "numpy compiles no C code: --compiler"),
     ("--device gpu:0", "numpy has no device 'gpu:0' here: allowed are cpu:0"),
     ("torch --stop numpy", "--stop can't be combined with other options or names"),
