@@ -60,7 +60,7 @@ def handed_over(y: Any, folder: Path) -> None:
     host = session.ready_host()
     (call,) = record(session, y, None, "time", "").calls
     program = call.program(session, host.ops)
-    encoded = program.specialise((), host.specialises).encode()
+    encoded = program.specialise((), host.specialises).encode(program)
     (folder / "program.json").write_text(json.dumps(encoded))
     for i, constant in enumerate(program.constants):
         np.save(folder / f"constant{i:03}.npy", constant.array)

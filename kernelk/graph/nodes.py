@@ -275,6 +275,13 @@ def check_generation(tensor: Tensor, state: State | None = None) -> None:
         raise stale(tensor.name, tensor.source, tensor.generation)
 
 
+def check_generations(tensors: Sequence[Tensor]) -> None:
+    """`check_generation` of many tensors at once."""
+    firsts = {tensor.generation: tensor for tensor in reversed(tensors)}
+    for tensor in reversed(firsts.values()):
+        check_generation(tensor)
+
+
 def stale(name: str, source: Source, generation: Generation) -> StaleTensorError:
     """The error for a tensor or function that isn't of the current session's generation."""
     made = f"'{name}' (made in {source}) belongs to"

@@ -17,6 +17,7 @@ from ..graph.nodes import Placeholder, Scan, Tensor
 from ..graph.rules import RULES
 from ..ops.creation import placeholder
 from ..ops.gradients import of_a_gradient
+from ..program.inference import infer
 from ..program.program import Instruction, Program
 from ..session.function import Function
 from ..session.session import Session
@@ -54,7 +55,7 @@ class Nodes:
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]
         self.operands = [*([()] * len(leaves)), *(self._operands_of(x) for x in program.instructions)]
-        self.shapes = program.infer([feed.shape for feed in self.feeds])
+        self.shapes = infer(program, [feed.shape for feed in self.feeds])
         first_draw, first_constant = len(program.inputs) + len(program.slots), program.first - len(program.constants)
         # The numbers of what engines compute. A loop has no value but those of its items.
         self.computed = [

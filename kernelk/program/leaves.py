@@ -1,11 +1,17 @@
-"""What a program's leaves are asked for: a constant's digest, and the error for a placeholder that isn't fed."""
+"""What a program's leaves are asked for: a constant's content, and the error for a placeholder that isn't fed."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TypeAlias
+
+import numpy as np
 
 from ..errors import FeedError
-from ..graph.nodes import Constant, Placeholder, StepInput
+from ..graph.nodes import Constant, LearningPhase, Placeholder, Shape, StepInput, constant_node
+
+# A constant's dtype, shape, and bytes or their hash.
+Content: TypeAlias = "tuple[str, Shape, bytes]"
 
 
 def not_fed(node: Placeholder) -> FeedError:
@@ -22,14 +28,19 @@ def not_fed(node: Placeholder) -> FeedError:
     )
 
 
-def constant_digest(node: Constant) -> str:
-    """A hash of the constant's dtype, shape and bytes, made once."""
-    digest: str | None = node.__dict__.get("_digest")
-    if digest is None:
-        array = node.array
-        content = array.tobytes()
+def phase_constant(node: LearningPhase, phase: int) -> Constant:
+    """The constant that stands for the learning phase in this phase, made once."""
+    made: dict[int, Constant] = node.__dict__.setdefault("_values", {})
+    if phase not in made:
+        made[phase] = constant_node(np.asarray(bool(phase)))
+    return made[phase]
+
+
+def content_of(node: Constant) -> Content:
+    """What tells a constant from others. A long run of bytes is hashed, once for each constant."""
+    content: bytes | None = node.__dict__.get("_hash")
+    if content is None:
+        content = node.array.tobytes()
         if len(content) > 32:
-            content = hashlib.sha256(content).digest()
-        digest = f"{node.dtype}{array.shape}{content.hex()}"
-        node.__dict__["_digest"] = digest
-    return digest
+            content = node.__dict__["_hash"] = hashlib.sha256(content).digest()
+    return node.dtype, node.array.shape, content

@@ -1,8 +1,9 @@
-"""How the graph is read for an engine: through aliases, branches and decompositions; what `program` linearises."""
+"""Resolves a graph for an engine, through aliases, branches and decompositions; what `program` linearises."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from ..arrays import Array
@@ -10,8 +11,7 @@ from ..graph.nodes import Tensor, Update
 from ..graph.rules import RULES, apply, expand
 
 _ALIASES = frozenset({"identity", "stop_gradient", "print"})
-# What is read through whatever a backend defines.
-_READ_THROUGH = _ALIASES | {"phase_select", "update"}
+_LEAVES = frozenset({"placeholder", "variable", "constant", "draw", "scan", "item"})
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")
 
@@ -45,8 +45,14 @@ def update_value(node: Update) -> Tensor:
     return node.expansion
 
 
+@cache
+def _direct(ops: frozenset[str]) -> frozenset[str]:
+    """Names of ops that compute their own value on an engine that defines `ops`, or are leaves."""
+    return (ops | _LEAVES) - _ALIASES - {"phase_select", "update"}
+
+
 class Resolver:
-    """Reads the graph in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
+    """Resolves nodes in a phase for a set of ops: through aliases, branches and decompositions, up to leaves.
 
     `values` are the known ones of integer tensors that decide shapes, by id; `prints` the `print` nodes passed so far.
     """
@@ -57,10 +63,9 @@ class Resolver:
         self.ops = ops
         self.values = values
         self.prints: dict[int, Tensor] = {}
-        # Most nodes: what the backend computes as it stands.
-        self._plain = ops - _READ_THROUGH
-        # id of a resolved node -> its inputs, resolved: asked for again and again while a program is made.
-        self._inputs: dict[int, Sequence[Tensor]] = {}
+        self._direct = _direct(ops)
+        self._operands: dict[int, Sequence[Tensor]] = {}
+        self._attrs: dict[int, dict[str, Any]] = {}
 
     def inside(self, leaves: Sequence[Tensor]) -> Resolver:
         """The same for a body with these leaves."""
@@ -68,10 +73,8 @@ class Resolver:
 
     def resolve(self, node: Tensor) -> Tensor:
         """The node that really computes the value."""
-        while id(node) not in self.leaves:
+        while node.op not in self._direct and id(node) not in self.leaves:
             op = node.op
-            if op in self._plain:
-                break
             if op in _ALIASES:
                 if op == "print":
                     self.prints[id(node)] = node
@@ -80,20 +83,42 @@ class Resolver:
                 node = node.inputs[0 if self.phase else 1]
             elif isinstance(node, Update):
                 node = update_value(node)
-            elif op not in self.ops and op in RULES and RULES[op].decompose is not None:
+            elif op in RULES and RULES[op].decompose is not None:
                 node = expand(node)
             else:
                 break
         return node
 
-    def operands(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
+        """What a resolved node is computed from, resolved."""
+        if not node.inputs or id(node) in self.leaves:
+            return ()
+        return self.operands(node)
+
+    def operands(self, node: Tensor) -> Sequence[Tensor]:
+        """`inputs_of`, of a leaf too."""
+        operands = self._operands.get(id(node))
+        if operands is None:
+            operands = node.inputs
+            if node.attrs:
+                operands, self._attrs[id(node)] = self._with_values(node)
+            for x in operands:
+                if x.op not in self._direct:
+                    operands = [self.resolve(x) for x in operands]
+                    break
+            self._operands[id(node)] = operands
+        return operands
+
+    def attrs(self, node: Tensor) -> dict[str, Any]:
+        """The attributes of a node whose operands are known, with the values of integer tensors entered."""
+        return self._attrs.get(id(node), node.attrs)
+
+    def _with_values(self, node: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Operands and attributes, with ["value", operand, i] in an attribute replaced by that integer tensor's value.
 
         Operands that only served for that are left out, and references to the others ([operand, axis]) renumbered.
         """
         attrs = node.attrs
-        if not attrs:
-            return node.inputs, attrs
         valued: set[int] = set()
         for name in _VALUED:
             if name in attrs:
@@ -106,24 +131,15 @@ class Resolver:
         dims = attrs.get("dims", ())
         lengths = {d[0] for d in dims if isinstance(d, list) and d[0] != "value"}
         kept = [k for k in range(len(node.inputs)) if k not in valued or k in lengths]
-        fixed = {name: self._with_values(node, attrs[name]) for name in _VALUED if name in attrs}
+        fixed = {name: self._entered(node, attrs[name]) for name in _VALUED if name in attrs}
         if dims:
             fixed["dims"] = [[kept.index(d[0]), d[1]] if isinstance(d, list) else d for d in fixed["dims"]]
         return tuple(node.inputs[k] for k in kept), {**attrs, **fixed}
 
-    def _with_values(self, node: Tensor, entry: Any) -> Any:
+    def _entered(self, node: Tensor, entry: Any) -> Any:
+        """An attribute's entry with the values that it asks for."""
         if not isinstance(entry, list):
             return entry
         if entry[:1] == ["value"]:
             return int(self.values[id(node.inputs[entry[1]])].reshape(-1)[entry[2]])
-        return [self._with_values(node, inner) for inner in entry]
-
-    def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        """What a resolved node is computed from, resolved."""
-        known = self._inputs.get(id(node))
-        if known is None:
-            known = ()
-            if node.inputs and id(node) not in self.leaves:
-                known = [self.resolve(x) for x in self.operands(node)[0]]
-            self._inputs[id(node)] = known
-        return known
+        return [self._entered(node, inner) for inner in entry]

@@ -1,43 +1,55 @@
-"""A program at given feed shapes: its key, its arrays, and the JSON form that backends lower."""
+"""A program at given feed shapes: its key for an engine, the arrays of a run, and the JSON that backends lower."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import ShapeError
 from ..graph.nodes import Shape, Tensor
+from .inference import LoopShapes, infer
 
 if TYPE_CHECKING:
     from .program import Program
 
 
-class LoopShapes(NamedTuple):
-    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
-
-    values: list[Shape]
-    body: list[Any]
-    length: int | None
-
-
 class Specialisation:
-    """What is compiled and made for feeds of certain shapes.
+    """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`.
 
-    `key` names the compiled form. `shapes` are those of every value, as far as the compiled form may know them;
-    `draws` and `outputs` are exact. The program is handed in where it is needed: a reference to it would be a circle,
-    which keeps its constants in memory.
+    `key` is that of the compiled form. `shapes` are those of every value as far as that form may know them; `draws`
+    and `outputs` the exact ones of every array that a run makes. The program, which keeps it, is handed in where it is
+    needed: no circle may keep the variables. Raises ShapeError where an update doesn't fit.
     """
 
-    __slots__ = ("_arrays", "draws", "key", "outputs", "shapes")
-
-    def __init__(
-        self, key: str, shapes: list[Any], draws: list[tuple[int, ...]], outputs: list[tuple[int, ...]]
-    ) -> None:
-        self.key = key
-        self.shapes = shapes
-        self.draws = draws
-        self.outputs = outputs
+    def __init__(self, program: Program, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> None:
+        exact = infer(program, feed_shapes)
+        for slot, n in program.updates:
+            variable = program.slots[slot]
+            if exact[n] != variable.shape:
+                # Unknown lengths let it be written; a backend might spread it over the variable.
+                raise ShapeError(
+                    f"update: variable '{variable.name}' ({variable.source}) has shape {variable.shape}, "
+                    f"at this call the value {exact[n]}",
+                    allowed="they must be equal",
+                )
+        self.shapes: list[Any] = exact
+        # What a loop without steps would have made can be told from exact shapes only.
+        if mode == "all" or _without_steps(exact):
+            suffix = str(feed_shapes)
+        else:
+            masked = tuple(
+                tuple(n if m is not None or n == 1 else None for n, m in zip(shape, x.shape))
+                for shape, x in zip(feed_shapes, program.inputs)
+            )
+            ones: list[Any] = []
+            if masked != feed_shapes:
+                self.shapes, ones = _with_ones(infer(program, masked), exact)
+            suffix = f"{masked}{ones or ''}"
+        self.key = f"{program.key}{suffix}"
+        self.draws: list[tuple[int, ...]] = exact[program.first_draw : program.first_draw + len(program.draws)]
+        self.outputs: list[tuple[int, ...]] = [exact[n] for n in program.outputs]
         self._arrays: list[tuple[int, str, tuple[int, ...]]] | None = None
 
     def output_arrays(self, program: Program) -> list[tuple[int, str, tuple[int, ...]]]:
@@ -91,7 +103,7 @@ def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], list[T
             # Its values have shapes of their own; items tell them.
             shape = ()
         if "result" in attrs:
-            # The result's dtype stands in the instruction itprogram.
+            # The result's dtype stands in the instruction itself.
             attrs = {name: value for name, value in attrs.items() if name != "result"}
         moved.append(emit(node, node.op, operands, attrs, shape))
     draws = program.first_draw
@@ -122,28 +134,28 @@ def _encode_sum_to(node: Tensor, wide: Shape, narrow: Shape, operands: list[int]
     return result
 
 
-def without_steps(exact: Sequence[Any]) -> bool:
+def _without_steps(exact: Sequence[Any]) -> bool:
     """Whether any loop has no steps."""
-    return any(isinstance(x, LoopShapes) and (x.length == 0 or without_steps(x.body)) for x in exact)
+    return any(isinstance(x, LoopShapes) and (x.length == 0 or _without_steps(x.body)) for x in exact)
 
 
-def with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """`known` with the lengths that turned out 1, and where they are.
 
     An unknown length that turns out 1 inside the graph (a slice, a reshape) broadcasts as a fed 1 does.
     """
-    shapes = list(known)
+    shapes: list[Any] = []
     ones: list[Any] = []
-    for number, shape in enumerate(known):
+    for number, (shape, real) in enumerate(zip(known, exact)):
         if isinstance(shape, LoopShapes):
-            body, found = with_ones(shape.body, exact[number].body)
-            shapes[number] = shape._replace(body=body)
-        elif None in shape:
-            found = [axis for axis, n in enumerate(shape) if n is None and exact[number][axis] == 1]
-            if found:
-                shapes[number] = tuple(1 if axis in found else n for axis, n in enumerate(shape))
+            body, found = _with_ones(shape.body, real.body)
+            shape = shape._replace(body=body)
         else:
-            continue
+            found = []
+            if 1 in real and None in shape:
+                found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
+                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
         if found:
             ones.append((number, found))
+        shapes.append(shape)
     return shapes, ones

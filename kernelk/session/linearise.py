@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..arrays import Array
 from ..errors import FeedError
 from ..graph.nodes import Placeholder, Tensor, Variable
+from ..program.inference import outputs_from_shapes
 from ..program.program import Print, Program
 from ..program.resolve import NeedsValuesError
 from .session import Session
@@ -40,7 +41,7 @@ def linearised(
             host = session.host("numpy")
             host.start()
             program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)
-            lengths = program.from_shapes([feed.shape for feed in feeds])
+            lengths = outputs_from_shapes(program, [feed.shape for feed in feeds])
             needs = "values" if lengths is None or program.prints or "values" in (needs, inner) else "shapes"
             if lengths is None:
                 lengths = session.calls.execute(host, program, feeds)
