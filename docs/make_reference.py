@@ -58,10 +58,10 @@ Every name of `from kernelk import backend as K`, written by `docs/make_referenc
 examples run as tests, on numpy and on PyTorch; what they show holds on every engine.
 
 - A tensor's `shape` is a tuple with None for lengths that only a call knows; its `dtype` is a name such as "float32".
-- An argument that stands for a tensor may be a number, list or array too; it then takes the other operand's dtype as
-  far as it fits ([dtypes](semantics.md#dtypes)). A result's dtype is its operands' common one unless the text says
-  otherwise; `floatx` is `K.floatx()`.
-- All errors are `kernelk.errors.KernelKError`, raised in the line that writes the op: `ShapeError` where shapes don't
+- Wherever a tensor is expected, you can also pass a number, list or array; it takes the other operand's dtype if its
+  values fit ([dtypes](semantics.md#dtypes)). A result has its operands' common dtype unless the text says otherwise;
+  `floatx` is `K.floatx()`.
+- All errors are `kernelk.errors.KernelKError`, raised at the line that creates the op: `ShapeError` where shapes don't
   fit (both are named), `DTypeError` for a dtype that a function doesn't take, `ArgumentError` for any other value
   that isn't allowed ([examples](errors.md)).
 - Which function runs where, and in which dtypes, is in [functions and engines](engines_by_function.md).

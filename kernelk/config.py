@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +232,8 @@ def save_backend(name: str) -> str:
 
 def _stops_keras(name: str) -> str:
     """What an installed Keras 3 makes of this name, where it can't take it; "" otherwise. Imports nothing of it."""
+    from importlib import metadata
+
     try:
         version = metadata.version("keras")
         spec = importlib.util.find_spec("keras")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import linecache
 import os
 import sys
@@ -28,6 +27,8 @@ def joined(problem: str, allowed: str = "", next_step: str = "") -> str:
 
 def did_you_mean(word: str, known: Iterable[str], shown: str = "'{}'", cutoff: float = 0.6) -> str:
     """ "did you mean 'dense'? " for a word that is close to a known one, "" otherwise. `shown`: how to write it."""
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {shown.format(near[0])}? " if near else ""
 

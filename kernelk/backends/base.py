@@ -157,7 +157,7 @@ DTYPES = (
 
 
 def registrar(table):
-    """Returns a decorator that enters an op function into `table` under the given op names."""
+    """Returns a decorator that registers an op function in `table` under the given op names."""
 
     def op(*names):
         def enter(function):
@@ -271,10 +271,10 @@ class Backend(object):
         return self.load(np.array(self.to_numpy(value)))
 
     def close(self):
-        """Gives back what the library holds for the backend, which isn't used any more."""
+        """Releases what the library holds for the backend, which is no longer used."""
 
     def describe(self, program, run, names):
-        """What the engine made of a program, for people: {"kind": what it is, "ops": how many, "text": a listing}.
+        """A readable form of the compiled program: {"kind": what it is, "ops": how many, "text": a listing}.
 
         `run` is what `compile` returned, `names` are those of the program's leaves. As it stands here: the program.
         """
@@ -287,14 +287,14 @@ class Backend(object):
         }
 
     def compile_anew(self):
-        """Sees to it that the next compilation takes what a first one takes, though the program is known already."""
+        """Makes the next compilation take as long as a first one, even if the program is known already."""
 
     def recompute(self, wanted):
-        """Sets whether a run computes everything, though nothing that it reads has changed: it has to while timed."""
+        """Sets whether a run computes everything even if nothing that it reads has changed, as timing requires."""
 
     def synchronize(self):
         """Returns when all work handed to the device is done."""
 
     def profiler(self):
-        """A `watching.Profiler` of the engine's own for one call; None where it has none that tells of single ops."""
+        """A `watching.Profiler` of the engine's own for one call; None if it has none that reports single ops."""
         return None

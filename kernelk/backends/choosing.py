@@ -3,8 +3,8 @@
 from .errors import OptionError
 
 # What a library has but once in a process: said where this is the notebook's own.
-SHARED_THREADS = "%s has one pool of threads in a process: these %d are your own %s code's in this notebook, too"
-FLUSHES = "%s flushes denormal numbers to zero in the notebook's own process, as is its default; a worker keeps them"
+SHARED_THREADS = "%s has one thread pool per process: these %d threads also serve your own %s code in this notebook"
+FLUSHES = "%s flushes denormal numbers to zero in the notebook's own process (its default); a worker keeps them"
 
 
 def positive_threads(options):
@@ -49,15 +49,15 @@ def chosen_device(title, name, options, devices, default):
 
 
 def wanted_denormals(options):
-    """The option "denormals": "keep", "flush", or None where it isn't given. Raises ValueError."""
+    """The option "denormals": "keep", "flush", or None where it isn't given. Raises OptionError."""
     wanted = options.get("denormals")
     if wanted not in (None, "keep", "flush"):
-        raise ValueError("denormals=%r is unknown: allowed are 'keep' and 'flush'" % (wanted,))
+        raise OptionError("denormals=%r is unknown" % (wanted,), allowed="allowed are 'keep' and 'flush'")
     return wanted
 
 
 def settled_denormals(title, wanted, kept, in_kernel, notes, settled):
-    """What an engine does once it is up, "keep" or "flush". Raises ValueError where that isn't what was wanted.
+    """What an engine does once it is up, "keep" or "flush". Raises OptionError where that isn't what was wanted.
 
     Where nothing was, and the kernel's own library flushes, `notes` gets a line. `settled`: what settles it.
     """
@@ -65,9 +65,9 @@ def settled_denormals(title, wanted, kept, in_kernel, notes, settled):
         notes.append(FLUSHES % title)
     if wanted == "keep" and not kept:
         if in_kernel:
-            raise ValueError(FLUSHES % title + ": leave the option 'denormals' out, or take a worker")
-        raise ValueError(
-            "%s flushes denormals here, as it %s earlier or can't be kept from it:"
-            " restart the process, or leave the option 'denormals' out" % (title, settled)
+            raise OptionError(FLUSHES % title, next_step="leave the option 'denormals' out, or use a worker")
+        raise OptionError(
+            "%s flushes denormal numbers here, as it %s earlier or can't be kept from it" % (title, settled),
+            next_step="restart the process, or leave the option 'denormals' out",
         )
     return "keep" if kept else "flush"

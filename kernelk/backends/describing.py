@@ -1,4 +1,4 @@
-"""What an engine made of a program, in words: for `%kshow`, which lays the engines' own graphs side by side."""
+"""Describes an engine's compiled form of a program, for `%kshow`, which puts the engines' graphs side by side."""
 
 # A listing is cut here, so that no graph is too large to be asked for.
 MOST_CHARACTERS = 400000
@@ -25,7 +25,7 @@ def described(backend, program, run, names):
             else:
                 found["ops"] += 1
     if len(found["text"]) > MOST_CHARACTERS:
-        found["text"] = found["text"][:MOST_CHARACTERS] + "\n(the rest, %d characters, is left out)" % (
+        found["text"] = found["text"][:MOST_CHARACTERS] + "\n(%d more characters not shown)" % (
             len(found["text"]) - MOST_CHARACTERS
         )
     return found

@@ -2,7 +2,7 @@
 
 
 class CannotLower(Exception):
-    """The engine has no way to do what an instruction asks; the message says what and why."""
+    """The engine can't do what an instruction asks; the message says what and why."""
 
 
 class OptionError(ValueError):

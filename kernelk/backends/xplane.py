@@ -1,4 +1,4 @@
-"""Traces of TensorFlow's and XLA's common profiler: what each event took by itself, and the files they come in."""
+"""Reads traces of the profiler that TensorFlow and XLA share: each event's own time, and the trace files."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ def trace_file(folder):
     """The trace that was written into the folder. Raises RuntimeError if there is none."""
     found = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
     if not found:
-        raise RuntimeError("the profiler has written no trace")
+        raise RuntimeError("the profiler wrote no trace")
     return found[0]
 
 

@@ -7,12 +7,14 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
 from .descriptors import Engine
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 # The order in which the table of engines shows them; others follow by name.
 _ORDER = ("tensorflow", "theano", "cntk", "jax", "torch", "numpy")
@@ -20,6 +22,9 @@ _ORDER = ("tensorflow", "theano", "cntk", "jax", "torch", "numpy")
 
 @cache
 def _entries() -> dict[str, EntryPoint]:
+    # Imported where it is used: it takes longer than all that `%load_ext` itself does.
+    from importlib.metadata import EntryPoint, entry_points
+
     found = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
     for name in _ORDER:
         # Those of the box are there when it is run from a source tree too, and nobody else's takes their names.
@@ -102,6 +107,8 @@ def installed(name: str) -> bool:
 
 def version(descriptor: Engine) -> str:
     """The version of the engine's package in the kernel's own environment, "" where that isn't known."""
+    from importlib import metadata
+
     imports = descriptor.imports or descriptor.name
     # Builds of one package have names of their own, such as tensorflow-cpu.
     for distribution in (imports, f"{imports}-cpu", f"{imports}-gpu"):

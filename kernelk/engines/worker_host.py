@@ -108,8 +108,8 @@ class WorkerHost(Host):
         self.interpreter = registry.interpreter(self.engine)
         if not CAN_PASS_FILES:
             raise EngineError(
-                f"{self.engine.title} needs a worker, impossible on {platform.system()} (no Unix sockets that "
-                "pass memory)",
+                f"{self.engine.title} needs a worker, which {platform.system()} can't run (it has no Unix sockets "
+                "that pass memory)",
                 allowed="allowed are engines in the notebook's own process",
                 next_step="kernelk.set_backend('numpy')",
             )

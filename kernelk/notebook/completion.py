@@ -155,7 +155,6 @@ def load(shell: InteractiveShell, magics: Any) -> None:
     completer: Any = shell.Completer
     if completer is not None:
         completer.custom_matchers.append(matcher(magics))
-        registry.names()  # looked up among all installed packages once, and not at the first Tab
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -21,7 +21,7 @@ from .windows import WindowArguments, Windows, floats, lengths_of, output_length
 def conv1d(
     x: Any, kernel: Any, strides: Any = 1, padding: str = "valid", data_format: Any = None, dilation_rate: Any = 1
 ) -> Tensor:
-    """(batch, steps, channels) with a kernel (size, channels, filters) along the steps: (batch, new steps, filters).
+    """Convolves (batch, steps, channels) with a kernel (size, channels, filters) to (batch, new steps, filters).
 
     `padding`: "valid", "same" or "causal" (no output depends on later steps). Raises ShapeError, DTypeError for what
     isn't a float, ArgumentError.
@@ -40,7 +40,7 @@ def separable_conv1d(
     data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Tensor:
-    """Each channel by itself with (size, channels, multiplier), then (1, channels * multiplier, filters) across them.
+    """Convolves each channel by itself (size, channels, multiplier), then across (1, channels * multiplier, filters).
 
     Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """
@@ -56,7 +56,7 @@ def conv2d(
     data_format: Any = None,
     dilation_rate: Any = (1, 1),
 ) -> Tensor:
-    """Images with a kernel (rows, columns, channels, filters). `padding`: "valid" or "same".
+    """Convolves images with a kernel (rows, columns, channels, filters). `padding`: "valid" or "same".
 
     Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """
@@ -71,7 +71,7 @@ def depthwise_conv2d(
     data_format: Any = None,
     dilation_rate: Any = (1, 1),
 ) -> Tensor:
-    """Each channel by itself with (rows, columns, channels, multiplier): channels * multiplier channels.
+    """Convolves each channel by itself with (rows, columns, channels, multiplier) to channels * multiplier channels.
 
     Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """
@@ -106,7 +106,7 @@ def conv3d(
     data_format: Any = None,
     dilation_rate: Any = (1, 1, 1),
 ) -> Tensor:
-    """Volumes with a kernel of three lengths, channels, filters. `padding`: "valid" or "same".
+    """Convolves volumes with a kernel (three lengths, channels, filters). `padding`: "valid" or "same".
 
     Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
     """

@@ -780,7 +780,7 @@ def errors_of_numpy_and_of_cntk():
 @check
 def options_are_checked():
     for options in ({"device": "gpu:7"}, {"device": "tpu"}):
-        assert "cpu" in str(raised(ValueError, type(CNTK), options))
+        assert "cpu" in raised(ValueError, type(CNTK), options).allowed
     facts = type(CNTK)({"threads": 1}).facts()
     assert (facts["threads"], facts["version"]) == (1, "2.7")
     assert type(CNTK)({"threads": 2, "device": "cpu"}).facts()["threads"] == 2

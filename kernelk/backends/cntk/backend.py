@@ -103,7 +103,7 @@ class CNTKBackend(Backend):
         self._device = chosen_device("CNTK", self.name, options, self._devices, "cpu")
         device = devices[self._device]
         if not cntk.device.try_set_default_device(device):
-            raise OptionError("CNTK can't take %s as this process's device" % self._device)
+            raise OptionError("CNTK can't use %s as this process's device" % self._device)
         # Said aloud, once: here, where it goes to the log, and not in the user's first call.
         cntk.device.use_default_device()
         threads = positive_threads(options)
@@ -181,11 +181,11 @@ class CNTKBackend(Backend):
                 ]
                 results = []
                 kinds.append("numpy")
-                lines.append("numpy computes what CNTK can't do exactly:")
+                lines.append("computed by numpy, because CNTK can't do it exactly:")
             lines.extend("    " + line for line in found + results)
             ops += len(found)
         if run.folded:
-            lines.append("known before it runs: " + ", ".join(run.folded))
+            lines.append("computed in advance: " + ", ".join(run.folded))
         return {"kind": ", then ".join(kinds) or "nothing to compute", "ops": ops, "text": "\n".join(lines)}
 
     def compile(self, program, constants):

@@ -260,9 +260,9 @@ class JaxBackend(Backend):
         optimised = compiled.as_text()
         entry = optimised[optimised.rfind("\nENTRY ") :].split("\n}")[0].strip().splitlines()
         steps = [line.strip() for line in entry[1:] if " parameter(" not in line and " tuple(" not in line]
-        lines += ["", "XLA makes of it (its optimised module's entry, %d steps):" % len(steps)]
+        lines += ["", "after XLA's optimisation (%d steps of the module's entry):" % len(steps)]
         lines += [line.split(", metadata=")[0] for line in steps]
-        kind = "the jaxpr, and the %d steps that XLA makes of it" % len(steps)
+        kind = "the jaxpr, and the %d steps after XLA's optimisation" % len(steps)
         return {"kind": kind, "ops": _equations(jaxpr.jaxpr), "text": "\n".join(lines)}
 
     def compile_anew(self):

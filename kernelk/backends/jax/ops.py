@@ -36,7 +36,7 @@ OPS["sum"] = OPS["prod"] = _total
 def _not_of_nothing(instruction, x, axes):
     if not all(x.shape[axis] for axis in axes):
         # XLA would answer with -inf or 0 where numpy refuses.
-        raise ValueError("the %s of no elements is not defined" % instruction.op)
+        raise ValueError("the %s of zero elements is undefined" % instruction.op)
 
 
 def _extreme(instruction, x, axes, keepdims):

@@ -249,7 +249,7 @@ class Executor(object):
             array = backend.to_numpy(value)
             if array.shape != place.shape or array.dtype != place.dtype:
                 raise RuntimeError(
-                    "the engine made %s%s where the graph promises %s%s"
+                    "the engine returned %s%s, but the graph promises %s%s"
                     % (array.dtype, array.shape, place.dtype, place.shape)
                 )
             if how == "arrays":

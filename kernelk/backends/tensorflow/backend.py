@@ -17,6 +17,7 @@ from ..choosing import (
     wanted_denormals,
 )
 from ..describing import type_of
+from ..errors import OptionError
 from ..lowering import InstructionError, lower
 from . import elementwise, ops, windows
 from .denormals import keep_denormals
@@ -74,9 +75,9 @@ class TensorFlowBackend(Backend):
                 # tf.init_scope() leaves what the user is in the middle of, but not this.
                 with tf.init_scope():
                     if not tf.executing_eagerly():
-                        raise ValueError(
-                            "TensorFlow's eager execution is disabled in this process: restart it without"
-                            " tf.compat.v1.disable_eager_execution(), or take a worker"
+                        raise OptionError(
+                            "TensorFlow's eager execution is disabled in this process",
+                            next_step="restart it without tf.compat.v1.disable_eager_execution(), or use a worker",
                         )
         else:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

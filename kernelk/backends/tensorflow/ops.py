@@ -45,7 +45,7 @@ def _extreme(instruction, x, axes, keepdims):
     if any(not x.shape[axis] for axis in axes):
         # An unknown or zero length: TensorFlow would answer with -inf where numpy refuses.
         lengths = tf.gather(tf.shape(x), axes_of(axes))
-        message = tf.constant("the %s of no elements is not defined" % instruction.op)
+        message = tf.constant("the %s of zero elements is undefined" % instruction.op)
         # The function runs it whether or not something depends on it.
         tf.raw_ops.Assert(condition=tf.reduce_all(lengths > 0), data=[message])
     return result

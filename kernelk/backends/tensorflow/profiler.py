@@ -28,7 +28,7 @@ class TensorFlowProfiler(Profiler):
     # The executor keeps what it takes a node for, an expensive one at first, and traces cheap ones at level 3 alone,
     # which TensorFlow 2.21 takes from no option. A node is found to be cheap after some 90 runs.
     sees = 60
-    remark = "of what runs often, it leaves out what TensorFlow's executor has found to be cheap"
+    remark = "of the ops that run often, those that TensorFlow's executor considers cheap are missing"
 
     @contextmanager
     def watching(self):

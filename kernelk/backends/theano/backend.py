@@ -10,6 +10,7 @@ import numpy as np
 
 from ..base import Backend, hand_over
 from ..choosing import chosen_device, positive_threads
+from ..errors import OptionError
 from ..lowering import InstructionError, lower
 from ..segments import compile_in_segments
 from . import elementwise, ops, windows
@@ -79,7 +80,10 @@ class TheanoBackend(Backend):
             self._import(flags, compiler)
             settings = flags
         elif settings != flags:
-            raise ValueError("Theano takes its settings once per process; other settings need a new worker")
+            raise OptionError(
+                "Theano reads its settings once per process, and this process has others already",
+                next_step="%kbackend --stop theano, then %kbackend theano",
+            )
         threads = positive_threads(options)
         if threads is not None and self.blas is not None:
             self.blas.openblas_set_num_threads(threads)
@@ -196,7 +200,7 @@ class TheanoBackend(Backend):
         """What there is to know while the C compiler runs."""
         cache = self.options.get("cache")
         lasts = cache and settings.get("base_compiledir", "").startswith(os.path.abspath(cache) + os.sep)
-        return (["kept for the next time"] if lasts else []) + ["%kbackend theano --no-compiler: at once, but slower"]
+        return (["kept for next time"] if lasts else []) + ["%kbackend theano --no-compiler: no wait, but slower"]
 
     def load(self, array):
         return array

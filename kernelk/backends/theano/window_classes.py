@@ -86,7 +86,7 @@ BODY = """
         Windows w(geometry, spatial, da[0], %(lengths)s, %(sizes)s, %(channels)s);
         std::vector<npy_intp> shape;
         %(shape)s
-        if (!(%(fits)s)) PyErr_SetString(PyExc_ValueError, "operands of lengths that don't belong together");
+        if (!(%(fits)s)) PyErr_SetString(PyExc_ValueError, "the operands' lengths don't fit together");
         else if ((%(z)s = room(%(z)s, shape, %(number)s))) {
             %(function)s<T>(w, %(arguments)s, (T*)PyArray_DATA(%(z)s));
             done = true;
