@@ -1,4 +1,4 @@
-"""kernelk: the Keras backend API, K, on an engine that can be changed at any moment. Imports nothing heavy."""
+"""kernelk: the Keras backend API, K, with an engine that you can swap at any time. Imports nothing heavy."""
 
 from __future__ import annotations
 
