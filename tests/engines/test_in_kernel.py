@@ -175,7 +175,7 @@ def test_a_library_that_kernelk_imported_is_as_its_user_would_have_it(engine: st
     assert engine == "tensorflow" or found["facts"]["threads"] == 3
     notes = "; ".join(found["facts"].get("notes", ()))
     assert ("flushes denormal numbers" in notes) == (engine != "torch")
-    assert ("these 3 are your own JAX code's" in notes) == (engine == "jax")
+    assert ("these 3 threads also serve your own JAX code" in notes) == (engine == "jax")
 
 
 def test_three_engines_in_one_process() -> None:

@@ -303,7 +303,7 @@ def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> N
     shell.run("from kernelk.session import current")
     pid = int(shell.run("print(current().host().pid)"))
     shell.sendline("f([data])")
-    hints = "Ctrl-C cancels; kept for the next time; %kbackend theano --no-compiler: no wait, but slower"
+    hints = "Ctrl-C cancels; kept for next time; %kbackend theano --no-compiler: no wait, but slower"
     shell.expect(rf"Theano is compiling: \d+ s \({hints}\)")
     # In the middle of it: the compiler runs, and holds the cache's lock.
     lock = "kernelk/theano/*/*/lock_dir/lock"
