@@ -42,7 +42,8 @@ demo: setup  ## the main job: runs the first notebook, prints its table, writes 
 	@$(BIN)/python notebooks/run.py $(NOTEBOOK) --html build/first_swap.html
 
 test: setup lint gate  ## the whole suite, after the linters and the island gate
-	$(PYTEST) --numprocesses $(TESTERS) --dist loadfile -m "not soak" --ignore tests/island/test_island_gate.py
+	$(PYTEST) --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --durations 15 \
+	  -m "not soak" --ignore tests/island/test_island_gate.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check

@@ -113,7 +113,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by what it costs."""
+    """Marks each test by what it costs; first come the files of few and long tests, so that none of them runs alone."""
+    items.sort(key=lambda item: "island" not in item.path.parts)
     for item in items:
         if isinstance(item, pytest.Function):
             mark(item)
