@@ -31,7 +31,8 @@ Work = Callable[[int], dict[str, float]]
 
 def loading() -> float:
     """The seconds of `%load_ext kernelk` in a fresh IPython that has numpy."""
-    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
+    # Without -P the folder that the benchmark was started from would come before PYTHONPATH, and with it its kernelk.
+    done = subprocess.run([sys.executable, "-P", "-c", LOAD], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
