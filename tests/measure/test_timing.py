@@ -76,7 +76,7 @@ def test_an_op_that_takes_a_known_time_is_told_to_take_it(monkeypatch: pytest.Mo
     assert found.loops * min(found.samples) >= 0.001
     # Of a call nothing is left out.
     assert found.call >= 0.1
-    assert found.compile_seconds < 0.1
+    assert found.compile_seconds < found.first_seconds
 
 
 def test_draws_are_made_for_each_run_and_belong_to_it(backend: str) -> None:
