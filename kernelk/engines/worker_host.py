@@ -37,7 +37,7 @@ _ISLAND = Path(__file__).parent.parent / "backends"
 # path. A third party's module finds the same `kernelk.backends.base` there as the island does.
 _BOOT = """
 import importlib, importlib.util, json, os, sys, types
-folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
+kernel, folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
 sys.path.extend(path for path in paths if path not in sys.path)
 home = types.ModuleType("kernelk")
 home.__path__ = [os.path.dirname(folder)]
@@ -47,6 +47,7 @@ spec = importlib.util.spec_from_file_location(
 package = importlib.util.module_from_spec(spec)
 sys.modules["kernelk.backends"] = home.backends = package
 spec.loader.exec_module(package)
+importlib.import_module("kernelk.backends.serving.watcher").watch(kernel, options["scratch"])
 importlib.import_module("kernelk.backends.serving.worker").main(fileno, module, backend, options)
 """
 
@@ -153,7 +154,7 @@ class WorkerHost(Host):
             for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
                 environment.pop(name, None)
         options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
-        setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
+        setup = [os.getpid(), str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         # One pipe for both, so that they stay in order.
         read_fd, write_fd = os.pipe()
