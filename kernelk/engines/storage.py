@@ -150,8 +150,8 @@ class Slots:
 class Journal:
     """Commits the second slots of several variables: all of them or none, whatever comes in between.
 
-    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes in
-    between, whoever next uses the session settles it: to settle twice changes nothing.
+    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
+    in between, whoever next uses the session settles it: to settle twice changes nothing.
     """
 
     __slots__ = ("unsettled",)
