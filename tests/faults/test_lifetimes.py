@@ -169,7 +169,7 @@ def test_a_forked_child_keeps_no_worker_of_a_dead_kernel_alive(tmp_path: Path) -
 
 def test_what_a_dead_worker_has_started_ends_too(tmp_path: Path) -> None:
     """While its kernel lives on: nobody waits for it any more."""
-    with kernel(LIGHT + SPINNING, tmp_path) as (process, (worker, helper)):
+    with kernel(LIGHT + SPINNING, tmp_path) as (_, (worker, helper)):
         os.kill(worker, signal.SIGKILL)
         assert wait_until(lambda: not alive(worker) and not alive(helper))
 

@@ -3,6 +3,7 @@
 A thread of the worker's can't: it waits for Python's lock, which an engine's C code may keep for minutes.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -64,10 +65,8 @@ def _serve(watched, scratch):
     # Without its worker, what that has started works for nobody; without its kernel, the worker does.
     end = time.time() + PATIENCE
     while True:
-        try:
+        with contextlib.suppress(OSError):  # There may be nobody left.
             os.killpg(worker.pid, signal.SIGKILL)
-        except OSError:
-            pass  # There is nobody left.
         # What was still being written comes into no folder that is gone.
         _remove(scratch)
         if time.time() > end or not (os.path.lexists(scratch) or worker.alive()):
@@ -139,10 +138,8 @@ def _let_go(kept):
             continue
     for number in numbers:
         if number not in kept:
-            try:
+            with contextlib.suppress(OSError):  # One was the list's own.
                 os.close(number)
-            except OSError:
-                pass  # It was the list's own.
     for _ in range(3):
         os.open(os.devnull, os.O_RDWR)
 
@@ -152,14 +149,10 @@ def _remove(folder):
     for place, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             path = os.path.join(place, name)
-            try:
+            with contextlib.suppress(OSError):
                 if os.path.isdir(path) and not os.path.islink(path):
                     os.rmdir(path)
                 else:
                     os.unlink(path)
-            except OSError:
-                pass
-    try:
+    with contextlib.suppress(OSError):
         os.rmdir(folder)
-    except OSError:
-        pass

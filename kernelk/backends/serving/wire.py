@@ -82,6 +82,8 @@ class Wire(object):
         self.connection = connection
         self._buffer = bytearray(1 << 16)
         self._view = memoryview(self._buffer)
+        # Where the socket gives up from time to time: makes, for one wait, what is called each time.
+        self.waiting = None
 
     def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""
@@ -92,11 +94,19 @@ class Wire(object):
         try:
             if files:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
-                sent = self.connection.sendmsg([frame], rights)
-                if sent < len(frame):
-                    self.connection.sendall(frame[sent:])
+                try:
+                    sent = self.connection.sendmsg([frame], rights)
+                except BlockingIOError:
+                    sent = self._wait(self.connection.sendmsg, [frame], rights)
             else:
-                self.connection.sendall(frame)
+                sent = 0
+            rest = memoryview(frame)[sent:] if sent else frame
+            while rest:
+                try:
+                    sent = self.connection.send(rest)
+                except BlockingIOError:
+                    sent = self._wait(self.connection.send, rest)
+                rest = memoryview(rest)[sent:] if sent < len(rest) else None
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WireClosed(str(error), unread=True) from error
 
@@ -128,7 +138,11 @@ class Wire(object):
     def receive(self, number):
         """Waits for the message of this number, which brings no file descriptors. Raises WireClosed or Malformed."""
         try:
-            found, message = self._message(self.connection.recv_into(self._buffer))
+            try:
+                filled = self.connection.recv_into(self._buffer)
+            except BlockingIOError:
+                filled = self._wait(self.connection.recv_into, self._buffer)
+            found, message = self._message(filled)
         except ConnectionResetError as error:
             # A local socket is reset, not ended, when it closes with something unread in it.
             raise WireClosed(str(error), unread=True) from error
@@ -200,10 +214,25 @@ class Wire(object):
         return view
 
     def _more(self, view, filled, end):
-        count = self.connection.recv_into(view[filled:end])
+        try:
+            count = self.connection.recv_into(view[filled:end])
+        except BlockingIOError:
+            count = self._wait(self.connection.recv_into, view[filled:end])
         if not count:
             raise WireClosed("end of stream")
         return filled + count
+
+    def _wait(self, transfer, *arguments):
+        """Goes on with a transfer that the socket has given up for now, and lets somebody look at the other side."""
+        if self.waiting is None:
+            raise
+        look = self.waiting()
+        while True:
+            look()
+            try:
+                return transfer(*arguments)
+            except BlockingIOError:
+                pass
 
     def finish(self):
         """Says that no more requests come: a worker ends when it has done the one that it is at."""
