@@ -10,6 +10,9 @@ from ..display.tables import size
 from ..errors import EngineError
 from .descriptors import Engine
 
+# What helps against a signal from outside, if anything does.
+RUN_AGAIN = "run it again"
+
 # What a process does to itself, by an engine's code that fails; all other signals come from outside.
 _CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
 
@@ -31,13 +34,13 @@ def failed_start(engine: Engine, code: int, words: str) -> EngineError:
         return EngineError(f"{problem}{words}", next_step=engine.repair(words))
     problem += f": it was killed by {name}{words}"
     if name in _CRASHES:
-        return EngineError(problem, next_step=f"{engine.repair(words)}, or run it again")
+        return EngineError(problem, next_step=f"{engine.repair(words)}, or {RUN_AGAIN}")
     free = free_memory() if name == "SIGKILL" else None
     if free is None:
-        return EngineError(problem, next_step="run it again")
+        return EngineError(problem, next_step=RUN_AGAIN)
     # Nobody says who sent it; where memory is short, it was the system.
     return EngineError(
-        f"{problem}, as the system does where memory runs out: {size(free)} are free now", next_step="run it again"
+        f"{problem}, as the system does where memory runs out: {size(free)} are free now", next_step=RUN_AGAIN
     )
 
 

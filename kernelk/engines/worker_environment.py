@@ -14,6 +14,7 @@ class WorkerEnvironment:
     def __init__(self, engine: Engine, interpreter: Path) -> None:
         from ..environments.places import MARKER
 
+        self._recipe = engine.recipe
         self.folder = interpreter.parent.parent
         # What a build writes last, and a removal takes first.
         self._marker = self.folder / MARKER if engine.recipe is not None else None
@@ -27,8 +28,11 @@ class WorkerEnvironment:
         return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns)
 
     def change(self) -> str:
-        """ "rebuilt", "removed", or "" where nothing has changed."""
-        if self._before is None:
-            return ""
+        """ "removed", "rebuilt" where there is one now, here or elsewhere, or "" where nothing has changed."""
         now = self._identity()
-        return "" if now == self._before else "removed" if now is None else "rebuilt"
+        if self._before is None or now == self._before:
+            return ""
+        from ..environments.places import installed_python
+
+        elsewhere = self._recipe is not None and installed_python(self._recipe) is not None
+        return "rebuilt" if now is not None or elsewhere else "removed"

@@ -111,26 +111,29 @@ def test_a_rebuilt_environment_is_mended_by_a_restart(
     assert K.get_value(v).tolist() == [2.0]
 
 
-def test_theano_whose_environment_is_removed_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_theano_whose_environment_is_removed_and_built_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     activate("theano")
     marker = places.marker("theano")
     assert marker is not None
     real = Path(str(marker["folder"]))
-    own = tmp_path / "envs" / real.name
+    own, other = tmp_path / "envs" / real.name, tmp_path / "none" / "kernelk" / "envs" / real.name
 
-    def build() -> None:
-        own.parent.mkdir(exist_ok=True)
-        subprocess.run(["cp", "-al", str(real), str(own)], check=True)
+    def build(place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-al", str(real), str(place)], check=True)
         # As a build does, which replaces it.
-        text = (own / places.MARKER).read_text()
-        (own / places.MARKER).unlink()
-        (own / places.MARKER).write_text(text)
+        text = (place / places.MARKER).read_text()
+        (place / places.MARKER).unlink()
+        (place / places.MARKER).write_text(text)
 
     current().host("theano").stop()
     try:
         with monkeypatch.context() as patch:
             patch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
-            build()
+            patch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
+            build(own)
             v = K.variable([[1.0, 2.0]])
             step = K.function([], [v * 2.0], [K.update_add(v, 1.0)])
             assert step([])[0].tolist() == [[2.0, 4.0]]
@@ -141,13 +144,15 @@ def test_theano_whose_environment_is_removed_and_comes_back(tmp_path: Path, monk
                 K.eval(K.softmax(K.reshape(v, (2, 1))) + K.dot(K.transpose(v), v))
             # What it has compiled goes on.
             assert step([])[0].tolist() == [[4.0, 6.0]]
+            # One that was built elsewhere meanwhile takes over in the very call that needs it.
+            build(other)
+            np.testing.assert_allclose(K.eval(K.softmax(K.reshape(v, (2, 1)))).sum(), 2.0, rtol=1e-5)
+            assert other in Path(str(current().host("theano").interpreter)).parents  # type: ignore[attr-defined]
+            assert step([])[0].tolist() == [[6.0, 8.0]]
             current().host("theano").stop()
-            patch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
+            shutil.rmtree(other)
             with pytest.raises(BackendNotInstalledError, match="kernelk install theano"):
                 step([])
-            build()
-            assert step([])[0].tolist() == [[6.0, 8.0]]
-            np.testing.assert_allclose(K.eval(K.softmax(v)).sum(), 1.0, rtol=1e-5)
             assert K.get_value(v).tolist() == [[4.0, 5.0]]
     finally:
         current().host("theano").stop()
