@@ -170,7 +170,9 @@ def run_with(injectors: list[Injector], engine: str, monkeypatch: Any) -> int:
 
 
 def test_at_every_use_of_the_system(spare: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it or after it by turns; `make soak` has both, with everything that may be raised."""
     injectors = list(everywhere(count(spare, monkeypatch).count))
+    injectors = [injector for i, injector in enumerate(injectors) if i % 4 in (0, 3)]
     assert run_with(injectors, spare, monkeypatch) >= len(injectors) * 0.9
 
 

@@ -442,7 +442,6 @@ REFUSED = [
     ("torch --in-kernel --worker", "--in-kernel and --worker exclude each other"),
     ("theano --in-kernel", "next: %kbackend theano, which runs it in a worker"),
     ("cntk --in-kernel", "next: %kbackend cntk, which runs it in a worker"),
-    ("numpy --worker", "numpy has no worker"),
     ("numpy --threads 2", "set OPENBLAS_NUM_THREADS"),
     (
         "theano --compiler --no-compiler",
