@@ -94,19 +94,14 @@ class Wire(object):
         try:
             if files:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
-                try:
-                    sent = self.connection.sendmsg([frame], rights)
-                except BlockingIOError:
-                    sent = self._wait(self.connection.sendmsg, [frame], rights)
+                sent = self._go_on(self.connection.sendmsg, [frame], rights)
             else:
-                sent = 0
-            rest = memoryview(frame)[sent:] if sent else frame
-            while rest:
                 try:
-                    sent = self.connection.send(rest)
+                    sent = self.connection.send(frame)
                 except BlockingIOError:
-                    sent = self._wait(self.connection.send, rest)
-                rest = memoryview(rest)[sent:] if sent < len(rest) else None
+                    sent = self._wait(self.connection.send, frame)
+            while sent < len(frame):
+                sent += self._go_on(self.connection.send, memoryview(frame)[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WireClosed(str(error), unread=True) from error
 
@@ -214,13 +209,16 @@ class Wire(object):
         return view
 
     def _more(self, view, filled, end):
-        try:
-            count = self.connection.recv_into(view[filled:end])
-        except BlockingIOError:
-            count = self._wait(self.connection.recv_into, view[filled:end])
+        count = self._go_on(self.connection.recv_into, view[filled:end])
         if not count:
             raise WireClosed("end of stream")
         return filled + count
+
+    def _go_on(self, transfer, *arguments):
+        try:
+            return transfer(*arguments)
+        except BlockingIOError:
+            return self._wait(transfer, *arguments)
 
     def _wait(self, transfer, *arguments):
         """Goes on with a transfer that the socket has given up for now, and lets somebody look at the other side."""
