@@ -86,7 +86,8 @@ class Session(HasTraits):
 
         Called with the lock held.
         """
-        self.calls.journal.settle()
+        if self.calls.journal.unsettled is not None:
+            self.calls.journal.settle()
         if not self._unreferenced and not self.storage.released_segments:
             return
         gone = []
