@@ -23,7 +23,7 @@ from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Wire, WireClosed
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, WorkerDiedError
-from . import registry
+from . import forks, registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt
@@ -89,6 +89,7 @@ class WorkerHost(Host):
         self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
+        forks.tell(self)
 
     @property
     def started(self) -> bool:
@@ -313,6 +314,20 @@ class WorkerHost(Host):
         self._forget()
         _running.discard(self)
 
+    def forked(self) -> None:
+        """In a forked child: the worker is the parent's, and goes on; this host isn't started and can be."""
+        if self._wire is not None:
+            # Closed here alone: the worker still finds its kernel at the other end.
+            self._wire.close()
+        if self._process is not None:
+            self._process.returncode = 0  # It is the parent's to wait for.
+        self._process = self._wire = self._scratch = None
+        self._gave_up = self._was_started = False
+        self._warned.clear()
+        self._attached.clear()
+        self._forget()
+        _running.discard(self)
+
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
         self._attached.difference_update(known)
@@ -332,5 +347,7 @@ _running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 @atexit.register
 def _stop_workers() -> None:
+    if not forks.in_own_process():
+        return
     for host in list(_running):
         host.stop()

@@ -37,14 +37,20 @@ class Segment(object):
             handle, path = tempfile.mkstemp(prefix="kernelk-")
             os.unlink(path)
             fileno = handle
-        os.ftruncate(fileno, size)
-        return cls(fileno, size)
+        try:
+            os.ftruncate(fileno, size)
+            return cls(fileno, size)
+        except BaseException:
+            os.close(fileno)
+            raise
 
     @classmethod
     def attach(cls, fileno, size):
         """Maps a block that another process created; the descriptor isn't needed after that."""
-        segment = cls(fileno, size)
-        os.close(fileno)
+        try:
+            segment = cls(fileno, size)
+        finally:
+            os.close(fileno)
         segment.fileno = None
         return segment
 
