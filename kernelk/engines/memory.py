@@ -30,7 +30,7 @@ def require(nbytes: int, what: str) -> None:
     room, limit = min(_rooms(), default=(nbytes, ""))
     if nbytes > room:
         raise OutOfMemoryError(
-            f"{what}: {size(nbytes)} of memory are needed, but {limit} leaves {size(max(room, 0))}; nothing was changed",
+            f"{what}: {size(nbytes)} are needed, and {limit} leaves {size(max(room, 0))}; nothing was changed",
             next_step=_NEXT,
         )
 

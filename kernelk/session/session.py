@@ -30,9 +30,9 @@ from .calls import Calls
 # The reports of so many swaps are kept.
 MOST_SWAPS = 1000
 
-# Where more segments than this are left from before forks, the values in them are copied to a new one: each segment
-# takes a file descriptor.
-MOST_READ_ONLY = 64
+# Where more segments than this are left from before forks, the values in them are copied to a new one: each takes two
+# file descriptors.
+MOST_READ_ONLY = 32
 
 _getpid = os.getpid
 
