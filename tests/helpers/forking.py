@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import sys
 import traceback
@@ -11,9 +12,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from helpers import own_settings  # noqa: F401
 from helpers.fake_engines import register
+from kernelk import backend as K
 from kernelk.engines.descriptors import Engine
+from kernelk.session.current import current
 
 
 def spare(name: str = "spare") -> str:
@@ -71,3 +76,41 @@ def said(call: Callable[[], Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def written_after_a_fork() -> list[int]:
+    """The segments from before a fork that the active engine or the kernel writes to after it, by number.
+
+    Trains variables of several kinds and sizes on both sides of the fork, and checks their values.
+    """
+    v, n = K.variable(np.arange(6.0).reshape(2, 3)), K.variable(np.zeros(3))
+    far = K.variable(np.ones(1 << 20))
+    x = K.placeholder((2, 3))
+    train = K.function([x], [K.sum(v)], updates=[K.update_add(v, x), K.update(n, K.sum(v, axis=0))])
+    grow = K.function([], [], updates=[K.update(far, far + 1)])
+    for _ in range(3):
+        train([np.ones((2, 3))])
+        grow([])
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    storage, transfer = current().storage, current().calls.transfer.segment
+    # Maps of their own, which outlive the session's.
+    old = {
+        number: mmap.mmap(os.dup(segment.fileno), segment.size, prot=mmap.PROT_READ)
+        for number, segment in storage.segments.items()
+        if number != transfer
+    }
+    assert old
+    before = {number: bytes(memory) for number, memory in old.items()}
+    for i in range(4):
+        total = train([np.full((2, 3), float(i))])[0]
+        grow([])
+    K.set_value(n, np.full(3, 7.0))
+    train([np.ones((2, 3))])
+    expected = np.arange(6.0).reshape(2, 3) + 3
+    assert (total, K.get_value(far)[0]) == (np.sum(expected + 3), 8.0)
+    np.testing.assert_array_equal(K.get_value(v), expected + 7)
+    np.testing.assert_array_equal(K.get_value(n), (expected + 6).sum(axis=0))
+    return [number for number, memory in old.items() if bytes(memory) != before[number]]
