@@ -34,8 +34,6 @@ MOST_SWAPS = 1000
 # file descriptors.
 MOST_READ_ONLY = 32
 
-_getpid = os.getpid
-
 
 class Shown(NamedTuple):
     """An evaluated tensor's feeds and value, the versions of the variables behind it, the engine that computed it."""
@@ -53,8 +51,8 @@ class Session(HasTraits):
     setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
     session yet. The settings of keras.json and of `c.KernelK` are the process's, and hold for all of its sessions.
 
-    `pid` is the process that may use it: whoever enters the session compares it, see `check_process`. `swaps` has the
-    reports of the last swaps (`MOST_SWAPS`), `swap_count` says how many there were.
+    `pid` is the process that may use it: `current()`, and all that reads or changes its variables, compares it. `swaps`
+    has the reports of the last `MOST_SWAPS` swaps, and `swap_count` says how many there were.
     """
 
     active = Unicode()
@@ -101,7 +99,7 @@ class Session(HasTraits):
 
     def check_process(self) -> None:
         """Raises ForkedError in a process that has no right to this session."""
-        if self.pid == _getpid():
+        if self.pid == os.getpid():
             return
         if forks.in_own_process():
             problem = f"process {self.pid} forked this one in the middle of a call, whose variables may be half changed"
@@ -135,6 +133,7 @@ class Session(HasTraits):
 
     def adopt(self, variable: Variable, value: Array) -> None:
         """Gives a new variable its place in shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
+        self.check_process()
         with self.lock:
             self.safe_point()
             slots = Slots(self.storage, value, variable.dtype)
@@ -148,10 +147,8 @@ class Session(HasTraits):
     def safe_point(self) -> None:
         """Frees variables that nobody holds any more, here and in the engines. Called with the lock held.
 
-        All that works on the session passes here.
+        Each call passes here first.
         """
-        if self.pid != _getpid():
-            self.check_process()
         if self._forks != forks.COUNT:
             self._after_fork()
         if not self._unreferenced and not self.storage.released_segments:
