@@ -42,6 +42,7 @@ class Storage:
         self._next = 0
         self._first = 0  # those before it are from before a fork
         self._forks = forks.COUNT
+        self.moved: list[Slots] = []  # whose values from before a fork lie beside their slots
 
     def new_segment(self, size: int, what: str = "a session") -> int:
         """Creates a segment outside the allocator's hands and returns its number. Raises OutOfMemoryError."""
@@ -68,11 +69,16 @@ class Storage:
         """How many segments of variables are only read any more."""
         return sum(self.read_only(number) for number in self._free)
 
+    def release_moved(self) -> None:
+        """Gives back the memory of values from before a fork that are no longer the committed ones."""
+        self.moved = [slots for slots in self.moved if not slots.release_kept()]
+
     def drop_segment(self, number: int) -> None:
         """Gives a segment's memory back; hosts forget it at their next request."""
-        self.segments.pop(number).close()
+        # Cut short anywhere, it leaves no range to be handed out of a segment that is gone.
         self._free.pop(number, None)
         self.released_segments.append(number)
+        self.segments.pop(number).close()
 
     def allocate(self, size: int, what: str = "a variable") -> Block:
         """A block of at least `size` bytes. Raises OutOfMemoryError."""
@@ -124,7 +130,7 @@ class Slots:
     After a fork the committed value stays where it is, beside both slots, until the next one is committed.
     """
 
-    __slots__ = ("_blocks", "_forked", "_storage", "active", "dtype", "number", "shape", "version")
+    __slots__ = ("_blocks", "_kept", "_storage", "active", "dtype", "number", "shape", "version")
 
     _numbers = itertools.count()
 
@@ -137,11 +143,13 @@ class Slots:
         self.version = 0
         self.active = 0
         self._blocks: list[Block | None] = [storage.allocate(self.nbytes), None]
-        self._forked: Block | None = None  # the committed value's, where its slot has another block already
+        # The committed value's block from before a fork, as long as the value is of that version.
+        self._kept: tuple[int, Block] | None = None
         self.view()[...] = value
 
     def _committed(self) -> Block:
-        block = self._forked if self._forked is not None else self._blocks[self.active]
+        kept = self._kept
+        block = self._blocks[self.active] if kept is None or kept[0] != self.version else kept[1]
         assert block is not None
         return block
 
@@ -150,13 +158,25 @@ class Slots:
         block = self._blocks[slot]
         if block is not None and not self._storage.read_only(block.segment):
             return block
-        made = self._blocks[slot] = self._storage.allocate(self.nbytes)
-        if block is not None:
-            if slot == self.active and self._forked is None:
-                self._forked = block
-            else:
-                self._storage.release(block)
+        made = self._storage.allocate(self.nbytes)
+        # In this order: cut short anywhere, the committed value is found.
+        committed = self._committed()
+        if block == committed:
+            self.release_kept()
+            self._kept = (self.version, committed)
+            self._storage.moved.append(self)
+        self._blocks[slot] = made
+        if block is not None and block != committed:
+            self._storage.release(block)
         return made
+
+    def release_kept(self) -> bool:
+        """Gives back the block of a value from before a fork, once another one is committed; whether none is left."""
+        kept = self._kept
+        if kept is not None and kept[0] != self.version:
+            self._kept = None
+            self._storage.release(kept[1])
+        return self._kept is None
 
     @property
     def nbytes(self) -> int:
@@ -165,13 +185,9 @@ class Slots:
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes `make_room` would have to find."""
+        """How many bytes `write` will have to find."""
         block = self._blocks[1 - self.active]
         return self.nbytes if block is None or self._storage.read_only(block.segment) else 0
-
-    def make_room(self) -> None:
-        """Makes sure of the place that `write` will write to. Raises OutOfMemoryError."""
-        self._writable(1 - self.active)
 
     def view(self) -> Array:
         """The committed value, sharing memory: copy it before it leaves kernelk."""
@@ -187,24 +203,18 @@ class Slots:
         blocks = [self._writable(0), self._writable(1)]
         return [[block.segment, block.offset, self.dtype, list(self.shape)] for block in blocks]
 
-    def flip(self) -> None:
-        """Makes the value in the inactive slot the committed one."""
-        self.active = 1 - self.active
-        self.version += 1
-        if self._forked is not None:
-            block, self._forked = self._forked, None
-            self._storage.release(block)
-
     def write(self, value: Array) -> None:
-        """Commits a value of the same shape from the kernel's side; it is cast in its place."""
+        """Puts a value of the same shape, cast to the dtype, into the second slot: it counts once it is committed."""
         block = self._writable(1 - self.active)
         self._storage.array(block, self.dtype, self.shape)[...] = value
-        self.flip()
 
-    def move(self) -> None:
-        """Copies a value from before a fork to memory of this process's own, and gives the old one back."""
-        if self._storage.read_only(self._committed().segment):
-            self.write(self.view())
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the committed value lies in memory from before a fork."""
+        return self._storage.read_only(self._committed().segment)
+
+    def release_spare(self) -> None:
+        """Gives the second slot back where it is from before a fork: nobody writes there any more."""
         block = self._blocks[1 - self.active]
         if block is not None and self._storage.read_only(block.segment):
             self._blocks[1 - self.active] = None
@@ -212,11 +222,38 @@ class Slots:
 
     def release(self) -> None:
         """Gives all its memory back."""
-        for block in (*self._blocks, self._forked):
+        # In this order: a block that is given back twice would be handed out twice.
+        blocks, self._blocks = {*self._blocks, self._kept and self._kept[1]}, [None, None]
+        self._kept = None
+        for block in blocks:
             if block is not None:
                 self._storage.release(block)
-        self._blocks = [None, None]
-        self._forked = None
+
+
+class Journal:
+    """Commits the second slots of several variables: all of them or none, whatever comes in between.
+
+    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
+    in between, whoever next uses the session settles it: to settle twice changes nothing.
+    """
+
+    __slots__ = ("unsettled",)
+
+    def __init__(self) -> None:
+        self.unsettled: list[tuple[Slots, int, int]] | None = None
+
+    def settle(self) -> None:
+        """Completes a commit. Called with the session's lock held, before any value is used."""
+        if self.unsettled is not None:
+            for slots, active, version in self.unsettled:
+                slots.active = active
+                slots.version = version
+            self.unsettled = None
+
+
+def flipped(variables: Iterable[Slots]) -> list[tuple[Slots, int, int]]:
+    """What the variables' active slots and versions will be once the values in their second slots are committed."""
+    return [(slots, 1 - slots.active, slots.version + 1) for slots in variables]
 
 
 class Transfer:
@@ -234,22 +271,25 @@ class Transfer:
     def begin(self, size: int) -> None:
         """Starts a call that needs `size` bytes in all (the sum of `aligned` sizes). Raises OutOfMemoryError."""
         self._used = 0
-        if self.segment is None or self._storage.segments[self.segment].size < size:
-            # Some more than is needed, so that not each call that is a little larger takes another one.
-            wanted, what = max(1 << 20, size * 5 // 4), "a call's feeds and results"
+        old = self.segment
+        if old is None or self._storage.segments[old].size < size:
+            what = "a call's feeds and results"
             try:
-                made = self._storage.new_segment(wanted, what)
+                # Some more than is needed, so that not each call that is a little larger takes another one.
+                made = self._storage.new_segment(max(1 << 20, size * 5 // 4), what)
             except OutOfMemoryError:
-                # Without what the largest call so far has left, it may fit.
+                # It may fit without what the largest call so far has left.
                 self.let_go()
-                made = self._storage.new_segment(size, what)
-            self.let_go()
+                old, made = None, self._storage.new_segment(size, what)
+            # The old one goes last: whatever comes in, the session goes on with one of them.
             self.segment = made
+            if old is not None:
+                self._storage.drop_segment(old)
 
     def let_go(self) -> None:
         """Gives the memory back; the next call takes what it needs."""
-        if self.segment is not None:
-            number, self.segment = self.segment, None
+        number, self.segment = self.segment, None
+        if number is not None and number in self._storage.segments:
             self._storage.drop_segment(number)
 
     def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:

@@ -17,12 +17,11 @@ from ..arrays import Array
 from ..display import messages
 from ..engines import forks, memory, registry
 from ..engines.host import Host
-from ..engines.interrupts import shield
 from ..engines.local_host import LocalHost
 from ..engines.storage import Slots, Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
-from ..errors import CopyRefusedError, ForkedError, KernelKError, WorkerDiedError
+from ..errors import CopyRefusedError, ForkedError, KernelKError, OutOfMemoryError
 from ..graph.nodes import Tensor, Variable, check_generation
 from ..graph.state import State
 from .calls import Calls
@@ -117,8 +116,12 @@ class Session(HasTraits):
         self._forks = forks.COUNT
         self.calls.drop_plans()
         if self.storage.read_only_count > MOST_READ_ONLY:
+            old = [slots for slots in self._slots.values() if slots.is_read_only]
+            # Where there is no memory for it, they stay where they are.
+            with contextlib.suppress(OutOfMemoryError):
+                self.calls.write([(slots, slots.view()) for slots in old])
             for slots in self._slots.values():
-                slots.move()
+                slots.release_spare()
 
     def __copy__(self) -> Session:
         raise CopyRefusedError("a session has engines and memory of its own", next_step="Session() makes a new one")
@@ -145,12 +148,15 @@ class Session(HasTraits):
             self.variables[number] = weakref.ref(variable, lambda _: queue.append(number))
 
     def safe_point(self) -> None:
-        """Frees variables that nobody holds any more, here and in the engines. Called with the lock held.
+        """Completes a commit that was cut short, and frees variables that nobody holds, here and in the engines.
 
-        Each call passes here first.
+        Each call passes here first. Called with the lock held.
         """
+        self.calls.journal.settle()
         if self._forks != forks.COUNT:
             self._after_fork()
+        if self.storage.moved:
+            self.storage.release_moved()
         if not self._unreferenced and not self.storage.released_segments:
             return
         gone = []
@@ -162,10 +168,10 @@ class Session(HasTraits):
                 slots.release()
                 gone.append(number)
         segments = list(self.storage.released_segments)
-        self.storage.released_segments.clear()
         for host in self.hosts.values():
-            with contextlib.suppress(WorkerDiedError):
-                host.release(gone, segments)
+            host.release(gone, segments)
+        for _ in segments:
+            self.storage.released_segments.popleft()
 
     def show(self, tensor: Tensor, feeds: dict[Tensor, Any], value: Array, variables: list[Variable]) -> None:
         """Remembers a value that the user has been shown, for the check after a swap."""
@@ -184,6 +190,7 @@ class Session(HasTraits):
         self.check_process()
         with self.lock:
             check_generation(variable, self.state)
+            self.calls.journal.settle()
             slots = variable.slots
             if slots.nbytes < memory.ASKED_FROM:
                 return np.array(slots.view())
@@ -196,46 +203,30 @@ class Session(HasTraits):
 
         They are cast to the variables' dtypes. Raises OutOfMemoryError.
         """
+        self.restore(values, None)
+
+    def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
+        """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
         self.check_process()
         with self.lock:
             for variable, _ in values:
                 check_generation(variable, self.state)
-            self._make_room([variable.slots for variable, _ in values])
-            with shield():
-                for variable, value in values:
-                    variable.slots.write(value)
-
-    def _make_room(self, slots: list[Slots]) -> None:
-        """Allocates what the next values of these variables will be written to."""
-        memory.require(
-            sum(slot.missing_bytes for slot in slots),
-            "the new value of a variable" if len(slots) == 1 else f"the new values of {len(slots)} variables",
-        )
-        for slot in slots:
-            slot.make_room()
-
-    def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
-        """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
-        with self.lock:
-            self.write(values)
-            if random is not None:
-                self.state.seeds.restore(random)
-                self.calls.drop_plans()  # they hold the seeds
+            self.calls.write([(variable.slots, value) for variable, value in values], random)
 
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
             self.check_process()
+            self.calls.check_alone()
             self.state.clear()
-            for host in self.hosts.values():
-                if host.started:
-                    with contextlib.suppress(WorkerDiedError):
-                        host.release_programs(list(host.compiled))
+            # First what can't fail.
             self._unreferenced.extend(self._slots)
             self.functions.clear()
             self.shown.clear()
             self.calls.let_go()
             self.safe_point()
+            for host in self.hosts.values():
+                host.release_programs(list(host.compiled))
 
     # --- engines ---
 
@@ -254,7 +245,7 @@ class Session(HasTraits):
         `log`: where it is to be noted what its worker says, if not in the session's own.
         """
         engine = registry.engine(name)
-        if engine.in_kernel or options.get("in_kernel"):
+        if engine.runs_in_kernel(options):
             return LocalHost(engine, self.storage, options)
         return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
 
