@@ -6,6 +6,7 @@ it: see `Storage`. Forks by C code run no hook of Python's: who enters a session
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from typing import Protocol
@@ -52,7 +53,9 @@ def _in_child() -> None:
     COUNT += 1
     PID = os.getpid()
     for holder in tuple(_told):
-        holder.forked()
+        # A fork that only starts a program doesn't care, and a session that wasn't told refuses to go on.
+        with contextlib.suppress(Exception):
+            holder.forked()
 
 
 if hasattr(os, "register_at_fork"):

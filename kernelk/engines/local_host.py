@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 import weakref
@@ -99,6 +100,10 @@ class LocalHost(Host):
         with contextlib.suppress(OSError):
             folders["scratch"] = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
             self._scratch = weakref.finalize(self, _remove, folders["scratch"])
+            # Its children end without the exit handlers of other processes.
+            processes = sys.modules.get("multiprocessing.util")
+            if processes is not None:
+                processes.Finalize(None, self._scratch, exitpriority=0)
         try:
             module = importlib.import_module(self.engine.path)
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})

@@ -281,6 +281,7 @@ class WorkerHost(Host):
         if "error" in reply:
             wanted, reason = sum(segment.size for segment in segments), one_line(reply["error"]["message"])
             raise memory.refused(wanted, f"{self.engine.title}'s worker", MemoryError(reason))
+        self._heard(reply)
         self._attached.update(numbers)
 
     def _release(self, **gone: list[Any]) -> None:

@@ -89,12 +89,12 @@ class Session(HasTraits):
         """In a forked child: from here on the session is the child's own, if nothing was under way at the fork."""
         lock, self.lock = self.lock, threading.RLock()
         under_way = lock._is_owned() or not lock.acquire(blocking=False)  # type: ignore[attr-defined]
-        if self.pid == forks.PARENT and not under_way:
-            self.pid = forks.PID
         # The notebook's page talks with the parent alone.
         self.unobserve_all()
         self.hub = self.recorder = None
         self.calls.forked()
+        if self.pid == forks.PARENT and not under_way:
+            self.pid = forks.PID
 
     def check_process(self) -> None:
         """Raises ForkedError in a process that has no right to this session."""

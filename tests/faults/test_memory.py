@@ -112,6 +112,22 @@ def test_a_call_goes_on_after_what_did_not_fit(engine: str) -> None:
     assert (three, small, four, rest) == (3.0, "", 4.0, [60_000_000.0, [4.0, 4.0]])
 
 
+def test_a_call_that_its_worker_has_no_room_for_is_let_go() -> None:
+    code = """
+    x, w = K.placeholder((None,)), K.variable(np.zeros(2))
+    f = K.function([x], [K.sum(x)], updates=[K.update_add(w, [1, 1])])
+    f([np.ones(3)])
+    pid = current().host().pid
+    size = int(open(f"/proc/{pid}/statm").read().split()[0]) * 4096
+    resource.prlimit(pid, resource.RLIMIT_AS, (size + (100 << 20), -1))
+    big = np.ones(60_000_000, "float32")
+    result = [said(lambda: f([big])), float(f([np.ones(3)])[0]), current().host().pid == pid, K.get_value(w).tolist()]
+    """
+    refused, *rest = script(code, "spare")
+    assert refused.startswith("OutOfMemoryError: Spare's worker: 300.0 MB of memory can't be had (")
+    assert rest == [3.0, True, [2.0, 2.0]]
+
+
 def test_what_no_machine_has_is_refused_at_once() -> None:
     for call in (lambda: K.zeros((1 << 45,)), lambda: K.ones((1 << 40, 1 << 40)), lambda: K.eye(1 << 30)):
         with pytest.raises(OutOfMemoryError, match=r"are needed, and .* leaves"):
