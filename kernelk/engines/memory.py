@@ -79,6 +79,7 @@ def _rooms(proc: Path = Path("/proc")) -> list[tuple[int, str]]:
 
 
 def _address_space(proc: Path) -> list[tuple[int, str]]:
+    # RLIMIT_DATA isn't looked at: it doesn't count what is shared.
     try:
         import resource
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.engines import require_installed
+from helpers.engines import WORKERS, require_installed
 from helpers.forking import written_after_a_fork
 from helpers.processes import PATIENCE, alive, environment, run_script, wait_until
 
@@ -48,8 +48,10 @@ def script(code: str, engine: str = "numpy") -> Any:
 # ---------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("engine", PLACES)
+@pytest.mark.parametrize("engine", [*PLACES, *(pytest.param(name, marks=pytest.mark.soak) for name in WORKERS)])
 def test_a_child_reads_the_values_of_the_fork_and_each_side_trains_its_own(engine: str) -> None:
+    if engine in WORKERS:
+        require_installed(engine)
     code = """
     def job(wait):
         seen = [value()]
@@ -198,16 +200,17 @@ def test_a_child_that_lives_on_keeps_no_worker_alive() -> None:
 def test_a_childs_session_is_watched_by_nobody() -> None:
     code = """
     told = []
-    class Hub:
-        pass
+    from kernelk.widgets.hub import hub
+    panels = hub()
+    panels._listen()
     current().observe(lambda change: told.append(change.new), "active")
-    current().hub = Hub()
-    child = Child(lambda wait: [kernelk.set_backend("spare").target, told, current().hub is None])
+    job = lambda wait: [kernelk.set_backend("spare").target, told, current().hub is panels, panels._listening]
+    child = Child(job)
     theirs = child.result
     kernelk.set_backend("spare")
-    result = [theirs, told, current().hub is None]
+    result = [theirs, told, current().hub is panels, panels._listening]
     """
-    assert script(code) == [["spare", [], True], ["spare"], False]
+    assert script(code) == [["spare", [], False, False], ["spare"], True, True]
 
 
 # ---------------------------------------------------------------------------- what people fork with
