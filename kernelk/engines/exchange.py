@@ -24,7 +24,7 @@ class Exchange:
     def __init__(self, connection: socket.socket) -> None:
         self._wire = Wire(connection)
         self._number = 0
-        self._owed = 0
+        self.owed = 0  # the number of a request whose reply is to come; 0: none
         self.under_way = False
 
     @property
@@ -47,7 +47,8 @@ class Exchange:
         self.under_way = True
         self._wire.send_frame(frame, files)
         reply: dict[str, Any] = self._wire.receive(number)
-        check_reply(message, reply)
+        if len(reply) != 1 or type(reply.get("seconds")) is not float or message["do"] != "run":
+            check_reply(message, reply)
         self.under_way = False
         return reply
 
@@ -61,29 +62,24 @@ class Exchange:
         elif not self._wire.send_at_once(frame):
             self.under_way = False
             return False
-        self._number = self._owed = number
+        self._number = self.owed = number
         self.under_way = False
         return True
 
     def settle(self, wait: bool) -> dict[str, Any] | None:
         """Takes the reply that is owed, {} if none is; None if it isn't there yet and not to be waited for."""
-        if not self._owed:
+        if not self.owed:
             return {}
         if not wait and not self._wire.arrived():
             return None
         self.under_way = True
-        reply: dict[str, Any] = self._wire.receive(self._owed)
+        reply: dict[str, Any] = self._wire.receive(self.owed)
         check_reply({"do": "release"}, reply)
         if "error" in reply:
             raise Malformed(reply["error"]["message"])
-        self._owed = 0
+        self.owed = 0
         self.under_way = False
         return reply
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether a reply is still to come."""
-        return self._owed != 0
 
     def finish(self) -> None:
         """Lets the worker end when it has done what it is at."""

@@ -6,6 +6,7 @@ Also what else can come in anywhere: a signal's handler of the user's that raise
 from __future__ import annotations
 
 import _signal as _signal_module  # type: ignore[import-not-found]
+import os
 import signal
 import sys
 import threading
@@ -26,8 +27,18 @@ _open: weakref.ref[DeferInterrupt] | None = None
 _previous: Any = None
 
 
-def _main_thread() -> int | None:
-    return threading.main_thread().ident
+_main_thread: int | None = None
+
+
+def _find_main_thread() -> None:
+    global _main_thread
+    _main_thread = threading.main_thread().ident
+
+
+# Every call asks, and a forked process has another one.
+_find_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_find_main_thread)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -63,7 +74,7 @@ class DeferInterrupt:
 
     def __enter__(self) -> DeferInterrupt:
         global _open, _previous
-        if threading.get_ident() == _main_thread():
+        if threading.get_ident() == _main_thread:
             previous = _getsignal(_SIGINT)
             if previous is _on_signal:
                 # A block inside another leaves it to the outer one.

@@ -10,8 +10,6 @@ from ..backends.serving.wire import Malformed
 
 def check_reply(request: dict[str, Any], reply: dict[str, Any]) -> None:
     """Raises Malformed for a reply that can't be one to this request."""
-    if len(reply) == 1 and type(reply.get("seconds")) is float and request["do"] == "run":
-        return
     if "warnings" in reply:
         _need("warnings", _list_of(_is_warning)(reply["warnings"]))
     if "error" in reply:

@@ -255,7 +255,7 @@ class WorkerHost(Host):
             raise self._death(True)
         if exchange.under_way:
             self._refuse_second(exchange)
-        if self._gone or exchange.is_owed:
+        if self._gone or exchange.owed:
             self._release_all(exchange)
         new = [n for n in self.storage.segments if n not in self._attached]
         if new:

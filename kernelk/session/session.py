@@ -152,7 +152,8 @@ class Session(HasTraits):
 
         Each call passes here first. Called with the lock held.
         """
-        self.calls.journal.settle()
+        if self.calls.journal.unsettled is not None:
+            self.calls.journal.settle()
         if self._forks != forks.COUNT:
             self._after_fork()
         if self.storage.moved:

@@ -138,7 +138,7 @@ def test_threads_that_cannot_be(threads: Any) -> None:
 def test_what_numpy_says_of_its_threads_and_refuses() -> None:
     kernelk.set_backend("numpy", device="cpu", in_kernel=True)
     assert kernelk.set_backend("numpy", device="cpu:0").options == {"device": "cpu:0"}
-    for wrong in ({"threads": 1}, {"device": "cuda:0"}, {"in_kernel": False}):
+    for wrong in ({"threads": 1}, {"device": "cuda:0"}):
         with pytest.raises(ArgumentError, match="next: %kbackend numpy"):
             kernelk.set_backend("numpy", **wrong)  # type: ignore[arg-type]
     work = Work()
