@@ -258,6 +258,7 @@ class Limits:
     compiled_bytes: int = 2 << 30
     reevaluation_seconds: float = 2.0
     log_bytes: int = 1 << 20
+    stuck_seconds: float = 0.0
     quiet: bool = False
     backend: str = ""
 

@@ -189,8 +189,8 @@ class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 
     `options` is a dict with string keys: "device" (as the engine lists it, or None), "threads" (int or None),
-    "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone), "in_kernel" (True in
-    the notebook's own process, where the engine's library is its user's as well: no setting of the library or the
+    "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone, or None), "in_kernel" (True
+    in the notebook's own process, where the engine's library is its user's as well: no setting of the library or the
     process may change then, and none of theirs may change a result), and options of the engine's own.
     """
 

@@ -106,8 +106,16 @@ class _Output:
             self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
 
 
-# What a line is counting the seconds of.
-_COUNTING: list[str] = []
+# The line that is counting seconds at present.
+_COUNTING: list[_Output | Progress] = []
+
+
+def make_room() -> None:
+    """Takes the line that counts seconds away until its next second: another one is to be said now."""
+    for line in _COUNTING:
+        # In a notebook it is an output of its own, in nobody's way.
+        if isinstance(line, Progress):
+            line.clear()
 
 
 @contextlib.contextmanager
@@ -121,11 +129,12 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     if told_elsewhere or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _COUNTING.append(doing)
+    line = _Output() if messages.in_notebook() else Progress(messages.stream())
+    _COUNTING.append(line)
     over = threading.Event()
     # The context says which cell's output it is.
     run = contextvars.copy_context().run
-    arguments = (_count, over, doing, hints, messages.stream())
+    arguments = (_count, over, doing, hints, line)
     thread = threading.Thread(target=run, args=arguments, name="kernelk-waiting", daemon=True)
     thread.start()
     try:
@@ -136,9 +145,8 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
         thread.join()
 
 
-def _count(over: threading.Event, doing: str, hints: Sequence[str], stream: TextIO) -> None:
+def _count(over: threading.Event, doing: str, hints: Sequence[str], line: _Output | Progress) -> None:
     begin = time.monotonic()
-    line = _Output() if messages.in_notebook() else Progress(stream)
     move = Moving(line)
     wait = DELAY
     # Whoever reads the line may be gone.

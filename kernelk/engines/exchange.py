@@ -7,11 +7,13 @@ raises, no more memory. `under_way` is set until the whole reply is there, and w
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from ..backends.serving.wire import Malformed, Wire, encode
 from .interrupts import is_inside
 from .replies import check_reply
+from .waits import in_steps
 
 
 class Exchange:
@@ -21,8 +23,11 @@ class Exchange:
     All methods raise WireClosed, Malformed, or whatever came in; then the exchange is of no use any more.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, waiting: Callable[[], Callable[[], None]]) -> None:
+        """`waiting` makes, for one wait, what is called each time that a second of it is over: see `waits`."""
+        in_steps(connection)
         self._wire = Wire(connection)
+        self._wire.waiting = waiting
         self._number = 0
         self.owed = 0  # the number of a request whose reply is to come; 0: none
         self.under_way = False

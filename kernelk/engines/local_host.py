@@ -96,14 +96,16 @@ class LocalHost(Host):
 
     def _started_executor(self) -> Executor:
         folders: dict[str, str | None] = {"cache": cache_folder(self.engine), "scratch": None}
-        # On a full or read-only disk an engine in the kernel does without.
-        with contextlib.suppress(OSError):
-            folders["scratch"] = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
-            self._scratch = weakref.finalize(self, _remove, folders["scratch"])
-            # Its children end without the exit handlers of other processes.
-            processes = sys.modules.get("multiprocessing.util")
-            if processes is not None:
-                processes.Finalize(None, self._scratch, exitpriority=0)
+        # One that is always in the kernel has none: it would stay behind where a kernel is killed. On a full or
+        # read-only disk all engines in the kernel do without.
+        if not self.engine.in_kernel:
+            with contextlib.suppress(OSError):
+                folders["scratch"] = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
+                self._scratch = weakref.finalize(self, _remove, folders["scratch"])
+                # Its children end without the exit handlers of other processes.
+                processes = sys.modules.get("multiprocessing.util")
+                if processes is not None:
+                    processes.Finalize(None, self._scratch, exitpriority=0)
         try:
             module = importlib.import_module(self.engine.path)
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})

@@ -28,7 +28,10 @@ from .descriptors import Engine
 from .exchange import Exchange
 from .host import RELEASED, Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt, is_deferred
+from .start_failures import failed_start, signal_name
 from .storage import Storage
+from .waits import Wait, Worker
+from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
 
 # A message that lets a worker forget names at most so many things: it is taken whole where nobody is to wait for it.
@@ -41,7 +44,7 @@ _ISLAND = Path(__file__).parent.parent / "backends"
 # path. A third party's module finds the same `kernelk.backends.base` there as the island does.
 _BOOT = """
 import importlib, importlib.util, json, os, sys, types
-folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
+kernel, folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
 sys.path.extend(path for path in paths if path not in sys.path)
 home = types.ModuleType("kernelk")
 home.__path__ = [os.path.dirname(folder)]
@@ -51,6 +54,7 @@ spec = importlib.util.spec_from_file_location(
 package = importlib.util.module_from_spec(spec)
 sys.modules["kernelk.backends"] = home.backends = package
 spec.loader.exec_module(package)
+importlib.import_module("kernelk.backends.serving.watcher").watch(kernel, options["scratch"])
 importlib.import_module("kernelk.backends.serving.worker").main(fileno, module, backend, options)
 """
 
@@ -91,6 +95,7 @@ class WorkerHost(Host):
         self._ended = ""  # how this side has ended the worker, in words
         self._gone: dict[str, list[Any]] = {}  # what it may forget and hasn't been told of yet
         self.interpreter: Path | None = None
+        self._environment: WorkerEnvironment | None = None
         self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
@@ -126,12 +131,9 @@ class WorkerHost(Host):
                     self._launch()
                     self._welcome(self._hello())
             except WorkerDiedError as error:
-                words = self._last_words()
+                words, code = self._last_words(), self._process.returncode if self._process is not None else None
                 self.stop()
-                raise EngineError(
-                    f"{self.engine.title}'s worker ended while starting{words}",
-                    next_step=self.engine.repair(words),
-                ) from error
+                raise failed_start(self.engine, code or 0, words) from error
             except OSError as error:
                 self.stop()
                 raise EngineError(
@@ -150,7 +152,11 @@ class WorkerHost(Host):
 
     def _launch(self) -> None:
         assert self.interpreter is not None
+        self._environment = WorkerEnvironment(self.engine, self.interpreter)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for connection in (ours, theirs):
+            # The user's own default for connections isn't meant for this one.
+            connection.settimeout(None)
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
         own = self.interpreter == Path(sys.executable)
         environment = dict(os.environ)
@@ -159,12 +165,12 @@ class WorkerHost(Host):
             for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
                 environment.pop(name, None)
         options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
-        setup = [str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
+        setup = [os.getpid(), str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         # One pipe for both, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._exchange = Exchange(ours)
+        self._exchange = Exchange(ours, self._wait)
         try:
             with theirs, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
@@ -240,7 +246,22 @@ class WorkerHost(Host):
             return ArgumentError(
                 error["message"], allowed=error.get("allowed", ""), next_step=error.get("next_step", "")
             )
-        return engine_error(self.engine, error)
+        made, environment = engine_error(self.engine, error), self._environment
+        change = environment.change() if environment is not None else ""
+        if environment is None or not change:
+            return made
+        place = f"its environment, {environment.folder}, was {change} while it ran"
+        if change == "removed":
+            made.remark(place)
+            made.next_step = self.engine.get
+            return made
+        self._end(f"was ended, since {place}")
+        died = WorkerDiedError(
+            f"{self.engine.title}'s worker failed, since {place}", next_step="run the cell again, which restarts it"
+        )
+        # A request that fails changes nothing: it can be made again.
+        died.before_call = True
+        return died
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         if is_deferred():
@@ -270,10 +291,7 @@ class WorkerHost(Host):
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]
-        message = {
-            "do": "attach",
-            "attach": [[n, segment.size] for n, segment in zip(numbers, segments)],
-        }
+        message = {"do": "attach", "attach": [[n, segment.size] for n, segment in zip(numbers, segments)]}
         try:
             reply = exchange.ask(message, [segment.fileno for segment in segments])
         except BaseException as error:
@@ -374,6 +392,21 @@ class WorkerHost(Host):
                 self._process.wait(timeout=5)
         self._forget()
 
+    def _wait(self) -> Wait:
+        """What looks at the worker while the kernel waits for it."""
+        folder = Path(cache_folder(self.engine)) if self.engine.compiles_c else None
+        return Wait(
+            Worker(self.engine.title, self.pid or 0, self.facts.get("device"), folder), self._notify, self._end_stuck
+        )
+
+    def _end_stuck(self, words: str) -> NoReturn:
+        self._end(f"was ended, since it {words}")
+        kept = "that call did not happen, all earlier ones are kept" if self.facts else "nothing is lost"
+        raise EngineError(
+            f"{self.engine.title}'s worker {words} and was ended (%config KernelK.stuck_seconds): {kept}",
+            next_step="run the cell again, which restarts the worker",
+        )
+
     def _ending(self) -> str:
         """How the worker ended, in words."""
         if self._ended:
@@ -383,12 +416,7 @@ class WorkerHost(Host):
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return "closed its connection"
-        if code < 0:
-            try:
-                return f"was killed by {signal.Signals(-code).name}"
-            except ValueError:
-                return f"was killed by signal {-code}"
-        return f"ended with status {code}"
+        return f"was killed by {signal_name(code)}" if code < 0 else f"ended with status {code}"
 
     def _last_words(self) -> str:
         """What the worker said last, since its start or since the call began, for an error message."""
@@ -442,9 +470,7 @@ class WorkerHost(Host):
         if self._process is not None:
             self._process.returncode = 0  # It is the parent's to wait for.
         self._process = self._exchange = self._scratch = None
-        self._ended = ""
-        self._was_started = False
-        self._warned.clear()
+        self._ended, self._was_started, self._warned = "", False, []
         self._attached.clear()
         self._forget()
         _running.discard(self)
@@ -468,7 +494,5 @@ _running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 @atexit.register
 def _stop_workers() -> None:
-    if not forks.in_own_process():
-        return
-    for host in list(_running):
+    for host in list(_running) if forks.in_own_process() else ():
         host.stop()

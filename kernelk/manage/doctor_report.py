@@ -27,6 +27,7 @@ from ..display.tables import Rendered, Table, duration, size
 from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
+from ..engines.start_failures import RUN_AGAIN
 from ..engines.worker_host import kill_group
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
@@ -239,7 +240,8 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             **_hint(facts["mode"]),
         )
     except KernelKError as error:
-        return _ill(engine.name, "failed", error, engine.repair(error.problem))
+        repair = "" if error.next_step == RUN_AGAIN else engine.repair(error.problem)
+        return _ill(engine.name, "failed", error, repair)
     except Exception as error:
         return _ill(engine.name, "failed", error, engine.repair(f"{type(error).__name__}: {error}"))
     finally:

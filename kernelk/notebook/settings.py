@@ -36,6 +36,11 @@ class KernelK(Configurable):
         config.LIMITS.log_bytes,
         help="How many bytes of an engine's output to keep for %kbackend --log.",
     ).tag(config=True)
+    stuck_seconds = Float(
+        config.LIMITS.stuck_seconds,
+        help="Seconds after which a worker that makes no progress is ended: where nobody watches, who would press "
+        "Ctrl-C; 0 waits for ever.",
+    ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
         self._following = True  # nothing is swapped while the settings of a file are taken
@@ -55,7 +60,7 @@ class KernelK(Configurable):
                 )
             setattr(self, name, value)
 
-    @validate("compiled_bytes", "reevaluation_seconds", "log_bytes")
+    @validate("compiled_bytes", "reevaluation_seconds", "log_bytes", "stuck_seconds")
     def _not_negative(self, proposal: Any) -> Any:
         if not 0 <= proposal["value"] < float("inf"):
             name, value = proposal["trait"].name, proposal["value"]
@@ -75,7 +80,7 @@ class KernelK(Configurable):
             raise TraitError(f"KernelK.backend: {error}") from None
         return proposal["value"]
 
-    @observe("quiet", "compiled_bytes", "reevaluation_seconds", "log_bytes")
+    @observe("quiet", "compiled_bytes", "reevaluation_seconds", "log_bytes", "stuck_seconds")
     def _put(self, change: Any) -> None:
         setattr(config.LIMITS, change["name"], change["new"])
 

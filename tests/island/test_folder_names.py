@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def as_a_worker(python: str | Path) -> dict[str, str | None]:
     """In a process that has begun as a worker does, up to where its loop would start."""
     boot, last, _ = worker_host._BOOT.partition('importlib.import_module("kernelk.backends.serving.worker")')
     assert last
-    return found(python, "-I", boot=boot, arguments=[str(ISLAND), 0, "", "", {}, []])
+    return found(python, "-I", boot=boot, arguments=[os.getpid(), str(ISLAND), 0, "", "", {"scratch": ""}, []])
 
 
 def outside(places: dict[str, str | None], *there: str) -> None:

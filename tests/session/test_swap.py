@@ -638,6 +638,7 @@ def test_a_worker_that_ends_while_it_starts(spare: str, monkeypatch: pytest.Monk
         with pytest.raises(EngineError, match="Spare's worker ended while starting") as caught:
             kernelk.set_backend(spare)
         assert "next: `pip install --force-reinstall numpy`" in str(caught.value)
+        assert ("SIGABRT" in str(caught.value)) is ("abort" in boot)
         assert "\n" not in str(caught.value)
         witness.intact()
     assert kernelk.set_backend(spare).target == spare

@@ -84,6 +84,8 @@ class Wire(object):
         self.connection = connection
         self._buffer = bytearray(1 << 16)
         self._view = memoryview(self._buffer)
+        # Where the socket gives up from time to time: makes, for one wait, what is called each time.
+        self.waiting = None
 
     def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""
@@ -94,11 +96,14 @@ class Wire(object):
         try:
             if files:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
-                sent = self.connection.sendmsg([frame], rights)
-                if sent < len(frame):
-                    self.connection.sendall(frame[sent:])
+                sent = self._go_on(self.connection.sendmsg, [frame], rights)
             else:
-                self.connection.sendall(frame)
+                try:
+                    sent = self.connection.send(frame)
+                except BlockingIOError:
+                    sent = self._wait(self.connection.send, frame)
+            while sent < len(frame):
+                sent += self._go_on(self.connection.send, memoryview(frame)[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WireClosed(str(error), unread=True) from error
 
@@ -130,7 +135,10 @@ class Wire(object):
     def receive(self, number):
         """Waits for the message of this number, which brings no file descriptors. Raises WireClosed or Malformed."""
         try:
-            filled = self.connection.recv_into(self._buffer)
+            try:
+                filled = self.connection.recv_into(self._buffer)
+            except BlockingIOError:
+                filled = self._wait(self.connection.recv_into, self._buffer)
             if filled == _DONE_FRAME.size:
                 length, kind, found, seconds = _DONE_FRAME.unpack_from(self._buffer)
                 if found == number and kind == _DONE and length == _DONE_BODY.size:
@@ -207,10 +215,28 @@ class Wire(object):
         return view
 
     def _more(self, view, filled, end):
-        count = self.connection.recv_into(view[filled:end])
+        count = self._go_on(self.connection.recv_into, view[filled:end])
         if not count:
             raise WireClosed("end of stream")
         return filled + count
+
+    def _go_on(self, transfer, *arguments):
+        try:
+            return transfer(*arguments)
+        except BlockingIOError:
+            return self._wait(transfer, *arguments)
+
+    def _wait(self, transfer, *arguments):
+        """Goes on with a transfer that the socket has given up for now, and lets somebody look at the other side."""
+        if self.waiting is None:
+            raise
+        look = self.waiting()
+        while True:
+            look()
+            try:
+                return transfer(*arguments)
+            except BlockingIOError:
+                pass
 
     def finish(self):
         """Says that no more requests come: a worker ends when it has done the one that it is at."""

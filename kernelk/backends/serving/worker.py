@@ -1,15 +1,13 @@
-"""The worker process: one engine behind the wire, serving requests until its kernel is gone."""
+"""The worker process: one engine behind the wire, serving requests until its kernel closes the wire."""
 
 import ctypes
 import faulthandler
 import importlib
 import io
 import os
-import select
 import signal
 import socket
 import sys
-import threading
 import warnings
 
 import numpy as np
@@ -23,26 +21,6 @@ PATIENCE = 0.0002
 
 # So many different warnings of one call are passed on.
 MOST_WARNINGS = 50
-
-
-def _end_with_kernel(connection):
-    """Ends this process when the kernel's end of the socket closes, in the middle of a long computation too."""
-
-    kernel = os.getppid()
-    # Not every system tells of the end of a socket that nothing is awaited from; there, the parent is looked at too.
-    every = None if sys.platform.startswith("linux") else 1000
-
-    def watch():
-        poll = select.poll()
-        poll.register(connection.fileno(), 0)
-        while True:
-            for _, event in poll.poll(every):
-                if event & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
-                    os._exit(0)
-            if os.getppid() != kernel:
-                os._exit(0)
-
-    threading.Thread(target=watch, name="kernelk-watch", daemon=True).start()
 
 
 def _speak_at_once():
@@ -101,7 +79,6 @@ def main(fileno, module, name, options):
     np.seterr(all="ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=fileno)
-    _end_with_kernel(connection)
     wire = Wire(connection)
     try:
         backend = getattr(importlib.import_module(module), name)(options)

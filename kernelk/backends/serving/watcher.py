@@ -1,0 +1,158 @@
+"""The watcher, a small process beside each worker: it ends the worker and all that it has started with its kernel.
+
+A thread of the worker's can't: it waits for Python's lock, which an engine's C code may keep for minutes.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+
+# So often, in seconds, processes are looked at where the system can't tell of their end.
+EVERY = 0.2
+# So long, in seconds, it waits for what it has ended to be gone.
+PATIENCE = 10.0
+
+_PIDFD_OPEN = 434  # the number of this system call on every kind of Linux that an engine runs on
+
+
+def watch(kernel, scratch):
+    """Starts the watcher of this process, whose kernel has this id; with it, it also removes the folder `scratch`.
+
+    Called before anything else is loaded, which would stay in the watcher's memory too, and before there are threads.
+    """
+    watched = [_Process(kernel), _Process(os.getpid())]
+    if os.getppid() != kernel:
+        # It ended while this process was started, and its number may be another one's by now.
+        _remove(scratch)
+        os._exit(1)
+    # Twice, so that it is nobody's child here: engines wait for all children of their process.
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        for process in watched:
+            process.close()
+        return
+    try:
+        os.setsid()
+        if not os.fork():
+            _serve(watched, scratch)
+    finally:
+        os._exit(0)
+
+
+def _serve(watched, scratch):
+    kernel, worker = watched
+    # The kernel reads until nobody can write to the log's pipe or the socket any more.
+    _let_go([process.fileno for process in watched])
+    os.chdir("/")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write("kernelk-watcher")
+    except OSError:
+        pass  # It has the worker's name then.
+    ends = select.poll()
+    for process in watched:
+        if process.fileno is not None:
+            ends.register(process.fileno, select.POLLIN)
+    every = None if all(process.fileno is not None for process in watched) else EVERY * 1000
+    while kernel.alive() and worker.alive():
+        ends.poll(every)
+    # Without its worker, what that has started works for nobody; without its kernel, the worker does.
+    end = time.time() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError):  # There may be nobody left.
+            os.killpg(worker.pid, signal.SIGKILL)
+        # What was still being written comes into no folder that is gone.
+        _remove(scratch)
+        if time.time() > end or not (os.path.lexists(scratch) or worker.alive()):
+            return
+        time.sleep(0.02)
+
+
+class _Process(object):
+    """A process whose end can be waited for, and which isn't taken for a later one of the same number."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.fileno = _pidfd(pid)
+        self._born = (_look(pid) or (None, None))[1]
+
+    def alive(self):
+        if self.fileno is not None:
+            end = select.poll()
+            end.register(self.fileno, select.POLLIN)
+            return not end.poll(0)
+        seen = _look(self.pid)
+        if seen is not None:
+            return seen[0] not in b"ZX" and seen[1] == self._born
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return False
+        # Where processes are shown, this one no longer is.
+        return self._born is None
+
+    def close(self):
+        if self.fileno is not None:
+            os.close(self.fileno)
+
+
+def _pidfd(pid):
+    """A descriptor that can be read from when the process has ended; None where there is no such thing."""
+    try:
+        if hasattr(os, "pidfd_open"):
+            return os.pidfd_open(pid)
+        if sys.platform.startswith("linux"):
+            import ctypes
+
+            fileno = ctypes.CDLL(None).syscall(_PIDFD_OPEN, pid, 0)
+            return fileno if fileno >= 0 else None
+    except (ImportError, OSError, AttributeError):
+        pass
+    return None
+
+
+def _look(pid):
+    """(state, time of start) of a process; None where the system doesn't show it."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _let_go(kept):
+    """Closes every descriptor but those that are kept; standard input, output and error lead nowhere."""
+    numbers = range(256)
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            numbers = [int(name) for name in os.listdir(folder)]
+            break
+        except OSError:
+            continue
+    for number in numbers:
+        if number not in kept:
+            with contextlib.suppress(OSError):  # One was the list's own.
+                os.close(number)
+    for _ in range(3):
+        os.open(os.devnull, os.O_RDWR)
+
+
+def _remove(folder):
+    """Removes a folder as far as that goes. By itself: a watcher that has loaded `shutil` is a third larger."""
+    for place, folders, files in os.walk(folder, topdown=False):
+        for name in files + folders:
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):
+                if os.path.isdir(path) and not os.path.islink(path):
+                    os.rmdir(path)
+                else:
+                    os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)

@@ -1,0 +1,79 @@
+"""While the kernel waits for a worker: looks at it once a second, and says, or ends, what makes no progress."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import config
+from ..display import progress
+from .stuck import Sample, is_over, is_told, standing_since
+from .worker_samples import sample
+
+# So often, in seconds, a worker is looked at.
+EVERY = 1.0
+
+_PROBLEMS = {
+    "stopped": "has been stopped since {since}",
+    "locked": "waits since {since} for the lock of its compile cache, which {owner} has",
+    "still": "has made no progress since {since}: none of its processes computes, and no device works",
+}
+
+
+class Worker(NamedTuple):
+    """Whom the kernel waits for: see `worker_samples.sample`."""
+
+    title: str
+    pid: int
+    device: str | None
+    cache_folder: Path | None
+
+
+def in_steps(connection: socket.socket) -> None:
+    """Makes a blocking socket give up after EVERY seconds, by BlockingIOError: it costs nothing where none pass."""
+    step = struct.pack("ll", int(EVERY), int(EVERY % 1 * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, step)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, step)
+
+
+class Wait:
+    """One wait for a worker, called each time that EVERY seconds of it are over.
+
+    `notify(text)` shows the user a line, once for each time that the worker comes to stand still; `end(words)`, which
+    raises, is called where it is to be ended, and `words` say why.
+    """
+
+    def __init__(self, worker: Worker, notify: Callable[[str], None], end: Callable[[str], None]) -> None:
+        self._worker = worker
+        self._notify = notify
+        self._end = end
+        self._since: Sample | None = None
+        self._told: Sample | None = None
+
+    def __call__(self) -> None:
+        pid, limit = self._worker.pid, config.LIMITS.stuck_seconds
+        now = sample(pid, self._worker.device, self._worker.cache_folder)
+        if now is None:
+            return
+        since = self._since = now if self._since is None else standing_since(self._since, now)
+        if is_over(since, now, limit):
+            stood = "was stopped" if now.stopped else "made no progress"
+            self._end(f"{stood} for {now.at - since.at:.0f} s")
+        elif is_told(since, now) and self._told is not since:
+            self._told = since
+            clock = time.strftime("%H:%M:%S", time.localtime(time.time() - (now.at - since.at)))
+            problem = _PROBLEMS[now.kind].format(since=clock, owner=now.lock_owner)
+            progress.make_room()
+            self._notify(f"kernelk: {self._worker.title}'s worker (process {pid}) {problem}; {self._way_out(now)}")
+
+    def _way_out(self, now: Sample) -> str:
+        pid = self._worker.pid
+        # Ctrl-C reaches the main thread alone.
+        main = threading.current_thread() is threading.main_thread()
+        ends = f"{'Ctrl-C' if main else f'`kill -9 {pid}`'} ends it, and no variable is lost"
+        return f"{ends}; `kill -CONT {pid}` lets it go on" if now.stopped else ends
