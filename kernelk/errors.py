@@ -151,6 +151,18 @@ class SwapRefusedError(_Refused, RuntimeError):
     """
 
 
+class OutOfMemoryError(KernelKError, MemoryError):
+    """A value, feed or result that doesn't fit into the memory there is; nothing was changed."""
+
+
+class ForkedError(KernelKError, RuntimeError):
+    """A forked child can't go on with its parent's session, which itself goes on undisturbed."""
+
+
+class CopyRefusedError(KernelKError, TypeError):
+    """What can't leave its session was to be pickled or copied."""
+
+
 class FileError(KernelKError, OSError):
     """A file that can't be written or read, or doesn't hold what it should."""
 

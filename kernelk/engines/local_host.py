@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 import weakref
@@ -18,8 +19,8 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError
-from . import registry
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError
+from . import forks, registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
@@ -27,6 +28,10 @@ from .storage import Storage
 
 # Notes of backends that the user has been told.
 _told: set[str] = set()
+
+# Engines that the parent of this forked process had started in it, by name: their threads aren't here, and what is left
+# of them is kept, since it may hang or crash when it is freed.
+_unusable: dict[str, list[Executor]] = {}
 
 
 class LocalHost(Host):
@@ -51,6 +56,7 @@ class LocalHost(Host):
         self._fed: list[Array] = []
         self._results: list[Any] = []
         self._wanted = "arrays"
+        forks.tell(self)
 
     @property
     def started(self) -> bool:
@@ -60,8 +66,24 @@ class LocalHost(Host):
     def pid(self) -> int | None:
         return os.getpid()
 
+    def forked(self) -> None:
+        """In a forked child: an engine with threads of its own can't go on, and the folder is the parent's."""
+        if self._scratch is not None:
+            self._scratch.detach()
+            self._scratch = None
+        if self._executor is not None and not self.engine.in_kernel:
+            _unusable.setdefault(self.engine.name, []).append(self._executor)
+            self._executor = None
+            self._forget()
+
     def start(self) -> None:
         if self._executor is None:
+            if self.engine.name in _unusable:
+                raise ForkedError(
+                    f"{self.engine.title} ran in this process's parent and can't go on in a forked child",
+                    allowed="allowed are numpy and engines in a worker",
+                    next_step=f"kernelk.set_backend('{self.engine.name}', in_kernel=False)",
+                )
             begin = time.perf_counter()
             # Half an imported library can't be imported again: Ctrl-C waits for all of it.
             with shield(), np.errstate(all="ignore"), self.waiting("starting"):
@@ -79,7 +101,11 @@ class LocalHost(Host):
         if not self.engine.in_kernel:
             with contextlib.suppress(OSError):
                 folders["scratch"] = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
-                self._scratch = weakref.finalize(self, shutil.rmtree, folders["scratch"], True)
+                self._scratch = weakref.finalize(self, _remove, folders["scratch"])
+                # Its children end without the exit handlers of other processes.
+                processes = sys.modules.get("multiprocessing.util")
+                if processes is not None:
+                    processes.Finalize(None, self._scratch, exitpriority=0)
         try:
             module = importlib.import_module(self.engine.path)
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})
@@ -153,3 +179,8 @@ class LocalHost(Host):
         if self._scratch is not None:
             self._scratch()
             self._scratch = None
+
+
+def _remove(folder: str) -> None:
+    if forks.in_own_process():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,13 @@
-"""Where variables live: committed values in shared memory that the kernel owns, two slots each, flipped at a commit."""
+"""Where variables live: committed values in shared memory that the kernel owns, two slots each, flipped at a commit.
+
+A forked child maps the same memory. From the fork on, neither side writes to what was there before it: the next value
+of a variable goes to a new place, and the child goes on reading the values of the moment of the fork.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,6 +16,8 @@ import numpy as np
 
 from ..arrays import Array
 from ..backends.serving.shared_memory import Segment, aligned
+from ..errors import OutOfMemoryError
+from . import forks, memory
 
 Reference = list[Any]  # [segment, offset, dtype, shape], as the executor reads it
 
@@ -32,13 +39,39 @@ class Storage:
         self.segments: dict[int, Segment] = {}
         self.released_segments: deque[int] = deque()
         self._free: dict[int, list[tuple[int, int]]] = {}  # segment -> sorted (offset, size)
-        self._numbers = itertools.count()
+        self._next = 0
+        self._first = 0  # those before it are from before a fork
+        self._forks = forks.COUNT
+        self.moved: list[Slots] = []  # whose values from before a fork lie beside their slots
 
-    def new_segment(self, size: int) -> int:
-        """Creates a segment outside the allocator's hands and returns its number."""
-        number = next(self._numbers)
-        self.segments[number] = Segment.create(size)
+    def new_segment(self, size: int, what: str = "a session") -> int:
+        """Creates a segment outside the allocator's hands and returns its number. Raises OutOfMemoryError."""
+        memory.require(size, what)
+        try:
+            segment = Segment.create(size)
+        except (OSError, MemoryError, OverflowError, ValueError) as error:
+            raise memory.refused(size, what, error) from error
+        number = self._next
+        self._next += 1
+        self.segments[number] = segment
         return number
+
+    def read_only(self, segment: int) -> bool:
+        """Whether another process may read there, since there was a fork after the segment was made."""
+        if self._forks != forks.COUNT:
+            # In this order: another thread may fork in between.
+            self._forks = forks.COUNT
+            self._first = self._next
+        return segment < self._first
+
+    @property
+    def read_only_count(self) -> int:
+        """How many segments of variables are only read any more."""
+        return sum(self.read_only(number) for number in self._free)
+
+    def release_moved(self) -> None:
+        """Gives back the memory of values from before a fork that are no longer the committed ones."""
+        self.moved = [slots for slots in self.moved if not slots.release_kept()]
 
     def drop_segment(self, number: int) -> None:
         """Gives a segment's memory back; hosts forget it at their next request."""
@@ -47,10 +80,12 @@ class Storage:
         self.released_segments.append(number)
         self.segments.pop(number).close()
 
-    def allocate(self, size: int) -> Block:
-        """A block of at least `size` bytes."""
+    def allocate(self, size: int, what: str = "a variable") -> Block:
+        """A block of at least `size` bytes. Raises OutOfMemoryError."""
         size = aligned(size)
         for number, ranges in self._free.items():
+            if self.read_only(number):
+                continue
             for i, (offset, length) in enumerate(ranges):
                 if length >= size:
                     if length == size:
@@ -58,7 +93,7 @@ class Storage:
                     else:
                         ranges[i] = (offset + size, length - size)
                     return Block(number, offset, size)
-        number = self.new_segment(max(_SEGMENT, size))
+        number = self.new_segment(max(_SEGMENT, size), what)
         rest = self.segments[number].size - size
         self._free[number] = [(size, rest)] if rest else []
         return Block(number, 0, size)
@@ -90,58 +125,106 @@ class Storage:
 
 
 class Slots:
-    """One variable's committed value, and a second slot that the next value is written to before it counts."""
+    """One variable's committed value, and a second slot that the next value is written to before it counts.
 
-    __slots__ = ("_blocks", "_storage", "active", "dtype", "number", "shape", "version")
+    After a fork the committed value stays where it is, beside both slots, until the next one is committed.
+    """
+
+    __slots__ = ("_blocks", "_kept", "_storage", "active", "dtype", "number", "shape", "version")
 
     _numbers = itertools.count()
 
-    def __init__(self, storage: Storage, value: Array) -> None:
+    def __init__(self, storage: Storage, value: Array, dtype: str | None = None) -> None:
+        """`value` is cast to `dtype` in its place. Raises OutOfMemoryError."""
         self._storage = storage
-        self.dtype = value.dtype.name
+        self.dtype = dtype or value.dtype.name
         self.shape = value.shape
         self.number = next(Slots._numbers)
         self.version = 0
         self.active = 0
-        self._blocks: list[Block | None] = [storage.allocate(value.nbytes), None]
+        self._blocks: list[Block | None] = [storage.allocate(self.nbytes), None]
+        # The committed value's block from before a fork, as long as the value is of that version.
+        self._kept: tuple[int, Block] | None = None
         self.view()[...] = value
 
-    def _block(self, slot: int) -> Block:
-        block = self._blocks[slot]
-        if block is None:
-            block = self._blocks[slot] = self._storage.allocate(
-                int(np.dtype(self.dtype).itemsize * np.prod(self.shape))
-            )
+    def _committed(self) -> Block:
+        kept = self._kept
+        block = self._blocks[self.active] if kept is None or kept[0] != self.version else kept[1]
+        assert block is not None
         return block
+
+    def _writable(self, slot: int) -> Block:
+        """The slot's block, another one where the one it had is only read any more."""
+        block = self._blocks[slot]
+        if block is not None and not self._storage.read_only(block.segment):
+            return block
+        made = self._storage.allocate(self.nbytes)
+        # In this order: cut short anywhere, the committed value is found.
+        committed = self._committed()
+        if block == committed:
+            self.release_kept()
+            self._kept = (self.version, committed)
+            self._storage.moved.append(self)
+        self._blocks[slot] = made
+        if block is not None and block != committed:
+            self._storage.release(block)
+        return made
+
+    def release_kept(self) -> bool:
+        """Gives back the block of a value from before a fork, once another one is committed; whether none is left."""
+        kept = self._kept
+        if kept is not None and kept[0] != self.version:
+            self._kept = None
+            self._storage.release(kept[1])
+        return self._kept is None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the value."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes `write` will have to find."""
+        block = self._blocks[1 - self.active]
+        return self.nbytes if block is None or self._storage.read_only(block.segment) else 0
 
     def view(self) -> Array:
         """The committed value, sharing memory: copy it before it leaves kernelk."""
-        return self._storage.array(self._block(self.active), self.dtype, self.shape)
+        return self._storage.array(self._committed(), self.dtype, self.shape)
 
     def reference(self) -> Reference:
         """Where the committed value is."""
-        block = self._block(self.active)
+        block = self._committed()
         return [block.segment, block.offset, self.dtype, list(self.shape)]
 
     def references(self) -> list[Reference]:
-        """Where both slots are."""
-        blocks = [self._block(0), self._block(1)]
+        """Where both slots are, to be written to by turns. Raises OutOfMemoryError."""
+        blocks = [self._writable(0), self._writable(1)]
         return [[block.segment, block.offset, self.dtype, list(self.shape)] for block in blocks]
 
     def write(self, value: Array) -> None:
-        """Puts a value of the same shape and dtype into the second slot, where it counts once it is committed."""
-        block = self._block(1 - self.active)
+        """Puts a value of the same shape, cast to the dtype, into the second slot: it counts once it is committed."""
+        block = self._writable(1 - self.active)
         self._storage.array(block, self.dtype, self.shape)[...] = value
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the committed value lies in memory from before a fork."""
+        return self._storage.read_only(self._committed().segment)
+
+    def release_spare(self) -> None:
+        """Gives the second slot back where it is from before a fork: nobody writes there any more."""
+        block = self._blocks[1 - self.active]
+        if block is not None and self._storage.read_only(block.segment):
+            self._blocks[1 - self.active] = None
+            self._storage.release(block)
+
     def release(self) -> None:
-        """Gives both slots back."""
+        """Gives all its memory back."""
         # In this order: a block that is given back twice would be handed out twice.
-        blocks, self._blocks = self._blocks, [None, None]
+        blocks, self._blocks = {*self._blocks, self._kept and self._kept[1]}, [None, None]
+        self._kept = None
         for block in blocks:
             if block is not None:
                 self._storage.release(block)
@@ -186,14 +269,28 @@ class Transfer:
         return segment == self.segment
 
     def begin(self, size: int) -> None:
-        """Starts a call that needs `size` bytes in all (the sum of `aligned` sizes)."""
+        """Starts a call that needs `size` bytes in all (the sum of `aligned` sizes). Raises OutOfMemoryError."""
         self._used = 0
         old = self.segment
         if old is None or self._storage.segments[old].size < size:
-            # The old one goes last: where there is no memory for another, the session goes on with it.
-            self.segment = self._storage.new_segment(max(1 << 20, size * 5 // 4))
+            what = "a call's feeds and results"
+            try:
+                # Some more than is needed, so that not each call that is a little larger takes another one.
+                made = self._storage.new_segment(max(1 << 20, size * 5 // 4), what)
+            except OutOfMemoryError:
+                # It may fit without what the largest call so far has left.
+                self.let_go()
+                old, made = None, self._storage.new_segment(size, what)
+            # The old one goes last: whatever comes in, the session goes on with one of them.
+            self.segment = made
             if old is not None:
                 self._storage.drop_segment(old)
+
+    def let_go(self) -> None:
+        """Gives the memory back; the next call takes what it needs."""
+        number, self.segment = self.segment, None
+        if number is not None and number in self._storage.segments:
+            self._storage.drop_segment(number)
 
     def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:
         """The next array of this call: its reference and the ndarray itself."""

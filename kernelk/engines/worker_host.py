@@ -23,7 +23,7 @@ from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, WorkerDiedError, one_line
-from . import registry
+from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
 from .host import RELEASED, Host, cache_folder, engine_error
@@ -99,6 +99,7 @@ class WorkerHost(Host):
         self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
+        forks.tell(self)
 
     @property
     def started(self) -> bool:
@@ -290,14 +291,14 @@ class WorkerHost(Host):
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]
-        message = {
-            "do": "attach",
-            "attach": [[n, segment.size] for n, segment in zip(numbers, segments)],
-        }
+        message = {"do": "attach", "attach": [[n, segment.size] for n, segment in zip(numbers, segments)]}
         try:
             reply = exchange.ask(message, [segment.fileno for segment in segments])
         except BaseException as error:
             self._raise_broken(error)
+        if "error" in reply:
+            wanted, reason = sum(segment.size for segment in segments), one_line(reply["error"]["message"])
+            raise memory.refused(wanted, f"{self.engine.title}'s worker", MemoryError(reason))
         self._heard(reply)
         self._attached.update(numbers)
 
@@ -461,6 +462,19 @@ class WorkerHost(Host):
         _running.discard(self)
         self._ended = ""
 
+    def forked(self) -> None:
+        """In a forked child: the worker is the parent's, and goes on; this host isn't started and can be."""
+        if self._exchange is not None:
+            # Closed here alone: the worker still finds its kernel at the other end.
+            self._exchange.close()
+        if self._process is not None:
+            self._process.returncode = 0  # It is the parent's to wait for.
+        self._process = self._exchange = self._scratch = None
+        self._ended, self._was_started, self._warned = "", False, []
+        self._attached.clear()
+        self._forget()
+        _running.discard(self)
+
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
         self._attached.difference_update(known)
@@ -480,5 +494,5 @@ _running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 @atexit.register
 def _stop_workers() -> None:
-    for host in list(_running):
+    for host in list(_running) if forks.in_own_process() else ():
         host.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import select
 import sys
@@ -18,6 +19,7 @@ from ..display import messages
 from ..display.tables import size
 from ..errors import joined
 from ..source import PACKAGE
+from . import forks
 
 # Of what is said in one call, a cell shows this much at most, and a log that is shown, this many lines.
 SHOWN_BYTES = 10_000
@@ -41,6 +43,16 @@ class WorkerLog:
         self._lock = threading.Lock()
         # The pipes that are open, and what tells whether one holds anything: a read that finds nothing costs 10 us.
         self._pipes: dict[int, select.poll] = {}
+        forks.tell(self)
+
+    def forked(self) -> None:
+        """In a forked child: what was said up to now stays, and the parent alone goes on listening."""
+        # The thread that held the old one isn't in this process.
+        self._lock = threading.Lock()
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                os.close(pipe)
+        self._pipes = {}
 
     def follow(self, pipe: int) -> None:
         """Reads from a pipe's end, which is non-blocking and closed at the end, until nobody can write to it any more.

@@ -167,6 +167,13 @@ class Tensor:
     def __eq__(self, other: object) -> bool:
         return self is other
 
+    def __copy__(self) -> Tensor:
+        # What is recorded never changes: the tensor goes on standing for the same op of the same variables.
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self
+
     def __repr__(self) -> str:
         # A name that was given doesn't tell the op.
         op = f" op={self.op}" if self._name and type(self) is Tensor else ""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
+from ..engines import memory
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, flipped
@@ -24,6 +25,10 @@ _timed_numbers = itertools.count()
 
 # How each kind of call is carried out is kept for so many kinds of one program.
 MOST_PROGRAM_PLANS = 256
+
+# A transfer segment of this size or more is given back after so many calls in a row that need less than a quarter.
+LARGE_TRANSFER = 16 << 20
+SMALL_CALLS = 16
 
 
 class Plan(NamedTuple):
@@ -52,6 +57,8 @@ class Calls:
         self._seeds = state.seeds
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._large = 0  # the transfer segment's size, where that is to be watched
+        self._small_calls = 0
 
     def execute(self, host: Host, program: Program, feeds: list[Array], commit: bool = True) -> list[Array]:
         """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
@@ -69,16 +76,24 @@ class Calls:
         self._under_way = True
         try:
             try:
-                return self._execute(host, program, specialisation, feeds, commit)
+                values = self._execute(host, program, specialisation, feeds, commit)
             except WorkerDiedError as error:
                 if not error.before_call:
                     raise
-            # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
-            host.start()
-            return self._execute(host, program, specialisation, feeds, commit)
+                # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+                host.start()
+                values = self._execute(host, program, specialisation, feeds, commit)
+        except KernelKError:
+            # It may be too large for the engine's process, which would be asked to map it again at each call.
+            if self._large:
+                self.let_go()
+            raise
         finally:
             self._under_way = False
             host.tell()
+        if self._large:
+            self._watch(feeds, values)
+        return values
 
     def check_alone(self) -> None:
         """Raises EngineError for what a signal's handler or a finalizer asks for in the middle of a call or a commit.
@@ -94,14 +109,16 @@ class Calls:
         self._under_way = False
 
     def write(self, values: list[tuple[Slots, Array]], random: dict[str, int] | None = None) -> None:
-        """Commits values of the right shapes and dtypes, all at once, and with them a state of the draws.
+        """Commits values of the right shapes, all at once, and with them a state of the draws.
 
-        Called with the lock held. Raises EngineError within a call.
+        Called with the lock held. Raises EngineError within a call, OutOfMemoryError where they don't fit.
         """
         self.check_alone()
         self._under_way = True
         try:
             self.journal.settle()
+            what = "the new value of a variable" if len(values) == 1 else f"the new values of {len(values)} variables"
+            memory.require(sum([slots.missing_bytes for slots, _ in values]), what)
             for slots, value in values:
                 slots.write(value)
             changed = flipped([slots for slots, _ in values])
@@ -216,6 +233,27 @@ class Calls:
         self.transfer.begin(size)
         if self.transfer.segment != before:
             self.drop_plans()
+            self._large = size if size >= LARGE_TRANSFER else 0
+            self._small_calls = 0
+
+    def _watch(self, feeds: list[Array], values: list[Any]) -> None:
+        """Gives a large transfer segment back once calls don't need one any more."""
+        if 4 * sum(getattr(array, "nbytes", 0) for array in (*feeds, *values)) > self._large:
+            self._small_calls = 0
+            return
+        self._small_calls += 1
+        if self._small_calls >= SMALL_CALLS:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Gives the transfer segment's memory back."""
+        self.drop_plans()
+        self.transfer.let_go()
+        self._large = 0
+
+    def forked(self) -> None:
+        """In a forked child: feeds and results go through memory of its own."""
+        self.let_go()
 
     def drop_plans(self) -> None:
         """Makes every plan anew at its next call: what they hold is no longer so."""

@@ -7,6 +7,7 @@ is that visitor's, for all that it computes. A thread that has entered none work
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from .session import Session
 
 _lock = threading.Lock()
+_getpid = os.getpid
+
+
+def _forked() -> None:
+    global _lock
+    # Another thread of the parent's may hold the old one.
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class _Process(HasTraits):
@@ -32,8 +44,16 @@ PROCESS = _Process()
 
 
 def current() -> Session:
-    """The session that this code belongs to; the process's own one is made at the first call."""
-    return current_state().session or _made()
+    """The session that this code belongs to; the process's own one is made at the first call.
+
+    Raises ForkedError in a forked child that can't use its parent's.
+    """
+    session = current_state().session
+    if session is None:
+        return _made()
+    if session.pid != _getpid():
+        session.check_process()
+    return session  # type: ignore[no-any-return]
 
 
 def _made() -> Session:

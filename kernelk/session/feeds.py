@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import Array, fits
+from ..engines import memory
 from ..errors import DTypeError, FeedError
 from ..graph.nodes import Placeholder, Tensor
 from ..ops.dtypes import FLOATS, densified, is_sparse_matrix
@@ -55,15 +56,15 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
             f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}"
         )
     if array.dtype != placeholder.numpy_dtype:
-        with np.errstate(all="ignore"):
-            cast = array.astype(placeholder.numpy_dtype)
-        if placeholder.dtype not in FLOATS and not np.array_equal(cast, array):
+        if placeholder.dtype not in FLOATS and not fits(array, placeholder.dtype):
             raise DTypeError(
                 f"placeholder '{placeholder.name}' is {placeholder.dtype}, but the fed {array.dtype} values don't "
                 "fit into it",
                 next_step=f"convert them first, e.g. x.astype('{placeholder.dtype}')",
             )
-        array = cast
+        memory.require(array.size * placeholder.numpy_dtype.itemsize, f"the feed of placeholder '{placeholder.name}'")
+        with np.errstate(all="ignore"):
+            array = array.astype(placeholder.numpy_dtype)
     return array
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..arrays import Array
 from ..bounds import drop_oldest
 from ..display import messages
+from ..engines import memory
 from ..engines.host import Host
 from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, stale
@@ -96,28 +97,31 @@ class Function:
             raise stale(self.name, self.source, self.generation)
         phase = session.state.fixed_phase or 0
         feeds, sources = [], []
-        for placeholder, value in zip(self.inputs, given):
-            if isinstance(placeholder, LearningPhase):
-                phase = placeholder.fed = as_phase(value)
-                placeholder.fed_shape = ()
-            else:
-                feeds.append(as_feed(placeholder, value))
-                sources.append(value)
-        with session.lock:
-            host = session.ready_host()
-            program = self.program_for(session, host.ops, phase, feeds)
-            before = host.compile_count
-            if session.recorder is not None:
-                session.recorder.begin(self, program, phase, feeds)
-            values = session.calls.execute(host, program, feeds)
-            if session.recorder is not None:
-                session.recorder.end(time.perf_counter() - start)
-            if host.compile_count != before:
-                self._count(host, program, feeds)
-            elif self._row:
-                self._row.clear()
-            for placeholder, feed, source in zip(self.placeholders, feeds, sources):
-                keep_feed(placeholder, feed, source)
+        try:
+            for placeholder, value in zip(self.inputs, given):
+                if isinstance(placeholder, LearningPhase):
+                    phase = placeholder.fed = as_phase(value)
+                    placeholder.fed_shape = ()
+                else:
+                    feeds.append(as_feed(placeholder, value))
+                    sources.append(value)
+            with session.lock:
+                host = session.ready_host()
+                program = self.program_for(session, host.ops, phase, feeds)
+                before = host.compile_count
+                if session.recorder is not None:
+                    session.recorder.begin(self, program, phase, feeds)
+                values = session.calls.execute(host, program, feeds)
+                if session.recorder is not None:
+                    session.recorder.end(time.perf_counter() - start)
+                if host.compile_count != before:
+                    self._count(host, program, feeds)
+                elif self._row:
+                    self._row.clear()
+                for placeholder, feed, source in zip(self.placeholders, feeds, sources):
+                    keep_feed(placeholder, feed, source)
+        except MemoryError as error:
+            raise memory.shown(self.name, error) from None
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
@@ -180,6 +184,13 @@ class Function:
     def keys(self) -> Iterable[str]:
         """The keys of the programs made of it so far."""
         return self._keys.keys()
+
+    def __copy__(self) -> Function:
+        # It has no state but what it has compiled.
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Function:
+        return self
 
     @property
     def signature(self) -> str:

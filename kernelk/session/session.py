@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import weakref
 from collections import deque
@@ -13,16 +15,23 @@ from traitlets import Dict, HasTraits, Unicode
 from .. import config
 from ..arrays import Array
 from ..display import messages
-from ..engines import registry
+from ..engines import forks, memory, registry
 from ..engines.host import Host
 from ..engines.local_host import LocalHost
 from ..engines.storage import Slots, Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
-from ..errors import KernelKError
+from ..errors import CopyRefusedError, ForkedError, KernelKError, OutOfMemoryError
 from ..graph.nodes import Tensor, Variable, check_generation
 from ..graph.state import State
 from .calls import Calls
+
+# The reports of so many swaps are kept.
+MOST_SWAPS = 1000
+
+# Where more segments than this are left from before forks, the values in them are copied to a new one: each takes two
+# file descriptors.
+MOST_READ_ONLY = 32
 
 
 class Shown(NamedTuple):
@@ -40,6 +49,9 @@ class Session(HasTraits):
     `active` (the engine) and `measurements` (the last result of each kind) can be observed; `chosen_by` says which
     setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
     session yet. The settings of keras.json and of `c.KernelK` are the process's, and hold for all of its sessions.
+
+    `pid` is the process that may use it: `current()`, and all that reads or changes its variables, compares it. `swaps`
+    has the reports of the last `MOST_SWAPS` swaps, and `swap_count` says how many there were.
     """
 
     active = Unicode()
@@ -48,6 +60,7 @@ class Session(HasTraits):
     def __init__(self, state: State | None = None) -> None:
         super().__init__()
         self.state = State() if state is None else state
+        self.pid = os.getpid()
         self.lock = threading.RLock()
         self.storage = Storage()
         self.hosts: dict[str, Host] = {}
@@ -55,10 +68,12 @@ class Session(HasTraits):
         self.functions: weakref.WeakSet[Any] = weakref.WeakSet()
         self.shown: weakref.WeakKeyDictionary[Tensor, Shown] = weakref.WeakKeyDictionary()
         self.swaps: list[Any] = []
+        self.swap_count = 0
         self.engine_options: dict[str, dict[str, Any]] = {}  # engine's name -> what the user asked for; see make_host
         self.logs: dict[str, WorkerLog] = {}
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
+        self._forks = forks.COUNT
         self.calls = Calls(self.storage, self.state, self.safe_point)
         self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
         self.hub: Any = None  # what tells the panels, once one was open: see widgets
@@ -66,14 +81,65 @@ class Session(HasTraits):
         name, self.chosen_by = config.chosen_backend()
         self.active = name
         self.state.session = self
+        forks.tell(self)
+
+    # --- processes ---
+
+    def forked(self) -> None:
+        """In a forked child: from here on the session is the child's own, if nothing was under way at the fork."""
+        lock, self.lock = self.lock, threading.RLock()
+        under_way = lock._is_owned() or not lock.acquire(blocking=False)  # type: ignore[attr-defined]
+        # The notebook's page talks with the parent alone.
+        self.unobserve_all()
+        self.hub = self.recorder = None
+        self.calls.forked()
+        if self.pid == forks.PARENT and not under_way:
+            self.pid = forks.PID
+
+    def check_process(self) -> None:
+        """Raises ForkedError in a process that has no right to this session."""
+        if self.pid == os.getpid():
+            return
+        if forks.in_own_process():
+            problem = f"process {self.pid} forked this one in the middle of a call, whose variables may be half changed"
+            advice = "fork while no other thread is in a call"
+        else:
+            problem = f"C code forked this process from {self.pid}, which may have changed the variables since"
+            advice = "fork by os.fork or multiprocessing"
+        raise ForkedError(
+            f"{problem}: kernelk can't go on here",
+            next_step=f"{advice}, or start processes by multiprocessing's 'spawn'",
+        )
+
+    def _after_fork(self) -> None:
+        """From now on calls write to memory that is newer than the last fork."""
+        self._forks = forks.COUNT
+        self.calls.drop_plans()
+        if self.storage.read_only_count > MOST_READ_ONLY:
+            old = [slots for slots in self._slots.values() if slots.is_read_only]
+            # Where there is no memory for it, they stay where they are.
+            with contextlib.suppress(OutOfMemoryError):
+                self.calls.write([(slots, slots.view()) for slots in old])
+            for slots in self._slots.values():
+                slots.release_spare()
+
+    def __copy__(self) -> Session:
+        raise CopyRefusedError("a session has engines and memory of its own", next_step="Session() makes a new one")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise CopyRefusedError(
+            "a session can't be copied, pickled or sent to another process",
+            next_step="kernelk.save writes its variables to a file, and kernelk.load reads them there",
+        )
 
     # --- variables ---
 
     def adopt(self, variable: Variable, value: Array) -> None:
-        """Gives a new variable its place in shared memory."""
+        """Gives a new variable its place in shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
+        self.check_process()
         with self.lock:
             self.safe_point()
-            slots = Slots(self.storage, value)
+            slots = Slots(self.storage, value, variable.dtype)
             variable.slots = slots
             self._slots[slots.number] = slots
             number, queue = slots.number, self._unreferenced
@@ -84,10 +150,14 @@ class Session(HasTraits):
     def safe_point(self) -> None:
         """Completes a commit that was cut short, and frees variables that nobody holds, here and in the engines.
 
-        Called with the lock held.
+        Each call passes here first. Called with the lock held.
         """
         if self.calls.journal.unsettled is not None:
             self.calls.journal.settle()
+        if self._forks != forks.COUNT:
+            self._after_fork()
+        if self.storage.moved:
+            self.storage.release_moved()
         if not self._unreferenced and not self.storage.released_segments:
             return
         gone = []
@@ -117,18 +187,28 @@ class Session(HasTraits):
         return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
 
     def read(self, variable: Variable) -> Array:
-        """A copy of the committed value."""
+        """A copy of the committed value. Raises OutOfMemoryError."""
+        self.check_process()
         with self.lock:
             check_generation(variable, self.state)
             self.calls.journal.settle()
-            return np.array(variable.slots.view())
+            slots = variable.slots
+            if slots.nbytes < memory.ASKED_FROM:
+                return np.array(slots.view())
+            memory.require(slots.nbytes, f"the value of variable '{variable.name}'")
+            with memory.told(f"the value of variable '{variable.name}'"):
+                return np.array(slots.view())
 
     def write(self, values: list[tuple[Variable, Array]]) -> None:
-        """Commits values of the right shapes and dtypes, all at once."""
+        """Commits values of the right shapes, all at once or, where they don't fit into memory, none.
+
+        They are cast to the variables' dtypes. Raises OutOfMemoryError.
+        """
         self.restore(values, None)
 
     def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
         """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
+        self.check_process()
         with self.lock:
             for variable, _ in values:
                 check_generation(variable, self.state)
@@ -137,12 +217,14 @@ class Session(HasTraits):
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
+            self.check_process()
             self.calls.check_alone()
             self.state.clear()
             # First what can't fail.
             self._unreferenced.extend(self._slots)
             self.functions.clear()
             self.shown.clear()
+            self.calls.let_go()
             self.safe_point()
             for host in self.hosts.values():
                 host.release_programs(list(host.compiled))
@@ -174,6 +256,7 @@ class Session(HasTraits):
 
     def stop_engines(self) -> None:
         """Stops every engine; variables stay, and the next use starts what it needs."""
+        self.check_process()
         with self.lock:
             for host in self.hosts.values():
                 host.stop()

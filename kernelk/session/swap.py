@@ -23,7 +23,7 @@ from ..graph.nodes import LearningPhase, Variable
 from .current import current, entered
 from .feeds import as_feed, as_phase
 from .linearise import linearised
-from .session import Session
+from .session import MOST_SWAPS, Session
 from .swap_report import Reevaluated, StopReport, SwapReport
 
 
@@ -169,7 +169,9 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
         if changed or report.restarted:
             _reevaluate(session, target, report)
     if changed or report.restarted:
+        session.swap_count += 1
         session.swaps.append(report)
+        del session.swaps[:-MOST_SWAPS]
     return report
 
 

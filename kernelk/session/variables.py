@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
-from ..errors import ArgumentError, DTypeError, ShapeError
+from ..arrays import Array, fits
+from ..engines import memory
+from ..errors import ArgumentError, CopyRefusedError, DTypeError, ShapeError
 from ..graph.nodes import Tensor, Variable, constant_node
 from ..graph.rules import apply
 from ..ops import random
@@ -18,7 +21,7 @@ from ..ops.shaping import dims_of
 from ..ops.updates import as_variable
 from ..source import caller
 from .current import current
-from .function import evaluate
+from .function import Function, evaluate
 
 
 def variable(value: Any, dtype: Any = None, name: str | None = None, constraint: Any = None) -> Variable:
@@ -31,29 +34,29 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
     if isinstance(value, Tensor):
         value = evaluate(value)
     sparse = is_sparse_matrix(value)
-    value = as_numpy(densified(value, "variable"), "variable")
-    try:
-        array = np.asarray(value)
-        if array.dtype == object or array.dtype.kind not in "biuf":
-            raise TypeError
-    except (TypeError, ValueError):
-        raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers") from None
-    with np.errstate(all="ignore"):
-        cast = array.astype(chosen, order="C")
-    if chosen not in FLOATS and chosen != "bool" and not np.array_equal(cast, array):
-        raise DTypeError(
-            f"variable: the value doesn't fit into {chosen}",
-            next_step="choose a dtype that holds it, e.g. dtype='int64'",
-        )
-    node = _enter(cast, name, constraint)
+    with memory.told("variable"):
+        value = as_numpy(densified(value, "variable"), "variable")
+        try:
+            array = np.asarray(value)
+            if array.dtype == object or array.dtype.kind not in "biuf":
+                raise TypeError
+        except (TypeError, ValueError):
+            raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers") from None
+        if chosen not in FLOATS and chosen != "bool" and not fits(array, chosen):
+            raise DTypeError(
+                f"variable: the value doesn't fit into {chosen}",
+                next_step="choose a dtype that holds it, e.g. dtype='int64'",
+            )
+    node = _enter(array, chosen, name, constraint)
     node.sparse = sparse
     return node
 
 
-def _enter(array: Array, name: str | None, constraint: Any = None) -> Variable:
-    node = Variable("variable", (), {}, array.shape, array.dtype.name, caller(), name)
+def _enter(array: Array, dtype: str, name: str | None, constraint: Any = None) -> Variable:
+    node = Variable("variable", (), {}, array.shape, dtype, caller(), name)
     node.constraint = constraint
-    current().adopt(node, array)
+    with np.errstate(all="ignore"):
+        current().adopt(node, array)
     return node
 
 
@@ -65,11 +68,14 @@ def _static(shape: Any, op: str) -> tuple[int, ...]:
 
 
 def _full(shape: Any, value: int, dtype: Any, name: str | None, op: str) -> Tensor:
+    chosen = check_dtype(dtype)
     if isinstance(shape, Tensor) or (isinstance(shape, (tuple, list)) and any(isinstance(n, Tensor) for n in shape)):
-        scalar = constant_node(np.asarray(value, dtype=check_dtype(dtype)))
+        scalar = constant_node(np.asarray(value, dtype=chosen))
         dims, references = dims_of(shape, 1, op)
         return apply("broadcast_to", scalar, *references, dims=dims)
-    return _enter(np.full(_static(shape, op), value, dtype=check_dtype(dtype)), name)
+    lengths = _static(shape, op)
+    memory.require(np.dtype(chosen).itemsize * math.prod(lengths), op)
+    return _enter(np.broadcast_to(np.asarray(value, dtype=chosen), lengths), chosen, name)
 
 
 def zeros(shape: Any, dtype: Any = None, name: str | None = None) -> Tensor:
@@ -85,7 +91,9 @@ def ones(shape: Any, dtype: Any = None, name: str | None = None) -> Tensor:
 def eye(size: Any, dtype: Any = None, name: str | None = None) -> Variable:
     """A variable with the identity matrix of `size` rows (or (rows, columns))."""
     rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
-    return _enter(np.eye(int(rows), int(columns), dtype=check_dtype(dtype)), name)
+    chosen = check_dtype(dtype)
+    memory.require(2 * np.dtype(chosen).itemsize * int(rows) * int(columns), "eye")
+    return _enter(np.eye(int(rows), int(columns), dtype=chosen), chosen, name)
 
 
 def random_uniform_variable(
@@ -127,8 +135,9 @@ def set_value(x: Any, value: Any) -> None:
 def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
     """Sets several variables at once: all of them, or none if one value doesn't fit."""
 
-    checked = [(as_variable(x, "set_value"), _fitted(x, value)) for x, value in tuples]
-    current().write(checked)
+    with memory.told("set_value"), np.errstate(all="ignore"):
+        checked = [(as_variable(x, "set_value"), _fitted(x, value)) for x, value in tuples]
+        current().write(checked)
 
 
 def _fitted(x: Variable, value: Any) -> Array:
@@ -144,8 +153,34 @@ def _fitted(x: Variable, value: Any) -> Array:
             f"set_value: variable '{x.name}' has shape {x.shape}, but the value has {array.shape}",
             allowed="they must be equal",
         )
-    with np.errstate(all="ignore"):
-        cast_value = array.astype(x.dtype)
-    if x.dtype[0] in "iu" and not np.array_equal(cast_value, array):
+    if x.dtype[0] in "iu" and not fits(array, x.dtype):
         raise DTypeError(f"set_value: the value doesn't fit into {x.dtype} (variable '{x.name}')")
-    return cast_value
+    return array
+
+
+def _copied(self: Variable, memo: dict[int, Any] | None = None) -> Variable:
+    """A variable of its own, with this one's value, dtype, name, constraint and attributes."""
+    made = _enter(current().read(self), self.dtype, self._name, self.constraint)
+    others = {name: value for name, value in vars(self).items() if name not in vars(made)}
+    if memo is not None:
+        # Before the attributes, which may lead back here.
+        memo[id(self)] = made
+        others = copy.deepcopy(others, memo)
+    vars(made).update(others)
+    made.sparse = self.sparse
+    return made
+
+
+def _unsent(self: Any, protocol: Any) -> Any:
+    """A pickle by value would lose what a variable or tensor is for: to be the same one in every graph and function."""
+    kind = "a variable" if isinstance(self, Variable) else "a tensor" if isinstance(self, Tensor) else "a function"
+    raise CopyRefusedError(
+        f"{kind} ('{self.name}') can't be pickled or sent to another process, since it belongs to its session",
+        next_step="send the array K.get_value(w), or write kernelk.save and read kernelk.load there"
+        if isinstance(self, Tensor)
+        else "send arrays, and make the function in the process that calls it",
+    )
+
+
+Variable.__copy__ = Variable.__deepcopy__ = _copied  # type: ignore[method-assign,assignment]
+Tensor.__reduce_ex__ = Function.__reduce_ex__ = _unsent  # type: ignore[method-assign]

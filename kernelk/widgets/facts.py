@@ -31,7 +31,7 @@ def engines(session: Session, broken: dict[str, str]) -> dict[str, Any]:
         "chosen_by": table.chosen_by,
         "most_threads": most_threads(),
         "engines": [_engine(status, table.active, broken.get(status.name, "")) for status in table.engines],
-        "swaps": len(session.swaps),
+        "swaps": session.swap_count,
     }
 
 
@@ -118,7 +118,7 @@ def timings(session: Session) -> dict[str, Any]:
         "compare": _compared(latest.get("compare")),
         "per_op": _op_by_op(getattr(latest.get("compare"), "per_op", None)),
         "swaps": [swapped(report) for report in reversed(session.swaps[-MOST_SWAPS:])],
-        "swap_count": len(session.swaps),
+        "swap_count": session.swap_count,
     }
 
 

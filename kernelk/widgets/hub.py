@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..display import messages
+from ..engines import forks
 from ..errors import ArgumentError, KernelKError
 from ..inspection.inventory import Row, names_of, rows
 from ..inspection.summaries import summary
@@ -61,6 +62,14 @@ class Hub:
         self._listening = False
         self._known: dict[Panel, dict[int, tuple[Row, int]]] = {}
         self._pending: set[str] = set()
+        forks.tell(self)
+
+    def forked(self) -> None:
+        """In a forked child: the panels are the parent's, which alone talks with their pages."""
+        self.panels.clear()
+        self._known.clear()
+        self._waiting.clear()
+        self._stop_listening()
 
     # --- panels ---
 

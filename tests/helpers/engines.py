@@ -31,14 +31,19 @@ def absent(name: str, reason: object) -> None:
     pytest.skip(line)
 
 
-def activate(name: str) -> None:
-    """Makes the engine active, or ends the test as `absent` says."""
+def require_installed(name: str) -> None:
+    """Ends the test as `absent` says, unless the engine is there."""
     engine = registry.engine(name)
     if not engine.in_kernel:
         try:
             registry.interpreter(engine)
         except BackendNotInstalledError as error:
             absent(name, error)
+
+
+def activate(name: str) -> None:
+    """Makes the engine active, or ends the test as `absent` says."""
+    require_installed(name)
     # An engine that is there and doesn't start is a failure, not an absence.
     kernelk.set_backend(name)
 

@@ -1,0 +1,62 @@
+"""Under all sessions: forks are counted here, and whatever holds things of its parent's is told so in a forked child.
+
+A fork copies nothing. Memory that variables lie in is shared with the child, and from then on neither side writes to
+it: see `Storage`. Forks by C code run no hook of Python's: who enters a session compares the process's id, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from typing import Protocol
+
+
+class Forked(Protocol):
+    """What has to know that it is in a forked child."""
+
+    def forked(self) -> None:
+        """Lets go of what is the parent's, and leaves it as it is; raises nothing."""
+
+
+# Goes up at each fork, on both sides: memory that was there before it is written no more.
+COUNT = 0
+# The process that these modules know to be in; its parent at the last fork.
+PID = PARENT = os.getpid()
+
+_told: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def tell(holder: Forked) -> None:
+    """Has `forked` called in each forked child, for as long as the object lives."""
+    _told.add(holder)
+
+
+def in_own_process() -> bool:
+    """Whether this process is the one that these modules know of, and not a child that C code has forked."""
+    return os.getpid() == PID
+
+
+def _before() -> None:
+    global PARENT
+    # Not `PID`: a child that C code has forked may fork in its turn.
+    PARENT = os.getpid()
+
+
+def _in_parent() -> None:
+    global COUNT
+    COUNT += 1
+
+
+def _in_child() -> None:
+    global COUNT, PID
+    COUNT += 1
+    PID = os.getpid()
+    for holder in tuple(_told):
+        # A fork that only starts a program doesn't care, and a session that wasn't told refuses to go on.
+        with contextlib.suppress(Exception):
+            holder.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
