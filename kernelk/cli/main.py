@@ -6,6 +6,7 @@ Every problem is one line on standard error and exit status 1, without a traceba
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,10 @@ def _list() -> int:
             _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
+            if places.installed_python(name) is not None:
+                for place in places.unfinished(name):
+                    words = f"{place} was left by an earlier install, or is being built"
+                    _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}`')}")
             for place in places.superseded(name):
                 _say(f"{name}: {place} was built with other pins, {build.size(place) / 1e6:.0f} MB")
     return 0
@@ -190,6 +195,8 @@ def _parser() -> _Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     chosen = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of folders may have bytes that are no text
     try:
         if chosen.command == "install":
             return _install(chosen.names, chosen.rebuild, chosen.bundle)

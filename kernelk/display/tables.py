@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 
+from ..errors import printable
+
 
 def size(count: float) -> str:
     """A number of bytes for reading: 512 B, 84.2 kB, 1.1 GB."""
@@ -41,7 +43,7 @@ def filled(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[li
 
 def plain(content: str, most: int = 60) -> str:
     """A name or a line of the user's on one line, of so many characters at most: what doesn't print is written out."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in content[: most + 1])
+    line = printable(content[: most + 1])
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 

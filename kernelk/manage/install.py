@@ -88,6 +88,7 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
             waiting = functools.partial(report, f"{name}: it is being installed; waiting")
             with one_at_a_time(place / f"{name}.lock", waiting):
                 for path in doomed:
+                    shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)
                 for python in _unused_pythons(place):
