@@ -151,6 +151,8 @@ def _measure(chosen: argparse.Namespace) -> int:
             result.to_json(chosen.json)
         if chosen.plot:
             result.plot().figure.savefig(chosen.plot)
+    except KernelKError:
+        raise
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{chosen.command}: the result can't be written: {error}") from None
     return 1 if any(side.failure for side in getattr(result, "sides", ())) else 0
