@@ -76,10 +76,9 @@ def _list() -> int:
             _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
-            if places.installed_python(name) is not None:
-                for place in places.unfinished(name):
-                    words = f"{place} was left by an earlier install, or is being built"
-                    _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}`')}")
+            for place in places.leftovers(name):
+                words = f"{place} was left by an earlier install, or is being built"
+                _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}` removes it')}")
             for place in places.superseded(name):
                 _say(f"{name}: {place} was built with other pins, {build.size(place) / 1e6:.0f} MB")
     return 0

@@ -99,7 +99,7 @@ class Drawing:
         return self._picture().text
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture to a file NAME.svg. Raises FileError; ArgumentError without igraph or for another ending."""
+        """Writes it to a file NAME.svg. Raises FileError; ArgumentError for another ending or without igraph."""
         path = Path(path)
         if path.suffix != ".svg":
             raise ArgumentError(

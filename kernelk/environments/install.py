@@ -26,6 +26,7 @@ from .places import (
     chosen_roots,
     folder_name,
     free_slot,
+    leftovers,
     python_in,
     read_marker,
     root,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _LEASE_SECONDS = 120
 _POLL_SECONDS = 0.2
 _ORPHAN_SECONDS = 5.0
+
+_LEFT = ", left by an earlier install"
 
 # What flock says where the system, or the file system, has none.
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -155,25 +158,31 @@ def _latest(recipe: Recipe, place: Path) -> int:
 
 
 def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
-    """Removes what killed builds have left beside a complete environment, unless a build runs there now."""
+    """Removes what killed builds have left beside the complete environment, unless a build runs there now."""
     import filelock
 
-    if not any(path.parent == found.parent for path in unfinished(recipe.name)):
+    def told(text: str) -> None:
+        report(f"{recipe.name}: {text}")
+
+    left = [path for path in leftovers(recipe.name) if path.parent == found.parent]
+    if not left:
         return
     with contextlib.suppress(OSError, filelock.Timeout), filelock.FileLock(_lock_of(recipe, found.parent), timeout=0):
-        _remove_unfinished(recipe, found.parent, lambda text: report(f"{recipe.name}: {text}"))
+        _remove_unfinished(recipe, found.parent, told)
+        for path in left:
+            _remove(path, told, _LEFT)
 
 
 def _remove_unfinished(recipe: Recipe, place: Path, report: Report) -> None:
     """Removes what killed builds have left in a folder of environments. Called with its lock held."""
     for path in unfinished(recipe.name):
         if path.parent == place:
-            _end_orphans(path)
+            end_orphans(path)
             shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
-            _remove(path, report, ", left by an earlier install")
+            _remove(path, report, _LEFT)
 
 
-def _end_orphans(path: Path) -> None:
+def end_orphans(path: Path) -> None:
     """Ends what a killed build has started and left running: with the lock held, nobody waits for it any more."""
     for pid in users(path):
         with contextlib.suppress(OSError):

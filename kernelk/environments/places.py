@@ -195,6 +195,16 @@ def unfinished(name: str) -> list[Path]:
     ]
 
 
+def leftovers(name: str) -> list[Path]:
+    """What builds that were killed have left beside the installed environment; a build that runs now is there, too."""
+    content = marker(name)
+    if content is None:
+        return []
+    installed = Path(str(content["folder"]))
+    beside = (path for path, _ in candidate_folders(recipe_for(name)) if path.parent == installed.parent)
+    return [path for path in beside if path != installed and os.path.isdir(path)]
+
+
 def users(place: Path) -> list[int]:
     """The processes that run in an environment, or build it; none where the system doesn't tell."""
     folder = os.fsencode(place)
@@ -205,7 +215,8 @@ def users(place: Path) -> list[int]:
                 continue
             with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
                 words = file.read(1 << 16).split(b"\0")
-                if words[0].startswith(folder + b"/bin/") or folder in words:
+                # The second one for a program that is a script.
+                if any(word.startswith(folder + b"/bin/") for word in words[:2]) or folder in words:
                     found.append(int(entry))
     return found
 

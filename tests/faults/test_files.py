@@ -486,3 +486,8 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         one_line(caught.value)
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_no_name_of_a_lock_leads_out_of_a_folder() -> None:
+    for recipe in RECIPES.values():
+        assert all(Path(file.name).name == file.name and file.name.isprintable() for file in recipe.locked())
