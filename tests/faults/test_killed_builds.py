@@ -111,11 +111,11 @@ def start(flags: Path) -> subprocess.Popen[str]:
 def killed_at(step: str, flags: Path) -> None:
     """A rebuild in another process that is killed in this step; what it has started is left running."""
     (flags / f"hold-{step}").touch()
-    process = start(flags)
     reached = flags / f"reached-{step}"
+    reached.unlink(missing_ok=True)  # by an earlier build
+    process = start(flags)
     assert wait_until(lambda: reached.exists() or process.poll() is not None)
     assert process.poll() is None
-    reached.unlink()
     process.kill()
     process.communicate(timeout=PATIENCE)
 
@@ -133,8 +133,6 @@ def test_a_rebuild_that_is_killed_leaves_a_whole_environment(
     step: str, flags: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = built()
-    for reached in flags.iterdir():
-        reached.unlink()
     killed_at(step, flags)
     # At the next look, from any process; before the marker it is the old one, as it was.
     found = places.installed_python(NAME)
