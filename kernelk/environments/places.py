@@ -95,7 +95,7 @@ def slots(base: Path, hash_: str) -> list[Path]:
     pattern = re.compile(rf"{re.escape(base.name)}-\d+|\.{re.escape(base.name)}\.previous")
     beside: list[Path] = []
     with contextlib.suppress(OSError):
-        # kernelk 0.1 put an environment aside as ".previous" while it was built again.
+        # An earlier layout put an environment aside as ".previous" while it was built again.
         beside = sorted(base.with_name(name) for name in os.listdir(base.parent) if pattern.fullmatch(name))
     if not beside:
         return [base]

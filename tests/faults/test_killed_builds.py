@@ -200,7 +200,7 @@ def test_a_rebuild_leaves_an_environment_that_is_in_use(flags: Path) -> None:
 
 
 def test_what_kernelk_put_aside_before_is_found(flags: Path) -> None:
-    """kernelk 0.1 moved an environment away while it was built again, and a kill left it there."""
+    """An earlier layout moved an environment away while it was built again, and a kill left it there."""
     first = built()
     place = first.parents[1]
     place.rename(place.with_name(f".{place.name}.previous"))
