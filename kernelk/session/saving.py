@@ -178,6 +178,11 @@ def _chosen(given: Iterable[Variable | str], live: list[Variable]) -> list[Varia
     """The live variables that are meant. Raises ArgumentError."""
     if isinstance(given, (str, Variable)):
         given = [given]
+    if not isinstance(given, Iterable):
+        raise ArgumentError(
+            f"variables: expected variables or their names, not {type(given).__name__}",
+            next_step="kernelk.save('weights.npz', variables=[w])",
+        )
     found: list[Variable] = []
     for entry in given:
         if isinstance(entry, Variable):

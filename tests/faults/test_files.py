@@ -159,6 +159,19 @@ def test_a_part_is_read_and_nothing_else(v: Any, tmp_path: Path, monkeypatch: py
         kernelk.load(file, {other: "other"})
 
 
+def test_variables_that_are_none(v: Any, tmp_path: Path) -> None:
+    file = kernelk.save(tmp_path / "x").path
+    calls: list[Callable[[Any], object]] = [
+        lambda given: kernelk.save(file, given),
+        lambda given: kernelk.load(file, given),
+    ]
+    for call in calls:
+        for given in (5, [None], [b"v"], ["two\nlines"], {None: "v"}):
+            with pytest.raises(ArgumentError) as caught:
+                call(given)
+            one_line(caught.value)
+
+
 def test_what_fits_into_no_memory_is_not_read(v: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = kernelk.save(tmp_path / "x").path
     monkeypatch.setattr(archive, "_free_memory", lambda: 7)

@@ -210,3 +210,26 @@ def test_what_kernelk_put_aside_before_is_found(flags: Path) -> None:
     assert found.parents[1].name == f".{place.name}.previous"
     again = built([], rebuild=True)
     assert left(flags.parent / "envs") == [again.parents[1].name]
+
+
+def test_what_stands_in_the_place_of_a_log_or_a_lock(flags: Path) -> None:
+    place = flags.parent / "envs"
+    place.mkdir()
+    other = flags.parent / "other"
+    other.write_text("not a log")
+    (place / "theano.log").symlink_to(other)
+    os.mkfifo(place / "theano.lock")
+    assert whole(built())
+    assert other.read_text() == "not a log"
+    (place / "theano.log").unlink()
+    os.mkfifo(place / "theano.log")
+    assert whole(built(rebuild=True))
+    assert "--- venv" in (place / "theano.log").read_text()
+    for name in ("theano.log", "theano.lock"):
+        (place / name).unlink()
+        (place / name).mkdir()
+        with pytest.raises(InstallError, match=r"could not be installed in .*: Is a directory; next: ") as caught:
+            built(rebuild=True)
+        one_line(caught.value)
+        (place / name).rmdir()
+    assert places.installed_python(NAME) is not None
