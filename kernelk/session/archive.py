@@ -17,7 +17,7 @@ import numpy as np
 from .. import files
 from ..arrays import Array
 from ..display.tables import plain, size
-from ..errors import FileError, KernelKError, printable
+from ..errors import FileError, KernelKError, one_line, printable
 
 # The member of the file that says what the others are: JSON, as an array of one string.
 ABOUT = "kernelk"
@@ -51,11 +51,10 @@ class About(NamedTuple):
 
 def named_reason(error: BaseException) -> str:
     """What an error says, in a few words."""
-    if isinstance(error, OSError):
-        words = error.strerror or str(error)
-    else:
-        words = "out of memory" if isinstance(error, MemoryError) else str(error)
-    return plain(" ".join(words.split()), 120) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return plain(one_line(said), 120) or type(error).__name__
 
 
 class Archive:

@@ -250,7 +250,7 @@ def test_names_are_text_in_every_page(evil: str, tmp_path: Path) -> None:
     assert_text(kernelk.log(evil)._repr_html_(), commands=True)  # what an engine prints is shown as it is
     assert sum("&lt;img" in thing._repr_html_() for thing in shown) >= len(shown) // 2
     engine = dict.fromkeys(("title", "state", "version", "interpreter", "process", "memory", "device"), EVIL)
-    panel = static.as_html({"engines": [engine | {"active": True}]}, rows(current(), names), EVIL, EVIL)
+    panel = static.as_html({"engines": [engine | {"active": True}]}, rows(current(), names), EVIL, "mark")
     assert_text(panel)
 
 
