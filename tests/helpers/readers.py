@@ -167,7 +167,7 @@ def readers(folder: Path) -> dict[str, Reader]:
 
     def load_path(content: bytes) -> None:
         # As a path that leads nowhere but into the folder, and as the name of a variable.
-        text = content.decode("utf-8", "surrogatepass" if b"\xed" in content else "replace").replace("/", "_")
+        text = content.decode("utf-8", "surrogateescape").replace("/", "_")  # half characters included
         refused(lambda: kernelk.load(folder / "names" / text))
         named = K.variable([4.0], name=text or None)
         file = folder / "named.npz"
