@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak fuzz keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,6 +74,10 @@ parity: setup  ## every function, dtype and shape on every engine; writes docs/e
 
 soak: setup  ## the long-running tests
 	$(PYTEST) -m soak
+
+fuzz: setup  ## the readers of files with atheris: SECONDS=600 for each, READERS="npz keras_json" for some
+	@$(BIN)/python -m pip install --quiet --upgrade --target build/fuzz "atheris==3.0.0"
+	PYTHONPATH=build/fuzz $(BIN)/python tools/fuzz.py --seconds $(or $(SECONDS),600) $(READERS)
 
 keras-suite: setup  ## Keras 2.3.1's own backend tests on each engine (fetches Keras from the package index)
 	$(BIN)/python tests/keras_suite/run.py

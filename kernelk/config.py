@@ -7,12 +7,12 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError, joined
+from . import files
+from .errors import ArgumentError, joined, one_line, printable
 
 DEFAULTS: dict[str, Any] = {
     "image_data_format": "channels_last",
@@ -23,11 +23,15 @@ DEFAULTS: dict[str, Any] = {
 FLOATX = ("float16", "float32", "float64")
 DATA_FORMATS = ("channels_last", "channels_first")
 
+# A keras.json that has more bytes than this is none.
+_MOST_BYTES = 1 << 20
+
 
 def path() -> Path:
     """Where keras.json is: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
     home = os.environ.get("KERAS_HOME")
-    return (Path(home) if home else Path.home() / ".keras") / "keras.json"
+    # Not Path.home, which raises for a user without a home, as containers have them.
+    return (Path(home) if home else Path(os.path.expanduser("~"), ".keras")) / "keras.json"
 
 
 def _check(field: str, value: Any) -> str | None:
@@ -38,9 +42,37 @@ def _check(field: str, value: Any) -> str | None:
         return f"allowed are {', '.join(DATA_FORMATS)}"
     if field == "epsilon" and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1):
         return "allowed is a number between 0 and 1"
-    if field == "backend" and (not isinstance(value, str) or not value):
+    if field == "backend" and not (isinstance(value, str) and value and value.isprintable() and len(value) < 100):
         return "allowed is the name of a backend (%kbackend lists them)"
     return None
+
+
+class _Fields(dict[str, Any]):
+    """A JSON object that knows which of its keys came more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = {name for name in names if names.count(name) > 1} if len(self) < len(names) else set()
+
+
+def _parsed(content: bytes) -> _Fields:
+    """The fields of keras.json. Raises ValueError for what is none, in one line, whatever it is."""
+    try:
+        fields = json.loads(content.decode("utf-8"), object_pairs_hook=_Fields)
+    except (RecursionError, MemoryError):
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(fields, _Fields):
+        raise ValueError("it contains no JSON object")
+    return fields
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON has it, on one line, its middle left out if it is long."""
+    try:
+        return printable(json.dumps(value), 60)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} that is nested too deeply"
 
 
 class Config:
@@ -52,30 +84,36 @@ class Config:
         self.from_file: set[str] = set()
 
     def read(self) -> Config:
-        """Reads keras.json, or creates it with the defaults where there is none; never overwrites one."""
+        """Reads keras.json, or creates it with the defaults where there is none; never overwrites one.
+
+        Whatever is in its place, the defaults hold then, and one line says so.
+        """
         file = path()
+        shown = printable(file, 300)
         try:
-            text = file.read_text(encoding="utf-8")
+            fields = _parsed(files.read_small(file, _MOST_BYTES))
         except FileNotFoundError:
             self._create(file)
             return self
         except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{file} can't be read ({error}): the defaults are used; fix or delete the file")
+            reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
+            self.problems.append(f"{shown} can't be read ({reason}): the defaults are used; fix or delete the file")
             return self
-        try:
-            fields = json.loads(text)
-            if not isinstance(fields, dict):
-                raise ValueError("it contains no JSON object")
         except ValueError as error:
-            self.problems.append(f"{file} isn't valid JSON ({error}): the defaults are used; fix or delete the file")
+            reason = printable(one_line(error), 120)
+            self.problems.append(f"{shown} isn't valid JSON ({reason}): the defaults are used; fix or delete the file")
             return self
         for field, value in fields.items():
             if field not in DEFAULTS:
                 continue
             wrong = _check(field, value)
-            if wrong:
+            if field in fields.repeated:
                 self.problems.append(
-                    f'{file}: "{field}" is {json.dumps(value)}, {wrong}; '
+                    f'{shown}: "{field}" comes more than once; {json.dumps(DEFAULTS[field])} is used until it is fixed'
+                )
+            elif wrong:
+                self.problems.append(
+                    f'{shown}: "{field}" is {_shown(value)}, {wrong}; '
                     f"{json.dumps(DEFAULTS[field])} is used until it is fixed"
                 )
             else:
@@ -84,6 +122,8 @@ class Config:
         return self
 
     def _create(self, file: Path) -> None:
+        if str(file).startswith("~"):
+            return  # a user without a home
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # "x": a file that another process has just made is left alone.
@@ -98,27 +138,18 @@ class Config:
 
         The file is replaced as a whole, or not at all. Raises OSError or ValueError with the reason.
         """
-        # The file that a link leads to, and not the link.
-        file = Path(os.path.realpath(path()))
+        file = path()
         fields: dict[str, Any] = dict(DEFAULTS)
-        mode = None
         with contextlib.suppress(FileNotFoundError):
-            text, mode = file.read_text(encoding="utf-8"), file.stat().st_mode
-            fields = json.loads(text)
-            if not isinstance(fields, dict):
-                raise ValueError("it contains no JSON object")
+            fields = _parsed(files.read_small(file, _MOST_BYTES))
         fields[field] = value
+        try:
+            text = json.dumps(fields, indent=4)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
-            try:
-                new.write(json.dumps(fields, indent=4) + "\n")
-                new.flush()
-                os.fsync(new.fileno())
-                os.chmod(new.name, 0o644 if mode is None else mode & 0o777)
-                os.replace(new.name, file)
-            except BaseException:
-                os.unlink(new.name)
-                raise
+        with files.replacing(file) as new:
+            new.write(f"{text}\n".encode())
         self.values[field] = value
         self.from_file.add(field)
 
@@ -218,7 +249,7 @@ def save_backend(name: str) -> str:
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"it isn't valid JSON: {error}"
         return joined(
-            f"not saved: {path()} can't be written ({reason})",
+            f"not saved: {printable(path(), 300)} can't be written ({printable(reason, 120)})",
             next_step=f"fix it, choose another folder with KERAS_HOME, or set KERNELK_BACKEND={name}",
         )
     saved = f'saved: {path()} has "backend": "{name}"'

@@ -16,6 +16,17 @@ def one_line(words: object) -> str:
     return " ".join(str(words).split())
 
 
+def printable(words: object, most: int = 0) -> str:
+    """A text on one line that any terminal can show: what doesn't print, half a character too, is written out.
+
+    `most`: of so many characters at most, its middle left out; 0 for all of it.
+    """
+    text = str(words)
+    if most and len(text) > most:
+        text = f"{text[: most // 2]}...{text[3 - most // 2 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def joined(problem: str, allowed: str = "", next_step: str = "") -> str:
     """One line in the pattern of all messages: "problem: what is allowed; next: the next command"."""
     words = problem
@@ -52,7 +63,8 @@ class KernelKError(Exception):
     def __str__(self) -> str:
         place = f"{self.place}: " if self.place else ""
         remarks = "".join(f" ({remark})" for remark in self.remarks)
-        return f"{place}{joined(self.problem, self.allowed, self.next_step)}{remarks}"
+        # Names of files, variables and cells come in as they are.
+        return printable(f"{place}{joined(self.problem, self.allowed, self.next_step)}{remarks}")
 
     def __repr__(self) -> str:
         # All of it: by itself Python would show the problem alone.

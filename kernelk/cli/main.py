@@ -6,6 +6,7 @@ Every problem is one line on standard error and exit status 1, without a traceba
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,9 @@ def _list() -> int:
             _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
+            for place in places.leftovers(name):
+                words = f"{place} was left by an earlier install, or is being built"
+                _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}` removes it')}")
             for place in places.superseded(name):
                 _say(f"{name}: {place} was built with other pins, {build.size(place) / 1e6:.0f} MB")
     return 0
@@ -146,6 +150,8 @@ def _measure(chosen: argparse.Namespace) -> int:
             result.to_json(chosen.json)
         if chosen.plot:
             result.plot().figure.savefig(chosen.plot)
+    except KernelKError:
+        raise
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{chosen.command}: the result can't be written: {error}") from None
     return 1 if any(side.failure for side in getattr(result, "sides", ())) else 0
@@ -190,6 +196,8 @@ def _parser() -> _Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     chosen = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of folders may have bytes that are no text
     try:
         if chosen.command == "install":
             return _install(chosen.names, chosen.rebuild, chosen.bundle)

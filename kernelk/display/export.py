@@ -6,7 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, FileError, printable
+from ..files import replacing
+
+
+def write_text(path: str | Path, text: str, command: str) -> None:
+    """Writes a file, as a whole or not at all. Raises FileError."""
+    try:
+        with replacing(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise FileError(
+            f"{printable(path, 300)} can't be written: {error.strerror or error}",
+            next_step=f"use {command} with another path",
+        ) from error
 
 
 class Exported:
@@ -31,8 +44,8 @@ class Exported:
         return pandas.DataFrame(self.records())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All of it, raw samples included, as JSON text; written to `path` as well, if it is given."""
+        """All of it, raw samples included, as JSON text; written to `path` as well, if given. Raises FileError."""
         text = json.dumps(self.raw(), indent=1)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_text(path, text + "\n", "to_json")
         return text

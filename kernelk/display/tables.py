@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
+
+from ..errors import printable
 
 
 def size(count: float) -> str:
@@ -41,7 +43,7 @@ def filled(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[li
 
 def plain(content: str, most: int = 60) -> str:
     """A name or a line of the user's on one line, of so many characters at most: what doesn't print is written out."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in content[: most + 1])
+    line = printable(content[: most + 1])
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
@@ -65,8 +67,19 @@ class Rendered:
         return html(self.table()) + ("" if below is None else below._repr_html_())
 
 
+def _printable(table: Table) -> Table:
+    """With what doesn't print written out, as a terminal's commands in a name."""
+    return replace(
+        table,
+        rows=[[printable(cell) for cell in row] for row in table.rows],
+        title=printable(table.title),
+        below="\n".join(printable(line) for line in table.below.splitlines()),
+    )
+
+
 def text(table: Table) -> str:
     """A table padded to its widest entries."""
+    table = _printable(table)
     rows = [table.header, *table.rows] if table.header else table.rows
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     indent = "  " if table.title else ""
@@ -78,6 +91,7 @@ def text(table: Table) -> str:
 
 def html(table: Table) -> str:
     """A plain table that needs no style sheet; everything is escaped."""
+    table = _printable(table)
     left = ' style="text-align:left"'
     caption = f"<caption{left}><b>{escape(table.title)}</b></caption>" if table.title else ""
     head = "".join(f"<th{left}>{escape(cell)}</th>" for cell in table.header)

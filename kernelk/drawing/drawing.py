@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..display.export import write_text
 from ..errors import ArgumentError
 from ..graph.nodes import Update, check_generation
 from ..session.current import current
@@ -98,13 +99,13 @@ class Drawing:
         return self._picture().text
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture to a file NAME.svg. Raises ArgumentError for another ending, or without igraph."""
+        """Writes it to a file NAME.svg. Raises FileError; ArgumentError for another ending or without igraph."""
         path = Path(path)
         if path.suffix != ".svg":
             raise ArgumentError(
                 f"a drawing is saved as SVG: {str(path)!r} should end in .svg", next_step=".save('graph.svg')"
             )
-        path.write_text(self.svg() + "\n", encoding="utf-8")
+        write_text(path, self.svg() + "\n", ".save")
 
     def __repr__(self) -> str:
         head = f"{self.title} ({self.note})" if self.note else self.title

@@ -12,7 +12,7 @@ import numpy as np
 from ..arrays import Array
 from ..engines import registry
 from ..engines.host import Host
-from ..errors import ArgumentError, KernelKError, WorkerDiedError, one_line
+from ..errors import ArgumentError, KernelKError, WorkerDiedError, one_line, printable
 from ..graph.nodes import Constant, Draw, Placeholder, Tensor, check_generation
 from ..program.program import Program
 from ..session.current import current
@@ -66,11 +66,11 @@ class Views:
         """How many ops each of them has."""
         parts = [f"{view.title} {view.ops}" for view in self.views if not view.failure]
         parts += [f"{view.title} can't" for view in self.views if view.failure]
-        return f"{self.name}: kernelk {counted(self.nodes, 'op')} -> {', '.join(parts)}"
+        return printable(f"{self.name}: kernelk {counted(self.nodes, 'op')} -> {', '.join(parts)}")
 
     def _head(self, view: View) -> str:
         ops = "" if view.failure else f": {counted(view.ops, 'op')}"
-        return f"{view.title} {view.version}{ops}"
+        return printable(f"{view.title} {view.version}{ops}")
 
     def _shown(self, view: View) -> tuple[list[str], str]:
         """The lines that are shown, and a line that says how to see the others."""

@@ -1,7 +1,8 @@
 """Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
-`environments` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
-process that was killed, nothing of it stays except its log.
+`install` says where and when: in a folder that isn't there yet, also for a rebuild. Whatever ends a build before its
+marker is written leaves what was installed before, or nothing; but for a process that was killed, nothing of the build
+stays except its log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from .._version import __version__
 from ..display import tables
 from ..errors import InstallError
+from ..files import replacing
 from . import mpi_stub
 from .interpreters import Interpreter, Maker, below, created_folder, probe
 from .places import MARKER, python_in
@@ -110,11 +112,12 @@ class Build:
         self._wheels = wheels
         # pip's own temporary files: on the same disk, seen while they grow, and gone with the build.
         self._scratch = folder.with_name(f".{folder.name}.partial")
-        # In a rebuild, the environment that is there, until the new one is complete.
-        self._previous = folder.with_name(f".{folder.name}.previous")
 
-    def build(self) -> Path:
-        """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then."""
+    def build(self, number: int) -> Path:
+        """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then.
+
+        `number`: higher than that of the environments of the same recipe that are there.
+        """
         with self._cleared():
             python = f"Python {self.interpreter.version} ({self.interpreter.source})"
             self.run.say(f"building with {python} in {self.folder}")
@@ -128,13 +131,15 @@ class Build:
                 self._write_stubs()
             self.run.say("checking that it works")
             check = [str(self.python), "-I", "-W", "ignore", "-c", self.recipe.check]
-            engine = self.run("check", check, timeout=_CHECK_SECONDS).splitlines()[-1].strip()
+            said = self.run("check", check, timeout=_CHECK_SECONDS).strip().splitlines()
+            engine = said[-1].strip() if said else "unknown"
             listed = self.run("pip list", [*pip_of(self.python), "list", "--format=json"])
             versions = json.loads(listed.splitlines()[-1])
             total = size(self.folder)
             self._mark(
                 {
                     "recipe": self.recipe.hash(self.interpreter.series),
+                    "build": number,
                     "python": self.interpreter.version,
                     "engine": engine,
                     "versions": {entry["name"]: entry["version"] for entry in versions},
@@ -148,26 +153,16 @@ class Build:
 
     @contextlib.contextmanager
     def _cleared(self) -> Iterator[None]:
-        """The folder is free before the build; after one that doesn't come to its end, it is as it was."""
-        if (self.folder / MARKER).exists():
-            shutil.rmtree(self._previous, ignore_errors=True)
-            self.folder.rename(self._previous)
-        elif self.folder.exists():
-            self.run.say(f"removing {self.folder}, left by an earlier install")
-            shutil.rmtree(self.folder)
+        """A scratch folder for the build; after a build that doesn't come to its end, its folder is gone again."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                if self._previous.exists():
-                    self._previous.rename(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
-            for path in (self._scratch, self._previous):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _pip(self, files: list[LockedFile]) -> None:
         """Installs exactly these files, which pip compares with their hashes."""
@@ -205,12 +200,8 @@ class Build:
             mpi_stub.write(libs / LIBPYTHON36)
 
     def _mark(self, content: dict[str, object]) -> None:
-        partial = self.folder / f".{MARKER}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / MARKER)
+        with replacing(self.folder / MARKER) as file:
+            file.write(json.dumps(content, indent=1).encode())
 
 
 def bootstrap_of(recipe: Recipe) -> list[LockedFile]:

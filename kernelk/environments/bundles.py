@@ -6,21 +6,22 @@ compared with the lock of the kernelk that installs them, so that a bundle needs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from .. import files
 from .._version import __version__
 from ..display.progress import Progress, Report
-from ..errors import InstallError
+from ..errors import InstallError, KernelKError, printable
 from . import places
 from .build import Downloads, bootstrap_of, disk_error, packages_for, pip_of
 from .install import install_recipe
@@ -30,6 +31,16 @@ from .runner import Runner, megabytes
 
 _CONTENTS = "bundle.json"
 _FORMAT = 1
+_MOST_CONTENTS = 1 << 20
+# Python's other decompressors give out at once whatever a block holds.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class _Engine(NamedTuple):
+    """What a bundle says of an engine: the Python's series that it is for, and the names of its files."""
+
+    python: str
+    files: list[str]
 
 
 def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> Path:
@@ -39,55 +50,55 @@ def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> 
     InstallError.
     """
     report = report or Progress()
-    output = output.expanduser().absolute()
+    output = _absolute(output)
     recipes = [recipe_for(name) for name in dict.fromkeys(names)]
-    if not output.parent.is_dir() or output.is_dir():
+    if not os.path.isdir(output.parent) or os.path.isdir(output):
         raise InstallError(
-            f"{output} can't be written",
+            f"{printable(output, 300)} can't be written",
             allowed="its folder must exist",
             next_step="run kernelk bundle again with another --output",
         )
-    partial = output.with_name(f".{output.name}.partial")
     try:
         with tempfile.TemporaryDirectory(prefix="kernelk-bundle-") as scratch:
-            files: dict[str, LockedFile] = {}
+            inside: dict[str, LockedFile] = {}
             engines = {}
             for recipe in recipes:
                 python = install_recipe(recipe, report)
                 collected = _download(recipe, python, Path(scratch), output, report)
                 marker = places.marker(recipe.name) or {}
-                files.update({file.name: file for file in collected})
+                inside.update({file.name: file for file in collected})
                 engines[recipe.name] = {
                     "python": series_of(str(marker["python"])),
                     "files": [file.name for file in collected],
                 }
             contents = {"format": _FORMAT, "kernelk": __version__, "platform": sys.platform, "engines": engines}
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            with files.replacing(output) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr(_CONTENTS, json.dumps(contents, indent=1))
-                for name in sorted(files):
+                for name in sorted(inside):
                     archive.write(Path(scratch) / name, f"files/{name}")
-        os.replace(partial, output)
     except OSError as error:
         raise InstallError(
-            f"the bundle {output} could not be written: {error.strerror or error}",
+            f"the bundle {printable(output, 300)} could not be written: {error.strerror or error}",
             next_step="run kernelk bundle again with --output in a writable folder that has enough space",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     report(f"ready: {output}, {megabytes(output.stat().st_size)}, for {', '.join(engines)}")
     return output
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _download(recipe: Recipe, python: Path, folder: Path, output: Path, report: Report) -> list[LockedFile]:
     """All files of the environment, taken by its own pip from the index or from pip's cache, and checked."""
     again = f"`kernelk bundle {recipe.name} --output {output}`"
     run = Runner(recipe.title, recipe.name, folder / f"{recipe.name}.log", report, again, "bundled")
-    files = [*bootstrap_of(recipe), *packages_for(recipe, python, run)]
-    run.say(f"collecting {len(files)} files, {megabytes(sum(file.size for file in files))}")
+    locked = [*bootstrap_of(recipe), *packages_for(recipe, python, run)]
+    run.say(f"collecting {len(locked)} files, {megabytes(sum(file.size for file in locked))}")
     requirements = folder / f"{recipe.name}.txt"
-    requirements.write_text(requirements_text(files), encoding="utf-8")
+    requirements.write_text(requirements_text(locked), encoding="utf-8")
     options = ["--no-deps", "--require-hashes", "--progress-bar", "off", "--dest", str(folder)]
-    progress = Downloads(files, folder, run)
+    progress = Downloads(locked, folder, run)
     run(
         "pip",
         [*pip_of(python), "download", *options, "--requirement", str(requirements)],
@@ -95,33 +106,56 @@ def _download(recipe: Recipe, python: Path, folder: Path, output: Path, report: 
         tick=progress.tick,
         settings={"TMPDIR": str(folder)},
     )
-    return files
+    return locked
 
 
 def contents(path: Path) -> dict[str, str]:
     """The engines of a bundle, each with the Python's series that it is for. Raises InstallError for what is none."""
-    return {name: str(entry["python"]) for name, entry in _read(path)["engines"].items()}
+    with _opened(path) as archive:
+        return {name: engine.python for name, engine in _engines(path, archive).items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The bundle. Whatever is wrong with the file is one InstallError, raised here; the block does nothing but read."""
+    shown = printable(path, 300)
     try:
-        with zipfile.ZipFile(path) as archive:
-            found: dict[str, Any] = json.loads(archive.read(_CONTENTS))
-        if found["format"] != _FORMAT:
-            raise InstallError(
-                f"{path} was made by kernelk {found['kernelk']} in a format this kernelk {__version__} can't read",
-                next_step="run `kernelk bundle` with this version",
-            )
-        for entry in found["engines"].values():
-            entry["python"], entry["files"]
+        with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except KernelKError:
+        raise
     except OSError as error:
-        raise InstallError(f"{path} can't be read: {error.strerror or error}", next_step="check the path") from error
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InstallError(f"{shown} can't be read: {error.strerror or error}", next_step="check the path") from error
+    # What zipfile, zlib and json raise for the bytes that they are given isn't written down anywhere.
+    except Exception as error:
         raise InstallError(
-            f"{path} isn't a bundle, or wasn't copied completely",
+            f"{shown} isn't a bundle, or wasn't copied completely",
             next_step="copy it again, or make a new one with `kernelk bundle NAME --output FILE`",
         ) from error
-    return found
+
+
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
+    """A file in the archive. Raises ValueError for one that has more than `most` bytes or isn't plainly readable."""
+    info = archive.getinfo(name)
+    if info.file_size > most or info.flag_bits & 1 or info.compress_type not in _COMPRESSIONS:
+        raise ValueError(f"{name} isn't as kernelk writes it")
+    return info
+
+
+def _engines(path: Path, archive: zipfile.ZipFile) -> dict[str, _Engine]:
+    """The engines of a bundle. Raises whatever its bytes lead to."""
+    found = json.loads(archive.read(_member(archive, _CONTENTS, _MOST_CONTENTS)))
+    if found["format"] != _FORMAT:
+        raise InstallError(
+            f"{printable(path, 300)} was made by kernelk {printable(found['kernelk'], 30)} in a format this kernelk "
+            f"{__version__} can't read",
+            next_step="run `kernelk bundle` with this version",
+        )
+    engines = {name: _Engine(entry["python"], entry["files"]) for name, entry in found["engines"].items()}
+    for engine in engines.values():
+        if type(engine.python) is not str or type(engine.files) is not list:
+            raise ValueError("it doesn't say which files are for which Python")
+    return engines
 
 
 def install(
@@ -132,12 +166,14 @@ def install(
     Returns their interpreters. Raises InstallError, BackendNotInstalledError.
     """
     report = report or Progress()
-    path = path.expanduser().absolute()
-    engines = _read(path)["engines"]
+    path = _absolute(path)
+    with _opened(path) as archive:
+        engines = _engines(path, archive)
     absent = [name for name in names if name not in engines]
     if absent:
         raise InstallError(
-            f"{path} contains no {absent[0]!r}, only {', '.join(engines)}", next_step=f"`kernelk install --from {path}`"
+            f"{path} contains no {absent[0]!r}, only {printable(', '.join(engines), 300)}",
+            next_step=f"`kernelk install --from {path}`",
         )
     made = {}
     for name in dict.fromkeys(names or engines):
@@ -145,44 +181,63 @@ def install(
         again = f"`kernelk install --from {path} {name}`"
         try:
             with tempfile.TemporaryDirectory(prefix="kernelk-bundle-") as scratch:
-                _extract(path, recipe, engines[name], Path(scratch))
+                _extract(path, recipe, engines[name], Path(scratch), again)
                 # The bundle's own Python, even where another one would be better.
-                narrowed = dataclasses.replace(recipe, pythons=(str(engines[name]["python"]),))
+                narrowed = dataclasses.replace(recipe, pythons=(engines[name].python,))
                 made[name] = install_recipe(narrowed, report, rebuild, Path(scratch), again)
         except OSError as error:
             raise disk_error(recipe.title, Path(tempfile.gettempdir()), error, again) from error
     return made
 
 
-def _extract(path: Path, recipe: Recipe, entry: dict[str, object], folder: Path) -> None:
-    """Unpacks an engine's files, each compared with kernelk's lock. Raises InstallError."""
+def _extract(path: Path, recipe: Recipe, engine: _Engine, folder: Path, again: str) -> None:
+    """Unpacks an engine's files, once all of them have been compared with kernelk's lock. Raises InstallError."""
     locked = {file.name: file for file in recipe.locked()}
-    if entry["python"] not in recipe.pythons:
+    if engine.python not in recipe.pythons:
         raise InstallError(
-            f"{path} is for Python {entry['python']}, but {recipe.title} needs {' or '.join(recipe.pythons)}",
+            f"{path} is for Python {printable(engine.python, 30)}, but {recipe.title} needs "
+            f"{' or '.join(recipe.pythons)}",
             next_step=f"make a new one with `kernelk bundle {recipe.name} --output FILE`",
         )
-    names = entry["files"]
-    assert isinstance(names, list)
-    with zipfile.ZipFile(path) as archive:
-        for name in names:
-            file = locked.get(name)
-            if file is None:
-                raise InstallError(
-                    f"{path} contains {name}, which isn't in the lock of this kernelk {__version__}",
-                    next_step="make the bundle with this version, or install the one that made it",
-                )
-            digest = hashlib.sha256()
+    chosen = []
+    for name in engine.files:
+        # A name of the lock leads nowhere but into the folder.
+        file = locked.get(name) if isinstance(name, str) else None
+        if file is None:
+            raise InstallError(
+                f"{path} contains {printable(name, 200)}, which isn't in the lock of this kernelk {__version__}",
+                next_step="make the bundle with this version, or install the one that made it",
+            )
+        chosen.append(file)
+    with _opened(path) as archive:
+        for file in chosen:
+            for _ in _blocks(path, archive, file):
+                pass
+        for file in chosen:
+            partial = folder / f".{file.name}.partial"
             try:
-                with archive.open(f"files/{name}") as source, open(folder / name, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise _damaged(path, name) from error
-            with open(folder / name, "rb") as written:
-                while block := written.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != file.sha256:
-                raise _damaged(path, name)
+                with open(partial, "wb") as target:
+                    # Compared once more: the bundle may have changed in between.
+                    target.writelines(_blocks(path, archive, file))
+                os.rename(partial, folder / file.name)
+            except OSError as error:
+                raise disk_error(recipe.title, folder, error, again) from error
+
+
+def _blocks(path: Path, archive: zipfile.ZipFile, file: LockedFile) -> Iterator[bytes]:
+    """A file of the bundle, piece by piece. Raises InstallError, after the last one too, where it isn't the lock's."""
+    digest = hashlib.sha256()
+    try:
+        with archive.open(_member(archive, f"files/{file.name}", file.size)) as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                yield block
+    except OSError:
+        raise
+    except Exception as error:
+        raise _damaged(path, file.name) from error
+    if digest.hexdigest() != file.sha256:
+        raise _damaged(path, file.name)
 
 
 def _damaged(path: Path, name: str) -> InstallError:

@@ -7,8 +7,10 @@ import errno
 import functools
 import os
 import shutil
+import signal
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,21 @@ from ..errors import InstallError
 from . import interpreters
 from .build import Build, create_interpreter, disk_error, enough_space
 from .interpreters import Interpreter
-from .places import candidate_folders, folder_name, python_in, read_marker, root, roots, user_root
+from .places import (
+    MARKER,
+    candidate_folders,
+    chosen_roots,
+    folder_name,
+    free_slot,
+    leftovers,
+    python_in,
+    read_marker,
+    root,
+    roots,
+    unfinished,
+    user_root,
+    users,
+)
 from .recipes import Recipe
 from .runner import Runner
 
@@ -29,6 +45,9 @@ if TYPE_CHECKING:
 # gone, it is taken over.
 _LEASE_SECONDS = 120
 _POLL_SECONDS = 0.2
+_ORPHAN_SECONDS = 5.0
+
+_LEFT = ", left by an earlier install"
 
 # What flock says where the system, or the file system, has none.
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -87,6 +106,7 @@ def install_recipe(
         raise refusal
     found = _installed_before(recipe, root())
     if found is not None and not rebuild:
+        _tidy(recipe, found, report)
         report(f"{name}: already installed in {found}")
         return python_in(found)
     place = _writable_root(recipe, report, again)
@@ -104,7 +124,7 @@ def install_recipe(
         release()
     waiting = functools.partial(report, f"{name}: another process is installing it; waiting")
     try:
-        with one_at_a_time(place / f"{name}.lock", waiting):
+        with one_at_a_time(_lock_of(recipe, place), waiting):
             found = _installed_before(recipe, place)
             if found is not None and not rebuild:
                 report(f"{name}: already installed in {found} (by the other process)")
@@ -112,10 +132,11 @@ def install_recipe(
             enough_space(recipe.title, place, int(1.3 * recipe.bytes), again)
             run = Runner(recipe.title, name, place / f"{name}.log", report, again)
             interpreter = _interpreter(recipe, place, run, offline=wheels is not None)
-            target = place / folder_name(recipe, interpreter.series)
-            python = Build(recipe, interpreter, target, run, wheels).build()
+            _remove_unfinished(recipe, place, run.say)
+            target = free_slot(place / folder_name(recipe, interpreter.series))
+            python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, place))
             for other in (path for path, _ in candidate_folders(recipe) if path.parent == place and path != target):
-                shutil.rmtree(other, ignore_errors=True)  # of another Python, or half-built
+                _remove(other, run.say)  # built before, or of another Python
             closed = private_part(interpreter.path)
             if place != user_root() and closed is not None:
                 report(
@@ -126,6 +147,70 @@ def install_recipe(
             return python
     except OSError as error:
         raise disk_error(recipe.title, place, error, again) from error
+
+
+def _latest(recipe: Recipe, place: Path) -> int:
+    """The number of the latest build in a folder of environments."""
+    markers = (
+        read_marker(path, recipe.hash(series)) for path, series in candidate_folders(recipe) if path.parent == place
+    )
+    return max((n for content in markers if content and isinstance(n := content.get("build"), int)), default=0)
+
+
+def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
+    """Removes what killed builds have left beside the complete environment, unless a build runs there now."""
+    import filelock
+
+    def told(text: str) -> None:
+        report(f"{recipe.name}: {text}")
+
+    left = [path for path in leftovers(recipe.name) if path.parent == found.parent]
+    if not left:
+        return
+    with contextlib.suppress(OSError, filelock.Timeout), filelock.FileLock(_lock_of(recipe, found.parent), timeout=0):
+        _remove_unfinished(recipe, found.parent, told)
+        for path in left:
+            _remove(path, told, _LEFT)
+
+
+def _remove_unfinished(recipe: Recipe, place: Path, report: Report) -> None:
+    """Removes what killed builds have left in a folder of environments. Called with its lock held."""
+    for path in unfinished(recipe.name):
+        if path.parent == place:
+            end_orphans(path)
+            shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
+            _remove(path, report, _LEFT)
+
+
+def end_orphans(path: Path) -> None:
+    """Ends what a killed build has started and left running: with the lock held, nobody waits for it any more."""
+    for pid in users(path):
+        with contextlib.suppress(OSError):
+            # The runner's commands have sessions of their own, which a user's in a terminal share with its shell.
+            if (group := os.getpgid(pid)) == os.getsid(pid):
+                os.killpg(group, signal.SIGKILL)
+    end = time.monotonic() + _ORPHAN_SECONDS
+    while users(path) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+
+
+def _remove(path: Path, report: Report, what: str = "") -> None:
+    """Removes an environment, but for one that a process runs in: that one goes with a later install."""
+    if not os.path.isdir(path):
+        return
+    running = users(path)
+    if running:
+        report(f"{path}{what} is in use by process {running[0]}; a later install removes it")
+        return
+    if what:
+        report(f"removing {path}{what}")
+    with contextlib.suppress(OSError):
+        (path / MARKER).unlink(missing_ok=True)  # first: while files go, it isn't installed
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock_of(recipe: Recipe, place: Path) -> Path:
+    return place / f"{recipe.name}.lock"
 
 
 def private_part(path: Path) -> Path | None:
@@ -145,7 +230,7 @@ def _installed_before(recipe: Recipe, last: Path) -> Path | None:
 
 def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
     """The first folder of environments that really takes a file. Raises InstallError where there is none."""
-    refused = []
+    refused = chosen_roots()[1]
     for place in roots():
         try:
             place.mkdir(parents=True, exist_ok=True)

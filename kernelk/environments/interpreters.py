@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BackendNotInstalledError
+from ..files import read_small
 from .recipes import Recipe
 
 _PROBE_SECONDS = 10
@@ -156,11 +157,13 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         raise BrokenError(f"it didn't answer within {_PROBE_SECONDS} s") from None
     except OSError as error:
         raise BrokenError(f"it can't be run: {error.strerror}") from None
+    except ValueError:  # as a name with a NUL
+        raise BrokenError("it can't be run: no program can have this name") from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
         version, executable = str(answer["version"]), Path(answer["executable"])
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
-    except (ValueError, IndexError, KeyError, TypeError):
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         said = last_line(done.stdout + done.stderr)
         raise BrokenError(f"it doesn't behave like a Python ({said})") from None
     if str(base) != prefix and not inside_environment:
@@ -222,7 +225,7 @@ def _conda_environments() -> Iterator[Path]:
         yield active
         roots.insert(0, active.parent.parent if active.parent.name == "envs" else active)
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in (home / ".conda" / "environments.txt").read_text().splitlines():
+        for line in read_small(home / ".conda" / "environments.txt", 1 << 20).decode().splitlines():
             if line.strip():
                 yield Path(line.strip())
     for root in roots:

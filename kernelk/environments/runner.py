@@ -52,7 +52,9 @@ class Runner:
         self._report = report
         self._moving = Moving(report)
         self._started = time.monotonic()
-        log.write_text("", encoding="utf-8")
+        # A new file, whatever has this name: a link's target is left alone, and a FIFO isn't waited for.
+        log.unlink(missing_ok=True)
+        log.touch()
 
     def _stamped(self, text: str) -> str:
         return f"{self.name}: [{time.monotonic() - self._started:3.0f} s] {text}"

@@ -322,6 +322,10 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
                 next_step="set KERNELK_ENVS to a writable folder",
             )
         )
+    problems += [
+        joined(f"environments: KERNELK_ENVS names {words}", next_step="set KERNELK_ENVS to another folder")
+        for words in places.chosen_roots()[1]
+    ]
     for what, folder, why, setting in (
         ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
         ("temporary files", Path(tempfile.gettempdir()), "no worker can start", "TMPDIR"),

@@ -14,8 +14,8 @@ from ..display.progress import Progress, Report
 from ..engines import registry
 from ..environments import interpreters
 from ..environments.build import size
-from ..environments.install import install_recipe, one_at_a_time
-from ..environments.places import MARKER, candidate_folders, python_in, root, superseded
+from ..environments.install import end_orphans, install_recipe, one_at_a_time
+from ..environments.places import MARKER, candidate_folders, python_in, root, superseded, unfinished, users
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
 from ..session.current import existing
@@ -88,6 +88,9 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
             waiting = functools.partial(report, f"{name}: it is being installed; waiting")
             with one_at_a_time(place / f"{name}.lock", waiting):
                 for path in doomed:
+                    _require_unused(recipe, path)
+                for path in doomed:
+                    shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
                     _remove(path, report, name)
                 (place / f"{name}.log").unlink(missing_ok=True)
                 for python in _unused_pythons(place):
@@ -102,6 +105,18 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     elif elsewhere:
         report(f"{name}: the one in {elsewhere[0]} was kept; to remove it: {other}")
     return doomed
+
+
+def _require_unused(recipe: Recipe, path: Path) -> None:
+    """Raises InstallError for an environment that a process runs in; what a killed build has left running is ended."""
+    if path in unfinished(recipe.name):
+        end_orphans(path)
+    running = users(path)
+    if running:
+        raise InstallError(
+            f"{recipe.title} in {path} is in use by process {running[0]}, as of another notebook",
+            next_step=f"kernelk.set_backend('numpy') there, or end it, then `kernelk uninstall {recipe.name}`",
+        )
 
 
 def _remove(path: Path, report: Report, name: str) -> None:

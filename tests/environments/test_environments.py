@@ -434,9 +434,16 @@ def test_a_rebuild_that_fails_keeps_what_was_there(tiny: Path) -> None:
     assert places.installed_python("tiny") == python
     assert (python.parent / "witness").exists()
     tiny_wheel(tiny)
-    manage_install.install("tiny", lambda text: None, rebuild=True)
+    # In a folder beside it: whoever runs in the old one, or kills this, has the old one as it was.
+    again = manage_install.install("tiny", lambda text: None, rebuild=True)
+    assert (
+        places.installed_python("tiny")
+        == again
+        == python.parents[1].with_name(f"{places.folder('tiny').name}-2") / ("bin/python")
+    )
+    assert left(python.parents[2]) == [again.parents[1].name]
+    assert manage_install.install("tiny", lambda text: None, rebuild=True) == python
     assert places.installed_python("tiny") == python
-    assert not (python.parent / "witness").exists()
     assert left(python.parents[2]) == [python.parents[1].name]
 
 

@@ -1,0 +1,112 @@
+"""Opens and replaces the files that users name: regular files alone, without ever waiting, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = (
+    (stat.S_ISFIFO, "it is a FIFO"),
+    (stat.S_ISSOCK, "it is a socket"),
+    (stat.S_ISCHR, "it is a device"),
+    (stat.S_ISBLK, "it is a device"),
+)
+
+
+def require_regular(mode: int) -> None:
+    """Raises OSError for a folder, a FIFO, a socket or a device, by the mode that `stat` gives."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    for is_kind, words in _KINDS:
+        if is_kind(mode):
+            raise OSError(errno.EINVAL, words)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """A name that no file can have, with a NUL or half a character, is an OSError like every other one."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name") from error
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether something is there, whatever the name; what can't be looked at isn't."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError for all else, and waits for nothing."""
+    with _named():
+        # Before it is opened, which does something to a device; and again after that, since names can change hands.
+        require_regular(os.stat(path).st_mode)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        require_regular(os.fstat(handle).st_mode)
+        return open(handle, "rb")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+        raise
+
+
+def read_small(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a regular file of `most` bytes at most. Raises OSError."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place at the end of the block; after an error nothing has changed.
+
+    It has the old file's permissions, or those of a new one. Raises OSError.
+    """
+    with _named():
+        place = Path(os.path.realpath(path))  # a link goes on leading to the file
+        try:
+            mode = place.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            require_regular(mode)
+        except FileNotFoundError:
+            mask = os.umask(0)
+            os.umask(mask)
+            mode = 0o666 & ~mask
+        handle, name = tempfile.mkstemp(prefix=f".{place.name[:40]}-", dir=place.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode & 0o777)
+        os.replace(name, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _keep_name(place.parent)
+
+
+def _keep_name(folder: Path) -> None:
+    """Makes the new name last through a power cut, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,207 @@
+"""Reads npz files for `kernelk.load`: only what is asked for; whatever is wrong with a file is one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from .. import files
+from ..arrays import Array
+from ..display.tables import plain, size
+from ..errors import FileError, KernelKError, one_line, printable
+
+# The member of the file that says what the others are: JSON, as an array of one string.
+ABOUT = "kernelk"
+FORMAT = 1
+
+_MOST_ABOUT = 64 << 20
+# What numpy writes. Python's other decompressors give out at once whatever a block holds.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Version 3 differs from 2 in the letters that names of fields may have, which no size depends on.
+_HEAD_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class Head(NamedTuple):
+    """What an array's first bytes say of it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+
+
+class About(NamedTuple):
+    """What a file says of itself: the random state, and each key with what its variable is known by, (kind, text)."""
+
+    random: dict[str, int] | None
+    variables: list[tuple[str, str, str]]
+
+
+def named_reason(error: BaseException) -> str:
+    """What an error says, in a few words."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return plain(one_line(said), 120) or type(error).__name__
+
+
+class Archive:
+    """An npz file, open while in its `with` block. All its methods raise FileError, and nothing else."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._shown = printable(place, 300)
+        self._heads: dict[str, Head] = {}
+
+    def __enter__(self) -> Archive:
+        with self._told():
+            self._file = files.open_regular(self._place)
+            try:
+                self._open(self._file)
+            except BaseException:
+                self._file.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all arrays."""
+        return list(self._members)
+
+    def head(self, key: str) -> Head:
+        """An array's shape and dtype; the array itself isn't read."""
+        with self._told():
+            return self._head(key, self._members[key])
+
+    def read(self, keys: Iterable[str]) -> dict[str, Array]:
+        """These arrays. No more is read than their heads where they don't fit into memory."""
+        keys = list(dict.fromkeys(keys))
+        with self._told():
+            needed, free = sum(self._head(key, self._members[key]).nbytes for key in keys), _free_memory()
+            if needed > free:
+                raise FileError(
+                    f"{self._shown} doesn't fit into memory: its arrays take {size(needed)}, and {size(free)} are free",
+                    next_step="load some of them with kernelk.load(path, variables=[...]), or use a machine with more",
+                )
+            return {key: self._array(self._members[key]) for key in keys}
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        foreign = "load a file that kernelk.save or np.savez wrote"
+        try:
+            yield
+        except KernelKError:
+            raise
+        except FileNotFoundError:
+            raise FileError(
+                f"{self._shown} doesn't exist", next_step="check the path, or run kernelk.save first"
+            ) from None
+        # What zipfile, zlib, json and numpy raise for the bytes that they are given isn't written down anywhere.
+        except Exception as error:
+            raise FileError(
+                f"{self._shown} can't be read: {named_reason(error)}; nothing was changed", next_step=foreign
+            ) from error
+
+    def _open(self, file: BinaryIO) -> None:
+        if file.read(6) == b"\x93NUMPY":
+            raise FileError(
+                f"{self._shown} contains a single array and isn't an npz file",
+                next_step="load a file that kernelk.save or np.savez wrote",
+            )
+        self._archive = zipfile.ZipFile(file)
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            # By its whole name: numpy takes "w.npy" for "w".
+            key = info.filename.removesuffix(".npy")
+            if key == info.filename:
+                continue
+            if key in self._members:
+                raise ValueError(f"it contains '{plain(key)}' twice")
+            if info.flag_bits & 1:
+                raise ValueError(f"'{plain(key)}' in it is encrypted")
+            if info.compress_type not in _COMPRESSIONS:
+                raise ValueError(f"'{plain(key)}' in it is compressed in a way that numpy doesn't write")
+            self._members[key] = info
+        told = self._members.pop(ABOUT, None)
+        if told is None:
+            self.about = About(None, [(key, "name", key) for key in self._members])
+        else:
+            self.about = self._told_about(told)
+
+    def _told_about(self, info: zipfile.ZipInfo) -> About:
+        """What the file says of itself, if it is as `save` writes it."""
+        head = self._head(ABOUT, info)
+        if head.dtype.kind != "U" or head.shape or head.nbytes > _MOST_ABOUT:
+            raise ValueError(f"its list of variables, '{ABOUT}', is none")
+        try:
+            told = json.loads(self._array(info).item())
+        except RecursionError:
+            raise ValueError("its list of variables is nested too deeply") from None
+        version = told["format"]
+        if type(version) is not int or version < 1:
+            raise ValueError("its list of variables has no format")
+        if version > FORMAT:
+            raise FileError(
+                f"{self._shown} was written by kernelk {plain(str(told['kernelk']), 30)}",
+                next_step="pip install --upgrade kernelk",
+            )
+        random = {name: told["random"][name] for name in ("entropy", "count", "fixed", "counter")}
+        # The counters have room to count on; a seed has 64 bits.
+        ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
+        if not all(type(number) is int and 0 <= number < ends[name] for name, number in random.items()):
+            raise ValueError("its random state is damaged")
+        variables = [(key, kind, text) for key, kind, text in told["variables"]]
+        if not all(type(word) is str for entry in variables for word in entry):
+            raise ValueError("its list of variables is damaged")
+        if sorted(key for key, _, _ in variables) != sorted(self._members):
+            raise ValueError("the arrays in it aren't those that it lists")
+        return About(random, variables)
+
+    def _head(self, key: str, info: zipfile.ZipInfo) -> Head:
+        if key not in self._heads:
+            with self._archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                if version not in _HEAD_READERS:
+                    raise ValueError(f"'{plain(key)}' in it isn't an array that numpy writes")
+                shape, _, dtype = _HEAD_READERS[version](member)
+                begin = member.tell()
+            if dtype.hasobject:
+                raise ValueError("it contains Python objects")
+            nbytes = math.prod(shape) * dtype.itemsize
+            # So that nothing is allocated for what an array only claims to be.
+            if min(shape, default=0) < 0 or begin + nbytes != info.file_size:
+                raise ValueError(f"'{plain(key)}' in it isn't as long as its shape and dtype say")
+            self._heads[key] = Head(shape, dtype, nbytes)
+        return self._heads[key]
+
+    def _array(self, info: zipfile.ZipInfo) -> Array:
+        with self._archive.open(info) as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
+            member.read(1)  # nothing is left, and the checksum has been compared by now
+            return array
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without ending other programs, as far as the system tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize
