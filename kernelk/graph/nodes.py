@@ -42,7 +42,7 @@ class Tensor:
     """The value of one recorded op: `op`, `inputs`, `attrs`, `shape` (None: unknown), `dtype`, `name`, `source`.
 
     Takes any further attribute, because Keras sets its own. `==` and `hash` are identity; compare with `K.equal`.
-    Arithmetic, `<`, `>` and indexing record elementwise ops (entered by `ops.operators`); `eval` runs (`function`).
+    Arithmetic, `<`, `>` and indexing record elementwise ops; `eval()` computes the value.
     """
 
     __slots__ = (

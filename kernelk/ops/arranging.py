@@ -153,7 +153,7 @@ def _padded(x: Any, pairs: Sequence[Sequence[int]], data_format: Any, op: str) -
 
 
 def temporal_padding(x: Any, padding: Sequence[int] = (1, 1)) -> Tensor:
-    """Pads Pads (batch, steps, features) with zero steps before and after."""
+    """Pads (batch, steps, features) with zero steps before and after."""
     return _padded(x, [padding], "channels_last", "temporal_padding")
 
 

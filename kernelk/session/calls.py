@@ -106,7 +106,7 @@ class Calls:
     def make_timed(
         self, host: Host, program: Program, feeds: list[Array], profiled: bool = False
     ) -> tuple[int, float, float]:
-        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
+        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.serving.timed`.
 
         `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.

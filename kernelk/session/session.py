@@ -62,7 +62,7 @@ class Session(HasTraits):
         self._slots: dict[int, Slots] = {}
         self._unreferenced: deque[int] = deque()
         self.calls = Calls(self.storage, self.state, self.safe_point)
-        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
+        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see measure.recording
         self.hub: Any = None  # what tells the panels, once one was open: see widgets
         self.announced = False
         name, self.chosen_by = config.chosen_backend()

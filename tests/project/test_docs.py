@@ -51,3 +51,16 @@ def test_links_and_file_names_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), link
     for name in re.findall(r"`((?:kernelk|tests|docs|notebooks|benchmarks)/[\w/.]*)`", text):
         assert (PROJECT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_word_stands_twice(page: Path) -> None:
+    prose = re.sub(r"```.*?^```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\b([A-Za-z]{2,}) \1\b", prose)
+
+
+def test_the_modules_that_comments_name_exist() -> None:
+    for file in (PROJECT / "kernelk").rglob("*.py"):
+        for name in re.findall(r"\bsee `?([a-z_]+(?:\.(?!py\b)[a-z_]+)+)\b", file.read_text(encoding="utf-8")):
+            path = PROJECT / "kernelk" / name.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").exists(), f"{file}: {name}"
