@@ -1,4 +1,4 @@
-"""The type of an array, for annotations in all rooms."""
+"""The type of an array, for annotations in every package."""
 
 from __future__ import annotations
 

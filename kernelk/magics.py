@@ -1,4 +1,4 @@
-"""The face in IPython: `%kbackend`, and what `%load_ext kernelk` and `%unload_ext kernelk` do."""
+"""The entry point for IPython: `%kbackend`, `%load_ext kernelk` and `%unload_ext kernelk`."""
 
 from __future__ import annotations
 

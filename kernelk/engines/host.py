@@ -11,9 +11,9 @@ from .. import config
 from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import resident_bytes
-from ..bounds import drop_oldest
 from ..display.progress import waiting
 from ..errors import ArgumentError, EngineError, one_line
+from ..eviction import drop_oldest
 from .descriptors import Engine
 from .storage import Slots, Storage
 

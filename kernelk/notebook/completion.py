@@ -21,7 +21,7 @@ from .graph_magics import GraphMagics
 from .inspection_magics import InspectionMagics
 from .measuring_magics import MeasuringMagics
 
-# Beside %kbackend, which comes with the face.
+# All but %kbackend, whose class is handed in by magics.py.
 _MAGICS = {
     magic.__name__: magic
     for magic in (

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..arrays import Array
-from ..bounds import drop_oldest
+from ..eviction import drop_oldest
 from ..graph.loops import stacked
 from ..graph.nodes import (
     Constant,

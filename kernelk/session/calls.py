@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
-from ..bounds import drop_oldest
 from ..engines.host import Host
 from ..engines.interrupts import shield
 from ..engines.storage import Reference, Slots, Storage, Transfer
 from ..errors import EngineError, KernelKError, WorkerDiedError
+from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
 from ..program.program import Program

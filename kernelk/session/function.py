@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..arrays import Array
-from ..bounds import drop_oldest
 from ..display import messages
 from ..engines.host import Host
 from ..errors import ArgumentError, FeedError
+from ..eviction import drop_oldest
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, stale
 from ..graph.state import current_state
 from ..ops.dtypes import as_tensor
