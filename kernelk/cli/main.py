@@ -121,7 +121,7 @@ def _doctor(names: Sequence[str]) -> int:
 
     report = doctor([_engine(name, "doctor").name for name in names] or None)
     _say(repr(report))
-    return 0 if report.well else 1
+    return 0 if report.passed else 1
 
 
 def _measure(chosen: argparse.Namespace) -> int:

@@ -45,9 +45,9 @@ TRIAL_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """One engine: `state` is "well", "failed" or "not installed"; `problem` and `next` say why and what to do.
+    """One engine: `state` is "works", "failed" or "not installed"; `problem` and `next` say why and what to do.
 
-    `start_seconds`: until its worker was up; `test_seconds`: the trial itself. A well engine may have a hint in
+    `start_seconds`: until its worker was up; `test_seconds`: the trial itself. An engine that works may have a hint in
     `problem` and `next` too, such as a compiler that is missing.
     """
 
@@ -65,7 +65,7 @@ class EngineHealth:
     def cells(self) -> list[str]:
         """The row of the table."""
         tried = f"passed (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
-        test = tried if self.state == "well" else ""
+        test = tried if self.state == "works" else ""
         return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
 
     def advice(self) -> str:
@@ -75,7 +75,7 @@ class EngineHealth:
 
 @dataclass(frozen=True, repr=False)
 class HealthReport(Rendered):
-    """What `doctor` found: the engines, facts of the machine as (name, words), and the machine's own problems."""
+    """The doctor's report: the engines, facts of the machine as (name, words), and the machine's own problems."""
 
     engines: list[EngineHealth]
     machine: list[tuple[str, str]]
@@ -83,9 +83,9 @@ class HealthReport(Rendered):
     seconds: float
 
     @property
-    def well(self) -> bool:
-        """Whether every engine that was asked for works."""
-        return all(engine.state == "well" for engine in self.engines)
+    def passed(self) -> bool:
+        """Whether every examined engine works."""
+        return all(engine.state == "works" for engine in self.engines)
 
     def table(self) -> Table:
         """One row an engine; below it the advice, the problems and the machine."""
@@ -93,7 +93,7 @@ class HealthReport(Rendered):
         advice = [line for engine in self.engines if (line := engine.advice())]
         below = [*advice, *self.problems]
         below += [f"{name}: {words}" for name, words in self.machine]
-        count = sum(engine.state == "well" for engine in self.engines)
+        count = sum(engine.state == "works" for engine in self.engines)
         below.append(f"{count} of {len(self.engines)} engines passed (checked in {duration(self.seconds)})")
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
@@ -232,7 +232,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             return EngineHealth(engine.name, "failed", problem=wrong, next=engine.repair(""), **facts)
         return EngineHealth(
             engine.name,
-            "well",
+            "works",
             start_seconds=started - begin,
             test_seconds=ended - started,
             **facts,
@@ -249,7 +249,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
 
 
 def _hint(mode: str) -> dict[str, Any]:
-    """What would make a well engine better."""
+    """What would make an engine that works better: `problem` and `next`."""
     if "g++ isn't found" not in mode:
         return {}
     makers = {

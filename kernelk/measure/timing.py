@@ -347,7 +347,7 @@ class Timed:
             times = max(1, int(min(REQUEST, left) / each))
 
     def watch(self, runs: int) -> tuple[list[dict[str, Any]], float]:
-        """(rows of the engine's own profiler over so many runs, the seconds of one): see `backends.serving.watching`."""
+        """(rows of the engine's own profiler over so many runs, seconds of one): see `backends.serving.watching`."""
         with self._host.held():
             reply = self._host.request({"do": "watch", "timed": self._number, "loops": runs})
         return reply["rows"], reply["seconds"]

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: the loss as a recursion over time, decoding by the best path or by beams."""
+"""Records connectionist temporal classification (CTC): the loss as a recursion over time, and decoding."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
 
     `y_true`: labels (batch, longest); `y_pred`: probabilities (batch, steps, classes), the last class is the blank;
     `input_length`, `label_length`: (batch, 1), how many steps and labels of each sample count. Infinity, with a
-    gradient of 0, where the labels don't fit into the steps, and NaN where one is no class. Raises ShapeError, and
-    DTypeError for probabilities that aren't floats.
+    gradient of 0, where the labels don't fit into the steps, and NaN where a label isn't a class. Raises ShapeError,
+    and DTypeError for probabilities that aren't floats.
     """
     op = "ctc_batch_cost"
     predicted = _predictions(op, y_pred)
