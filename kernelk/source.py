@@ -46,13 +46,13 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         text = self.text
-        return self.place + (f": {text}" if text else "")
+        return self.location + (f": {text}" if text else "")
 
     @property
-    def place(self) -> str:
-        """ "cell 3, line 2", or the file's name in the cell's place."""
-        place = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
-        return f"{place}, line {self.line}"
+    def location(self) -> str:
+        """ "cell 3, line 2", or the file's name in place of the cell."""
+        where = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
+        return f"{where}, line {self.line}"
 
 
 class Lines:
@@ -71,8 +71,8 @@ class Lines:
             lines = [entry[0] or code.co_firstlineno for entry in code.co_positions()]
             known = self._known[id(code)] = (code, lines)
         lines = known[1]
-        place = source.instruction // 2
-        return lines[place] if place < len(lines) else code.co_firstlineno
+        index = source.instruction // 2
+        return lines[index] if index < len(lines) else code.co_firstlineno
 
 
 def caller() -> Source:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 
-def in_shell_and_notebook(shell: str, notebook: str) -> str:
-    """One command in both its forms, for an error message."""
+def in_shell_and_notebook(shell: str, notebook: str = "") -> str:
+    """One command in both its forms, for an error message; pip has the magic of its name, other programs have none."""
+    notebook = notebook or (f"%{shell}" if shell.startswith("pip ") else "")
     return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
 
 

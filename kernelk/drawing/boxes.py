@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,10 +78,7 @@ class Box:
     @property
     def where(self) -> str:
         """The cell (or file) and line."""
-        if self.source is None:
-            return ""
-        place = f"cell {self.source.cell}" if self.source.cell else os.path.basename(self.source.code.co_filename)
-        return f"{place}, line {self.source.line}"
+        return "" if self.source is None else self.source.location
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Engine:
         """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
         if self.recipe is not None:
             return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
-        return in_shell_and_notebook(self.install, f"%{self.install}" if self.install.startswith("pip ") else "")
+        return in_shell_and_notebook(self.install)
 
     def repair(self, words: str) -> str:
         """The command for an engine that is there and fails with these words: `install` would find nothing to do."""

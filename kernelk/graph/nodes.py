@@ -310,7 +310,7 @@ def record(
 def located(error: KernelKError, source: Source) -> KernelKError:
     """The same error with the cell or file and line that wrote the op, for errors found after that."""
     error.remark(str(source))
-    error.places.append(source.place)
+    error.locations.append(source.location)
     return error
 
 

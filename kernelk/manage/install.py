@@ -40,7 +40,7 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
             command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
             raise BackendNotInstalledError(
                 f"{name} needs no environment of its own and is not installed",
-                next_step=in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else ""),
+                next_step=in_shell_and_notebook(command),
             )
         report(f"{name}: already installed; it needs no environment of its own")
         return Path(sys.executable)

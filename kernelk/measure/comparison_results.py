@@ -67,8 +67,7 @@ class OpsResult(Result, Rendered):
                 "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
                 for op in ops
             ]
-            where = first.source.split(": ", 1)[0]
-            rows.append([first.op, where, first.part, str(first.shape), str(first.count), *cells])
+            rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
         below = ["each op by itself, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")

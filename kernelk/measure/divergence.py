@@ -73,7 +73,8 @@ class Gap:
 class NodeDiff:
     """One node on both engines. `own`: the gap that remains when the op is fed the reference's inputs (None: unknown).
 
-    `ranges`: the values' range on each engine. `inputs`: the operands' rows in the report.
+    `source`: your line, at `location`. `ranges`: the values' range on each engine. `inputs`: the operands' rows in the
+    report.
     """
 
     op: str
@@ -81,6 +82,7 @@ class NodeDiff:
     shape: tuple[int, ...]
     dtype: str
     source: str
+    location: str
     gap: Gap
     own: Gap | None
     ranges: tuple[Range, Range]
@@ -220,7 +222,7 @@ class DiffReport(Rendered):
             [
                 row.op,
                 row.name,
-                row.source.split(": ", 1)[0],
+                row.location,
                 str(row.shape),
                 row.dtype,
                 f"{row.gap.absolute:.3g}",
@@ -363,6 +365,7 @@ class _Comparison(Nodes):
             a.shape,
             node.dtype,
             str(node.source),
+            node.source.location,
             gap_of(a, b, allowed, near),
             None if alone is None else gap_of(a, alone, allowed, near),
             self._ranges[number],

@@ -30,14 +30,15 @@ EVENTS = 5
 class EngineRow:
     """One thing that ran, by the engine's own name for it.
 
-    `calls` in a run, and `seconds` of all of them in a run, without what they called. `source`: your line, where the
-    profile tells which op it belongs to; of several fused ones it is one of them.
+    `calls` in a run, and `seconds` of all of them in a run, without what they called. `source`: your line,
+    at `location`, where the profile tells which op it belongs to; of several fused ones it is one of them.
     """
 
     name: str
     calls: float
     seconds: float
     source: str = ""
+    location: str = ""
 
 
 @dataclass(repr=False)
@@ -76,7 +77,7 @@ class EngineProfile(Result, Rendered):
         rows = [
             [
                 _short(row.name),
-                *([row.source.split(": ", 1)[0]] if lines else []),
+                *([row.location] if lines else []),
                 f"{row.calls:g}",
                 _brief(row.seconds),
                 f"{self.share(row):.0%}",
@@ -143,12 +144,12 @@ def engine_profile(session: Session, host: Host, call: Call, budget: float) -> E
         assert host.profiler is not None
         rows, runs, under, plain = _in_turns(timed, budget, len(program.instructions), host.profiler["sees"])
 
-    def source(instruction: int | None) -> str:
+    def written_in(instruction: int | None) -> tuple[str, str]:
         node = None if instruction is None else specialisation.blamed(program, [instruction])
-        return "" if node is None else str(node.source)
+        return ("", "") if node is None else (str(node.source), node.source.location)
 
     engine_rows = [
-        EngineRow(name, calls / runs, seconds / runs, source(instruction))
+        EngineRow(name, calls / runs, seconds / runs, *written_in(instruction))
         for (name, instruction, _), (calls, seconds) in rows.items()
     ]
     engine_rows.sort(key=lambda row: -row.seconds)

@@ -78,7 +78,8 @@ class Machine:
 
 @dataclass
 class OpTime:
-    """One op by itself. `part`: "forward", "gradient" or "update". `count` nodes are alike, and `steady` is of one.
+    """One op by itself, of your line `source` at `location`. `part`: "forward", "gradient" or "update". `count` nodes
+    are alike, and `steady` is of one.
 
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
     why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
@@ -87,6 +88,7 @@ class OpTime:
     op: str
     name: str
     source: str
+    location: str
     part: str
     shape: tuple[int, ...]
     dtype: str
@@ -163,7 +165,7 @@ class ProfileResult(Result, Rendered):
             [
                 op.op,
                 op.name,
-                op.source.split(": ", 1)[0],
+                op.location,
                 op.part,
                 str(op.shape),
                 op.dtype,
@@ -359,7 +361,8 @@ def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:
     moved = nodes.bytes(n for n in {*operands, *values} if nodes.nodes[n].op != "scan")
     attrs = nodes.program.instructions[number - nodes.program.first].attrs if number >= nodes.program.first else {}
     flops = _flops(node.op, attrs, [tuple(nodes.shapes[n]) for n in operands], shape)
-    return OpTime(node.op, node.name, str(node.source), part, shape, node.dtype, moved, flops, uids=[node.uid])
+    source, location, uids = str(node.source), node.source.location, [node.uid]
+    return OpTime(node.op, node.name, source, location, part, shape, node.dtype, moved, flops, uids=uids)
 
 
 def _flops(op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:

@@ -128,10 +128,9 @@ class Nodes:
     ) -> list[Array]:
         """The outputs' values from one program on this host, with the draws that the session's next call would get."""
         seeds = self._session.state.seeds
-        seeds.counter = self._counter
-        program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
-        seeds.counter = self._counter
-        with forgetting([host]):
+        with seeds.counted_from(self._counter):
+            program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
+        with seeds.counted_from(self._counter), forgetting([host]):
             return self._session.calls.execute(host, program, feeds, commit=False)[: len(outputs)]
 
     def values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:

@@ -50,7 +50,7 @@ def test_what_later_stages_know_is_added_to_the_line_and_leaves_the_parts_alone(
     error = EngineError("JAX failed", next_step="%kbackend numpy")
     error.remark("op dot")
     error.remark("cell 3, line 1")
-    error.place = "model.py, line 7"
+    error.location = "model.py, line 7"
     assert str(error) == "model.py, line 7: JAX failed; next: %kbackend numpy (op dot) (cell 3, line 1)"
     assert (error.problem, error.next_step) == ("JAX failed", "%kbackend numpy")
 
@@ -75,7 +75,7 @@ def test_errors_keep_everything_in_copies_and_pickles(kind, copied):
     refusal = hasattr(kind("x"), "reasons")
     error = kind("what", ["a", "b"], next_step="c") if refusal else kind("what", allowed="a or b", next_step="c")
     error.remark("op dot")
-    error.place = "model.py, line 7"
+    error.location = "model.py, line 7"
     if isinstance(error, EngineError):
         error.details = {"instruction": 3}
     again = copied(error)
