@@ -29,7 +29,6 @@ def stream() -> TextIO:
     return sys.stdout if in_notebook() else sys.stderr
 
 
-
 class Line(NamedTuple):
     """One line for the user; its `kind` is "announcement" (which engine is in use) or "note" (all else)."""
 
