@@ -10,7 +10,7 @@ from typing import Any
 
 from ..display.tables import duration
 from ..graph.nodes import Constant, Draw, LearningPhase, Placeholder, Scan, Shape, Tensor, Update, Variable, walk
-from ..inspection.inventory import names_of
+from ..inspection.inventory import checked_namespace, names_of
 from ..ops.gradients import of_a_gradient
 from ..session.function import Function
 from ..source import Source
@@ -119,8 +119,10 @@ def clean(text: object) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip()
 
 
-def notebook_namespace() -> Mapping[str, Any]:
-    """The notebook's names; outside one, none."""
+def shown_names(names: Mapping[str, Any] | None, asker: str, next_step: str) -> Mapping[str, Any]:
+    """The namespace that was given, else the notebook's; outside one, none. Raises ArgumentError for no namespace."""
+    if names is not None:
+        return checked_namespace(names, asker, next_step)
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell.user_ns if shell is not None else {}

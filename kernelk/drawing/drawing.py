@@ -12,7 +12,7 @@ from ..graph.nodes import Update, check_generation
 from ..session.current import current
 from ..session.default_feeds import roots_of
 from ..session.function import Function
-from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, notebook_namespace, with_times
+from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, shown_names, with_times
 from .grouping import collapsed
 from .layout import Point, lay_out
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
@@ -210,8 +210,7 @@ def draw(
     with the notebook's names (in a notebook, its own). Nothing of the session changes. Raises ArgumentError, and with
     `times=True` what `kernelk.profile` raises.
     """
-    if names is None:
-        names = notebook_namespace()
+    names = shown_names(names, "draw", "kernelk.draw(y, names=globals())")
     if times is True:
         times = _profiled(target, feeds)
     return graph_of(target, names, depth, opened, times or None)

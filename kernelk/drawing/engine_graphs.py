@@ -21,7 +21,7 @@ from ..session.function import Function
 from ..session.linearise import linearised
 from ..session.session import Session
 from ..session.untouched import untouched
-from .boxes import clean, counted, graph_of_tensors, notebook_names, notebook_namespace, shown_shape
+from .boxes import clean, counted, graph_of_tensors, notebook_names, shown_names, shown_shape
 
 # Of a longer listing the result shows so many lines; `text` has all.
 SHOWN_LINES = 40
@@ -131,9 +131,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
         check_generation(root)
     for name in engines:
         registry.engine(name)
-    if names is None:
-        names = notebook_namespace()
-    called = notebook_names(names)
+    called = notebook_names(shown_names(names, "show", "kernelk.show(y, names=globals())"))
     session = current()
     with session.lock:
         wanted = list(dict.fromkeys(engines)) or _running(session)

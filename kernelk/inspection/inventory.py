@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import joined
+from ..errors import ArgumentError, joined
 from ..graph.nodes import Placeholder, Tensor, Variable
 from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
@@ -130,6 +130,17 @@ def rows(session: Session, namespace: Mapping[str, Any]) -> list[Row]:
     with session.lock:
         objects = _living(session, namespace)
         return _rows(session, objects)
+
+
+def checked_namespace(namespace: Any, asker: str, next_step: str) -> Mapping[str, Any]:
+    """`namespace` if it maps names to values. Raises ArgumentError, in the name of `asker`."""
+    if not isinstance(namespace, Mapping):
+        raise ArgumentError(
+            f"{asker}: {type(namespace).__name__} is no namespace",
+            allowed="it maps names to values, as globals() does",
+            next_step=next_step,
+        )
+    return namespace
 
 
 def names_of(namespace: Mapping[str, Any]) -> dict[int, list[str]]:

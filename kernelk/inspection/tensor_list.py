@@ -15,7 +15,7 @@ from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
 from ..source import PACKAGE
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
-from .inventory import Row, names_of, rows, stale_names
+from .inventory import Row, checked_namespace, names_of, rows, stale_names
 from .summaries import Summary, summaries
 
 # Rows that a table shows; the result has them all.
@@ -177,7 +177,10 @@ def tensors(
             next_step="kernelk.tensors('w*')",
         )
     session = current()
-    names = _names() if namespace is None else namespace
+    if namespace is None:
+        names = _names()
+    else:
+        names = checked_namespace(namespace, "tensors", "kernelk.tensors(namespace=globals())")
     living = rows(session, names)
     matching = _fitting(living, filter)
     if kind is not None:

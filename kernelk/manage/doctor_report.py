@@ -165,8 +165,9 @@ def _absent(engine: Engine) -> EngineHealth | None:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
             nothing = _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
-            # That it is installed, but on a Python that can't be reached, says more.
-            before = "" if problem.endswith(" is not installed") else f"{problem}; "
+            # That it is installed, if partly or on a Python that can't be reached, says more.
+            partly = places.without_python(engine.recipe) or places.half_built(engine.recipe)
+            before = f"{problem}; " if partly else ""
             return replace(nothing, problem=before + nothing.problem)
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 

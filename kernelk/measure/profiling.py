@@ -242,6 +242,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
     the engine's own profiler is asked as well, about the call as it really runs: the result's `engine_profile`.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     seconds = checked_budget(budget, "profile")
     session = current()
     with session.lock:

@@ -118,6 +118,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     lock held. Raises ArgumentError for a body that neither evaluates nor returns anything of the kind, and what the
     body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:

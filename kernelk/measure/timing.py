@@ -257,6 +257,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
     then run again from the state that it left, for `budget` seconds in all beside compiling, and change nothing.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     seconds = checked_budget(budget, "time")
     session = current()
     with session.lock:

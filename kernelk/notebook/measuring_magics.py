@@ -36,6 +36,7 @@ class MeasuringMagics(Magics):
 
         What it returns has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
         """
+        __tracebackhide__ = True  # in an error of the user's own code
         from ..measure.timing import time
 
         return self._measured(time, self.ktime, line, cell)
@@ -59,12 +60,14 @@ class MeasuringMagics(Magics):
         What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
         kernelk.profile(lambda: f([x]), engine=True).
         """
+        __tracebackhide__ = True
         from ..measure.profiling import profile
 
         return self._measured(profile, self.kprofile, line, cell)
 
     def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
         """What the twin makes of the line's code or the cell, with the line's options."""
+        __tracebackhide__ = True
         given = parse(magic, line, cell)
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
         run = body(self.shell, given.code, name, magic.parser.example)  # type: ignore[arg-type]
@@ -93,6 +96,7 @@ class MeasuringMagics(Magics):
         .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
         bodies on one engine.
         """
+        __tracebackhide__ = True
         from ..measure.comparison import compare
 
         given = parse(self.kcompare, line)

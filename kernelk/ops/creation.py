@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, KernelKError
 from ..graph.nodes import Placeholder, Shape, Tensor, Variable, constant_node
 from ..graph.rules import RULES, Rule, apply
 from ..source import caller
@@ -50,6 +50,8 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise TypeError
+    except KernelKError:
+        raise  # as of a tensor in a list: it knows better
     except (TypeError, ValueError):
         hint = ": use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else ""
         raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers{hint}") from None

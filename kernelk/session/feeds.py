@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..errors import DTypeError, FeedError
+from ..errors import DTypeError, FeedError, KernelKError
 from ..graph.nodes import Placeholder, Tensor
 from ..ops.dtypes import FLOATS, densified, is_sparse_matrix
 from ..ops.foreign import as_numpy
@@ -41,6 +41,11 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     value = as_numpy(value, f"placeholder '{placeholder.name}'", FeedError)
     try:
         array = np.asarray(value)
+    except KernelKError:
+        raise FeedError(
+            f"placeholder '{placeholder.name}' was fed a {type(value).__name__} that holds a tensor",
+            next_step="feed K.get_value(tensor) or an array",
+        ) from None
     except ValueError as error:
         # Nested lists of different lengths.
         raise FeedError(

@@ -197,4 +197,5 @@ class Session(HasTraits):
     def announce(self, host: Host) -> None:
         """One line says which engine is in use and which setting chose it."""
         self.announced = True
-        messages.say(f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})")
+        line = f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})"
+        messages.say(line, kind="announcement")

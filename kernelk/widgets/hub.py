@@ -34,7 +34,7 @@ from typing import Any
 
 from ..display import messages
 from ..errors import ArgumentError, KernelKError
-from ..inspection.inventory import Row, names_of, rows
+from ..inspection.inventory import Row, checked_namespace, names_of, rows
 from ..inspection.summaries import summary
 from ..session.current import current, entered
 from ..session.session import Session
@@ -73,12 +73,18 @@ class Hub:
             self.loop = asyncio.get_running_loop()
         if namespace is None:
             namespace = {} if self._shell is None else self._shell.user_ns
+        checked_namespace(namespace, "panel", "kernelk.panel()")
         panel = Panel(namespace, self.receive, self.forget)
+        try:
+            self._remember(panel, self._engines(), self._rows(panel))
+        except BaseException:
+            # One that can't be shown must not be updated after each cell either.
+            panel.close()
+            raise
         self.panels.append(panel)
         self._listen()
         # The beginning of the cell that opens the first one was heard by nobody.
         self._running = self._running or _in_cell(self._shell)
-        self._remember(panel, self._engines(), self._rows(panel))
         return panel
 
     def forget(self, panel: Panel) -> None:
@@ -203,8 +209,9 @@ class Hub:
         with messages.captured() as lines:
             yield
         for line in lines:
-            if line.startswith("kernelk: "):
-                self.tell({"kind": "told", "level": "info", "text": line, "reasons": []})
+            # Which engine is in use stands in the panel already.
+            if line.kind != "announcement":
+                self.tell({"kind": "told", "level": "info", "text": line.text, "reasons": []})
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends it to every panel that is in view."""

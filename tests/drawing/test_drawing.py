@@ -269,6 +269,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
         (3, {}, "neither a tensor nor a K.function"),
         (y, {"depth": -1}, "depth is 0 or more"),
         (y, {"depth": "some"}, "depth is 0 or more"),
+        (y, {"names": 3}, r"draw: int is no namespace; .*next: kernelk.draw\(y, names=globals\(\)\)"),
     ]:
         with pytest.raises(ArgumentError, match=words) as caught:
             kernelk.draw(target, **options)

@@ -129,6 +129,7 @@ def test_the_magic() -> None:
             "%%kprofile --budget 0.2\ny = K.eval(K.exp(a))",
             "%kprofile",
             "%kprofile --budget 0.2 a",
+            "%kprofile nothing_of_this_name",
         ],
         KERNELK_BACKEND="numpy",
     )
@@ -137,3 +138,5 @@ def test_the_magic() -> None:
     assert "exp" in cells[3]["value"]
     assert "%kprofile was given nothing to run" in cells[4]["out"]
     assert "nothing to look at" in cells[5]["out"]
+    assert "NameError" in cells[6]["out"]
+    assert "kernelk/" not in cells[6]["out"]

@@ -681,6 +681,9 @@ def test_the_guides_settings() -> None:
         (lambda x: list(x), ArgumentError, "isn't known"),
         (lambda x: K.variable(2**40, dtype="int32"), DTypeError, "doesn't fit into int32"),
         (lambda x: K.dot(x, 3.0), ShapeError, "scalar"),
+        (lambda x: K.dot(x, [[x]]), ArgumentError, "isn't known"),
+        (lambda x: K.constant([x]), ArgumentError, "isn't known"),
+        (lambda x: K.variable([[x]]), ArgumentError, "isn't known"),
         (lambda x: K.batch_flatten(K.constant(1.0)), ShapeError, "no first axis"),
         (lambda x: K.gradients(K.argmax(x), [x]), ArgumentError, "must be a float"),
     ],
@@ -690,6 +693,8 @@ def test_refused_when_written(write: Callable[[Any], Any], error: type[Exception
     with pytest.raises(error, match=words) as caught:
         write(x)
     assert "\n" not in str(caught.value)
+    # No other error's whole line, with its own next command, stands inside the problem.
+    assert "next: " not in caught.value.problem  # type: ignore[attr-defined]
 
 
 def test_empty_batches_are_refused_only_where_there_is_no_answer(backend: str) -> None:

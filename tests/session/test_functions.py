@@ -163,6 +163,9 @@ def test_what_is_no_array_of_numbers() -> None:
         call([[[1.0], [1.0, 2.0]]])
     with pytest.raises(FeedError, match=r"fed a tensor; next: feed K\.get_value"):
         call([K.variable([1.0, 2.0])])
+    with pytest.raises(FeedError, match=r"fed a list that holds a tensor; next: feed K\.get_value") as caught:
+        call([[K.variable(1.0), K.variable(1.0)]])
+    assert "next: " not in caught.value.problem
 
 
 def test_a_ragged_list_is_refused_in_kernelks_words() -> None:

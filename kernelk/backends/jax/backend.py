@@ -166,6 +166,7 @@ class JaxBackend(Backend):
             try:
                 return self._executable(lambda x: [lax.mul(x, np.full(3, 0.5, np.float32))], [("float32", (3,))])
             except Exception as error:
+                # JAX names an option that it doesn't know nowhere but in its message.
                 unknown = [name for name in self._options if name in str(error)]
                 if not unknown:
                     raise
