@@ -98,7 +98,7 @@ def compile_in_segments(compile, program, constants, most):
             stop += 1
         wanted = set(number for number, index in last_use.items() if index >= stop).union(results)
         segments.append(Segment(program, start, stop, wanted, constants, compile))
-        # Values are let go once the last segment that takes them is through.
+        # Values are released once the last segment that takes them is through.
         drops.append(
             [n for n, index in last_use.items() if n >= first and start <= index < stop and n not in set(results)]
         )

@@ -42,7 +42,7 @@ class _Staged(object):
         self.program = program
         self.constants = constants
         self.facts = []
-        self.parts = []  # (part, numbers of the values to let go after it)
+        self.parts = []  # (part, numbers of the values to release after it)
         first, count = len(program.leaves), len(program.instructions)
         first_constant = first - len(constants)
         results = set(program.results())

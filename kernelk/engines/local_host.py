@@ -25,8 +25,8 @@ from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
 from .storage import Storage
 
-# Notes of backends that the user has been told.
-_told: set[str] = set()
+# Backends' notes that the user has seen.
+_notes_shown: set[str] = set()
 
 
 class LocalHost(Host):
@@ -68,8 +68,8 @@ class LocalHost(Host):
                 self._executor = self._started_executor()
             self.start_seconds = time.perf_counter() - begin
             for note in self.facts.get("notes", ()):
-                if note not in _told:
-                    _told.add(note)
+                if note not in _notes_shown:
+                    _notes_shown.add(note)
                     messages.say(f"kernelk: {note}")
 
     def _started_executor(self) -> Executor:

@@ -290,7 +290,7 @@ def _checked(tolerance: Any) -> float:
 class _Comparison(Nodes):
     """All nodes of some tensors on two started hosts.
 
-    Values are computed for some nodes at a time, compared and let go; only sizes and ranges are kept.
+    Values are computed for some nodes at a time, compared and released; only sizes and ranges are kept.
     """
 
     def __init__(

@@ -189,8 +189,8 @@ class ProfileResult(Result, Rendered):
         parts = {
             part: sum(op.total for op in self.ops if op.part == part) for part in ("forward", "gradient", "update")
         }
-        told = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
-        lines = [f"one by one: {told}"] if told else []
+        sums = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
+        lines = [f"one by one: {sums}"] if sums else []
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)

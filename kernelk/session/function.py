@@ -31,7 +31,7 @@ SHOWN_BYTES = 1 << 20
 SHAPES_KEPT = 256
 
 
-# A function that is compiled for this many different shapes, call after call, is told of once.
+# A function that is compiled for this many different shapes, call after call, is mentioned once.
 MANY_SHAPES = 8
 
 # So many programs of one function are known, where it needs another for each value of some length.
@@ -71,7 +71,7 @@ class Function:
         self._programs: dict[Any, Program] = {}
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
-        self._told = False
+        self._hint_shown = False
         for tensor in (*self.inputs, *self.outputs):
             check_generation(tensor)
         session = current()
@@ -148,12 +148,12 @@ class Function:
     def _count(self, host: Host, program: Program, feeds: list[Array]) -> None:
         """Notes a call that had to be compiled, and says so once if they follow one another."""
         call = (program.key, [feed.shape for feed in feeds])
-        if self._told or call in self._row:
+        if self._hint_shown or call in self._row:
             return
         self._row.append(call)
         if len(self._row) < MANY_SHAPES:
             return
-        self._told = True
+        self._hint_shown = True
         shapes = [shapes for _, shapes in self._row]
         varied = [x for i, x in enumerate(self.placeholders) if any(s[i] != shapes[0][i] for s in shapes)]
         names = " and ".join(f"'{x.name}'" for x in varied)

@@ -54,7 +54,7 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
         "device": status.device,
         "devices": list(status.devices),
         "threads": status.threads,
-        "asked": {name: status.options.get(name) for name in ("device", "threads")},
+        "requested": {name: status.options.get(name) for name in ("device", "threads")},
         "note": note,
         "install": _install(status),
     }
@@ -233,4 +233,4 @@ def refusal(error: Exception) -> dict[str, Any]:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {one_line(error)[:500]}"
-    return {"kind": "told", "level": "error", "text": text, "reasons": reasons}
+    return {"kind": "notice", "level": "error", "text": text, "reasons": reasons}

@@ -7,7 +7,7 @@ What it gets is a dict with "kind":
     queued     {"request"}                a cell runs: it waits for its end
     engines    facts.engines
     job        {"job": null | {"engine", "title", "text", "seconds", "cancel"}}    what takes seconds just now
-    told       {"level": "done" | "error" | "info", "text", "reasons": [str]}
+    notice     {"level": "done" | "error" | "info", "text", "reasons": [str]}
     rows       {"rows": [inventory's, with "version"]}     all of them
     changes    {"changed": [...], "gone": [key]}     since the last; then values may be new, too
     summaries  {"found": [summaries'], "later": [key]}
@@ -211,7 +211,7 @@ class Hub:
         for line in lines:
             # Which engine is in use stands in the panel already.
             if line.kind != "announcement":
-                self.tell({"kind": "told", "level": "info", "text": line.text, "reasons": []})
+                self.tell({"kind": "notice", "level": "info", "text": line.text, "reasons": []})
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends it to every panel that is in view."""
@@ -248,7 +248,7 @@ class Hub:
 
     def _stop(self, panel: Panel, message: dict[str, Any]) -> None:
         report = stop_backend(str(message.get("engine")))
-        self.tell({"kind": "told", "level": "done", "text": report.table().title, "reasons": []})
+        self.tell({"kind": "notice", "level": "done", "text": report.table().title, "reasons": []})
         self._refresh()
 
     def swapped(self) -> None:

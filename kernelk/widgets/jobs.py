@@ -200,15 +200,15 @@ class Jobs:
             host = session.hosts.get(engine.name)
             if host is None or not host.started:
                 self.broken[engine.name] = str(error)
-        told = facts.refusal(error)
+        notice = facts.refusal(error)
         # A swap that is refused says it itself.
         if session.active != engine.name and not isinstance(error, SwapRefusedError):
-            told["text"] += f" ('{session.active}' stays active)"
-        self._panels.tell(told)
+            notice["text"] += f" ('{session.active}' stays active)"
+        self._panels.tell(notice)
         self._panels.tell_engines()
 
     def _tell(self, level: str, text: str) -> None:
-        self._panels.tell({"kind": "told", "level": level, "text": text, "reasons": []})
+        self._panels.tell({"kind": "notice", "level": level, "text": text, "reasons": []})
 
     def _tell_job(self) -> None:
         self._panels.tell(self.as_message())

@@ -60,7 +60,7 @@ def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: py
     second.messages.clear()
     own = current().active
     answers = first.ask(do="swap", engine=spare)
-    assert next(one["text"] for one in answers if one["kind"] == "told").startswith("numpy → spare")
+    assert next(one["text"] for one in answers if one["kind"] == "notice").startswith("numpy → spare")
     assert (two[0].active, two[1].active, current().active) == ("spare", "numpy", own)
     with entered(two[0]):
         kernelk.time(K.exp(K.variable([1.0])), budget=0.01)
@@ -107,14 +107,14 @@ def test_a_panel_says_that_a_worker_was_restarted(monkeypatch: pytest.MonkeyPatc
         with hub().capturing():
             K.eval(K.constant([1.0]) + 1.0)
         # Which engine is active stands in the panel already.
-        assert [one for one in told.messages if one["kind"] == "told"] == []
+        assert [one for one in told.messages if one["kind"] == "notice"] == []
         pid = session.hosts[spare].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         assert wait_until(lambda: not alive(pid))
         with hub().capturing():
             K.eval(K.constant([1.0]) + 2.0)
-    (line,) = [one["text"] for one in told.messages if one["kind"] == "told"]
+    (line,) = [one["text"] for one in told.messages if one["kind"] == "notice"]
     assert "Spare's worker was killed by SIGKILL; it was restarted with all variables" in line
     close_panels()
     session.stop_engines()

@@ -122,7 +122,7 @@ class Timed(object):
         places = [np.empty_like(backend.to_numpy(value)) for value in self.outputs]
         for _ in range(times):
             start = clock()
-            # Kept until the clock has been read: to let go of them is not part of it.
+            # Kept until the clock has been read: releasing them is not part of the run.
             loaded = [backend.load(array) for array in self.feeds]
             backend.synchronize()
             load.append(clock() - start)

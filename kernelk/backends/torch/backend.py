@@ -338,7 +338,7 @@ class _Code(object):
                     arguments.append("out=v%d" % reused)
             names["k%d" % instruction.index] = self.calls[instruction.index]
             line = " v%d = k%d(%s)" % (number, instruction.index, ", ".join(arguments))
-            # Intermediates are let go after their last use.
+            # Intermediates are released after their last use.
             done = [
                 "v%d" % n
                 for n in sorted(set(instruction.inputs))
