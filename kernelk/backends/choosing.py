@@ -38,14 +38,14 @@ def chosen_device(title, name, options, devices, default):
     wanted = options.get("device")
     if wanted is None:
         return default
-    found = listed_device(str(wanted), devices)
-    if found is None:
+    device = listed_device(str(wanted), devices)
+    if device is None:
         raise OptionError(
             "%s has no device %r here" % (title, str(wanted)),
             allowed="allowed are %s" % ", ".join(devices),
             next_step="%%kbackend %s --device %s" % (name, default),
         )
-    return found
+    return device
 
 
 def wanted_denormals(options):

@@ -31,7 +31,7 @@ class Segment(object):
         self.results = results
         self.start = start
         order = inputs + slots + draws + fixed + list(made)
-        numbers = {number: place for place, number in enumerate(order)}
+        numbers = {number: position for position, number in enumerate(order)}
         moved = [(i.op, [numbers[n] for n in i.inputs], i.attrs, i.dtype, i.shape) for i in instructions]
         self.leaves = inputs + slots + draws + fixed
         self.piece = piece = Program(

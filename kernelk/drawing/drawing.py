@@ -33,13 +33,13 @@ class Drawing:
         self.title = title
         self.total = total
         self.note = note
-        self._placed: tuple[dict[tuple[str, str], list[Point]], float, float] | None = None
+        self._laid_out: tuple[dict[tuple[str, str], list[Point]], float, float] | None = None
 
-    def _place(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
-        if self._placed is None:
+    def _layout(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
+        if self._laid_out is None:
             make_room(self.graph)
-            self._placed = lay_out(self.graph)
-        return self._placed
+            self._laid_out = lay_out(self.graph)
+        return self._laid_out
 
     def as_dict(self) -> dict[str, Any]:
         """The drawing as JSON-able data; lengths are CSS pixels, y grows downwards.
@@ -69,7 +69,7 @@ class Drawing:
         the points go from the edge of one box to that of the other, and a curve or straight lines may join them.
         Raises ArgumentError without igraph.
         """
-        points, width, height = self._place()
+        points, width, height = self._layout()
         return {
             "title": self.title,
             "width": round(width, 1),
@@ -90,7 +90,7 @@ class Drawing:
         }
 
     def _picture(self) -> Picture:
-        points, width, height = self._place()
+        points, width, height = self._layout()
         return picture(self.graph, points, width, height, self.title, self.note)
 
     def svg(self) -> str:

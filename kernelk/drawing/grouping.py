@@ -151,8 +151,8 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
 
 def _lines_of(boxes: list[Box]) -> str:
     """From where to where in the code: "cell 3, line 2 to cell 4, line 1"."""
-    places = [box.where for box in (boxes[0], boxes[-1])]
-    known = list(dict.fromkeys(place for place in places if place))
+    ends = [box.where for box in (boxes[0], boxes[-1])]
+    known = list(dict.fromkeys(end for end in ends if end))
     return " to ".join(known) or "one stretch"
 
 

@@ -25,11 +25,11 @@ def _entries() -> dict[str, EntryPoint]:
     # Imported where it is used: it takes longer than all that `%load_ext` itself does.
     from importlib.metadata import EntryPoint, entry_points
 
-    found = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
+    entries = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
     for name in _ORDER:
         # Those of the box are there when it is run from a source tree too, and nobody else's takes their names.
-        found[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
-    return found
+        entries[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
+    return entries
 
 
 def names() -> list[str]:

@@ -360,8 +360,8 @@ def _histogram(values: Array, low: float, high: float, unit: float, exact: bool)
     width = last / unit - first / unit
     counts = np.zeros(bins, dtype=np.int64)
     for part in _chunks(values):
-        places = ((part / unit - first / unit) / width * bins).astype(np.int64)
-        counts += np.bincount(np.clip(places, 0, bins - 1), minlength=bins)
+        indices = ((part / unit - first / unit) / width * bins).astype(np.int64)
+        counts += np.bincount(np.clip(indices, 0, bins - 1), minlength=bins)
     edges = [*((first / unit + width * i / bins) * unit for i in range(bins)), last]
     return Histogram(tuple(counts.tolist()), tuple(edges))
 

@@ -214,8 +214,8 @@ class DiffReport(Rendered):
         """The nodes in the graph's order, about the first remarkable one, and the findings."""
         remarkable = [self.first, *(origin.row for origin in self.origins), *self.absorbed[:1]]
         shown = [row for row in self.rows if row.op not in ("placeholder", "variable") or row in remarkable]
-        places = [shown.index(row) for row in remarkable if row is not None]
-        start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
+        positions = [shown.index(row) for row in remarkable if row is not None]
+        start = max(0, min(min(positions, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
         header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
         rows = [
@@ -237,7 +237,7 @@ class DiffReport(Rendered):
         others.append(
             f"{len(shown)} nodes, {len(window)} shown (.rows has all); tolerance {allowed}; learning phase {self.phase}"
         )
-        strong = places[0] - start if places and 0 <= places[0] - start < len(window) else None
+        strong = positions[0] - start if positions and 0 <= positions[0] - start < len(window) else None
         return Table(rows, header, title=title, below="\n".join(others), strong=strong)
 
 

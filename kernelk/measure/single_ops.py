@@ -168,7 +168,7 @@ class Nodes:
         ]
         copy = Scan("scan", tuple(operands), {}, (), node.dtype, node.source)
         copy.body, copy.items = node.body, {}
-        return [item(copy, index) for index in loop.places], leaves.fed
+        return [item(copy, index) for index in loop.positions], leaves.fed
 
     def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
         """What an instruction is computed from; of a loop's item that is what the loop is."""

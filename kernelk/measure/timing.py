@@ -76,9 +76,9 @@ class Conditions:
 
     def words(self) -> str:
         """All of them, for a line below a table."""
-        place = "in the kernel" if self.placement == "kernel" else "in a worker"
+        where = "in the kernel" if self.placement == "kernel" else "in a worker"
         parts = [
-            f"{self.engine} {self.version} ({self.interpreter}) {place}",
+            f"{self.engine} {self.version} ({self.interpreter}) {where}",
             f"{self.device}{f' ({self.processor})' if self.processor else ''}",
             f"{self.threads or 'unknown'} thread{'' if self.threads == 1 else 's'} of {self.cores} cores",
             self.mode,

@@ -34,8 +34,8 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     parts = [as_tensor(part) for part in x]
     if not parts:
         raise ArgumentError("stack: needs at least one tensor")
-    place = axis_of(axis, parts[0].ndim + 1, "stack")
-    return concatenate([expand_dims(part, place) for part in parts], place)
+    index = axis_of(axis, parts[0].ndim + 1, "stack")
+    return concatenate([expand_dims(part, index) for part in parts], index)
 
 
 def reverse(x: Any, axes: Any) -> Tensor:
@@ -96,10 +96,10 @@ def _tiled(x: Tensor, axis: int, count: Tensor) -> Tensor:
 def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
     """Each element `rep` times in a row along `axis`."""
     source = as_tensor(x)
-    place = axis_of(axis, source.ndim, "repeat_elements")
+    index = axis_of(axis, source.ndim, "repeat_elements")
     if rep == 1:
         return source
-    return merge_axes(concatenate([expand_dims(source, place + 1)] * int(rep), place + 1), place, place + 1)
+    return merge_axes(concatenate([expand_dims(source, index + 1)] * int(rep), index + 1), index, index + 1)
 
 
 def any_list(dims: Sequence[Any]) -> bool:
@@ -226,6 +226,6 @@ def resize_volumes(x: Any, depth_factor: int, height_factor: int, width_factor: 
     if volumes.ndim != 5:
         raise ShapeError(f"resize_volumes: expected 5 axes, not shape {volumes.shape}")
     first = 2 if normalize_data_format(data_format) == "channels_first" else 1
-    for place, factor in enumerate((depth_factor, height_factor, width_factor)):
-        volumes = repeat_elements(volumes, factor, first + place)
+    for axis, factor in enumerate((depth_factor, height_factor, width_factor), first):
+        volumes = repeat_elements(volumes, factor, axis)
     return volumes

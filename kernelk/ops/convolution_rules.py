@@ -81,7 +81,7 @@ def _split(x: Tensor, channels: int, multiplier: int) -> Tensor:
     return apply("reshape", x, dims=[*own_dims(x)[:-1], channels, multiplier])
 
 
-def _places(kernel: Tensor) -> list[Tensor]:
+def _kernel_slices(kernel: Tensor) -> list[Tensor]:
     """A depthwise kernel's (channels, multiplier) for each place in a window."""
     flat = apply("reshape", kernel, dims=[-1, *kernel.shape[-2:]])
     count = int(np.prod(size_of(kernel)))
@@ -104,7 +104,7 @@ def _conv(x: Tensor, kernel: Tensor, *references: Tensor, depthwise: bool, **lie
     channels, made = [int(n or 0) for n in kernel.shape[-2:]]
     if depthwise:
         pieces = [_split(piece, channels, 1) for piece in _pieces(x, windows, 2)]
-        total = _total([apply("multiply", piece, place) for piece, place in zip(pieces, _places(kernel))])
+        total = _total([apply("multiply", piece, weights) for piece, weights in zip(pieces, _kernel_slices(kernel))])
         return apply("reshape", total, dims=[*own_dims(total)[:-2], channels * made])
     columns, whole = _columns(x, windows, 2, channels)
     y = matmul(columns, apply("reshape", kernel, dims=[-1, made]))
@@ -123,8 +123,8 @@ def _conv_input(g: Tensor, kernel: Tensor, *references: Tensor, dims: Any, depth
     if depthwise:
         split = _split(g, channels, made)
         parts = [
-            apply("sum", apply("multiply", split, place), axes=[split.ndim - 1], keepdims=False)
-            for place in _places(kernel)
+            apply("sum", apply("multiply", split, weights), axes=[split.ndim - 1], keepdims=False)
+            for weights in _kernel_slices(kernel)
         ]
     else:
         flat = apply("reshape", g, dims=[-1, made])

@@ -64,13 +64,13 @@ def gradients(loss: Any, variables: Any) -> Any:
         check_generation(tensor)
     begin = mark()
     seeds = [(loss, apply_ones(loss))]
-    found, by_phase = _backwards(seeds, targets, 0)
+    test, by_phase = _backwards(seeds, targets, 0)
     if by_phase:
         # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
         train, _ = _backwards(seeds, targets, 1)
-        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
-        found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
-    results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
+        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, test, targets)]
+        test = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
+    results = [_or_zeros(gradient, target) for gradient, target in zip(test, targets)]
     current_state().gradient_spans.append((begin, mark()))
     return results[0] if single else results
 
@@ -78,8 +78,8 @@ def gradients(loss: Any, variables: Any) -> Any:
 def of_a_gradient(node: Tensor) -> bool:
     """Whether `gradients` has made this node."""
     spans = current_state().gradient_spans
-    place = bisect.bisect_right(spans, (node.uid, sys.maxsize)) - 1
-    return place >= 0 and spans[place][0] < node.uid < spans[place][1]
+    index = bisect.bisect_right(spans, (node.uid, sys.maxsize)) - 1
+    return index >= 0 and spans[index][0] < node.uid < spans[index][1]
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ def _backwards(
                     if part is not None and id(x) in reached:
                         pending.setdefault(id(x), []).append(part)
             continue
-        found = pending.pop(id(node), None)
-        if found is None or id(node) not in reached:
+        pending_parts = pending.pop(id(node), None)
+        if pending_parts is None or id(node) not in reached:
             continue
         with _scope_of(node):
-            total = totals[id(node)] = _total(found)
+            total = totals[id(node)] = _total(pending_parts)
         if id(node) in leaves:
             continue
         if node.op == "item":
@@ -211,8 +211,8 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         for i, (leaf, x) in enumerate(zip(body.leaves, node.inputs))
         if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
     ]
-    found, _ = _backwards(seeds, targets, phase, leaves)
-    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, found) if gradient is not None}
+    by_target, _ = _backwards(seeds, targets, phase, leaves)
+    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, by_target) if gradient is not None}
     products: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for leaf in body.captures:
         if id(leaf) in gradients_of:

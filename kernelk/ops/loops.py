@@ -401,7 +401,7 @@ def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> li
 
     outer = {id(leaf): x for leaf, x in zip(body.sequences, sequences)}
     varying = {id(leaf) for leaf in body.leaves}
-    found = []
+    products = []
     for node in walk([*body.new_states, *body.results], lambda x: () if x.uid < start else x.inputs):
         if id(node) in varying or node.uid < start:
             continue
@@ -418,6 +418,6 @@ def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> li
             product = matmul(apply("reshape", sequence, dims=[-1, rows[1]]), matrix, False, node.attrs["transpose_b"])
             dims = [[1, i] if n is None else n for i, n in enumerate(sequence.shape[:2])]
             references = (sequence,) if None in sequence.shape[:2] else ()
-            found.append(apply("reshape", product, *references, dims=[*dims, columns]))
+            products.append(apply("reshape", product, *references, dims=[*dims, columns]))
             body.sequences.append(node)
-    return found
+    return products

@@ -138,12 +138,12 @@ def cropped(x: Tensor, windows: Windows, first: int) -> Tensor:
 def positions(windows: Windows) -> list[list[Any]]:
     """For each place in a window, the slices of the padded operand that hold that place's element of every window.
 
-    They end as far before the axis's end as the window reaches beyond the place, so no length needs to be known.
+    They end as far before the axis's end as the window reaches beyond the offset, so no length needs to be known.
     """
     slices = []
-    for place in product(*[range(n) for n in windows.size]):
+    for offset in product(*[range(n) for n in windows.size]):
         entry: list[Any] = [[None, None, None]]
-        for axis, i in enumerate(place):
+        for axis, i in enumerate(offset):
             start = i * windows.dilation[axis]
             left = windows.reach(axis) - 1 - start
             entry.append([start or None, -left or None, windows.strides[axis]])

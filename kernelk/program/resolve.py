@@ -24,14 +24,14 @@ class NeedsValuesError(Exception):
         self.tensors = tensors
 
 
-def _find_values(entry: Any, found: set[int]) -> None:
+def _find_values(entry: Any, numbers: set[int]) -> None:
     """Adds the numbers of the operands whose values an attribute asks for."""
     if isinstance(entry, list):
         if entry[:1] == ["value"]:
-            found.add(entry[1])
+            numbers.add(entry[1])
         else:
             for inner in entry:
-                _find_values(inner, found)
+                _find_values(inner, numbers)
 
 
 def update_value(node: Update) -> Tensor:

@@ -148,14 +148,14 @@ def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], l
     ones: list[Any] = []
     for number, (shape, real) in enumerate(zip(known, exact)):
         if isinstance(shape, LoopShapes):
-            body, found = _with_ones(shape.body, real.body)
+            body, axes = _with_ones(shape.body, real.body)
             shape = shape._replace(body=body)
         else:
-            found = []
+            axes = []
             if 1 in real and None in shape:
-                found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
-                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
-        if found:
-            ones.append((number, found))
+                axes = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
+                shape = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+        if axes:
+            ones.append((number, axes))
         shapes.append(shape)
     return shapes, ones

@@ -93,13 +93,13 @@ def reshaped(b, node, shape):
 
 def ranges(slices, shape):
     """For each axis: lowest index, count, distance, and whether it runs backwards."""
-    found = []
+    axes = []
     for entry, length in zip(slices, shape):
         start, stop, step = slice(*entry).indices(length)
         count = len(range(start, stop, step))
         lowest = start if step > 0 else start + (count - 1) * step
-        found.append((lowest, count, abs(step), step < 0 and count > 1))
-    return found
+        axes.append((lowest, count, abs(step), step < 0 and count > 1))
+    return axes
 
 
 def among_zeros(b, piece, shape, slices):

@@ -174,9 +174,9 @@ def _max_of_slices(x, window, strides):
     """The maximum over the places in a window, one axis after the other; NaN wins."""
     for axis, (size, stride) in enumerate(zip(window, strides), 1):
         best = None
-        for place in range(size):
-            left = size - 1 - place
-            entry = slice(place, -left if left else None, stride)
+        for offset in range(size):
+            left = size - 1 - offset
+            entry = slice(offset, -left if left else None, stride)
             piece = x[(slice(None),) * axis + (entry,)]
             if best is None:
                 best = piece
