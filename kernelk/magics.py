@@ -129,7 +129,7 @@ class KernelKMagics(Magics):
 
 
 class _Loaded:
-    """What has to be undone at unload."""
+    """The changes that `unload` undoes."""
 
     shell: InteractiveShell | None = None
     show_cell: Any = None

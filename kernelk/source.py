@@ -1,4 +1,4 @@
-"""Where a node was written: the notebook's cell, the line, and its text; resolved only when somebody asks."""
+"""Locates the line that wrote a node: the notebook's cell, the line, and its text; resolved only when needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CELL = _Cell()
 
 
 class Source(NamedTuple):
-    """Where a node was written: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
+    """The source of a node: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
 
     code: CodeType
     instruction: int
@@ -64,7 +64,7 @@ class Lines:
         self._known: dict[int, tuple[CodeType, list[int]]] = {}
 
     def line(self, source: Source) -> int:
-        """What `source.line` is."""
+        """The same as `source.line`."""
         code = source.code
         known = self._known.get(id(code))
         if known is None:

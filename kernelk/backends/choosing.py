@@ -57,7 +57,7 @@ def wanted_denormals(options):
 
 
 def settled_denormals(title, wanted, kept, in_kernel, notes, settled):
-    """What an engine does once it is up, "keep" or "flush". Raises OptionError where that isn't what was wanted.
+    """Checks how a started engine treats denormals, "keep" or "flush". Raises OptionError unless that was wanted.
 
     Where nothing was, and the kernel's own library flushes, `notes` gets a line. `settled`: what settles it.
     """

@@ -62,5 +62,5 @@ def listing(program, names):
 
 
 def ops_in(program):
-    """How many instructions a program has, those of its loops' bodies included."""
+    """The number of a program's instructions, including those of its loops' bodies."""
     return sum(1 + (ops_in(i.attrs["body"]) if "body" in i.attrs else 0) for i in program.instructions)

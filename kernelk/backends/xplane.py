@@ -37,7 +37,7 @@ def on_device(planes):
 
 
 def own_times(events):
-    """What each of one thread's events took without those inside it: [(event, seconds)...].
+    """The time of each of one thread's events without those inside it: [(event, seconds)...].
 
     `events`: (start, duration, event), in nanoseconds.
     """

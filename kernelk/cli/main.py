@@ -1,4 +1,4 @@
-"""The program `kernelk`: reads its command line and calls what does the work (manage, environments, measure).
+"""The program `kernelk`: parses its command line and calls the packages that do the work (manage, measure).
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -81,7 +81,7 @@ def _list() -> int:
 
 
 def _state(engine: Engine) -> str:
-    """What is there of an engine, in one line."""
+    """An engine's state on this machine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
             return joined("not installed", next_step=f"`{engine.install}`")

@@ -21,7 +21,7 @@ _PACKAGES = {
 
 
 def missing_package(words: str) -> str:
-    """How to get the system's library that an error says is missing; "" if it says nothing of the kind."""
+    """The command that installs the system library missing according to an error; "" if the error names none."""
     match = re.search(r"(lib[\w.+-]+?\.so[\w.]*): cannot open shared object file", words)
     if match is None:
         return ""

@@ -24,7 +24,7 @@ def quiet() -> bool:
 
 
 def stream() -> TextIO:
-    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
+    """The stream for lines to the user: a notebook cell's output, or a script's standard error."""
     # A notebook paints standard error as if something had gone wrong.
     return sys.stdout if in_notebook() else sys.stderr
 

@@ -21,7 +21,7 @@ _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("conditio
 
 @dataclass(frozen=True)
 class Time:
-    """What a profile found: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
+    """A box's time in a profile: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
 
     seconds: float
     share: float
@@ -66,7 +66,7 @@ class Box:
 
     @property
     def called(self) -> str:
-        """What a reader calls it: the notebook's name, its own within its scope, or its op with a number."""
+        """Its name for the reader: the notebook's name, its own within its scope, or its op with a number."""
         inside = f"{self.scope}/" if self.scope and "/" not in self.name and self.kind != "group" else ""
         return self.notebook or (self.name and f"{inside}{self.name}") or f"{self.op}_{self.key}"
 
@@ -129,7 +129,7 @@ def shown_names(names: Mapping[str, Any] | None, asker: str, next_step: str) -> 
 
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """What a notebook calls tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
+    """The notebook's names of tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
     names_by_uid = names_of(namespace)
     return {key: clean(next((x for x in names if x.isidentifier()), names[0])) for key, names in names_by_uid.items()}
 

@@ -43,7 +43,7 @@ class View:
 
 
 class Views:
-    """What several engines made of one graph: `views`, one for each; `text(engine)` has the whole of a listing."""
+    """Several engines' compiled forms of a graph: `views`, one for each; `text(engine)` has the whole of a listing."""
 
     def __init__(self, name: str, nodes: int, views: list[View], notes: list[str]) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class Views:
 
     @property
     def summary(self) -> str:
-        """How many ops each of them has."""
+        """The number of ops in each of them."""
         parts = [f"{view.title} {view.ops}" for view in self.views if not view.failure]
         parts += [f"{view.title} can't" for view in self.views if view.failure]
         return f"{self.name}: kernelk {counted(self.nodes, 'op')} -> {', '.join(parts)}"
@@ -194,7 +194,7 @@ def _described(
 
 
 def _leaves(program: Program, called: Mapping[int, str]) -> list[str]:
-    """What the program's inputs, variables, draws and constants are called."""
+    """The names of the program's inputs, variables, draws and constants."""
     leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
     names = []
     for x in leaves:

@@ -125,7 +125,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
 
 
 def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
-    """What stands together in the code as one box: the boxes in the order in which they were made, cut evenly.
+    """Joins boxes that stand together in the code: the boxes in the order in which they were made, cut evenly.
 
     Nothing goes back from one stretch to an earlier one.
     """

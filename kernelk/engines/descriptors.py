@@ -1,4 +1,4 @@
-"""The engines that come with kernelk, as the registry describes them: where each runs and what it needs."""
+"""Describes the engines that come with kernelk, for the registry: where each runs and what it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends by name, found through the entry points `kernelk.backends`; none is imported to be listed."""
+"""Finds backends by name through the entry points `kernelk.backends`; listing them imports none."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class WorkerLog:
             return self.total
 
     def since(self, mark: int) -> tuple[str, int]:
-        """What was said after a mark, as far as it is held, and how many bytes of it aren't."""
+        """The output after a mark, as far as it is held, and the number of bytes that no longer are."""
         with self._lock:
             count = self.total - mark
             pieces: list[bytes] = []

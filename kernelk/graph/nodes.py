@@ -190,11 +190,11 @@ class LearningPhase(Placeholder):
 
 
 class StepInput(Placeholder):
-    """What the step of a loop is called with; it has a value inside the loop only."""
+    """An argument of a loop's step function; it has a value inside the loop only."""
 
 
 class Body:
-    """What a loop does at each step, as graph: from its leaves to new states and results.
+    """The step of a loop as a graph: from its leaves to new states and results.
 
     The leaves are one element of each of `sequences`, `states` from the step before, and `captures`, which don't vary.
     A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
@@ -215,7 +215,7 @@ class Body:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What is given at each step, in the order of the loop's inputs."""
+        """The inputs of each step, in the order of the loop's inputs."""
         return [*self.sequences, *self.states, *self.captures]
 
 

@@ -61,7 +61,7 @@ class Seeds:
         return self.counted_from(self.counter)
 
     def state(self) -> dict[str, int]:
-        """What the next draws follow from."""
+        """The numbers that determine the next draws."""
         return {
             "entropy": self.stream.entropy,
             "count": self.stream.count,

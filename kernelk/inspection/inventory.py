@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> str:
-        """What the line is in: "cell 3", or the file's name."""
+        """The cell or file of the line: "cell 3", or the file's name."""
         return f"cell {self.cell}" if self.cell else os.path.basename(self.file)
 
     @property

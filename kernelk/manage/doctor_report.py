@@ -69,7 +69,7 @@ class EngineHealth:
         return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
 
     def advice(self) -> str:
-        """What is wrong and the next command, in one line; "" if nothing is."""
+        """The problem and the next command, in one line; "" without a problem."""
         return joined(f"{self.name}: {self.problem}", next_step=self.next) if self.problem else ""
 
 
@@ -137,7 +137,7 @@ def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any
 
 
 def _absent(engine: Engine) -> EngineHealth | None:
-    """What is missing of an engine that can't be started; None for one that can. Starts no worker."""
+    """The report on an engine that can't be started; None for one that can. Starts no worker."""
     if engine.in_kernel:
         return None
     try:
@@ -250,7 +250,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
 
 
 def _hint(mode: str) -> dict[str, Any]:
-    """What would make an engine that works better: `problem` and `next`."""
+    """A hint for an engine that works, as `problem` and `next`; nothing if there is none."""
     if "g++ isn't found" not in mode:
         return {}
     makers = {
@@ -264,7 +264,7 @@ def _hint(mode: str) -> dict[str, Any]:
 
 
 def _step(session: Session, host: Host) -> str:
-    """What is wrong with the values of a forward pass, a gradient and an update; "" if nothing is."""
+    """Checks a forward pass, a gradient and an update: the first wrong value in words, "" if all are right."""
     start = np.array([[1, 2], [3, 4], [5, 6]], "float32")
     x_value = np.array([[1, 0, 2], [0, 1, 1]], "float32")
     w = Variable("variable", (), {}, start.shape, "float32", caller(), "w")

@@ -119,7 +119,7 @@ def _unused_pythons(folder: Path) -> list[Path]:
 
 
 def releasing(recipe: Recipe, command: str) -> Callable[[], None]:
-    """What ends this notebook's worker in the environment; raises InstallError if its engine is the active one."""
+    """A function that ends this notebook's worker in the environment; it raises InstallError for the active engine."""
     return functools.partial(_stop_workers, recipe, command)
 
 

@@ -95,7 +95,7 @@ class OpsResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the first five ops, each on every engine."""
+        """The bars of `plot`: the first five ops, each on every engine."""
         bars = [
             (f"{op.op} {name}", op.steady)
             for ops in self.ops[:5]
@@ -107,7 +107,7 @@ class OpsResult(Result, Rendered):
 
 @dataclass(repr=False)
 class CompareResult(Result, Rendered):
-    """What a comparison found: a side for each engine or body; the first that works is the reference.
+    """The result of a comparison: a side for each engine or body; the first that works is the reference.
 
     `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
     bodies. `per_op`: each op by itself, where that was asked for.
@@ -126,7 +126,7 @@ class CompareResult(Result, Rendered):
 
     @property
     def reference(self) -> Side | None:
-        """What the others are compared with; None if none works."""
+        """The side that the others are compared with; None if none works."""
         return next((side for side in self.sides if not side.failure), None)
 
     def side(self, label: str) -> Side:
@@ -239,7 +239,7 @@ class CompareResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws."""
+        """The bars of `plot`: each side's median."""
         working = [side for side in self.sides if not side.failure]
         return [side.label for side in working], [side.steady for side in working]
 

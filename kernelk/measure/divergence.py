@@ -47,7 +47,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two values of one node are apart: the largest absolute and relative differences of an element.
+    """The distance of two values of one node: the largest absolute and relative differences of an element.
 
     `scaled` is the one that the tolerance is about: relative to the element and its tensor's mean size together;
     `beyond` elements of `size` exceed it, most of all the one at `worst`, with its two `values`.
@@ -94,7 +94,7 @@ class NodeDiff:
         return f"{self.op} '{self.name}' ({self.source})"
 
     def flags(self, engines: tuple[str, str]) -> str:
-        """What is remarkable about it, for the table."""
+        """Its remarkable properties, for the table."""
         flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
             flags.append("by itself")
@@ -107,7 +107,7 @@ class NodeDiff:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a "NaN" or "inf" appears first although no operand has one: on these engines, with these operands."""
+    """The first node with a "NaN" or "inf" although no operand has one: on these engines, with these operands."""
 
     kind: str
     row: NodeDiff
@@ -125,7 +125,7 @@ class Origin:
 
 @dataclass(repr=False)
 class DiffReport(Rendered):
-    """What two engines make of the same nodes, feeds, variables and random draws; `rows` are in the graph's order.
+    """A comparison of two engines on the same nodes, feeds, variables and draws; `rows` are in the graph's order.
 
     `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
@@ -302,7 +302,7 @@ class _Comparison(Nodes):
         self._ranges: dict[int, tuple[Range, Range]] = {}
 
     def _alone(self, numbers: Sequence[int], known: Mapping[int, Array]) -> dict[int, Array]:
-        """What the second engine makes of each of these ops that is fed the first one's operands, `known`."""
+        """The second engine's values of these ops, each fed the first one's operands, `known`."""
         alone, fed = self.alone(numbers)
         if not alone:
             return {}
@@ -395,7 +395,7 @@ class _Comparison(Nodes):
                 result.origins.append(Origin(kind, row, named, inputs))
 
     def _results(self) -> list[tuple[float, Array, Array]]:
-        """What was asked for as each engine makes it ordinarily, with the size against which it is measured."""
+        """The results as each engine computes them ordinarily, with the size against which they are measured."""
         made = [self.run(host, self.placeholders, self._roots, self.feeds) for host in self._hosts]
         sizes = []
         for n, value in zip(self.program.outputs, made[0]):

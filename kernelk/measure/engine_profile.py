@@ -43,7 +43,7 @@ class EngineRow:
 
 @dataclass(repr=False)
 class EngineProfile(Result, Rendered):
-    """What the engine's own `profiler` saw in `runs` runs of a call: `rows`, the longest first.
+    """The report of the engine's own `profiler` on `runs` runs of a call: `rows`, the longest first.
 
     `seconds`: of one run under the profiler; `plain`: of one without it. `remark`: what the profiler leaves out.
     """
@@ -58,7 +58,7 @@ class EngineProfile(Result, Rendered):
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a run takes under the profiler."""
+        """The time of a run under the profiler, in runs without it."""
         return self.seconds / self.plain
 
     @property
@@ -111,7 +111,7 @@ class EngineProfile(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the ten that take most."""
+        """The bars of `plot`: the ten rows that take most."""
         most = self.rows[:10]
         return [_short(row.name) for row in most], [Estimate(row.seconds, row.seconds, row.seconds) for row in most]
 
@@ -134,7 +134,7 @@ def check_profiler(host: Host) -> None:
 
 
 def engine_profile(session: Session, host: Host, call: Call, budget: float) -> EngineProfile:
-    """What the engine's own profiler says of one kind of call. `budget`: seconds to run for, not counting compilation.
+    """Runs one kind of call under the engine's own profiler. `budget`: seconds to run for, not counting compilation.
 
     The call is compiled anew for it, and nothing of the session changes. Raises EngineError.
     """

@@ -70,7 +70,7 @@ _UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Machine:
-    """What the engine reaches here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
+    """The engine's rates here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
 
     flops: float
     bandwidth: float
@@ -107,7 +107,7 @@ class OpTime:
 
 @dataclass(repr=False)
 class ProfileResult(Result, Rendered):
-    """What `%kprofile` found: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
+    """The result of `%kprofile`: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
 
     `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
     """
@@ -131,7 +131,7 @@ class ProfileResult(Result, Rendered):
 
     @property
     def fusion(self) -> float:
-        """How many times as long as the call all its ops take by themselves."""
+        """The time of all ops by themselves, as a multiple of the call's."""
         return self.alone / self.whole.steady.value
 
     def share(self, op: OpTime) -> float:
@@ -139,7 +139,7 @@ class ProfileResult(Result, Rendered):
         return op.total / self.alone if self.alone else 0.0
 
     def reached(self, op: OpTime) -> str:
-        """How near the op comes to what the engine reaches here: of its matmul's rate, or of the memory's."""
+        """The op's share of the rate that the engine reaches here: of its matmul's, or of the memory's."""
         if op.failure or not op.steady.value:
             return ""
         rate = op.flops / op.steady.value / self.machine.flops
@@ -229,7 +229,7 @@ class ProfileResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the ten ops that take most."""
+        """The bars of `plot`: the ten ops that take most."""
         most = [op for op in self.ops if not op.failure][:10]
         return [f"{op.op} {op.shape}" for op in most], [op.steady for op in most]
 
@@ -322,7 +322,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
 
 
 def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
-    """What of these nodes is measured: a loop in place of its items and of its draws."""
+    """The nodes to measure among these: a loop in place of its items and of its draws."""
     measured_nodes: dict[int, None] = {}
     for number in numbers:
         node = nodes.nodes[number]

@@ -80,7 +80,7 @@ class Nodes:
         return self.program.instructions[number - self.program.first].inputs[0]
 
     def likeness(self, number: int) -> Any:
-        """What two nodes have in common that take the same time: op, attributes, operands' shapes and dtypes."""
+        """A key that nodes share if they take the same time: op, attributes, operands' shapes and dtypes."""
         node = self.nodes[number]
         if number < self.program.first:
             return node.op, json.dumps(node.attrs, default=str), tuple(self.shapes[number]), node.dtype
@@ -102,7 +102,7 @@ class Nodes:
         return None
 
     def bytes(self, numbers: Iterable[int]) -> int:
-        """What the values of computed nodes take."""
+        """The bytes of the values of these computed nodes."""
         return sum(math.prod(self.shapes[n]) * np.dtype(self.nodes[n].dtype).itemsize for n in numbers)
 
     def chunks(self) -> Iterator[tuple[list[int], list[int]]]:
@@ -134,7 +134,7 @@ class Nodes:
             return self._session.calls.execute(host, program, feeds, commit=False)[: len(outputs)]
 
     def values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:
-        """What the host makes of these nodes."""
+        """The host's values of these nodes."""
         return dict(zip(numbers, self.run(host, self.placeholders, [self.nodes[n] for n in numbers], self.feeds)))
 
     def alone(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Placeholder]]:
@@ -171,14 +171,14 @@ class Nodes:
         return [item(copy, index) for index in loop.positions], leaves.fed
 
     def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
-        """What an instruction is computed from; of a loop's item that is what the loop is."""
+        """The operands of an instruction; those of the loop, for a loop's item."""
         if instruction.node.op != "item":
             return instruction.inputs
         return self.program.instructions[instruction.inputs[0] - self.program.first].inputs
 
 
 class _Leaves:
-    """What stands for the operands of ops that stand alone: variables and constants as they are, else placeholders."""
+    """The operands of ops that stand alone: variables and constants as they are, else placeholders."""
 
     def __init__(self, nodes: Nodes) -> None:
         program = nodes.program

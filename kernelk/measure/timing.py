@@ -138,7 +138,7 @@ def shown(estimate: Estimate) -> str:
 
 @dataclass(repr=False)
 class TimeResult(Result, Rendered):
-    """What `%ktime` found: the times of each kind of call that the body makes, under these conditions.
+    """The result of `%ktime`: the times of each kind of call that the body makes, under these conditions.
 
     `python_seconds`: what the body did beside its calls, once.
     """
@@ -234,7 +234,7 @@ class TimeResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws."""
+        """The bars of `plot`: each kind of call."""
         return [call.label for call in self.calls], [call.steady for call in self.calls]
 
 

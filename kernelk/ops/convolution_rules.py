@@ -140,7 +140,7 @@ def _conv_input(g: Tensor, kernel: Tensor, *references: Tensor, dims: Any, depth
 
 
 def _valued(pads: Any) -> int:
-    """How many operands pads refer to."""
+    """The number of operands that pads refer to."""
     return sum(isinstance(entry, list) for pair in pads for entry in pair)
 
 
@@ -162,7 +162,7 @@ def _conv_kernel(x: Tensor, g: Tensor, *references: Tensor, size: Any, depthwise
 
 
 def _lie(node: Tensor, references: Sequence[Tensor]) -> Windows:
-    """How a node's windows lie, its pads' operands now numbered from 2."""
+    """The geometry of a node's windows, its pads' operands now numbered from 2."""
     pads = node.attrs["pads"]
     values = _valued(pads)
     kept = tuple(references[len(references) - values :])

@@ -105,7 +105,7 @@ def is_placeholder(x: Any) -> bool:
 
 
 def is_keras_tensor(x: Any) -> bool:
-    """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for what isn't a tensor at all."""
+    """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for anything but a tensor."""
     if not isinstance(x, Tensor):
         raise ArgumentError(f"is_keras_tensor: expected a tensor, not {type(x).__name__}")
     return hasattr(x, "_keras_history")

@@ -98,8 +98,8 @@ def ctc_decode(
 
     Returns a list of int64 matrices (batch, longest), rows filled up with -1, and log-probabilities. `greedy`: the
     labels of the best path, one matrix, and minus the sum of its largest logarithms, (batch, 1). Otherwise a search
-    with `beam_width` beams: `top_paths` matrices, and (batch, top_paths); `merge_repeated` makes one of equal labels
-    in a row. Raises ShapeError, DTypeError, ArgumentError.
+    with `beam_width` beams: `top_paths` matrices, and (batch, top_paths); `merge_repeated` merges equal labels in a
+    row. Raises ShapeError, DTypeError, ArgumentError.
     """
     op = "ctc_decode"
     predicted = _predictions(op, y_pred)

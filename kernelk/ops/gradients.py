@@ -19,7 +19,7 @@ from .shapes import matmul, sum_to, zeros_shaped
 
 
 def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequence[Tensor]:
-    """What a node is computed from in this learning phase; nothing, if it is one of a body's leaves, by their ids."""
+    """A node's inputs in this learning phase; none, if it is one of a body's leaves, by their ids."""
     if id(node) in leaves:
         return ()
     if node.op == "phase_select":
@@ -193,7 +193,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         return id(x) in varying or (x.op == "item" and id(x.inputs[0]) in varying)
 
     def of_all_steps(x: Tensor) -> Tensor:
-        """What the first loop has at each step, stacked."""
+        """A value of the first loop at each step, stacked."""
         return inputs_of_leaves[id(x)] if id(x) in inputs_of_leaves else stacked(node, x)
 
     start = mark()
@@ -317,7 +317,7 @@ def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Ten
 
 
 def _unreduced(x: Tensor) -> Tensor:
-    """What `x` is but for sums over axes of unknown length."""
+    """`x` without the sums over axes of unknown length."""
     while x.op == "sum_to" and x.shape == x.inputs[0].shape:
         x = x.inputs[0]
     return x

@@ -168,10 +168,10 @@ def rnn(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Runs a recurrent step along the second axis of `inputs`, of shape (samples, time, ...), or of several such.
 
-    `step_function(input, states + constants)` gets what all samples have at one time and returns the output, of shape
-    (samples, ...), and a list of new states, of the shapes and dtypes of `initial_states`; it is called once (with
-    `unroll`: once a step, and then the number of steps must be known, if need be as `input_length`). `go_backwards`
-    starts with the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false, a sample's
+    `step_function(input, states + constants)` gets the elements of all samples at one time and returns the output, of
+    shape (samples, ...), and a list of new states, of the shapes and dtypes of `initial_states`; it is called once
+    (with `unroll`: once a step, and then the number of steps must be known, if need be as `input_length`).
+    `go_backwards` begins at the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false, a sample's
     output is that of the step before (zeros before the first), and its states stay.
     Returns (last output, outputs of shape (samples, time, ...), final states). Of zero steps the last output is zeros.
     Raises ShapeError, DTypeError or ArgumentError.
@@ -311,7 +311,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
     """Applies `fn` to each element along the first axis of `elems`, and stacks the results.
 
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
-    tensors. `dtype` (nested likewise) is what results are cast to. Raises ShapeError for lengths that differ.
+    tensors. Results are cast to `dtype` (nested likewise). Raises ShapeError for lengths that differ.
     """
     elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, "map_fn")

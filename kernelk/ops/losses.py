@@ -72,7 +72,7 @@ def _inside(p: Tensor) -> Tensor:
 def in_top_k(predictions: Any, targets: Any, k: int) -> Tensor:
     """For each row, whether fewer than `k` classes are predicted above its target class; bool.
 
-    False where the prediction isn't finite or the target is no class.
+    False where the prediction isn't finite or the target isn't a class.
     """
     scores = as_tensor(predictions)
     chosen = one_hot_as(cast(as_tensor(targets), "int64"), scores.shape[-1], "bool")

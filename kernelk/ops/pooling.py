@@ -41,7 +41,7 @@ def pool2d(
 ) -> Tensor:
     """The maximum ("max") or mean ("avg") of each window of images; padding counts for neither.
 
-    `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    `padding`: "valid" or "same". Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _pool(window_arguments("pool2d", 2, strides, padding, data_format), x, pool_size, pool_mode)
 
@@ -56,7 +56,7 @@ def pool3d(
 ) -> Tensor:
     """The maximum ("max") or mean ("avg") of each window of volumes; padding counts for neither.
 
-    `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    `padding`: "valid" or "same". Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _pool(window_arguments("pool3d", 3, strides, padding, data_format), x, pool_size, pool_mode)
 
@@ -240,7 +240,7 @@ def _avg_pool_grad(g: Tensor, like: Tensor, *references: Tensor, **lie: Any) -> 
 
 
 def _counts(along: _Axis) -> Tensor:
-    """How many elements each window along an axis has, padding left out."""
+    """The number of elements in each window along an axis, without padding."""
     dtype = along.x.dtype
     if not along.is_padded:
         return scalar(len(along.slices), dtype)
@@ -248,7 +248,7 @@ def _counts(along: _Axis) -> Tensor:
 
 
 def _lie(node: Tensor, operands: int, first: int) -> Windows:
-    """How a node's windows lie, which has this many operands besides those of pads, now numbered from `first`."""
+    """The geometry of a node's windows; it has this many operands besides those of pads, now numbered from `first`."""
     attrs = dict(node.attrs, pads=renumbered(node.attrs["pads"], first - operands))
     return _windows(**attrs, references=node.inputs[operands:])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LoopShapes(NamedTuple):
-    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
+    """A loop's shapes, in place of a value's one: those of its values, of its body's values, and its length."""
 
     values: list[Shape]
     body: list[Any]
@@ -73,7 +73,7 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
 
 
 def _infer_loop(loop: Loop, shapes: Sequence[Shape], source: Source) -> LoopShapes:
-    """What is known of a loop whose operands have these shapes. Raises ShapeError."""
+    """The shapes of a loop whose operands have these shapes. Raises ShapeError."""
     n, m = loop.sequences, loop.states
     lengths = {shape[0] for shape in shapes[:n] if shape[0] is not None}
     if len(lengths) > 1:

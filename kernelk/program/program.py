@@ -97,7 +97,7 @@ class Loop:
             self.positions.setdefault(one.value.attrs["index"], position)
 
     def attrs(self) -> dict[str, Any]:
-        """What tells the loop from others, as attributes of its instruction."""
+        """The attributes that tell the loop's instruction from others."""
         return {
             "sequences": self.sequences,
             "states": self.states,
@@ -292,7 +292,7 @@ class Program:
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lacking(self, ops: frozenset[str], dtypes: frozenset[str]) -> list[str]:
-        """What an engine with these ops and dtypes can't do of it, one line each; variables are not looked at."""
+        """The parts that an engine with these ops and dtypes lacks, one line each; variables are not looked at."""
         problems: dict[str, None] = {}
         for instruction in self.instructions:
             node = instruction.node
@@ -311,7 +311,7 @@ class Program:
         return list(problems)
 
     def specialise(self, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> Specialisation:
-        """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`."""
+        """The program's specialisation to feeds of these shapes, on a backend that specialises by `mode`."""
         known = self._specialised.get((feed_shapes, mode))
         if known is None:
             known = self._specialised[feed_shapes, mode] = Specialisation(self, feed_shapes, mode)

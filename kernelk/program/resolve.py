@@ -90,7 +90,7 @@ class Resolver:
         return node
 
     def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        """What a resolved node is computed from, resolved."""
+        """The inputs of a resolved node, resolved."""
         if not node.inputs or id(node) in self.leaves:
             return ()
         return self.operands(node)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Specialisation:
-    """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`.
+    """A program's compiled form and arrays for feeds of these shapes, on a backend that specialises by `mode`.
 
     `key` is that of the compiled form. `shapes` are those of every value as far as that form may know them; `draws`
     and `outputs` the exact ones of every array that a run makes. The program, which keeps it, is handed in where it is

@@ -1,4 +1,4 @@
-"""Which session is the current one. Light: it imports the session itself only when the first one is made.
+"""Finds the current session. Light: it imports the session itself only when the first one is made.
 
 A kernel has one session, which every thread of it finds. A host with several visitors in one process gives each a
 `Session()` of their own, and runs what is theirs inside `entered(session)`: a thread or an asyncio task that does so

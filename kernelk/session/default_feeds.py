@@ -15,7 +15,7 @@ from .function import Function
 
 
 def roots_of(y: Any, asker: str) -> list[Tensor]:
-    """What a tensor, several, or a K.function (its outputs and new values) stand for. Raises ArgumentError."""
+    """The tensors of a target: a tensor, several, or a K.function's outputs and new values. Raises ArgumentError."""
     if isinstance(y, Function):
         roots = [*y.outputs, *(value for _, value in y.updates)]
     else:

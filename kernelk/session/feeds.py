@@ -1,4 +1,4 @@
-"""What is fed to a placeholder becomes an array of its shape and dtype, and the last one is kept."""
+"""Converts fed values to arrays of a placeholder's shape and dtype, and keeps the last one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
 
 
 def last_feed(placeholder: Placeholder) -> Any:
-    """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
+    """The last feed of a placeholder (a large array as it is now), None where it isn't known any more."""
     kept = placeholder.fed
     return kept() if isinstance(kept, weakref.ref) else kept.copy() if isinstance(kept, np.ndarray) else kept
 

@@ -165,7 +165,7 @@ class Function:
         self._row.clear()
 
     def specialisations(self, host: Host) -> int:
-        """How many compiled forms of this function, for different shapes and learning phases, an engine holds."""
+        """The number of compiled forms of this function, for different shapes and learning phases, on an engine."""
         return sum(key[:KEY_LENGTH] in self._keys for key in host.compiled)
 
     def phases(self) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ class Function:
 
     @property
     def signature(self) -> str:
-        """What it takes and gives: "(x(None, 2)) -> (float32()), 0 updates"."""
+        """Its inputs and outputs: "(x(None, 2)) -> (float32()), 0 updates"."""
         takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
         gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
         return f"({takes}) -> ({gives}), {len(self.updates)} update{'' if len(self.updates) == 1 else 's'}"
@@ -209,7 +209,7 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
 
 
 def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
-    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. An update is performed.
+    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. Evaluating an update performs it.
 
     Raises FeedError for a placeholder that isn't fed.
     """

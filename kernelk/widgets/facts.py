@@ -186,7 +186,7 @@ def _compared(result: Any) -> dict[str, Any] | None:
 
 
 def _watched(result: Any) -> dict[str, Any] | None:
-    """What the engine's own profiler saw."""
+    """The report of the engine's own profiler."""
     if result is None:
         return None
     bars = [
@@ -212,7 +212,7 @@ def _op_by_op(result: Any) -> dict[str, Any] | None:
 
 
 def native(views: Any) -> dict[str, Any]:
-    """What each engine made of a graph: `kernelk.show`'s result."""
+    """Each engine's compiled form of a graph: `kernelk.show`'s result."""
     columns = []
     for view in views.views:
         ops = "" if view.failure else f"{view.ops} op{'' if view.ops == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What takes seconds when a panel asks for it: an engine that starts or is installed, in a thread of its own."""
+"""Runs a panel's slow work in a thread: starting or installing an engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job:
         self.error: Exception | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What the front end shows."""
+        """The job as the front end shows it."""
         return {
             "engine": self.engine.name,
             "title": self.engine.title,
@@ -49,7 +49,7 @@ class Job:
 
 
 class Panels(Protocol):
-    """What the jobs need of the hub: the session and the kernel's loop, and how to tell all panels."""
+    """The part of the hub that the jobs use: the session and the kernel's loop, and how to tell all panels."""
 
     session: Session
     loop: asyncio.AbstractEventLoop | None
@@ -214,5 +214,5 @@ class Jobs:
         self._panels.tell(self.as_message())
 
     def as_message(self) -> dict[str, Any]:
-        """What takes seconds just now, if anything does."""
+        """The message on the job that runs now, if one does."""
         return {"kind": "job", "job": self.current and self.current.as_dict()}

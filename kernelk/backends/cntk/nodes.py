@@ -78,7 +78,7 @@ class Builder(object):
 
 
 def common_dtype(values):
-    """What values of different float types inside a stage are brought to (booleans have no type of their own)."""
+    """The common dtype of values of different float types in a stage (booleans have no type of their own)."""
     return "float64" if any(value.dtype == "float64" for value in values) else "float32"
 
 

@@ -36,7 +36,7 @@ class CNTKProfiler(OfFunctions):
 
 
 def _printed(function):
-    """What a function in C prints; CNTK has a process of its own, in which nobody else prints meanwhile."""
+    """The output of a function in C; CNTK has a process of its own, in which nobody else prints meanwhile."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:

@@ -238,7 +238,7 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
 
 
 def _counts(lengths, window, strides, pads):
-    """How many elements each window has, as (rows, columns, 1)."""
+    """The number of elements in each window, as (rows, columns, 1)."""
     return elements(lengths, window, strides, pads)[..., None]
 
 

@@ -339,7 +339,7 @@ class JaxBackend(Backend):
 
 
 def _equations(jaxpr):
-    """How many ops a jaxpr has, those of its loops' bodies included."""
+    """The number of a jaxpr's ops, including those of its loops' bodies."""
     count = 0
     for equation in jaxpr.eqns:
         inner = [x for x in equation.params.values() if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
@@ -370,7 +370,7 @@ def _devices():
 
 
 def _pool():
-    """How many threads XLA has for one computation on the processor; None where the system doesn't tell."""
+    """The number of threads that XLA has for a computation on the processor; None where the system doesn't tell."""
     count = 0
     try:
         for task in os.listdir("/proc/self/task"):

@@ -41,13 +41,13 @@ def unframed(x, pads):
 
 
 def counts(lengths, size, strides, dilation):
-    """How many windows there are along each axis of these (padded) lengths."""
+    """The number of windows along each axis of these (padded) lengths."""
     covered = reach(size, dilation)
     return [(n - whole) // stride + 1 for n, whole, stride in zip(lengths, covered, strides)]
 
 
 def elements(lengths, window, strides, pads):
-    """How many elements each window has, padding left out, as an array with these windows' lengths."""
+    """The number of elements in each window, without padding, as an array with these windows' lengths."""
     counts = np.ones((), int)
     for n, size, stride, (before, after) in zip(lengths, window, strides, pads):
         starts = np.arange(0, n + before + after - size + 1, stride) - before
@@ -171,7 +171,7 @@ class _Along(object):
         return self.pieces(framed(np.ones(shape, bool), self.pads, False))
 
     def counts(self, ndim, dtype):
-        """How many elements of `x` each window has."""
+        """The number of elements of `x` in each window."""
         return sum(real.astype(dtype) for real in self.inside(ndim))
 
 

@@ -1,4 +1,4 @@
-"""What drives a backend: `worker` is the process and its loop, `executor` carries out requests one at a time.
+"""Drives a backend: `worker` is the process and its loop, `executor` carries out requests one at a time.
 
 `wire` and `shared_memory` are the two ways from the kernel to a worker; `timed` and `watching` are an executor's means
 of timing a program and of asking the engine's own profiler. In the kernel the executor is called directly.

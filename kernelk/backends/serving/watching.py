@@ -20,7 +20,7 @@ class Profiler(object):
 
     @contextmanager
     def compiling(self):
-        """What is compiled within is what will be watched."""
+        """Marks the compilation of the program that will be watched."""
         yield
 
     @contextmanager

@@ -61,7 +61,7 @@ LONG_ROWS = 16
 
 
 def scatter_add(values, indices, length):
-    """What np.add.at does to zeros, some ten times as fast: rows of one index are brought together, then added."""
+    """np.add.at on zeros, some ten times as fast: rows of one index are brought together, then added."""
     wide = widened(values)
     total = np.zeros((length,) + values.shape[indices.ndim :], wide.dtype)
     inside = np.asarray((indices >= 0) & (indices < length))

@@ -282,7 +282,7 @@ class _Code(object):
         ]
 
     def _instruction(self, number):
-        """What computes this value when the program runs; None if it is given or known."""
+        """The instruction that computes this value when the program runs; None if it is given or known."""
         if number < self.first or number in self.known:
             return None
         return self.program.instructions[number - self.first]

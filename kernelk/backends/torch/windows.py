@@ -36,7 +36,7 @@ def _last(x):
 
 
 class _Geometry(object):
-    """Where windows are, in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
+    """Windows in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
 
     def __init__(self, strides, pads, dilation=None, own_padding=True):
         self.strides = tuple(strides)
