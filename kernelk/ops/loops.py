@@ -171,8 +171,8 @@ def rnn(
     `step_function(input, states + constants)` gets the elements of all samples at one time and returns the output, of
     shape (samples, ...), and a list of new states, of the shapes and dtypes of `initial_states`; it is called once
     (with `unroll`: once a step, and then the number of steps must be known, if need be as `input_length`).
-    `go_backwards` begins at the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false, a sample's
-    output is that of the step before (zeros before the first), and its states stay.
+    `go_backwards` begins at the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false,
+    a sample's output is that of the step before (zeros before the first), and its states stay.
     Returns (last output, outputs of shape (samples, time, ...), final states). Of zero steps the last output is zeros.
     Raises ShapeError, DTypeError or ArgumentError.
     """
