@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
@@ -10,6 +11,13 @@ from ..engines import registry
 from ..errors import ArgumentError
 from .arguments import Expression, argument, feed_argument, magic_arguments, parse
 from .expressions import feeds_of, value_of
+
+
+def _depth(text: str) -> int:
+    """The type of `--depth`."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} isn't 0 or more")
+    return int(text)
 
 
 @magics_class
@@ -21,7 +29,7 @@ class GraphMagics(Magics):
     @magic_arguments("an expression", "%kgraph loss --depth 1")
     @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
     @argument("--times", action="store_true", help="with the time of each op by itself on the active engine")
-    @argument("--depth", metavar="N", type=int, help="how many levels of name scopes are opened")
+    @argument("--depth", metavar="N", type=_depth, help="how many levels of name scopes are opened")
     @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
     @feed_argument
     @line_magic
@@ -43,7 +51,11 @@ class GraphMagics(Magics):
         if given.all and given.depth is not None:
             raise ArgumentError("%kgraph: --depth and --all exclude each other", next_step="%kgraph loss --depth 1")
         if given.feed and not given.times:
-            raise ArgumentError("%kgraph: --feed only works together with --times", next_step="add --times")
+            written = " ".join(f"--feed {name}={value}" for name, value in given.feed)
+            raise ArgumentError(
+                "%kgraph: --feed only works together with --times",
+                next_step=f"%kgraph {given.target} --times {written}",
+            )
         from ..drawing.drawing import draw
 
         shell: Any = self.shell

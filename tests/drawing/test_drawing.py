@@ -307,6 +307,7 @@ def test_the_magic() -> None:
             "%kgraph loss --deep 3",
             "%kgraph loss --feed x=3",
             "%kgraph nothing_here",
+            "%kgraph K.exp(K.placeholder((2,), name='z')) --times",
         ],
         KERNELK_BACKEND="numpy",
     )
@@ -317,7 +318,14 @@ def test_the_magic() -> None:
     assert "graph of h, loss" in cells[4]["value"]
     assert cells[5]["out"].rstrip().endswith("True")
     for cell, words in zip(
-        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "only works together with --times", "NameError"]
+        cells[6:],
+        [
+            "nothing to draw",
+            "--deep: did you mean --depth?",
+            "only works together with --times; next: %kgraph loss --times --feed x=3 (",
+            "NameError",
+            "draw: feeds are missing for 'z'",
+        ],
     ):
         assert words in cell["out"]
         assert "%kgraph" in cell["out"]
