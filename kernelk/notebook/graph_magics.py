@@ -7,10 +7,9 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
-from ..engines import registry
 from ..errors import ArgumentError
 from .arguments import Expression, argument, feed_argument, magic_arguments, parse
-from .expressions import feeds_of, value_of
+from .expressions import engine_hint, feeds_of, value_of
 
 
 def _depth(text: str) -> int:
@@ -89,7 +88,5 @@ class GraphMagics(Magics):
 
         shell: Any = self.shell
         feeds = feeds_of(shell, given.feed, "%kshow")
-        # The last word may be meant for an engine.
-        hint = f"engines are {', '.join(registry.names())}" if len(given.target.split()) > 1 else ""
-        target = value_of(shell, given.target, "%kshow", hint)
+        target = value_of(shell, given.target, "%kshow", engine_hint(given.target))
         return show(target, *given.engines, feeds=feeds, names=shell.user_ns)

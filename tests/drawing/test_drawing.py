@@ -267,6 +267,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     y = K.tanh(K.variable(np.ones(3)))
     for target, options, words in [
         (3, {}, "neither a tensor nor a K.function"),
+        ([], {}, "draw: the list is empty"),
         (y, {"depth": -1}, "depth is 0 or more"),
         (y, {"depth": "some"}, "depth is 0 or more"),
         (y, {"names": 3}, r"draw: int is no namespace; .*next: kernelk.draw\(y, names=globals\(\)\)"),

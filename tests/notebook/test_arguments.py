@@ -39,6 +39,8 @@ KDIFF, KGRAPH, KSHOW = MeasuringMagics.kdiff, GraphMagics.kgraph, GraphMagics.ks
         (KSHOW, "[y, z]  numpy torch --feed x=1", {"target": "[y, z]", "engines": ["numpy", "torch"]}),
         (KSHOW, "y numpi torch", {"target": "y numpi", "engines": ["torch"]}),
         (KSHOW, "numpy", {"target": "numpy", "engines": []}),
+        (KSHOW, "(y, z), numpy, torch", {"target": "(y, z)", "engines": ["numpy", "torch"]}),
+        (KDIFF, "y, numpy, torch", {"target": "y", "engines": ["numpy", "torch"]}),
         (KTIME, "f([x], '--budget 3')", {"code": "f([x], '--budget 3')", "budget": None}),
         (KTIME, "--budget 3  -x + 1", {"code": "-x + 1", "budget": "3"}),
         (KPROFILE, "--budget=3 --engine a - b --c", {"code": "a - b --c", "budget": "3", "engine": True}),
