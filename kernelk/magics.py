@@ -98,7 +98,7 @@ class KernelKMagics(Magics):
             if len(words) > 1:
                 raise ArgumentError(
                     f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
-                    next_step="use one %kbackend for each",
+                    next_step=self._alone(chosen[0], getattr(given, chosen[0])),
                 )
             return self._act(chosen[0], getattr(given, chosen[0]))
         if not words:
@@ -119,6 +119,12 @@ class KernelKMagics(Magics):
         if given.save:
             report.saved = config.save_backend(name)
         return report
+
+    @staticmethod
+    def _alone(action: str, value: Any) -> str:
+        """The line that does an action and nothing else."""
+        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        return " ".join(["%kbackend", f"--{action}", *names]).strip()
 
     @staticmethod
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:

@@ -40,7 +40,11 @@ def _engine(name: str, command: str) -> Engine:
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if name not in known:
         hint = did_you_mean(name.lower(), known, f"`kernelk {command} {{}}`")
-        raise UnknownBackendError(f"unknown engine {name!r}", allowed=f"{hint}It is one of {', '.join(sorted(known))}")
+        raise UnknownBackendError(
+            f"unknown engine {name!r}",
+            allowed=f"{hint}available are {', '.join(sorted(known))}",
+            next_step="`kernelk list`",
+        )
     return registry.engine(BUILDS.get(name, name))
 
 

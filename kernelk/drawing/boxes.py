@@ -198,7 +198,8 @@ def _box(node: Tensor, notebook: str) -> Box:
         steps = walk([*body.new_states, *body.results], lambda x: () if id(x) in leaves else x.inputs)
         holds = sum(id(x) not in leaves and bool(x.inputs) for x in steps)
         length = next((x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None), None)
-        detail = f"{holds} ops at each of {'its' if length is None else length} steps"
+        steps_counted = "its steps" if length is None else counted(length, "step")
+        detail = f"{counted(holds, 'op')} at each of {steps_counted}"
         if body.reverse:
             detail += ", backwards"
     elif isinstance(node, Draw):

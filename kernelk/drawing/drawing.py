@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ArgumentError
 from ..graph.nodes import Update, check_generation
 from ..session.current import current
-from ..session.default_feeds import roots_of
+from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
 from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, shown_names, with_times
 from .grouping import collapsed
@@ -220,10 +220,13 @@ def _profiled(target: Any, feeds: Any) -> Any:
     """A profile of the target, whose one run leaves no trace in the session."""
     from ..measure.profiling import profile
 
+    roots = roots_of(target, "draw")
     updated = [variable for variable, _ in target.updates] if isinstance(target, Function) else []
-    updated += [x.inputs[0] for x in roots_of(target, "draw") if isinstance(x, Update)]  # type: ignore[misc]
+    updated += [x.inputs[0] for x in roots if isinstance(x, Update)]  # type: ignore[misc]
     session = current()
     with session.lock:
+        # Here, since the profile would tell how itself is given feeds.
+        known_feeds(target, roots, feeds or {}, "draw", "%kgraph y --times --feed x=array")
         before = [(variable, session.read(variable)) for variable in updated]
         with session.state.seeds.counter_kept():
             try:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display.commands import in_shell_and_notebook
 from ..errors import BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
 from .descriptors import Engine
 
@@ -56,7 +57,11 @@ def engine(name: str) -> Engine:
     """
     if not isinstance(name, str) or name not in _entries():
         hint = did_you_mean(str(name).lower(), names())
-        raise UnknownBackendError(f"unknown backend {name!r}", allowed=f"{hint}available are {', '.join(names())}")
+        raise UnknownBackendError(
+            f"unknown backend {name!r}",
+            allowed=f"{hint}available are {', '.join(names())}",
+            next_step=in_shell_and_notebook("kernelk list", "%kbackend --list"),
+        )
     return _descriptor(name)
 
 

@@ -291,7 +291,7 @@ def stale(name: str, source: Source, generation: Generation) -> StaleTensorError
         )
     return StaleTensorError(
         f"{made} another session of this process, and can be used only there",
-        next_step="run the cells that make it in this one",
+        next_step="make it again in this session, or use it inside `with entered(...)` of its own",
     )
 
 

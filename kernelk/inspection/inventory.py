@@ -165,7 +165,7 @@ def is_stale(value: Tensor | Function) -> bool:
 def stale_reason(value: Tensor | Function) -> str:
     """Whose it is, if it is stale."""
     if _is_foreign(value):
-        return joined("of another session of this process", next_step="run its cells in this one")
+        return joined("of another session of this process", next_step="make it again in this one")
     return joined("from before K.clear_session()", next_step="run its cells again")
 
 

@@ -208,7 +208,7 @@ class CompareResult(Result, Rendered):
             if not self.same_engine:
                 lines.append("all engines run the same graph, with the same dtypes, layout, values and random draws")
         if self.python_seconds > 1e-3:
-            lines.append(f"Python in the cell: {duration(self.python_seconds)}, not included in any time")
+            lines.append(f"Python outside the calls: {duration(self.python_seconds)}, not included in any time")
         seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
         return [*lines, *seen]
 

@@ -129,7 +129,7 @@ def check_profiler(host: Host) -> None:
     """Raises ArgumentError for a started engine without a profiler of its own."""
     if not host.profiler:
         raise ArgumentError(
-            f"{host.engine.title} has no profiler of its own for single ops", next_step="%kprofile without --engine"
+            f"{host.engine.title} has no profiler of its own for single ops", next_step="run it without --engine"
         )
 
 

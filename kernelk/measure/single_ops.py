@@ -48,9 +48,10 @@ class Nodes:
         self.program: Program = call.program_for(session, frozenset(RULES), phase, self.feeds)
         program = self.program
         if not program.instructions and not program.draws:
+            listed = ", ".join(f"'{root.name}'" for root in roots)
             raise ArgumentError(
-                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} has no op, only values that "
-                f"every engine receives bit for bit"
+                f"{asker}: no op is needed for {listed}, only values that every engine receives bit for bit",
+                next_step="name a tensor that is computed",
             )
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]

@@ -185,7 +185,7 @@ class TimeResult(Result, Rendered):
             ]
             for call in self.calls
         ]
-        total = f"all steady runs {duration(self.steady)}; Python in the cell {duration(self.python_seconds)}"
+        total = f"all steady runs {duration(self.steady)}; Python outside the calls {duration(self.python_seconds)}"
         title = f"{len(self.calls)} kinds of calls on {self.conditions.engine}"
         return Table(rows, header, title=title, below="\n".join([total, *below]))
 

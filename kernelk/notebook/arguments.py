@@ -196,16 +196,16 @@ def _check_code(magic: Any, words: list[str], code: str) -> None:
 
 
 def _split_names(magic: Any, text: str, count: int | str | None, line: str) -> tuple[str, list[str]]:
-    """The expression, and the names after it: so many, or for "*" all that are engines'."""
+    """The expression, and the names after it: so many, or for "*" all that are engines'. Commas may part them."""
     if isinstance(count, int):
         parts = text.rsplit(None, count)
         if len(parts) <= count:
             raise _other_words(magic, line)
-        return parts[0], parts[1:]
+        return parts[0].removesuffix(","), [name.strip(",") for name in parts[1:]]
     names: list[str] = []
-    while len(parts := text.rsplit(None, 1)) == 2 and parts[1] in registry.names():
-        text = parts[0].rstrip()
-        names.insert(0, parts[1])
+    while len(parts := text.rsplit(None, 1)) == 2 and (name := parts[1].strip(",")) in registry.names():
+        text = parts[0].rstrip().removesuffix(",")
+        names.insert(0, name)
     return text, names
 
 

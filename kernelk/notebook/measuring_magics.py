@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, 
 from ..errors import ArgumentError
 from .arguments import Code, Expression, argument, feed_argument, magic_arguments, parse
 from .cell_body import body
-from .expressions import feeds_of, value_of
+from .expressions import engine_hint, feeds_of, value_of
 
 _OPTIONS_ALONE = "no arguments but options; the code is the cell"
 
@@ -105,7 +105,8 @@ class MeasuringMagics(Magics):
         sweep = None if given.sweep is None else _swept(given.sweep)
         return compare(
             run,
-            *given.engines,
+            # Commas may part them.
+            *[name for word in given.engines for name in word.split(",") if name],
             budget=given.budget,
             device=given.device,
             threads=given.threads,
@@ -137,7 +138,9 @@ class MeasuringMagics(Magics):
         shell: Any = self.shell
         feeds = feeds_of(shell, given.feed, "%kdiff")
         one, other = given.engines
-        return diff(value_of(shell, given.target, "%kdiff"), one, other, feeds, given.tolerance)
+        return diff(
+            value_of(shell, given.target, "%kdiff", engine_hint(given.target)), one, other, feeds, given.tolerance
+        )
 
 
 def _swept(text: str) -> dict[str, list[float]]:

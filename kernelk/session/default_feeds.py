@@ -20,9 +20,14 @@ def roots_of(y: Any, asker: str) -> list[Tensor]:
         roots = [*y.outputs, *(value for _, value in y.updates)]
     else:
         roots = list(y) if isinstance(y, (list, tuple)) else [y]
+    allowed = "allowed are a tensor, a list of tensors and a K.function"
+    if isinstance(y, (list, tuple)) and not roots:
+        raise ArgumentError(f"{asker}: the list is empty", allowed=allowed)
     for root in roots:
+        if isinstance(root, Function):
+            raise ArgumentError(f"{asker}: a K.function stands alone, not in a list", allowed=allowed)
         if not isinstance(root, Tensor):
-            raise ArgumentError(f"{asker}: {type(root).__name__} is neither a tensor nor a K.function")
+            raise ArgumentError(f"{asker}: {type(root).__name__} is neither a tensor nor a K.function", allowed=allowed)
     return roots
 
 

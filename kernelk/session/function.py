@@ -90,7 +90,9 @@ class Function:
         given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.inputs):
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
-            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), but {len(given)} were given")
+            takes = f"{len(self.inputs)} input{'' if len(self.inputs) == 1 else 's'} ({names})"
+            were = "was" if len(given) == 1 else "were"
+            raise FeedError(f"{self.name} takes {takes}, but {len(given)} {were} given")
         session = current()
         if self.generation is not session.state.generation and not self.generation.ended:
             raise stale(self.name, self.source, self.generation)

@@ -286,7 +286,7 @@ def test_the_magic() -> None:
         [
             "%load_ext kernelk",
             "import numpy as np\nfrom kernelk import backend as K\na = K.variable(np.ones((4, 4)))",
-            "%%kcompare numpy torch --budget 1 --per-op\nz = K.eval(K.dot(a, a))",
+            "%%kcompare numpy, torch --budget 1 --per-op\nz = K.eval(K.dot(a, a))",
             "print(z.sum(), _.side('torch').label)",
             "n = 7\nruns = 0",
             "%%kcompare numpy --budget 0.3 --sweep n=2,4\nq = K.eval(K.ones((n, n)) * 2)",

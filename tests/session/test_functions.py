@@ -126,10 +126,13 @@ def test_wrong_numbers_of_inputs() -> None:
     x, y = K.placeholder((2,), name="x"), K.placeholder((2,), name="y")
     call = K.function([x, y], [x + y], name="adder")
     for given in ([], [[1, 2]], [[1, 2]] * 3):
-        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), but {len(given)} were given$"):
+        were = "was" if len(given) == 1 else "were"
+        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), but {len(given)} {were} given$"):
             call(given)
-    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), but 1 were given"):
+    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), but 1 was given"):
         K.function([], [K.constant(1.0)])([np.ones(2)])
+    with pytest.raises(FeedError, match=r"takes 1 input \('x'\), but 0 were given"):
+        K.function([x], [x])([])
 
 
 def test_an_array_given_without_a_list_is_one_input() -> None:

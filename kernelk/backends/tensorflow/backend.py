@@ -344,7 +344,7 @@ def _public_call(concrete):
 
 def _located(program, error):
     """An InstructionError of the instruction that TensorFlow names in its message; None if it names none."""
-    # Nowhere else: the error's `node_def` is the whole function's.
+    # TensorFlow names it nowhere but in its message.
     match = re.search(r"node (?:[^ }]*/)?k(\d+)/", str(error))
     if match is None or int(match.group(1)) >= len(program.instructions):
         return None
