@@ -79,8 +79,8 @@ def _list() -> int:
             _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
-            for path in places.superseded(name):
-                _say(f"{name}: {path} was built with other pins, {build.size(path) / 1e6:.0f} MB")
+            for place in places.superseded(name):
+                _say(f"{name}: {place} was built with other pins, {build.size(place) / 1e6:.0f} MB")
     return 0
 
 

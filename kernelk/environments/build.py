@@ -1,6 +1,6 @@
 """Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
-`install` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
+`environments` says where and when. Whatever ends a build before its marker is written leaves "not installed"; but for a
 process that was killed, nothing of it stays except its log.
 """
 
