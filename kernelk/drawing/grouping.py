@@ -94,7 +94,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
     outputs = set(graph.outputs)
 
     def before(box: Box) -> str | None:
-        """The one box that is no leaf and that this one is computed from, if that serves nothing else."""
+        """The only input of this box that isn't a leaf, if it serves nothing else."""
         inner = [key for key in sources[box.key] if not graph.boxes[key].is_leaf]
         if len(inner) != 1 or len(targets[inner[0]]) != 1 or inner[0] not in row_of:
             return None

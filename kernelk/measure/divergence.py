@@ -424,7 +424,7 @@ def _range(value: Array) -> Range:
 
 
 def gap_of(a: Array, b: Array, tolerance: float, size: float) -> Gap:
-    """The gap of two values of one shape and dtype; equal NaNs and infinities are no difference."""
+    """The gap of two values of one shape and dtype; equal NaNs and infinities don't differ."""
     if not a.size:
         return Gap(0.0, 0.0, 0.0, 0, 0)
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)

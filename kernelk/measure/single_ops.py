@@ -141,7 +141,7 @@ class Nodes:
     def alone(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Placeholder]]:
         """Each of these nodes as an op by itself, and the placeholders that stand for its computed or fed operands.
 
-        What is no op that can stand alone (a draw, a loop and its items) is left out.
+        Ops that can't stand alone (a draw, a loop and its items) are left out.
         """
         leaves = _Leaves(self)
         tensors: dict[int, Tensor] = {}

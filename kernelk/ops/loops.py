@@ -56,7 +56,7 @@ def loop(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Calls `step(elements, states) -> (results, new states)` once, to learn what a step along the first axis does.
 
-    Returns the final states and the results of all steps, stacked. An initial state that is no tensor takes the dtype
+    Returns the final states and the results of all steps, stacked. An initial state that isn't a tensor takes the dtype
     that the step makes of it. Raises ShapeError or DTypeError for a state that a step changes in shape or dtype.
     """
     first = [x if isinstance(x, Tensor) else as_tensor(x) for x in initial]

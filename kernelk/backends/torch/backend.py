@@ -37,7 +37,7 @@ def shared(array):
     try:
         return torch.from_numpy(array)
     except ValueError:
-        # Negative strides, or strides that are no multiple of an element.
+        # Negative strides, or strides that aren't a multiple of an element.
         return torch.from_numpy(np.array(array, order="C"))
 
 
