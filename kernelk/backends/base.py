@@ -1,4 +1,4 @@
-"""The contract: what a backend class promises to the executor that drives it, and the primitives it must define."""
+"""The contract between a backend class and the executor that drives it, and the primitives that it must define."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
+"""Shows each engine's compiled form of the same graph for `%kshow`, in the engine's own words and side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Last step in a terminal: writes the boxes as text, from the outputs down to what they are computed from."""
+"""Last step in a terminal: writes the boxes as text, from the outputs down to the inputs."""
 
 from __future__ import annotations
 

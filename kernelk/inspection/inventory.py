@@ -1,4 +1,4 @@
-"""Collects what lives in a session, by its notebook names, for `%ktensors` and the panel; keeps nothing alive.
+"""Collects a session's tensors by their notebook names, for `%ktensors` and the panel; keeps nothing alive.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 

@@ -1,4 +1,4 @@
-"""Installs and removes engines by name, above `environments.install`: ends what this session runs in them."""
+"""Installs and removes engines by name, above `environments.install`: ends this session's workers in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds what `comparison` measured: tables, data frames, JSON and pictures."""
+"""The results of `comparison`: tables, data frames, JSON and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions of every kind: the K functions, which check what they are given; `convolution_rules` has their ops."""
+"""Convolutions of every kind: the K functions, which check their arguments; `convolution_rules` has their ops."""
 
 from __future__ import annotations
 

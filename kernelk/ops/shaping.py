@@ -1,4 +1,4 @@
-"""Arrangement of elements: reshape and its kin, concatenation, one-hot, and what is known of a tensor's shape."""
+"""Arrangement of elements: reshape and its kin, concatenation, one-hot, and a tensor's static and dynamic shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolves a graph for an engine, through aliases, branches and decompositions; what `program` linearises."""
+"""Resolves a graph for an engine, through aliases, branches and decompositions, before `program` linearises it."""
 
 from __future__ import annotations
 

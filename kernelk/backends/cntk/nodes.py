@@ -1,4 +1,4 @@
-"""Values inside a CNTK Function, and the graph that is built of them: what its op functions have in common."""
+"""Values inside a CNTK Function and the graph that is built of them, for its op functions."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Between a program and XLA: JAX's values of its instructions, with what XLA may not see through."""
+"""Traces a program's instructions as JAX's values, for XLA, and hides from it what it would compute inexactly."""
 
 import numpy as np
 

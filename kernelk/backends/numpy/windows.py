@@ -1,4 +1,4 @@
-"""The definition of convolutions and pooling, in numpy: part of its table of ops, and what Theano has no C code for.
+"""Defines convolutions and pooling in numpy: part of its table of ops; Theano uses it where it has no C code.
 
 Every function takes arrays with a batch axis, spatial axes and channels last; what differs by spatial axis (strides,
 pads, dilation, window) is a sequence with one entry for each.

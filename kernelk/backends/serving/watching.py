@@ -1,4 +1,4 @@
-"""The interface to an engine's own profiler: what it sees of a call, as rows of operations and seconds."""
+"""The interface to an engine's own profiler, which reports a call as rows of operations and seconds."""
 
 from contextlib import contextmanager
 
