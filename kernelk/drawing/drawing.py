@@ -211,6 +211,11 @@ def draw(
     `times=True` what `kernelk.profile` raises.
     """
     names = shown_names(names, "draw", "kernelk.draw(y, names=globals())")
+    if times is not None and not isinstance(times, bool) and not hasattr(times, "ops"):
+        raise ArgumentError(
+            f"draw: times is True or what kernelk.profile gives, not {type(times).__name__}",
+            next_step="kernelk.draw(y, times=True)",
+        )
     if times is True:
         times = _profiled(target, feeds)
     return graph_of(target, names, depth, opened, times or None)

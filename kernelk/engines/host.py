@@ -189,10 +189,10 @@ class Host:
         self.request({"do": "release", **{name: [] for name in kinds}, **gone})
 
 
-def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
+def engine_error(engine: Engine, error: dict[str, Any], next_step: str = "") -> EngineError:
     """The executor's description of a failure as an exception; `details` keeps the engine's own traceback."""
     message = one_line(error["message"])
-    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}")
+    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}", next_step=next_step)
     made.details = error  # type: ignore[attr-defined]
     return made
 

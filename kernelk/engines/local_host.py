@@ -18,7 +18,7 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, one_line
 from . import registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
@@ -94,7 +94,10 @@ class LocalHost(Host):
                 raise refused_option(error) from error
             if not isinstance(error, Exception):
                 raise
-            raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"{self.engine.title} can't be started: {type(error).__name__}: {one_line(error)}",
+                next_step="" if self.engine.in_kernel else f"%kbackend {self.engine.name} --worker",
+            ) from error
         return executor
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class WorkerHost(Host):
             return ArgumentError(
                 error["message"], allowed=error.get("allowed", ""), next_step=error.get("next_step", "")
             )
-        return engine_error(self.engine, error)
+        return engine_error(self.engine, error, f"%kbackend --log {self.engine.name} shows what it printed")
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._wire is not None

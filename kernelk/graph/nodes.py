@@ -158,6 +158,18 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __float__(self) -> float:
+        raise self._no_value("the value")
+
+    def __int__(self) -> int:
+        raise self._no_value("the value")
+
+    def __index__(self) -> int:
+        raise self._no_value("the value")
+
+    def __round__(self, digits: Any = None) -> Any:
+        raise self._no_value("the value")
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         raise self._no_value("the array")
 

@@ -30,7 +30,7 @@ from ..engines.host import Host
 from ..engines.worker_host import kill_group
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
-from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
@@ -105,6 +105,10 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
+    if names is not None and not isinstance(names, Iterable):
+        raise ArgumentError(
+            f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
+        )
     chosen = list(dict.fromkeys(names)) if names else registry.names()
     health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import random
@@ -106,12 +107,17 @@ def _sweep(
     threads: int | str | None,
 ) -> SweepResult:
     __tracebackhide__ = True
-    if len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
+    if not isinstance(sweep, Mapping) or len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
         raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
     (name, values), body = next(iter(sweep.items())), targets[0]
     if not len(values):
         raise ArgumentError(
             f"compare: the sweep over {name} has no values", next_step=f"sweep={{'{name}': [128, 256, 512]}}"
+        )
+    if not _takes(body, name):
+        raise ArgumentError(
+            f"compare: the body can't be called with {name} alone",
+            next_step=f"kernelk.compare(lambda {name}: ..., sweep={{'{name}': [128, 256, 512]}})",
         )
     points = []
     for value in values:
@@ -123,6 +129,16 @@ def _sweep(
         one = _compare(session, [run], engines, None, budget / len(values), device, threads)
         points.append((float(value), one))
     return SweepResult(name, points)
+
+
+def _takes(body: Any, name: str) -> bool:
+    try:
+        inspect.signature(body).bind(**{name: 0})
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # no signature is known, as of some builtin functions
+    return True
 
 
 def _compare(

@@ -34,6 +34,10 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     parts = [as_tensor(part) for part in x]
     if not parts:
         raise ArgumentError("stack: needs at least one tensor")
+    first = parts[0].shape
+    for part in parts[1:]:
+        if len(part.shape) != len(first) or any(n != m and None not in (n, m) for n, m in zip(first, part.shape)):
+            raise ShapeError(f"stack: shapes {first} and {part.shape} differ", allowed="they must be equal")
     index = axis_of(axis, parts[0].ndim + 1, "stack")
     return concatenate([expand_dims(part, index) for part in parts], index)
 
@@ -194,7 +198,7 @@ def resize_images(
         return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
     if interpolation != "bilinear":
         raise ArgumentError(
-            f"resize_images: interpolation {interpolation!r}", allowed="allowed are nearest and bilinear"
+            f"resize_images: interpolation {interpolation!r} isn't allowed", allowed="allowed are nearest and bilinear"
         )
     return _interpolated(_interpolated(x, height_factor, rows), width_factor, rows + 1)
 

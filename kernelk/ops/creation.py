@@ -28,7 +28,13 @@ def placeholder(
         shape = (None,) * ndim
     elif isinstance(shape, (int, np.integer)):
         shape = (shape,)
-    lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
+    try:
+        lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"placeholder: a shape is a tuple of ints, with None for an unknown length, not {shape!r}",
+            next_step="K.placeholder((None, 64))",
+        ) from None
     if ndim is not None and ndim != len(lengths):
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
@@ -53,6 +53,11 @@ def gradients(loss: Any, variables: Any) -> Any:
     Raises ArgumentError if `loss` isn't a float.
     """
     single = isinstance(variables, Tensor)
+    if not single and not isinstance(variables, Iterable):
+        raise ArgumentError(
+            f"gradients: expected tensors to differentiate by, not {type(variables).__name__}",
+            next_step="K.gradients(loss, [w])",
+        )
     targets = [variables] if single else list(variables)
     loss = as_tensor(loss)
     if loss.dtype not in FLOATS:

@@ -125,7 +125,10 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             raise ArgumentError(
                 f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
             )
-        return int(value)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}") from None
 
     if isinstance(shape, Tensor) and shape.ndim == 1:
         if isinstance(shape, Constant):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from traitlets import Any, HasTraits
 
+from ..errors import ArgumentError
 from ..graph import state
 from ..graph.state import PROCESS_STATE, current_state
 
@@ -55,6 +56,10 @@ def existing() -> Session | None:
 
 def entered(session: Session) -> AbstractContextManager[None]:
     """Inside, in this thread or asyncio task, `current()` is this session."""
+    if not isinstance(getattr(session, "state", None), state.State):
+        raise ArgumentError(
+            f"entered: a session is needed, not {type(session).__name__}", next_step="with entered(Session()): ..."
+        )
     return state.entered(session.state)
 
 

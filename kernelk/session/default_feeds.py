@@ -56,6 +56,8 @@ def known_feeds(
     `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
     Raises FeedError.
     """
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"{asker}: feeds map placeholders to arrays, not {type(given).__name__}", next_step=magic)
     phase = current_state().fixed_phase or 0
     switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
     if switches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..arrays import Array
@@ -207,7 +207,29 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
             f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here",
             next_step="leave it out",
         )
+    inputs = _as_list(inputs, "the inputs are a list of placeholders", "K.function([x], [y])")
+    if not isinstance(outputs, Tensor):
+        outputs = _as_list(outputs, "the outputs are a tensor or a list of tensors", "K.function([x], [y])")
+    if updates is not None:
+        updates = _as_list(updates, "the updates are a list", "K.function([x], [y], [K.update(v, value)])")
     return Function(inputs, outputs, updates, name)
+
+
+def _as_list(value: Any, what: str, example: str) -> list[Any]:
+    # A tensor is a sequence, too, of its rows.
+    if isinstance(value, (Tensor, str)) or not isinstance(value, Iterable):
+        given = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(f"K.function: {what}, not {given}", next_step=example)
+    return list(value)
+
+
+def checked_keys(feeds: Any) -> None:
+    """Raises ArgumentError for feeds that don't map placeholders to arrays."""
+    given = type(feeds).__name__
+    if isinstance(feeds, Mapping):
+        given = next((f"{type(key).__name__} {key!r}" for key in feeds if not isinstance(key, Placeholder)), "")
+    if given:
+        raise ArgumentError(f"eval: feeds map placeholders to arrays, not {given}", next_step="y.eval({x: array})")
 
 
 def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
@@ -219,6 +241,8 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
     session = current()
     if isinstance(tensor, Variable):
         return session.read(tensor)
+    if feeds:
+        checked_keys(feeds)
     # Converted once, and looked at twice.
     feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []

@@ -268,6 +268,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     for target, options, words in [
         (3, {}, "neither a tensor nor a K.function"),
         ([], {}, "draw: the list is empty"),
+        (y, {"times": 3}, "times is True or what kernelk.profile gives, not int"),
         (y, {"depth": -1}, "depth is 0 or more"),
         (y, {"depth": "some"}, "depth is 0 or more"),
         (y, {"names": 3}, r"draw: int is no namespace; .*next: kernelk.draw\(y, names=globals\(\)\)"),

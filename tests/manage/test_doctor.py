@@ -24,7 +24,7 @@ from kernelk.engines import registry
 from kernelk.engines.descriptors import Engine
 from kernelk.environments import places
 from kernelk.environments.recipes import RECIPES
-from kernelk.errors import InstallError, UnknownBackendError
+from kernelk.errors import ArgumentError, InstallError, UnknownBackendError
 from kernelk.manage import doctor_report
 from kernelk.session.current import current
 
@@ -91,6 +91,8 @@ def test_a_notebook_shows_it(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UnknownBackendError, match="did you mean 'theano'"):
         kernelk.doctor(["teano"])
+    with pytest.raises(ArgumentError, match="engines are given by name, not int"):
+        kernelk.doctor(3)
 
 
 # ---------------------------------------------------------------------------- ill

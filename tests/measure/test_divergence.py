@@ -493,8 +493,9 @@ def test_the_magic() -> None:
         (
             "y numpy teano theano",
             "ArgumentError",
-            "y numpy can't be evaluated: SyntaxError: invalid syntax; did you mean",
+            "y numpy can't be evaluated: SyntaxError: invalid syntax; numpy is one engine too many",
         ),
+        ("y teanoo numpy theano", "ArgumentError", "invalid syntax; did you mean 'theano'? engines are tensorflow"),
         ("y numpy theano --feed x", "ArgumentError", "--feed: 'x' isn't NAME=ARRAY"),
         ("y numpy theano --sped x=1", "ArgumentError", "has no option --sped: did you mean --feed?"),
         ("y numpy theano --tolerance", "ArgumentError", "--tolerance: expected one argument"),

@@ -177,6 +177,28 @@ def test_a_ragged_list_is_refused_in_kernelks_words() -> None:
         call([[[1.0], [1.0, 2.0]]])
 
 
+def test_an_index_that_is_out_of_range_at_the_call_is_told_as_an_index() -> None:
+    x = K.placeholder((None, 3), name="x")
+    for row, words in ((x[10], r"index 10 .* axis 0 of length 2"), (x[:, 1][-3], r"index -3 .* axis 0 of length 2")):
+        with pytest.raises(ShapeError, match=words) as caught:
+            K.function([x], [row])([np.ones((2, 3))])
+        assert "reshape" not in caught.value.problem
+
+
+def test_what_is_no_list_is_refused_where_a_function_is_made() -> None:
+    x = K.placeholder((3,), name="x")
+    for inputs, outputs, updates, words in (
+        (x, [x], None, "the inputs are a list of placeholders, not a tensor"),
+        (None, [x], None, "the inputs are a list of placeholders, not NoneType"),
+        ([x], None, None, "the outputs are a tensor or a list of tensors, not NoneType"),
+        ([x], [x], 3, "the updates are a list, not int"),
+        ([x], [x], K.update(K.variable(1.0), 2.0), "the updates are a list, not a tensor"),
+    ):
+        with pytest.raises(ArgumentError, match=words) as caught:
+            K.function(inputs, outputs, updates)
+        assert caught.value.next_step.startswith("K.function([x], [y]")
+
+
 def test_inputs_must_be_placeholders() -> None:
     v = K.variable(1.0)
     with pytest.raises(ArgumentError, match="inputs must be placeholders"):
