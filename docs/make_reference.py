@@ -24,7 +24,7 @@ from reference_examples import EXAMPLES
 
 PAGE = Path(__file__).parent / "reference.md"
 
-# Names of K that aren't Keras's, nor in `K.__all__`; not every engine has them, so that no example is run here.
+# Names of K that neither Keras nor `K.__all__` has; not every engine has them, so that no example is run here.
 BESIDE = {"native": "in_kernel.md"}
 
 # The page's order: modules by the part of their name after `kernelk.`.
@@ -42,6 +42,7 @@ FAMILIES = {
     "ops.linear": "Products",
     "ops.nn": "Activations, dropout, the learning phase",
     "ops.losses": "Losses and metrics",
+    "ops.ctc": "Connectionist temporal classification (CTC)",
     "ops.normalization": "Normalisation and biases",
     "ops.convolution": "Convolutions",
     "ops.pooling": "Pooling",
@@ -128,7 +129,7 @@ def page(examples: dict[str, str]) -> str:
             docstring = inspect.cleandoc(getattr(K, name).__doc__)
             parts.append(f"### {name}\n\n```\n{signature_of(name)}\n```\n\n{docstring}\n")
             parts.append(f"```pycon\n{examples[name]}\n```\n")
-    parts.append("## Beside Keras's names\n")
+    parts.append("## Beyond Keras\n")
     for name, guide in BESIDE.items():
         docstring = inspect.cleandoc(getattr(K, name).__doc__)
         parts.append(f"### {name}\n\n```\n{signature_of(name)}\n```\n\n{docstring}\n\nExamples: [{guide}]({guide}).\n")

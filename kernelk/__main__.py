@@ -1,4 +1,4 @@
-"""`python -m kernelk`: the command line, for where the `kernelk` program is not on PATH."""
+"""`python -m kernelk`: the command line where the `kernelk` program is not on PATH."""
 
 from .cli.main import main
 

@@ -1,4 +1,4 @@
-"""The type of an array, for annotations in all rooms, and whether its values fit into a dtype."""
+"""The type of an array, for annotations in every package, and whether its values fit into a dtype."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def _stops_keras(name: str) -> str:
 
 @dataclass
 class Limits:
-    """What the user may set beside keras.json: see `configurable`, which describes and checks them."""
+    """What the user may set beside keras.json: see `notebook.settings`, which describes and checks them."""
 
     compiled_bytes: int = 2 << 30
     reevaluation_seconds: float = 2.0

@@ -48,8 +48,8 @@ class KernelKError(Exception):
     """Base of all errors that kernelk raises on purpose; a notebook shows it as one line.
 
     `problem` says what happened, `allowed` what is allowed, `next_step` what to do now, a command where one helps.
-    `remarks` are what those who pass the error on have added, `places` the cells' or files' lines that these name, and
-    `place`, which comes first, is a script's line that led to the error.
+    `remarks` are what those who pass the error on have added, `locations` the cells' or files' lines that these name,
+    and `location`, which comes first, is a script's line that led to the error.
     """
 
     def __init__(self, problem: str = "", *, allowed: str = "", next_step: str = "") -> None:
@@ -57,14 +57,14 @@ class KernelKError(Exception):
         super().__init__(problem)
         self.problem, self.allowed, self.next_step = problem, allowed, next_step
         self.remarks: list[str] = []
-        self.places: list[str] = []
-        self.place = ""
+        self.locations: list[str] = []
+        self.location = ""
 
     def __str__(self) -> str:
-        place = f"{self.place}: " if self.place else ""
+        location = f"{self.location}: " if self.location else ""
         remarks = "".join(f" ({remark})" for remark in self.remarks)
         # Names of files, variables and cells come in as they are.
-        return printable(f"{place}{joined(self.problem, self.allowed, self.next_step)}{remarks}")
+        return printable(f"{location}{joined(self.problem, self.allowed, self.next_step)}{remarks}")
 
     def __repr__(self) -> str:
         # All of it: by itself Python would show the problem alone.
@@ -83,7 +83,7 @@ class KernelKError(Exception):
 
     def _raised_in(self) -> str:
         """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line outside kernelk, if there is one."""
-        place = ""
+        location = ""
         trace = self.__traceback__
         while trace is not None:
             file = trace.tb_frame.f_code.co_filename
@@ -94,9 +94,9 @@ class KernelKError(Exception):
                 name = f"cell {CELL.number}" if in_cell else os.path.basename(file)
                 # A magic's line reaches here in IPython's own words, which tell the user nothing.
                 shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
-                place = f" ({name}, line {trace.tb_lineno}{shown})"
+                location = f" ({name}, line {trace.tb_lineno}{shown})"
             trace = trace.tb_next
-        return place
+        return location
 
 
 def _asked_for(error: KernelKError) -> list[str] | None:
@@ -108,8 +108,8 @@ def _asked_for(error: KernelKError) -> list[str] | None:
     shell = ipython.get_ipython() if frame is not None and ipython is not None else None
     if shell is None:
         return None
-    found: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
-    return found
+    lines: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+    return lines
 
 
 class UnknownBackendError(KernelKError, ValueError):

@@ -1,4 +1,4 @@
-"""The face in IPython: `%kbackend`, and what `%load_ext kernelk` and `%unload_ext kernelk` do."""
+"""The entry point for IPython: `%kbackend`, `%load_ext kernelk` and `%unload_ext kernelk`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class KernelKMagics(Magics):
             if len(words) > 1:
                 raise ArgumentError(
                     f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
-                    next_step="use one %kbackend for each",
+                    next_step=self._alone(chosen[0], getattr(given, chosen[0])),
                 )
             return self._act(chosen[0], getattr(given, chosen[0]))
         if not words:
@@ -121,6 +121,12 @@ class KernelKMagics(Magics):
         return report
 
     @staticmethod
+    def _alone(action: str, value: Any) -> str:
+        """The line that does an action and nothing else."""
+        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        return " ".join(["%kbackend", f"--{action}", *names]).strip()
+
+    @staticmethod
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
         """True, False, or None where neither of two options is given."""
         if yes and no:
@@ -129,7 +135,7 @@ class KernelKMagics(Magics):
 
 
 class _Loaded:
-    """What has to be undone at unload."""
+    """The changes that `unload` undoes."""
 
     shell: InteractiveShell | None = None
     show_cell: Any = None

@@ -1,4 +1,4 @@
-"""Where a node was written: the notebook's cell, the line, and its text; resolved only when somebody asks."""
+"""Locates the line that wrote a node: the notebook's cell, the line, and its text; resolved only when needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CELL = _Cell()
 
 
 class Source(NamedTuple):
-    """Where a node was written: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
+    """The source of a node: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
 
     code: CodeType
     instruction: int
@@ -46,13 +46,13 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         text = self.text
-        return self.place + (f": {text}" if text else "")
+        return self.location + (f": {text}" if text else "")
 
     @property
-    def place(self) -> str:
-        """ "cell 3, line 2", or the file's name in the cell's place."""
-        place = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
-        return f"{place}, line {self.line}"
+    def location(self) -> str:
+        """ "cell 3, line 2", or the file's name in place of the cell."""
+        where = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
+        return f"{where}, line {self.line}"
 
 
 class Lines:
@@ -64,15 +64,15 @@ class Lines:
         self._known: dict[int, tuple[CodeType, list[int]]] = {}
 
     def line(self, source: Source) -> int:
-        """What `source.line` is."""
+        """The same as `source.line`."""
         code = source.code
         known = self._known.get(id(code))
         if known is None:
             lines = [entry[0] or code.co_firstlineno for entry in code.co_positions()]
             known = self._known[id(code)] = (code, lines)
         lines = known[1]
-        place = source.instruction // 2
-        return lines[place] if place < len(lines) else code.co_firstlineno
+        index = source.instruction // 2
+        return lines[index] if index < len(lines) else code.co_firstlineno
 
 
 def caller() -> Source:

@@ -1,7 +1,8 @@
 """The island: all code that touches an engine, in Python 3.6 syntax, on the standard library, numpy and that engine.
 
 Imports are relative and never leave the island, so that the same files run in the notebook's kernel and in a worker
-under another interpreter. An engine is imported when its backend starts, not when a module is.
+under another interpreter. An engine is imported when its backend starts, not when a module is. The `__init__` of an
+engine's folder imports nothing: `numpy.ops`, the definitions, is read without the numpy backend.
 
 Where a line belongs:
 - what every engine has in common lies here: `base` (the contract, with all primitives), `lowering` (a program as

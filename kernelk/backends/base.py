@@ -1,4 +1,4 @@
-"""The contract: what a backend class promises to the executor that drives it, and the primitives it must define."""
+"""The contract between a backend class and the executor that drives it, and the primitives that it must define."""
 
 import numpy as np
 
@@ -131,7 +131,7 @@ COMPOSITES = {
     "dilated_depthwise_conv_input": ("dims", "strides", "pads", "dilation"),
     "dilated_depthwise_conv_kernel": ("size", "strides", "pads", "dilation"),
     # two spatial axes
-    "max_pool": ("window", "strides", "pads"),  # padding is no element; NaN wins
+    "max_pool": ("window", "strides", "pads"),  # padding isn't an element; NaN wins
     # (x, gradient of its max_pool): that with respect to x; all to the first of equals in a window
     "max_pool_grad": ("window", "strides", "pads"),
     # (x, h): the elements of h where the windows of x have their maxima

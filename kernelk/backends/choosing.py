@@ -38,14 +38,14 @@ def chosen_device(title, name, options, devices, default):
     wanted = options.get("device")
     if wanted is None:
         return default
-    found = listed_device(str(wanted), devices)
-    if found is None:
+    device = listed_device(str(wanted), devices)
+    if device is None:
         raise OptionError(
             "%s has no device %r here" % (title, str(wanted)),
             allowed="allowed are %s" % ", ".join(devices),
             next_step="%%kbackend %s --device %s" % (name, default),
         )
-    return found
+    return device
 
 
 def wanted_denormals(options):
@@ -57,7 +57,7 @@ def wanted_denormals(options):
 
 
 def settled_denormals(title, wanted, kept, in_kernel, notes, settled):
-    """What an engine does once it is up, "keep" or "flush". Raises OptionError where that isn't what was wanted.
+    """Checks how a started engine treats denormals, "keep" or "flush". Raises OptionError unless that was wanted.
 
     Where nothing was, and the kernel's own library flushes, `notes` gets a line. `settled`: what settles it.
     """

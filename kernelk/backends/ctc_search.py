@@ -14,16 +14,16 @@ def beam_search(logs, steps, beam_width, top_paths, merge_repeated):
     `logs`: labels with -1 behind them, then the logarithm of the sequence's probability (-inf where there are fewer).
     """
     batch, time, _ = logs.shape
-    found = np.full((batch, top_paths, time + 1), -1, logs.dtype)
-    found[:, :, -1] = -np.inf
+    result = np.full((batch, top_paths, time + 1), -1, logs.dtype)
+    result[:, :, -1] = -np.inf
     for sample in range(batch):
         rows = logs[sample, : max(0, min(int(steps[sample, 0]), time))].astype(np.float64)
-        for place, (labels, score) in enumerate(_beams(rows, beam_width)[:top_paths]):
+        for rank, (labels, score) in enumerate(_beams(rows, beam_width)[:top_paths]):
             if merge_repeated:
                 labels = [label for i, label in enumerate(labels) if not i or label != labels[i - 1]]
-            found[sample, place, : len(labels)] = labels
-            found[sample, place, -1] = score
-    return found
+            result[sample, rank, : len(labels)] = labels
+            result[sample, rank, -1] = score
+    return result
 
 
 def _beams(rows, width):

@@ -11,24 +11,24 @@ def described(backend, program, run, names):
     """
     parts = getattr(run, "parts", None)
     if parts is None:
-        found = backend.describe(program, run, names)
+        description = backend.describe(program, run, names)
     else:
-        found = {"kind": "%d parts, one after the other" % len(parts), "ops": 0, "text": ""}
+        description = {"kind": "%d parts, one after the other" % len(parts), "ops": 0, "text": ""}
         for title, piece, piece_run, leaves in parts:
-            found["text"] += "--- %s\n" % title
+            description["text"] += "--- %s\n" % title
             if piece is not None:
                 # What comes from an earlier part has a number.
                 labels = [names[n] if n is not None and n < len(names) else "part%d" % i for i, n in enumerate(leaves)]
                 inner = described(backend, piece, piece_run, labels)
-                found["text"] += "(%s)\n%s\n" % (inner["kind"], inner["text"])
-                found["ops"] += inner["ops"]
+                description["text"] += "(%s)\n%s\n" % (inner["kind"], inner["text"])
+                description["ops"] += inner["ops"]
             else:
-                found["ops"] += 1
-    if len(found["text"]) > MOST_CHARACTERS:
-        found["text"] = found["text"][:MOST_CHARACTERS] + "\n(%d more characters not shown)" % (
-            len(found["text"]) - MOST_CHARACTERS
+                description["ops"] += 1
+    if len(description["text"]) > MOST_CHARACTERS:
+        description["text"] = description["text"][:MOST_CHARACTERS] + "\n(%d more characters not shown)" % (
+            len(description["text"]) - MOST_CHARACTERS
         )
-    return found
+    return description
 
 
 def type_of(dtype, shape):
@@ -62,5 +62,5 @@ def listing(program, names):
 
 
 def ops_in(program):
-    """How many instructions a program has, those of its loops' bodies included."""
+    """The number of a program's instructions, including those of its loops' bodies."""
     return sum(1 + (ops_in(i.attrs["body"]) if "body" in i.attrs else 0) for i in program.instructions)

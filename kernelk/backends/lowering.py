@@ -54,7 +54,7 @@ class Program(object):
         return "Program(%r)" % (self._encoded,)
 
     def computed(self):
-        """Positions of outputs that an instruction computes, and that are no other result's value."""
+        """Positions of outputs that an instruction computes, and that aren't another result's value."""
         results, first = self.results(), len(self.leaves)
         return [i for i, number in enumerate(self.outputs) if number >= first and results.count(number) == 1]
 

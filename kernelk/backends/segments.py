@@ -31,7 +31,7 @@ class Segment(object):
         self.results = results
         self.start = start
         order = inputs + slots + draws + fixed + list(made)
-        numbers = {number: place for place, number in enumerate(order)}
+        numbers = {number: position for position, number in enumerate(order)}
         moved = [(i.op, [numbers[n] for n in i.inputs], i.attrs, i.dtype, i.shape) for i in instructions]
         self.leaves = inputs + slots + draws + fixed
         self.piece = piece = Program(
@@ -98,7 +98,7 @@ def compile_in_segments(compile, program, constants, most):
             stop += 1
         wanted = set(number for number, index in last_use.items() if index >= stop).union(results)
         segments.append(Segment(program, start, stop, wanted, constants, compile))
-        # Values are let go once the last segment that takes them is through.
+        # Values are released once the last segment that takes them is through.
         drops.append(
             [n for n, index in last_use.items() if n >= first and start <= index < stop and n not in set(results)]
         )

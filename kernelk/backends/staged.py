@@ -42,7 +42,7 @@ class _Staged(object):
         self.program = program
         self.constants = constants
         self.facts = []
-        self.parts = []  # (part, numbers of the values to let go after it)
+        self.parts = []  # (part, numbers of the values to release after it)
         first, count = len(program.leaves), len(program.instructions)
         first_constant = first - len(constants)
         results = set(program.results())
@@ -120,21 +120,21 @@ class _Operands(object):
         self._numbers = instruction.inputs
         self.result = self._first + instruction.index
 
-    def _found(self, place, values, draws):
+    def _operand(self, position, values, draws):
         """(whether it is the engine's own, the value)"""
-        number = self._numbers[place]
+        number = self._numbers[position]
         if self._first_draw <= number < self._first_constant:
             return False, draws[number - self._first_draw]
         if self._first_constant <= number < self._first:
             return False, self._constants[number - self._first_constant]
         return self._slots <= number, values[number]
 
-    def array(self, place, values, draws):
-        own, value = self._found(place, values, draws)
+    def array(self, position, values, draws):
+        own, value = self._operand(position, values, draws)
         return np.ascontiguousarray(self._backend.to_numpy(value)) if own else value
 
-    def native(self, place, values, draws):
-        own, value = self._found(place, values, draws)
+    def native(self, position, values, draws):
+        own, value = self._operand(position, values, draws)
         return value if own else self._backend.load(np.array(value))
 
 
@@ -154,7 +154,7 @@ class _Host(object):
 
     def run(self, values, draws):
         instruction = self._instruction
-        arrays = [self._operands.array(place, values, draws) for place in range(len(instruction.inputs))]
+        arrays = [self._operands.array(position, values, draws) for position in range(len(instruction.inputs))]
         try:
             result = self._compute(instruction, *arrays, **instruction.attrs)
         except Exception as error:
@@ -210,23 +210,23 @@ class _Loop(object):
         staged.facts.append(facts)
         self._kept = {}
 
-    def _room(self, place, shape, dtype):
+    def _room(self, position, shape, dtype):
         """An array for one of the stacked results: that of the run before, once nobody holds it any more."""
-        kept = self._kept.pop(place, None)
+        kept = self._kept.pop(position, None)
         # Whoever shares its memory, by a view or within an engine, holds the array: besides this name and the call.
         if kept is None or kept.shape != shape or kept.dtype != dtype or sys.getrefcount(kept) > 2:
             kept = np.empty(shape, dtype)
         if kept.nbytes <= KEPT_BYTES:
-            self._kept[place] = kept
+            self._kept[position] = kept
         return kept
 
     def run(self, values, draws):
         body, n = self._body, self._sequences
         inputs = len(body.inputs)
         # Sequences and draws as arrays, states and captures as the engine's own values; constants are compiled in.
-        operands = [self._operands.array(place, values, draws) for place in range(n)]
-        operands += [self._operands.native(place, values, draws) for place in range(n, inputs)]
-        operands += [self._operands.array(inputs + place, values, draws) for place in range(len(body.draws))]
+        operands = [self._operands.array(position, values, draws) for position in range(n)]
+        operands += [self._operands.native(position, values, draws) for position in range(n, inputs)]
+        operands += [self._operands.array(inputs + position, values, draws) for position in range(len(body.draws))]
         length = len(operands[0])
         steps = Steps(self._instruction, operands, length, lambda x, t: x[t, ...])
         count, stacked = steps.count, None
@@ -238,7 +238,7 @@ class _Loop(object):
             steps.states = results[:count]
             arrays = [self._backend.to_numpy(x) for x in results[count:]]
             if stacked is None:
-                stacked = [self._room(place, (length,) + x.shape, x.dtype) for place, x in enumerate(arrays)]
+                stacked = [self._room(position, (length,) + x.shape, x.dtype) for position, x in enumerate(arrays)]
             for whole, x in zip(stacked, arrays):
                 whole[t] = x
         if stacked is None:

@@ -19,10 +19,10 @@ def trace_folder(scratch):
 
 def trace_file(folder):
     """The trace that was written into the folder. Raises RuntimeError if there is none."""
-    found = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
-    if not found:
+    files = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
+    if not files:
         raise RuntimeError("the profiler wrote no trace")
-    return found[0]
+    return files[0]
 
 
 def on_device(planes):
@@ -37,17 +37,17 @@ def on_device(planes):
 
 
 def own_times(events):
-    """What each of one thread's events took without those inside it: [(event, seconds)...].
+    """The time of each of one thread's events without those inside it: [(event, seconds)...].
 
     `events`: (start, duration, event), in nanoseconds.
     """
-    found, open_ones = [], []  # positions in `found`, with their ends, of those that enclose the next one
+    rows, open_ones = [], []  # positions in `rows`, with their ends, of those that enclose the next one
     for start, duration, event in sorted(events, key=lambda one: (one[0], -one[1])):
         while open_ones and open_ones[-1][1] <= start:
             open_ones.pop()
         if open_ones:
             outer = open_ones[-1][0]
-            found[outer][1] -= min(duration, open_ones[-1][1] - start)
-        open_ones.append((len(found), start + duration))
-        found.append([event, duration])
-    return [(event, max(0.0, duration) * 1e-9) for event, duration in found]
+            rows[outer][1] -= min(duration, open_ones[-1][1] - start)
+        open_ones.append((len(rows), start + duration))
+        rows.append([event, duration])
+    return [(event, max(0.0, duration) * 1e-9) for event, duration in rows]

@@ -1,3 +1,3 @@
-"""The command line: the program `kernelk`, and the measuring of scripts."""
+"""The command line: the program `kernelk`, which also measures scripts."""
 
 from .main import main as main

@@ -1,4 +1,4 @@
-"""The program `kernelk`: reads its command line and calls what does the work (manage, environments, measure).
+"""The program `kernelk`: parses its command line and calls the packages that do the work (manage, measure).
 
 Every problem is one line on standard error and exit status 1, without a traceback.
 """
@@ -41,7 +41,11 @@ def _engine(name: str, command: str) -> Engine:
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if name not in known:
         hint = did_you_mean(name.lower(), known, f"`kernelk {command} {{}}`")
-        raise UnknownBackendError(f"unknown engine {name!r}", allowed=f"{hint}It is one of {', '.join(sorted(known))}")
+        raise UnknownBackendError(
+            f"unknown engine {name!r}",
+            allowed=f"{hint}available are {', '.join(sorted(known))}",
+            next_step="`kernelk list`",
+        )
     return registry.engine(BUILDS.get(name, name))
 
 
@@ -85,7 +89,7 @@ def _list() -> int:
 
 
 def _state(engine: Engine) -> str:
-    """What is there of an engine, in one line."""
+    """An engine's state on this machine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
             return joined("not installed", next_step=f"`{engine.install}`")
@@ -125,7 +129,7 @@ def _doctor(names: Sequence[str]) -> int:
 
     report = doctor([_engine(name, "doctor").name for name in names] or None)
     _say(repr(report))
-    return 0 if report.well else 1
+    return 0 if report.passed else 1
 
 
 def _measure(chosen: argparse.Namespace) -> int:

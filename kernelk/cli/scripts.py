@@ -31,9 +31,9 @@ def script(path: str) -> Callable[[], None]:
             kept.append(runpy.run_path(path, run_name="__main__"))
         except KernelKError as error:
             # An op that is refused as it is written says no line, as a notebook's traceback shows it.
-            place = _place(path, error)
-            if place not in error.places:
-                error.place = place
+            location = _location(path, error)
+            if location not in error.locations:
+                error.location = location
             raise
         except SystemExit as end:
             if end.code not in (None, 0):
@@ -42,7 +42,7 @@ def script(path: str) -> Callable[[], None]:
                 ) from None
         except Exception as error:
             raise ArgumentError(
-                f"{_place(path, error)}: {one_line(f'{type(error).__name__}: {error}')}", next_step=f"python {path}"
+                f"{_location(path, error)}: {one_line(f'{type(error).__name__}: {error}')}", next_step=f"python {path}"
             ) from None
         finally:
             sys.argv, sys.path[:] = arguments, paths
@@ -51,7 +51,7 @@ def script(path: str) -> Callable[[], None]:
     return run
 
 
-def _place(path: str, error: Exception) -> str:
+def _location(path: str, error: Exception) -> str:
     """The script's name and the line of it that led to the error."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{path}, line {error.lineno}"

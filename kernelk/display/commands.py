@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 
-def in_shell_and_notebook(shell: str, notebook: str) -> str:
-    """One command in both its forms, for an error message."""
+def in_shell_and_notebook(shell: str, notebook: str = "") -> str:
+    """One command in both its forms, for an error message; pip has the magic of its name, other programs have none."""
+    notebook = notebook or (f"%{shell}" if shell.startswith("pip ") else "")
     return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
 
 
@@ -20,7 +21,7 @@ _PACKAGES = {
 
 
 def missing_package(words: str) -> str:
-    """How to get the system's library that an error says is missing; "" if it says nothing of the kind."""
+    """The command that installs the system library missing according to an error; "" if the error names none."""
     match = re.search(r"(lib[\w.+-]+?\.so[\w.]*): cannot open shared object file", words)
     if match is None:
         return ""

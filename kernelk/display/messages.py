@@ -7,7 +7,7 @@ import contextvars
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from ..config import LIMITS
 
@@ -24,19 +24,26 @@ def quiet() -> bool:
 
 
 def stream() -> TextIO:
-    """Where a line to the user goes: among a notebook cell's output, on a script's standard error."""
+    """The stream for lines to the user: a notebook cell's output, or a script's standard error."""
     # A notebook paints standard error as if something had gone wrong.
     return sys.stdout if in_notebook() else sys.stderr
 
 
+class Line(NamedTuple):
+    """One line for the user; its `kind` is "announcement" (which engine is in use) or "note" (all else)."""
+
+    kind: str
+    text: str
+
+
 # Where lines go instead of into a cell, if somebody else shows them.
-_CAPTURED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("kernelk_captured", default=None)
+_CAPTURED: contextvars.ContextVar[list[Line] | None] = contextvars.ContextVar("kernelk_captured", default=None)
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[str]]:
+def captured() -> Iterator[list[Line]]:
     """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
-    lines: list[str] = []
+    lines: list[Line] = []
     token = _CAPTURED.set(lines)
     try:
         yield lines
@@ -49,10 +56,10 @@ def is_captured() -> bool:
     return _CAPTURED.get() is not None
 
 
-def say(text: str) -> None:
+def say(text: str, kind: str = "note") -> None:
     """Shows the user one line, unless it is to be quiet (KERNELK_QUIET, or the setting KernelK.quiet)."""
     lines = _CAPTURED.get()
     if lines is not None:
-        lines.append(text)
+        lines.append(Line(kind, text))
     elif not quiet():
         print(text, file=stream(), flush=True)

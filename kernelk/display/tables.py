@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """What a result shows: a title, columns with a header (none for pairs of name and value), a line below."""
+    """The table of a result: a title, columns with a header (none for pairs of name and value), a line below."""
 
     rows: list[list[str]]
     header: list[str] = field(default_factory=list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from ..display.tables import duration
 from ..graph.nodes import Constant, Draw, LearningPhase, Placeholder, Scan, Shape, Tensor, Update, Variable, walk
-from ..inspection.inventory import names_of
+from ..inspection.inventory import checked_namespace, names_of
 from ..ops.gradients import of_a_gradient
 from ..session.function import Function
 from ..source import Source
@@ -22,7 +21,7 @@ _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("conditio
 
 @dataclass(frozen=True)
 class Time:
-    """What a profile found: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
+    """A box's time in a profile: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
 
     seconds: float
     share: float
@@ -67,7 +66,7 @@ class Box:
 
     @property
     def called(self) -> str:
-        """What a reader calls it: the notebook's name, its own within its scope, or its op with a number."""
+        """Its name for the reader: the notebook's name, its own within its scope, or its op with a number."""
         inside = f"{self.scope}/" if self.scope and "/" not in self.name and self.kind != "group" else ""
         return self.notebook or (self.name and f"{inside}{self.name}") or f"{self.op}_{self.key}"
 
@@ -79,10 +78,7 @@ class Box:
     @property
     def where(self) -> str:
         """The cell (or file) and line."""
-        if self.source is None:
-            return ""
-        place = f"cell {self.source.cell}" if self.source.cell else os.path.basename(self.source.code.co_filename)
-        return f"{place}, line {self.source.line}"
+        return "" if self.source is None else self.source.location
 
 
 @dataclass
@@ -123,15 +119,17 @@ def clean(text: object) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip()
 
 
-def notebook_namespace() -> Mapping[str, Any]:
-    """The notebook's names; outside one, none."""
+def shown_names(names: Mapping[str, Any] | None, asker: str, next_step: str) -> Mapping[str, Any]:
+    """The namespace that was given, else the notebook's; outside one, none. Raises ArgumentError for no namespace."""
+    if names is not None:
+        return checked_namespace(names, asker, next_step)
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell.user_ns if shell is not None else {}
 
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """What a notebook calls tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
+    """The notebook's names of tensors, by their `uid`: a plain name where there is one, else as `w[0]`."""
     names_by_uid = names_of(namespace)
     return {key: clean(next((x for x in names if x.isidentifier()), names[0])) for key, names in names_by_uid.items()}
 
@@ -200,7 +198,8 @@ def _box(node: Tensor, notebook: str) -> Box:
         steps = walk([*body.new_states, *body.results], lambda x: () if id(x) in leaves else x.inputs)
         holds = sum(id(x) not in leaves and bool(x.inputs) for x in steps)
         length = next((x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None), None)
-        detail = f"{holds} ops at each of {'its' if length is None else length} steps"
+        steps_counted = "its steps" if length is None else counted(length, "step")
+        detail = f"{counted(holds, 'op')} at each of {steps_counted}"
         if body.reverse:
             detail += ", backwards"
     elif isinstance(node, Draw):

@@ -11,9 +11,9 @@ from ..display.export import write_text
 from ..errors import ArgumentError
 from ..graph.nodes import Update, check_generation
 from ..session.current import current
-from ..session.default_feeds import roots_of
+from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
-from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, notebook_namespace, with_times
+from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, shown_names, with_times
 from .grouping import collapsed
 from .layout import Point, lay_out
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
@@ -34,13 +34,13 @@ class Drawing:
         self.title = title
         self.total = total
         self.note = note
-        self._placed: tuple[dict[tuple[str, str], list[Point]], float, float] | None = None
+        self._laid_out: tuple[dict[tuple[str, str], list[Point]], float, float] | None = None
 
-    def _place(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
-        if self._placed is None:
+    def _layout(self) -> tuple[dict[tuple[str, str], list[Point]], float, float]:
+        if self._laid_out is None:
             make_room(self.graph)
-            self._placed = lay_out(self.graph)
-        return self._placed
+            self._laid_out = lay_out(self.graph)
+        return self._laid_out
 
     def as_dict(self) -> dict[str, Any]:
         """The drawing as JSON-able data; lengths are CSS pixels, y grows downwards.
@@ -70,7 +70,7 @@ class Drawing:
         the points go from the edge of one box to that of the other, and a curve or straight lines may join them.
         Raises ArgumentError without igraph.
         """
-        points, width, height = self._place()
+        points, width, height = self._layout()
         return {
             "title": self.title,
             "width": round(width, 1),
@@ -91,7 +91,7 @@ class Drawing:
         }
 
     def _picture(self) -> Picture:
-        points, width, height = self._place()
+        points, width, height = self._layout()
         return picture(self.graph, points, width, height, self.title, self.note)
 
     def svg(self) -> str:
@@ -211,8 +211,12 @@ def draw(
     with the notebook's names (in a notebook, its own). Nothing of the session changes. Raises ArgumentError, and with
     `times=True` what `kernelk.profile` raises.
     """
-    if names is None:
-        names = notebook_namespace()
+    names = shown_names(names, "draw", "kernelk.draw(y, names=globals())")
+    if times is not None and not isinstance(times, bool) and not hasattr(times, "ops"):
+        raise ArgumentError(
+            f"draw: times is True or what kernelk.profile gives, not {type(times).__name__}",
+            next_step="kernelk.draw(y, times=True)",
+        )
     if times is True:
         times = _profiled(target, feeds)
     return graph_of(target, names, depth, opened, times or None)
@@ -222,10 +226,13 @@ def _profiled(target: Any, feeds: Any) -> Any:
     """A profile of the target, whose one run leaves no trace in the session."""
     from ..measure.profiling import profile
 
+    roots = roots_of(target, "draw")
     updated = [variable for variable, _ in target.updates] if isinstance(target, Function) else []
-    updated += [x.inputs[0] for x in roots_of(target, "draw") if isinstance(x, Update)]  # type: ignore[misc]
+    updated += [x.inputs[0] for x in roots if isinstance(x, Update)]  # type: ignore[misc]
     session = current()
     with session.lock:
+        # Here, since the profile would tell how itself is given feeds.
+        known_feeds(target, roots, feeds or {}, "draw", "%kgraph y --times --feed x=array")
         before = [(variable, session.read(variable)) for variable in updated]
         with session.state.seeds.counter_kept():
             try:

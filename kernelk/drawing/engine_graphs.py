@@ -1,4 +1,4 @@
-"""Shows for `%kshow` what each engine made of the same graph, in the engine's own words and side by side."""
+"""Shows each engine's compiled form of the same graph for `%kshow`, in the engine's own words and side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..session.function import Function
 from ..session.linearise import linearised
 from ..session.session import Session
 from ..session.untouched import untouched
-from .boxes import clean, counted, graph_of_tensors, notebook_names, notebook_namespace, shown_shape
+from .boxes import clean, counted, graph_of_tensors, notebook_names, shown_names, shown_shape
 
 # Of a longer listing the result shows so many lines; `text` has all.
 SHOWN_LINES = 40
@@ -43,7 +43,7 @@ class View:
 
 
 class Views:
-    """What several engines made of one graph: `views`, one for each; `text(engine)` has the whole of a listing."""
+    """Several engines' compiled forms of a graph: `views`, one for each; `text(engine)` has the whole of a listing."""
 
     def __init__(self, name: str, nodes: int, views: list[View], notes: list[str]) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class Views:
 
     @property
     def summary(self) -> str:
-        """How many ops each of them has."""
+        """The number of ops in each of them."""
         parts = [f"{view.title} {view.ops}" for view in self.views if not view.failure]
         parts += [f"{view.title} can't" for view in self.views if view.failure]
         return printable(f"{self.name}: kernelk {counted(self.nodes, 'op')} -> {', '.join(parts)}")
@@ -131,9 +131,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
         check_generation(root)
     for name in engines:
         registry.engine(name)
-    if names is None:
-        names = notebook_namespace()
-    called = notebook_names(names)
+    called = notebook_names(shown_names(names, "show", "kernelk.show(y, names=globals())"))
     session = current()
     with session.lock:
         wanted = list(dict.fromkeys(engines)) or _running(session)
@@ -196,7 +194,7 @@ def _described(
 
 
 def _leaves(program: Program, called: Mapping[int, str]) -> list[str]:
-    """What the program's inputs, variables, draws and constants are called."""
+    """The names of the program's inputs, variables, draws and constants."""
     leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
     names = []
     for x in leaves:

@@ -94,7 +94,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
     outputs = set(graph.outputs)
 
     def before(box: Box) -> str | None:
-        """The one box that is no leaf and that this one is computed from, if that serves nothing else."""
+        """The only input of this box that isn't a leaf, if it serves nothing else."""
         inner = [key for key in sources[box.key] if not graph.boxes[key].is_leaf]
         if len(inner) != 1 or len(targets[inner[0]]) != 1 or inner[0] not in row_of:
             return None
@@ -125,7 +125,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
 
 
 def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
-    """What stands together in the code as one box: the boxes in the order in which they were made, cut evenly.
+    """Joins boxes that stand together in the code: the boxes in the order in which they were made, cut evenly.
 
     Nothing goes back from one stretch to an earlier one.
     """
@@ -151,8 +151,8 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
 
 def _lines_of(boxes: list[Box]) -> str:
     """From where to where in the code: "cell 3, line 2 to cell 4, line 1"."""
-    places = [box.where for box in (boxes[0], boxes[-1])]
-    known = list(dict.fromkeys(place for place in places if place))
+    ends = [box.where for box in (boxes[0], boxes[-1])]
+    known = list(dict.fromkeys(end for end in ends if end))
     return " to ".join(known) or "one stretch"
 
 

@@ -106,7 +106,7 @@ def lay_out(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, fl
 
 
 def _ports(graph: Graph, paths: dict[tuple[str, str], list[_Spot]]) -> dict[tuple[str, str], float]:
-    """Where each arrow meets the box that it leads to: side by side, in the order in which they come."""
+    """The points at which arrows meet the boxes that they lead to: side by side, in the order in which they come."""
     arriving: dict[str, list[tuple[str, str]]] = {}
     for arrow in paths:
         arriving.setdefault(arrow[1], []).append(arrow)
@@ -171,7 +171,7 @@ def _spread(rows: list[list[_Spot]]) -> None:
 
 
 def _straighten(rails: dict[tuple[str, int], _Spot]) -> None:
-    """Where the arrows of one box pass layers at nearly the same place, they do so at the same one."""
+    """Lets arrows of one box that pass a layer at nearly the same place pass it at the same one."""
     passing: dict[str, list[_Spot]] = {}
     for (start, _), spot in sorted(rails.items(), key=lambda entry: entry[0][1]):
         passing.setdefault(start, []).append(spot)

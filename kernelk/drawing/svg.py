@@ -241,7 +241,7 @@ def _drawn(box: Box, output: bool) -> str:
 
 
 def _legend(kinds: Sequence[str], dashed: bool, note: str, y: float) -> tuple[str, float]:
-    """What the kinds look like, in one line under the picture, and how wide it is."""
+    """The legend of the kinds, in one line under the picture, and its width."""
     parts, x = [], 16.0
     entries = [(*COLOURS[kind], WORDS[kind], "2 2" if kind == "constant" else "") for kind in kinds]
     if dashed:

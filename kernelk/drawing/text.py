@@ -1,4 +1,4 @@
-"""Last step in a terminal: writes the boxes as text, from the outputs down to what they are computed from."""
+"""Last step in a terminal: writes the boxes as text, from the outputs down to the inputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def listing(graph: Graph) -> str:
 
 
 def _head(box: Box, named: bool) -> str:
-    """What a line says of the box itself; `named`: it needs a name, since other lines speak of it."""
+    """The part of a line that describes the box itself; `named`: it needs a name, since other lines speak of it."""
     name = box.called if named else box.notebook or box.name
     if box.kind in ("variable", "placeholder"):
         return f"{box.called} ({box.kind})"

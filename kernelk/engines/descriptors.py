@@ -1,4 +1,4 @@
-"""The engines that come with kernelk, as the registry describes them: where each runs and what it needs."""
+"""Describes the engines that come with kernelk, for the registry: where each runs and what it needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Engine:
         """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
         if self.recipe is not None:
             return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
-        return in_shell_and_notebook(self.install, f"%{self.install}" if self.install.startswith("pip ") else "")
+        return in_shell_and_notebook(self.install)
 
     def runs_in_kernel(self, options: Mapping[str, Any]) -> bool:
         """Whether it runs in the notebook's own process with these options of its user's."""

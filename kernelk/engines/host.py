@@ -11,9 +11,9 @@ from .. import config
 from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import resident_bytes
-from ..bounds import drop_oldest
 from ..display.progress import waiting
 from ..errors import ArgumentError, EngineError, one_line
+from ..eviction import drop_oldest
 from .descriptors import Engine
 from .storage import Slots, Storage
 
@@ -197,10 +197,10 @@ class Host:
         self.request({"do": "release", **{kind: [] for kind in RELEASED}, **gone})
 
 
-def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:
+def engine_error(engine: Engine, error: dict[str, Any], next_step: str = "") -> EngineError:
     """The executor's description of a failure as an exception; `details` keeps the engine's own traceback."""
     message = one_line(error["message"])
-    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}")
+    made = EngineError(f"{engine.title} failed: {error['type']}: {message[:500]}", next_step=next_step)
     made.details = error  # type: ignore[attr-defined]
     return made
 

@@ -19,15 +19,15 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, one_line
 from . import forks, registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
 from .storage import Storage
 
-# Notes of backends that the user has been told.
-_told: set[str] = set()
+# Backends' notes that the user has seen.
+_notes_shown: set[str] = set()
 
 # Engines that the parent of this forked process had started in it, by name: their threads aren't here, and what is left
 # of them is kept, since it may hang or crash when it is freed.
@@ -90,8 +90,8 @@ class LocalHost(Host):
                 self._executor = self._started_executor()
             self.start_seconds = time.perf_counter() - begin
             for note in self.facts.get("notes", ()):
-                if note not in _told:
-                    _told.add(note)
+                if note not in _notes_shown:
+                    _notes_shown.add(note)
                     messages.say(f"kernelk: {note}")
 
     def _started_executor(self) -> Executor:
@@ -122,7 +122,10 @@ class LocalHost(Host):
                 raise refused_option(error) from error
             if not isinstance(error, Exception):
                 raise
-            raise EngineError(f"{self.engine.title} can't be started: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"{self.engine.title} can't be started: {type(error).__name__}: {one_line(error)}",
+                next_step="" if self.engine.in_kernel else f"%kbackend {self.engine.name} --worker",
+            ) from error
         return executor
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Backends by name, found through the entry points `kernelk.backends`; none is imported to be listed."""
+"""Finds backends by name through the entry points `kernelk.backends`; listing them imports none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display.commands import in_shell_and_notebook
 from ..errors import BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
 from .descriptors import Engine
 
@@ -25,11 +26,11 @@ def _entries() -> dict[str, EntryPoint]:
     # Imported where it is used: it takes longer than all that `%load_ext` itself does.
     from importlib.metadata import EntryPoint, entry_points
 
-    found = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
+    entries = {entry.name: entry for entry in entry_points(group="kernelk.backends")}
     for name in _ORDER:
         # Those of the box are there when it is run from a source tree too, and nobody else's takes their names.
-        found[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
-    return found
+        entries[name] = EntryPoint(name, f"kernelk.engines:{name.upper()}", "kernelk.backends")
+    return entries
 
 
 def names() -> list[str]:
@@ -56,7 +57,11 @@ def engine(name: str) -> Engine:
     """
     if not isinstance(name, str) or name not in _entries():
         hint = did_you_mean(str(name).lower(), names())
-        raise UnknownBackendError(f"unknown backend {name!r}", allowed=f"{hint}available are {', '.join(names())}")
+        raise UnknownBackendError(
+            f"unknown backend {name!r}",
+            allowed=f"{hint}available are {', '.join(names())}",
+            next_step=in_shell_and_notebook("kernelk list", "%kbackend --list"),
+        )
     return _descriptor(name)
 
 

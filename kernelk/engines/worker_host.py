@@ -246,7 +246,8 @@ class WorkerHost(Host):
             return ArgumentError(
                 error["message"], allowed=error.get("allowed", ""), next_step=error.get("next_step", "")
             )
-        made, environment = engine_error(self.engine, error), self._environment
+        shows = f"%kbackend --log {self.engine.name} shows what it printed"
+        made, environment = engine_error(self.engine, error, shows), self._environment
         change = environment.change() if environment is not None else ""
         if environment is None or not change:
             return made

@@ -112,7 +112,7 @@ class WorkerLog:
             return self.total
 
     def since(self, mark: int) -> tuple[str, int]:
-        """What was said after a mark, as far as it is held, and how many bytes of it aren't."""
+        """The output after a mark, as far as it is held, and the number of bytes that no longer are."""
         with self._lock:
             count = self.total - mark
             pieces: list[bytes] = []
@@ -147,22 +147,22 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
     print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
 
 
-def note(told: list[list[Any]], log: WorkerLog) -> None:
+def note(caught: list[list[Any]], log: WorkerLog) -> None:
     """Enters warnings of an engine's process into its log."""
-    for names, text, file, line in told:
+    for names, text, file, line in caught:
         log.add(f"{file}:{line}: {names[0]}: {text}")
 
 
-def warn_again(title: str, told: list[list[Any]], log: WorkerLog) -> None:
+def warn_again(title: str, caught: list[list[Any]], log: WorkerLog) -> None:
     """Warns of what an engine's process was warned of, at the user's own line, so that Python's filters hold for it.
 
-    `told`: [names of the category and its bases, text, file, line]...
+    `caught`: [names of the category and its bases, text, file, line]...
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
         frame = frame.f_back
-    note(told, log)
-    for names, text, file, line in told:
+    note(caught, log)
+    for names, text, file, line in caught:
         warnings.warn_explicit(
             f"{text} ({title}, {os.path.basename(file)}, line {line})",
             _category(names),
@@ -177,7 +177,7 @@ def _category(names: list[str]) -> type[Warning]:
     """The nearest class of warnings that this process has as well."""
     for name in names:
         for home in (builtins, np.exceptions):
-            found = getattr(home, name, None)
-            if isinstance(found, type) and issubclass(found, Warning):
-                return found
+            category = getattr(home, name, None)
+            if isinstance(category, type) and issubclass(category, Warning):
+                return category
     return RuntimeWarning

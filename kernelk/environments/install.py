@@ -263,11 +263,3 @@ def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Int
     with one_at_a_time(place / f"python-{maker.series}.lock", waiting):
         found = interpreters.search(recipe, roots())
         return found.interpreter or create_interpreter(maker, place, run)
-
-
-def find_interpreter(recipe: Recipe) -> Interpreter:
-    """The best interpreter on this machine for the recipe. Raises BackendNotInstalledError with what gets one."""
-    found = interpreters.search(recipe, roots())
-    if found.interpreter is None:
-        raise interpreters.nothing_found(recipe, found.broken)
-    return found.interpreter

@@ -116,7 +116,7 @@ class BrokenError(Exception):
 def clean_environment() -> dict[str, str]:
     """The environment for another Python: without what was set up for this one, or sends pip elsewhere."""
     elsewhere = {"TARGET", "PREFIX", "ROOT", "CONSTRAINT", "REQUIREMENT", "NO_BINARY", "ONLY_BINARY", "QUIET"}
-    elsewhere.add("NO_CACHE_DIR")  # stops the pip that old Pythons bring: `builds.pip_of` gives it as an option
+    elsewhere.add("NO_CACHE_DIR")  # stops the pip that old Pythons bring: `build.pip_of` gives it as an option
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -87,8 +87,8 @@ def close_loop(
 
 def item(node: Scan, index: int) -> Tensor:
     """One of a loop's values: final states come first, then stacked results."""
-    found = node.items.get(index)
-    if found is None:
+    known = node.items.get(index)
+    if known is None:
         body, states = node.body, len(node.body.states)
         if index < states:
             value = body.new_states[index]
@@ -97,8 +97,8 @@ def item(node: Scan, index: int) -> Tensor:
             value = body.results[index - states]
             lengths = [x.shape[0] for x in node.inputs[: len(body.sequences)] if x.shape[0] is not None]
             shape = (lengths[0] if lengths else None, *value.shape)
-        found = node.items[index] = Tensor("item", (node,), {"index": index}, shape, value.dtype, node.source)
-    return found
+        known = node.items[index] = Tensor("item", (node,), {"index": index}, shape, value.dtype, node.source)
+    return known
 
 
 def stacked(node: Scan, value: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Tensor:
     """The value of one recorded op: `op`, `inputs`, `attrs`, `shape` (None: unknown), `dtype`, `name`, `source`.
 
     Takes any further attribute, because Keras sets its own. `==` and `hash` are identity; compare with `K.equal`.
-    Arithmetic, `<`, `>` and indexing record elementwise ops (entered by `ops.operators`); `eval` runs (`function`).
+    Arithmetic, `<`, `>` and indexing record elementwise ops; `eval()` computes the value.
     """
 
     __slots__ = (
@@ -158,6 +158,18 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __float__(self) -> float:
+        raise self._no_value("the value")
+
+    def __int__(self) -> int:
+        raise self._no_value("the value")
+
+    def __index__(self) -> int:
+        raise self._no_value("the value")
+
+    def __round__(self, digits: Any = None) -> Any:
+        raise self._no_value("the value")
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         raise self._no_value("the array")
 
@@ -197,11 +209,11 @@ class LearningPhase(Placeholder):
 
 
 class StepInput(Placeholder):
-    """What the step of a loop is called with; it has a value inside the loop only."""
+    """An argument of a loop's step function; it has a value inside the loop only."""
 
 
 class Body:
-    """What a loop does at each step, as graph: from its leaves to new states and results.
+    """The step of a loop as a graph: from its leaves to new states and results.
 
     The leaves are one element of each of `sequences`, `states` from the step before, and `captures`, which don't vary.
     A leaf may be any tensor: inside the body it is given, however it is computed elsewhere.
@@ -222,7 +234,7 @@ class Body:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What is given at each step, in the order of the loop's inputs."""
+        """The inputs of each step, in the order of the loop's inputs."""
         return [*self.sequences, *self.states, *self.captures]
 
 
@@ -298,7 +310,7 @@ def stale(name: str, source: Source, generation: Generation) -> StaleTensorError
         )
     return StaleTensorError(
         f"{made} another session of this process, and can be used only there",
-        next_step="run the cells that make it in this one",
+        next_step="make it again in this session, or use it inside `with entered(...)` of its own",
     )
 
 
@@ -317,7 +329,7 @@ def record(
 def located(error: KernelKError, source: Source) -> KernelKError:
     """The same error with the cell or file and line that wrote the op, for errors found after that."""
     error.remark(str(source))
-    error.places.append(source.place)
+    error.locations.append(source.location)
     return error
 
 

@@ -16,7 +16,7 @@ Vjp: TypeAlias = Callable[[Tensor, Tensor], Gradients]
 
 
 class Rule:
-    """What kernelk knows of one op. An op with `decompose` is a composite: backends may leave it out."""
+    """The rule of one op. An op with `decompose` is a composite: backends may leave it out."""
 
     __slots__ = ("decompose", "infer", "vjp")
 

@@ -48,16 +48,20 @@ class Seeds:
         self.counter = 0
 
     @contextlib.contextmanager
-    def counter_kept(self) -> Iterator[None]:
-        """What is run inside draws what the next call would, and leaves those draws to it."""
-        counter = self.counter
+    def counted_from(self, counter: int) -> Iterator[None]:
+        """Runs inside draw what they would after so many runs; the count itself is afterwards as before."""
+        before, self.counter = self.counter, counter
         try:
             yield
         finally:
-            self.counter = counter
+            self.counter = before
+
+    def counter_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Runs inside draw what the next call would, and leave those draws to it."""
+        return self.counted_from(self.counter)
 
     def state(self) -> dict[str, int]:
-        """What the next draws follow from."""
+        """The numbers that determine the next draws."""
         return {
             "entropy": self.stream.entropy,
             "count": self.stream.count,

@@ -1,4 +1,4 @@
-"""What recording needs to know of its session: generation, numbers, scope, seeds, phase. Imports nothing heavy."""
+"""The part of a session that recording needs: generation, numbers, scope, seeds, phase. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collects what lives in a session, by its notebook names, for `%ktensors` and the panel; keeps nothing alive.
+"""Collects a session's tensors by their notebook names, for `%ktensors` and the panel; keeps nothing alive.
 
 `Row.as_dict` is what the panel's front end reads, strict JSON:
 
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import joined
+from ..errors import ArgumentError, joined
 from ..graph.nodes import Placeholder, Tensor, Variable
 from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> str:
-        """What the line is in: "cell 3", or the file's name."""
+        """The cell or file of the line: "cell 3", or the file's name."""
         return f"cell {self.cell}" if self.cell else os.path.basename(self.file)
 
     @property
@@ -132,6 +132,17 @@ def rows(session: Session, namespace: Mapping[str, Any]) -> list[Row]:
         return _rows(session, objects)
 
 
+def checked_namespace(namespace: Any, asker: str, next_step: str) -> Mapping[str, Any]:
+    """`namespace` if it maps names to values. Raises ArgumentError, in the name of `asker`."""
+    if not isinstance(namespace, Mapping):
+        raise ArgumentError(
+            f"{asker}: {type(namespace).__name__} is no namespace",
+            allowed="it maps names to values, as globals() does",
+            next_step=next_step,
+        )
+    return namespace
+
+
 def names_of(namespace: Mapping[str, Any]) -> dict[int, list[str]]:
     """The notebook's names of each tensor and function, by its key."""
     names: dict[int, list[str]] = {}
@@ -154,7 +165,7 @@ def is_stale(value: Tensor | Function) -> bool:
 def stale_reason(value: Tensor | Function) -> str:
     """Whose it is, if it is stale."""
     if _is_foreign(value):
-        return joined("of another session of this process", next_step="run its cells in this one")
+        return joined("of another session of this process", next_step="make it again in this one")
     return joined("from before K.clear_session()", next_step="run its cells again")
 
 

@@ -57,7 +57,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many elements lie between neighbouring edges; the last one is included."""
+    """The counts of elements between neighbouring edges; the last one is included."""
 
     counts: tuple[int, ...]
     edges: tuple[float, ...]
@@ -134,7 +134,7 @@ class Summary:
 def summary(
     session: Session, tensor: Any, names: Mapping[int, Sequence[str]] | None = None, most: int = MOST_ELEMENTS
 ) -> Summary:
-    """What the value of a tensor, variable or placeholder is like: committed, fed, shown, or else evaluated now.
+    """Summarises the value of a tensor, variable or placeholder: committed, fed, shown, or else evaluated now.
 
     It is evaluated on the active engine, if that runs, with what its placeholders were fed last; nothing is committed,
     printed or counted as a draw. `names` (of `inventory.names_of`) are used in notes; arrays of more than `most`
@@ -194,7 +194,7 @@ def summarised(
 
 
 class _Names:
-    """What the user calls a tensor: its first notebook name, else its own."""
+    """The user's names of tensors: a tensor's first notebook name, else its own."""
 
     def __init__(self, names: Mapping[int, Sequence[str]]) -> None:
         self._names = names
@@ -320,7 +320,7 @@ def _chunks(values: Array) -> Iterator[Array]:
 
 
 def _figures(values: Array) -> dict[str, Any]:
-    """What `Summary` says of the elements: extremes, mean, deviation, counts, histogram."""
+    """The figures of a `Summary`: extremes, mean, deviation, counts, histogram."""
     count, nans, low, high = 0, 0, math.inf, -math.inf
     if values.dtype.kind == "f":
         flat = values.reshape(-1)
@@ -361,8 +361,8 @@ def _histogram(values: Array, low: float, high: float, unit: float, exact: bool)
     width = last / unit - first / unit
     counts = np.zeros(bins, dtype=np.int64)
     for part in _chunks(values):
-        places = ((part / unit - first / unit) / width * bins).astype(np.int64)
-        counts += np.bincount(np.clip(places, 0, bins - 1), minlength=bins)
+        indices = ((part / unit - first / unit) / width * bins).astype(np.int64)
+        counts += np.bincount(np.clip(indices, 0, bins - 1), minlength=bins)
     edges = [*((first / unit + width * i / bins) * unit for i in range(bins)), last]
     return Histogram(tuple(counts.tolist()), tuple(edges))
 

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
 from ..source import PACKAGE
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
-from .inventory import Row, names_of, rows, stale_names
+from .inventory import Row, checked_namespace, names_of, rows, stale_names
 from .summaries import Summary, summaries
 
 # Rows that a table shows; the result has them all.
@@ -30,7 +30,7 @@ _TEXTS = ("name", "kind", "op", "dtype", "device")
 
 @dataclass(frozen=True, repr=False)
 class TensorList(Exported, Rendered):
-    """What lives in the session, or the part that was asked for; holds no tensor (`rows[i].ref()` is it, while it is).
+    """The tensors of the session, or some of them; holds no tensor (`rows[i].ref()` is one, while it lives).
 
     `summaries`: one for each row, where values were asked for (None for a function), else empty. `total`: how many rows
     there are without filter and kind; `criteria`: those in words; `stale`: names of tensors of a session that was
@@ -177,7 +177,10 @@ def tensors(
             next_step="kernelk.tensors('w*')",
         )
     session = current()
-    names = _names() if namespace is None else namespace
+    if namespace is None:
+        names = _names()
+    else:
+        names = checked_namespace(namespace, "tensors", "kernelk.tensors(namespace=globals())")
     living = rows(session, names)
     matching = _fitting(living, filter)
     if kind is not None:
@@ -260,7 +263,7 @@ def _figure(summary: Summary | None, column: str) -> Any:
 
 
 def _sort_key(row: Row, summary: Summary | None, column: str) -> Any:
-    """What sorts a row into its place: texts and ages ascending, numbers descending, what has none last."""
+    """A row's key for sorting: texts and ages ascending, numbers descending, rows without one last."""
     if column == "made":
         return 0  # as they are
     if column in _TEXTS:

@@ -1,4 +1,4 @@
-"""Does what `%kbackend --list`, `--install`, `--doctor` and `--log` and the same commands of the program ask for.
+"""Manages engines: lists, installs, removes and examines them, and shows their logs.
 
 Nothing is imported here: `kernelk list` needs no numpy, and `doctor` all of K.
 """

@@ -31,7 +31,7 @@ from ..engines.start_failures import RUN_AGAIN
 from ..engines.worker_host import kill_group
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
-from ..errors import BackendNotInstalledError, KernelKError, joined, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
@@ -46,9 +46,9 @@ TRIAL_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """One engine: `state` is "well", "failed" or "not installed"; `problem` and `next` say why and what to do.
+    """One engine: `state` is "works", "failed" or "not installed"; `problem` and `next` say why and what to do.
 
-    `start_seconds`: until its worker was up; `test_seconds`: the trial itself. A well engine may have a hint in
+    `start_seconds`: until its worker was up; `test_seconds`: the trial itself. An engine that works may have a hint in
     `problem` and `next` too, such as a compiler that is missing.
     """
 
@@ -66,17 +66,17 @@ class EngineHealth:
     def cells(self) -> list[str]:
         """The row of the table."""
         tried = f"passed (start {duration(self.start_seconds)}, test {duration(self.test_seconds)})"
-        test = tried if self.state == "well" else ""
+        test = tried if self.state == "works" else ""
         return [self.name, self.state, self.version, self.interpreter, self.device, self.mode, test]
 
     def advice(self) -> str:
-        """What is wrong and the next command, in one line; "" if nothing is."""
+        """The problem and the next command, in one line; "" without a problem."""
         return joined(f"{self.name}: {self.problem}", next_step=self.next) if self.problem else ""
 
 
 @dataclass(frozen=True, repr=False)
 class HealthReport(Rendered):
-    """What `doctor` found: the engines, facts of the machine as (name, words), and the machine's own problems."""
+    """The doctor's report: the engines, facts of the machine as (name, words), and the machine's own problems."""
 
     engines: list[EngineHealth]
     machine: list[tuple[str, str]]
@@ -84,9 +84,9 @@ class HealthReport(Rendered):
     seconds: float
 
     @property
-    def well(self) -> bool:
-        """Whether every engine that was asked for works."""
-        return all(engine.state == "well" for engine in self.engines)
+    def passed(self) -> bool:
+        """Whether every examined engine works."""
+        return all(engine.state == "works" for engine in self.engines)
 
     def table(self) -> Table:
         """One row an engine; below it the advice, the problems and the machine."""
@@ -94,7 +94,7 @@ class HealthReport(Rendered):
         advice = [line for engine in self.engines if (line := engine.advice())]
         below = [*advice, *self.problems]
         below += [f"{name}: {words}" for name, words in self.machine]
-        count = sum(engine.state == "well" for engine in self.engines)
+        count = sum(engine.state == "works" for engine in self.engines)
         below.append(f"{count} of {len(self.engines)} engines passed (checked in {duration(self.seconds)})")
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
@@ -106,6 +106,10 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
+    if names is not None and not isinstance(names, Iterable):
+        raise ArgumentError(
+            f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
+        )
     chosen = list(dict.fromkeys(names)) if names else registry.names()
     health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
@@ -138,7 +142,7 @@ def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any
 
 
 def _absent(engine: Engine) -> EngineHealth | None:
-    """What is missing of an engine that can't be started; None for one that can. Starts no worker."""
+    """The report on an engine that can't be started; None for one that can. Starts no worker."""
     if engine.in_kernel:
         return None
     try:
@@ -166,8 +170,9 @@ def _absent(engine: Engine) -> EngineHealth | None:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
             nothing = _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
-            # That it is installed, but on a Python that can't be reached, says more.
-            before = "" if problem.endswith(" is not installed") else f"{problem}; "
+            # That it is installed, if partly or on a Python that can't be reached, says more.
+            partly = places.without_python(engine.recipe) or places.half_built(engine.recipe)
+            before = f"{problem}; " if partly else ""
             return replace(nothing, problem=before + nothing.problem)
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 
@@ -233,7 +238,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             return EngineHealth(engine.name, "failed", problem=wrong, next=engine.repair(""), **facts)
         return EngineHealth(
             engine.name,
-            "well",
+            "works",
             start_seconds=started - begin,
             test_seconds=ended - started,
             **facts,
@@ -251,7 +256,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
 
 
 def _hint(mode: str) -> dict[str, Any]:
-    """What would make a well engine better."""
+    """A hint for an engine that works, as `problem` and `next`; nothing if there is none."""
     if "g++ isn't found" not in mode:
         return {}
     makers = {
@@ -265,7 +270,7 @@ def _hint(mode: str) -> dict[str, Any]:
 
 
 def _step(session: Session, host: Host) -> str:
-    """What is wrong with the values of a forward pass, a gradient and an update; "" if nothing is."""
+    """Checks a forward pass, a gradient and an update: the first wrong value in words, "" if all are right."""
     start = np.array([[1, 2], [3, 4], [5, 6]], "float32")
     x_value = np.array([[1, 0, 2], [0, 1, 1]], "float32")
     w = Variable("variable", (), {}, start.shape, "float32", caller(), "w")

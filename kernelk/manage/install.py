@@ -1,4 +1,4 @@
-"""Installs and removes engines by name, above `environments.install`: ends what this session runs in them."""
+"""Installs and removes engines by name, above `environments.install`: ends this session's workers in them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
             command = engine.install.replace(f"[{engine.name}]", f"[{name}]")
             raise BackendNotInstalledError(
                 f"{name} needs no environment of its own and is not installed",
-                next_step=in_shell_and_notebook(command, f"%{command}" if command.startswith("pip ") else ""),
+                next_step=in_shell_and_notebook(command),
             )
         report(f"{name}: already installed; it needs no environment of its own")
         return Path(sys.executable)
@@ -72,32 +72,32 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
             )
         report(f"{name}: not installed, nothing to remove")
         return []
-    place = root()
+    folder = root()
     every = [path for path, _ in candidate_folders(recipe) if os.path.isdir(path)] + superseded(name)
-    doomed = [path for path in every if path.parent == place]
-    elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != place))
+    doomed = [path for path in every if path.parent == folder]
+    elsewhere = list(dict.fromkeys(path.parent for path in every if path.parent != folder))
     other = (
         f"`KERNELK_ENVS={elsewhere[0]} kernelk uninstall {name}`, run by the owner of that folder" if elsewhere else ""
     )
     if elsewhere and not doomed:
-        raise InstallError(f"{recipe.title} isn't in {place}, but in {elsewhere[0]}", next_step=other)
+        raise InstallError(f"{recipe.title} isn't in {folder}, but in {elsewhere[0]}", next_step=other)
     if doomed:
         releasing(recipe, f"kernelk uninstall {name}")()
-    if doomed or _unused_pythons(place):
+    if doomed or _unused_pythons(folder):
         try:
             waiting = functools.partial(report, f"{name}: it is being installed; waiting")
-            with one_at_a_time(place / f"{name}.lock", waiting):
+            with one_at_a_time(folder / f"{name}.lock", waiting):
                 for path in doomed:
                     _require_unused(recipe, path)
                 for path in doomed:
                     shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
                     _remove(path, report, name)
-                (place / f"{name}.log").unlink(missing_ok=True)
-                for python in _unused_pythons(place):
+                (folder / f"{name}.log").unlink(missing_ok=True)
+                for python in _unused_pythons(folder):
                     _remove(python, report, name)
         except OSError as error:
             raise InstallError(
-                f"{recipe.title} could not be removed from {place}: {error.strerror or error}",
+                f"{recipe.title} could not be removed from {folder}: {error.strerror or error}",
                 next_step=f"make it writable, then `kernelk uninstall {name}`",
             ) from error
     if not doomed:
@@ -126,15 +126,15 @@ def _remove(path: Path, report: Report, name: str) -> None:
     report(f"{name}: removed {path}, {freed / 1e6:.0f} MB")
 
 
-def _unused_pythons(place: Path) -> list[Path]:
+def _unused_pythons(folder: Path) -> list[Path]:
     """Pythons that were created beside the environments, and that none of them is built on any more."""
-    created = [path for path in interpreters.below(place, "python-*") if os.path.isdir(path)]
-    used = [os.path.realpath(python_in(path)) for path in interpreters.below(place, "*-*") if path not in created]
+    created = [path for path in interpreters.below(folder, "python-*") if os.path.isdir(path)]
+    used = [os.path.realpath(python_in(path)) for path in interpreters.below(folder, "*-*") if path not in created]
     return [path for path in created if not any(Path(python).is_relative_to(path.resolve()) for python in used)]
 
 
 def releasing(recipe: Recipe, command: str) -> Callable[[], None]:
-    """What ends this notebook's worker in the environment; raises InstallError if its engine is the active one."""
+    """A function that ends this notebook's worker in the environment; it raises InstallError for the active engine."""
     return functools.partial(_stop_workers, recipe, command)
 
 

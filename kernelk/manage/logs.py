@@ -1,4 +1,4 @@
-"""`kernelk.log`: what a worker has said, as a report."""
+"""`kernelk.log`: a report of the output of an engine's workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True, repr=False)
 class LogReport:
-    """What an engine's workers said: `text` as far as it is held, `dropped` bytes before it. Shows its last lines."""
+    """Output of an engine's workers: `text` as far as it is held, `dropped` bytes before it. Shows its last lines."""
 
     engine: str
     text: str

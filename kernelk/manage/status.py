@@ -61,7 +61,7 @@ class EngineStatus:
         return [self.name, self.state, version, process, memory, device, threads, compiled]
 
     def lines(self) -> list[str]:
-        """What is said below the table."""
+        """The lines below the table."""
         counts = (
             (self.compile_count if self.compile_count != self.compiled else 0, "in all"),
             (self.dropped, "dropped"),

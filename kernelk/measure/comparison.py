@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import os
 import random
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ import numpy as np
 from ..arrays import Array
 from ..display.progress import waiting
 from ..engines import registry
+from ..engines.descriptors import DEFAULT, Engine
 from ..engines.host import Host
 from ..engines.options import changed_options, check_honoured, requested_options
 from ..errors import ArgumentError, KernelKError, joined, one_line
@@ -55,6 +58,7 @@ def compare(
     on every engine, for as many seconds again. The session is afterwards as after the targets' one run.
     Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
+    __tracebackhide__ = True  # in an error of a body
     seconds = checked_budget(budget, "compare")
     names = [one for one in what if isinstance(one, str)]
     targets = [one for one in what if not isinstance(one, str)]
@@ -71,6 +75,7 @@ def compare(
     if per_op and (len(targets) > 1 or sweep is not None):
         raise ArgumentError("compare: per_op needs one body, several engines, and no sweep")
     session = current()
+    _check_options(registry.engine(engines[0] if engines else session.active), device, threads)
     with session.lock:
         session.ready_host()
         if sweep is not None:
@@ -78,6 +83,18 @@ def compare(
         else:
             result = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
         return noted("compare", result)
+
+
+def _check_options(engine: Engine, device: Any, threads: Any) -> None:
+    """Raises ArgumentError for a device or a number of threads that no engine can have, before any body runs."""
+    for name, value, example in (("device", device, "cpu:0"), ("threads", threads, os.cpu_count() or 1)):
+        try:
+            requested_options(engine, **{name: value})
+        except ArgumentError as error:
+            # The comparison's own option: %kbackend would change the active engine.
+            raise ArgumentError(
+                f"compare: {error.problem}", allowed=error.allowed, next_step=f"--{name} {example}"
+            ) from None
 
 
 def _sweep(
@@ -89,20 +106,39 @@ def _sweep(
     device: str | None,
     threads: int | str | None,
 ) -> SweepResult:
-    if len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
+    __tracebackhide__ = True
+    if not isinstance(sweep, Mapping) or len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
         raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
     (name, values), body = next(iter(sweep.items())), targets[0]
     if not len(values):
         raise ArgumentError(
             f"compare: the sweep over {name} has no values", next_step=f"sweep={{'{name}': [128, 256, 512]}}"
         )
+    if not _takes(body, name):
+        raise ArgumentError(
+            f"compare: the body can't be called with {name} alone",
+            next_step=f"kernelk.compare(lambda {name}: ..., sweep={{'{name}': [128, 256, 512]}})",
+        )
     points = []
     for value in values:
-        one = _compare(
-            session, [lambda value=value: body(**{name: value})], engines, None, budget / len(values), device, threads
-        )
+
+        def run(value: float = value) -> Any:
+            __tracebackhide__ = True
+            return body(**{name: value})
+
+        one = _compare(session, [run], engines, None, budget / len(values), device, threads)
         points.append((float(value), one))
     return SweepResult(name, points)
+
+
+def _takes(body: Any, name: str) -> bool:
+    try:
+        inspect.signature(body).bind(**{name: 0})
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # no signature is known, as of some builtin functions
+    return True
 
 
 def _compare(
@@ -115,7 +151,11 @@ def _compare(
     threads: int | str | None,
     per_op: bool = False,
 ) -> CompareResult:
-    recordings = [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)") for target in targets]
+    __tracebackhide__ = True
+    recordings = []
+    # No comprehension: older Pythons would show its frame.
+    for target in targets:
+        recordings += [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)")]
     several = len(targets) > 1
     if not engines:
         engines = [session.active] if several else _installed(session.active)
@@ -159,15 +199,19 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
     """What isn't the same for all sides, in words; `threads` as they were asked for."""
     notes = []
     known = [(side.label, side.conditions) for side in sides if side.conditions is not None and not side.failure]
-    if len({conditions.threads for _, conditions in known}) > 1:
-        told = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
+    listed = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
+    if threads is not None and threads != DEFAULT:
         # What runs in this process has the threads that its library was loaded with.
-        remedy = "for numpy, set OPENBLAS_NUM_THREADS before the notebook's kernel starts" if threads else "--threads N"
-        notes.append(f"threads differ ({told}): {remedy}")
+        others = [label for label, conditions in known if conditions.threads != int(threads)]
+        if others:
+            remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before the notebook's kernel starts"
+            notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
+    elif len({conditions.threads for _, conditions in known}) > 1:
+        notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
     places = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(places) > 1:
         told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(f"devices differ ({told}): use --device cpu:0 for all")
+        notes.append(joined(f"devices differ ({told})", next_step="--device cpu:0"))
     return notes
 
 
@@ -190,8 +234,10 @@ class _Hosts:
     def started(self, name: str) -> Host:
         """The host of an engine, started. Raises KernelKError."""
         session, engine = self._session, registry.engine(name)
-        changes = requested_options(engine, self._device, self._threads)
-        if not changes or engine.in_kernel:
+        # What runs in this process has the threads that it has, and a note says how many.
+        threads = None if engine.in_kernel else self._threads
+        changes = requested_options(engine, self._device, threads)
+        if not changes:
             host = session.host(name)
         elif name in self._made:
             host = self._made[name]

@@ -1,4 +1,4 @@
-"""Holds what `comparison` measured: tables, data frames, JSON and pictures."""
+"""The results of `comparison`: tables, data frames, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ class OpsResult(Result, Rendered):
                 "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
                 for op in ops
             ]
-            where = first.source.split(": ", 1)[0]
-            rows.append([first.op, where, first.part, str(first.shape), str(first.count), *cells])
+            rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
         below = ["each op by itself, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
@@ -96,7 +95,7 @@ class OpsResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the first five ops, each on every engine."""
+        """The bars of `plot`: the first five ops, each on every engine."""
         bars = [
             (f"{op.op} {name}", op.steady)
             for ops in self.ops[:5]
@@ -108,7 +107,7 @@ class OpsResult(Result, Rendered):
 
 @dataclass(repr=False)
 class CompareResult(Result, Rendered):
-    """What a comparison found: a side for each engine or body; the first that works is the reference.
+    """The result of a comparison: a side for each engine or body; the first that works is the reference.
 
     `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
     bodies. `per_op`: each op by itself, where that was asked for.
@@ -127,7 +126,7 @@ class CompareResult(Result, Rendered):
 
     @property
     def reference(self) -> Side | None:
-        """What the others are compared with; None if none works."""
+        """The side that the others are compared with; None if none works."""
         return next((side for side in self.sides if not side.failure), None)
 
     def side(self, label: str) -> Side:
@@ -209,7 +208,7 @@ class CompareResult(Result, Rendered):
             if not self.same_engine:
                 lines.append("all engines run the same graph, with the same dtypes, layout, values and random draws")
         if self.python_seconds > 1e-3:
-            lines.append(f"Python in the cell: {duration(self.python_seconds)}, not included in any time")
+            lines.append(f"Python outside the calls: {duration(self.python_seconds)}, not included in any time")
         seen = dict.fromkeys(side.conditions.words() for side in self.sides if side.conditions is not None)
         return [*lines, *seen]
 
@@ -240,7 +239,7 @@ class CompareResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws."""
+        """The bars of `plot`: each side's median."""
         working = [side for side in self.sides if not side.failure]
         return [side.label for side in working], [side.steady for side in working]
 

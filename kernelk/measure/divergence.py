@@ -47,7 +47,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two values of one node are apart: the largest absolute and relative differences of an element.
+    """The distance of two values of one node: the largest absolute and relative differences of an element.
 
     `scaled` is the one that the tolerance is about: relative to the element and its tensor's mean size together;
     `beyond` elements of `size` exceed it, most of all the one at `worst`, with its two `values`.
@@ -73,7 +73,8 @@ class Gap:
 class NodeDiff:
     """One node on both engines. `own`: the gap that remains when the op is fed the reference's inputs (None: unknown).
 
-    `ranges`: the values' range on each engine. `inputs`: the operands' rows in the report.
+    `source`: your line, at `location`. `ranges`: the values' range on each engine. `inputs`: the operands' rows in the
+    report.
     """
 
     op: str
@@ -81,6 +82,7 @@ class NodeDiff:
     shape: tuple[int, ...]
     dtype: str
     source: str
+    location: str
     gap: Gap
     own: Gap | None
     ranges: tuple[Range, Range]
@@ -92,7 +94,7 @@ class NodeDiff:
         return f"{self.op} '{self.name}' ({self.source})"
 
     def flags(self, engines: tuple[str, str]) -> str:
-        """What is remarkable about it, for the table."""
+        """Its remarkable properties, for the table."""
         flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
             flags.append("by itself")
@@ -105,7 +107,7 @@ class NodeDiff:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a "NaN" or "inf" appears first although no operand has one: on these engines, with these operands."""
+    """The first node with a "NaN" or "inf" although no operand has one: on these engines, with these operands."""
 
     kind: str
     row: NodeDiff
@@ -123,7 +125,7 @@ class Origin:
 
 @dataclass(repr=False)
 class DiffReport(Rendered):
-    """What two engines make of the same nodes, feeds, variables and random draws; `rows` are in the graph's order.
+    """A comparison of two engines on the same nodes, feeds, variables and draws; `rows` are in the graph's order.
 
     `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
@@ -212,15 +214,15 @@ class DiffReport(Rendered):
         """The nodes in the graph's order, about the first remarkable one, and the findings."""
         remarkable = [self.first, *(origin.row for origin in self.origins), *self.absorbed[:1]]
         shown = [row for row in self.rows if row.op not in ("placeholder", "variable") or row in remarkable]
-        places = [shown.index(row) for row in remarkable if row is not None]
-        start = max(0, min(min(places, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
+        positions = [shown.index(row) for row in remarkable if row is not None]
+        start = max(0, min(min(positions, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
         header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
         rows = [
             [
                 row.op,
                 row.name,
-                row.source.split(": ", 1)[0],
+                row.location,
                 str(row.shape),
                 row.dtype,
                 f"{row.gap.absolute:.3g}",
@@ -235,7 +237,7 @@ class DiffReport(Rendered):
         others.append(
             f"{len(shown)} nodes, {len(window)} shown (.rows has all); tolerance {allowed}; learning phase {self.phase}"
         )
-        strong = places[0] - start if places and 0 <= places[0] - start < len(window) else None
+        strong = positions[0] - start if positions and 0 <= positions[0] - start < len(window) else None
         return Table(rows, header, title=title, below="\n".join(others), strong=strong)
 
 
@@ -288,7 +290,7 @@ def _checked(tolerance: Any) -> float:
 class _Comparison(Nodes):
     """All nodes of some tensors on two started hosts.
 
-    Values are computed for some nodes at a time, compared and let go; only sizes and ranges are kept.
+    Values are computed for some nodes at a time, compared and released; only sizes and ranges are kept.
     """
 
     def __init__(
@@ -300,7 +302,7 @@ class _Comparison(Nodes):
         self._ranges: dict[int, tuple[Range, Range]] = {}
 
     def _alone(self, numbers: Sequence[int], known: Mapping[int, Array]) -> dict[int, Array]:
-        """What the second engine makes of each of these ops that is fed the first one's operands, `known`."""
+        """The second engine's values of these ops, each fed the first one's operands, `known`."""
         alone, fed = self.alone(numbers)
         if not alone:
             return {}
@@ -363,6 +365,7 @@ class _Comparison(Nodes):
             a.shape,
             node.dtype,
             str(node.source),
+            node.source.location,
             gap_of(a, b, allowed, near),
             None if alone is None else gap_of(a, alone, allowed, near),
             self._ranges[number],
@@ -392,7 +395,7 @@ class _Comparison(Nodes):
                 result.origins.append(Origin(kind, row, named, inputs))
 
     def _results(self) -> list[tuple[float, Array, Array]]:
-        """What was asked for as each engine makes it ordinarily, with the size against which it is measured."""
+        """The results as each engine computes them ordinarily, with the size against which they are measured."""
         made = [self.run(host, self.placeholders, self._roots, self.feeds) for host in self._hosts]
         sizes = []
         for n, value in zip(self.program.outputs, made[0]):
@@ -421,7 +424,7 @@ def _range(value: Array) -> Range:
 
 
 def gap_of(a: Array, b: Array, tolerance: float, size: float) -> Gap:
-    """The gap of two values of one shape and dtype; equal NaNs and infinities are no difference."""
+    """The gap of two values of one shape and dtype; equal NaNs and infinities don't differ."""
     if not a.size:
         return Gap(0.0, 0.0, 0.0, 0, 0)
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)

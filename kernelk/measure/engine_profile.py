@@ -30,19 +30,20 @@ EVENTS = 5
 class EngineRow:
     """One thing that ran, by the engine's own name for it.
 
-    `calls` in a run, and `seconds` of all of them in a run, without what they called. `source`: your line, where the
-    profile tells which op it belongs to; of several fused ones it is one of them.
+    `calls` in a run, and `seconds` of all of them in a run, without what they called. `source`: your line,
+    at `location`, where the profile tells which op it belongs to; of several fused ones it is one of them.
     """
 
     name: str
     calls: float
     seconds: float
     source: str = ""
+    location: str = ""
 
 
 @dataclass(repr=False)
 class EngineProfile(Result, Rendered):
-    """What the engine's own `profiler` saw in `runs` runs of a call: `rows`, the longest first.
+    """The report of the engine's own `profiler` on `runs` runs of a call: `rows`, the longest first.
 
     `seconds`: of one run under the profiler; `plain`: of one without it. `remark`: what the profiler leaves out.
     """
@@ -57,7 +58,7 @@ class EngineProfile(Result, Rendered):
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a run takes under the profiler."""
+        """The time of a run under the profiler, in runs without it."""
         return self.seconds / self.plain
 
     @property
@@ -76,7 +77,7 @@ class EngineProfile(Result, Rendered):
         rows = [
             [
                 _short(row.name),
-                *([row.source.split(": ", 1)[0]] if lines else []),
+                *([row.location] if lines else []),
                 f"{row.calls:g}",
                 _brief(row.seconds),
                 f"{self.share(row):.0%}",
@@ -110,7 +111,7 @@ class EngineProfile(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the ten that take most."""
+        """The bars of `plot`: the ten rows that take most."""
         most = self.rows[:10]
         return [_short(row.name) for row in most], [Estimate(row.seconds, row.seconds, row.seconds) for row in most]
 
@@ -128,12 +129,12 @@ def check_profiler(host: Host) -> None:
     """Raises ArgumentError for a started engine without a profiler of its own."""
     if not host.profiler:
         raise ArgumentError(
-            f"{host.engine.title} has no profiler of its own for single ops", next_step="%kprofile without --engine"
+            f"{host.engine.title} has no profiler of its own for single ops", next_step="run it without --engine"
         )
 
 
 def engine_profile(session: Session, host: Host, call: Call, budget: float) -> EngineProfile:
-    """What the engine's own profiler says of one kind of call. `budget`: seconds to run for, not counting compilation.
+    """Runs one kind of call under the engine's own profiler. `budget`: seconds to run for, not counting compilation.
 
     The call is compiled anew for it, and nothing of the session changes. Raises EngineError.
     """
@@ -143,12 +144,12 @@ def engine_profile(session: Session, host: Host, call: Call, budget: float) -> E
         assert host.profiler is not None
         rows, runs, under, plain = _in_turns(timed, budget, len(program.instructions), host.profiler["sees"])
 
-    def source(instruction: int | None) -> str:
+    def written_in(instruction: int | None) -> tuple[str, str]:
         node = None if instruction is None else specialisation.blamed(program, [instruction])
-        return "" if node is None else str(node.source)
+        return ("", "") if node is None else (str(node.source), node.source.location)
 
     engine_rows = [
-        EngineRow(name, calls / runs, seconds / runs, source(instruction))
+        EngineRow(name, calls / runs, seconds / runs, *written_in(instruction))
         for (name, instruction, _), (calls, seconds) in rows.items()
     ]
     engine_rows.sort(key=lambda row: -row.seconds)

@@ -59,7 +59,7 @@ def paired_ratio(samples: Sequence[float], reference: Sequence[float]) -> Estima
 
 
 def verdict(ratio: Estimate) -> str:
-    """What a ratio of times to a reference's says: "slower", "faster", "no difference", or that it takes longer."""
+    """The verdict on a ratio of times: "slower", "faster", "no difference", or that telling takes a larger budget."""
     if ratio.low > 1 + RESOLUTION:
         return "slower"
     if ratio.high < 1 - RESOLUTION:
@@ -70,7 +70,7 @@ def verdict(ratio: Estimate) -> str:
 
 
 def unsteadiness(samples: Sequence[float]) -> str:
-    """What is remarkable about samples in the order in which they were taken, in words; "" if nothing is."""
+    """Signs of unsteadiness in samples in the order in which they were taken, in words; "" if there are none."""
     values = np.asarray(samples)
     if len(values) < 8:
         return f"only {len(values)} samples" if len(values) < 3 else ""

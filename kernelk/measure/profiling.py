@@ -70,7 +70,7 @@ _UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Machine:
-    """What the engine reaches here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
+    """The engine's rates here on large arrays: FLOP a second in a float32 matmul, bytes a second in a sum."""
 
     flops: float
     bandwidth: float
@@ -78,7 +78,8 @@ class Machine:
 
 @dataclass
 class OpTime:
-    """One op by itself. `part`: "forward", "gradient" or "update". `count` nodes are alike, and `steady` is of one.
+    """One op by itself, of your line `source` at `location`. `part`: "forward", "gradient" or "update". `count` nodes
+    are alike, and `steady` is of one.
 
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
     why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
@@ -87,6 +88,7 @@ class OpTime:
     op: str
     name: str
     source: str
+    location: str
     part: str
     shape: tuple[int, ...]
     dtype: str
@@ -105,7 +107,7 @@ class OpTime:
 
 @dataclass(repr=False)
 class ProfileResult(Result, Rendered):
-    """What `%kprofile` found: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
+    """The result of `%kprofile`: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
 
     `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
     """
@@ -129,7 +131,7 @@ class ProfileResult(Result, Rendered):
 
     @property
     def fusion(self) -> float:
-        """How many times as long as the call all its ops take by themselves."""
+        """The time of all ops by themselves, as a multiple of the call's."""
         return self.alone / self.whole.steady.value
 
     def share(self, op: OpTime) -> float:
@@ -137,7 +139,7 @@ class ProfileResult(Result, Rendered):
         return op.total / self.alone if self.alone else 0.0
 
     def reached(self, op: OpTime) -> str:
-        """How near the op comes to what the engine reaches here: of its matmul's rate, or of the memory's."""
+        """The op's share of the rate that the engine reaches here: of its matmul's, or of the memory's."""
         if op.failure or not op.steady.value:
             return ""
         rate = op.flops / op.steady.value / self.machine.flops
@@ -163,7 +165,7 @@ class ProfileResult(Result, Rendered):
             [
                 op.op,
                 op.name,
-                op.source.split(": ", 1)[0],
+                op.location,
                 op.part,
                 str(op.shape),
                 op.dtype,
@@ -187,8 +189,8 @@ class ProfileResult(Result, Rendered):
         parts = {
             part: sum(op.total for op in self.ops if op.part == part) for part in ("forward", "gradient", "update")
         }
-        told = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
-        lines = [f"one by one: {told}"] if told else []
+        sums = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
+        lines = [f"one by one: {sums}"] if sums else []
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
@@ -227,7 +229,7 @@ class ProfileResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws: the ten ops that take most."""
+        """The bars of `plot`: the ten ops that take most."""
         most = [op for op in self.ops if not op.failure][:10]
         return [f"{op.op} {op.shape}" for op in most], [op.steady for op in most]
 
@@ -240,6 +242,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
     the engine's own profiler is asked as well, about the call as it really runs: the result's `engine_profile`.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     seconds = checked_budget(budget, "profile")
     session = current()
     with session.lock:
@@ -319,7 +322,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
 
 
 def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
-    """What of these nodes is measured: a loop in place of its items and of its draws."""
+    """The nodes to measure among these: a loop in place of its items and of its draws."""
     measured_nodes: dict[int, None] = {}
     for number in numbers:
         node = nodes.nodes[number]
@@ -359,7 +362,8 @@ def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:
     moved = nodes.bytes(n for n in {*operands, *values} if nodes.nodes[n].op != "scan")
     attrs = nodes.program.instructions[number - nodes.program.first].attrs if number >= nodes.program.first else {}
     flops = _flops(node.op, attrs, [tuple(nodes.shapes[n]) for n in operands], shape)
-    return OpTime(node.op, node.name, str(node.source), part, shape, node.dtype, moved, flops, uids=[node.uid])
+    source, location, uids = str(node.source), node.source.location, [node.uid]
+    return OpTime(node.op, node.name, source, location, part, shape, node.dtype, moved, flops, uids=uids)
 
 
 def _flops(op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:

@@ -39,12 +39,12 @@ class Call:
 
     @property
     def count(self) -> int:
-        """How often the body made it."""
+        """The number of times the body made it."""
         return len(self.seconds)
 
     @property
     def label(self) -> str:
-        """Where it is written."""
+        """Its source line."""
         return str(self.source)
 
     def program(self, session: Session, ops: frozenset[str]) -> Program:
@@ -54,7 +54,7 @@ class Call:
 
 @dataclass(eq=False)
 class Recording:
-    """What a body asked for: the kinds of calls, and all calls in order with their feeds (None: no longer kept).
+    """The calls of a body: the kinds of calls, and all calls in order with their feeds (None: no longer kept).
 
     `seconds` is the whole body's time. `before` has the values of updated variables as they were before their first
     update, `counter` that of the random draws; `value` is that of the body's last expression.
@@ -69,12 +69,12 @@ class Recording:
 
     @property
     def python_seconds(self) -> float:
-        """What the body took beside its calls."""
+        """The seconds that the body took beside its calls."""
         return max(0.0, self.seconds - sum(sum(call.seconds) for call in self.calls))
 
 
 class _Recorder:
-    """What a session tells of its calls while a body runs."""
+    """Notes a session's calls while a body runs."""
 
     def __init__(self, session: Session, recording: Recording) -> None:
         self._session = session
@@ -118,6 +118,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     lock held. Raises ArgumentError for a body that neither evaluates nor returns anything of the kind, and what the
     body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:

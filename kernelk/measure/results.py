@@ -30,14 +30,14 @@ class Result(Exported):
             [(e.value - e.low) / scale for e in estimates],
             [min(e.high - e.value, e.value) / scale for e in estimates],
         ]
-        places = range(len(labels))
-        ax.barh(places, values, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=4)
-        ax.set_yticks(places, labels)
+        positions = range(len(labels))
+        ax.barh(positions, values, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=4)
+        ax.set_yticks(positions, labels)
         ax.invert_yaxis()
         if min(values) > 0 and max(values) > 30 * min(values):
             ax.set_xscale("log")
-        for place, value, (_, above) in zip(places, values, zip(*errors)):
-            ax.annotate(f"  {value:.3g} {unit}", (value + above, place), va="center", ha="left", fontsize=14)
+        for position, value, (_, above) in zip(positions, values, zip(*errors)):
+            ax.annotate(f"  {value:.3g} {unit}", (value + above, position), va="center", ha="left", fontsize=14)
         ax.margins(x=0.25)
         ax.set_xlabel(f"time of one run [{unit}]")
         return ax

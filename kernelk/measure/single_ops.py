@@ -48,9 +48,10 @@ class Nodes:
         self.program: Program = call.program_for(session, frozenset(RULES), phase, self.feeds)
         program = self.program
         if not program.instructions and not program.draws:
+            listed = ", ".join(f"'{root.name}'" for root in roots)
             raise ArgumentError(
-                f"{asker}: nothing to look at: {', '.join(repr(root) for root in roots)} has no op, only values that "
-                f"every engine receives bit for bit"
+                f"{asker}: no op is needed for {listed}, only values that every engine receives bit for bit",
+                next_step="name a tensor that is computed",
             )
         leaves: list[Tensor] = [*program.inputs, *program.slots, *program.draws, *program.constants]
         self.nodes = [*leaves, *(x.node for x in program.instructions)]
@@ -80,7 +81,7 @@ class Nodes:
         return self.program.instructions[number - self.program.first].inputs[0]
 
     def likeness(self, number: int) -> Any:
-        """What two nodes have in common that take the same time: op, attributes, operands' shapes and dtypes."""
+        """A key that nodes share if they take the same time: op, attributes, operands' shapes and dtypes."""
         node = self.nodes[number]
         if number < self.program.first:
             return node.op, json.dumps(node.attrs, default=str), tuple(self.shapes[number]), node.dtype
@@ -102,7 +103,7 @@ class Nodes:
         return None
 
     def bytes(self, numbers: Iterable[int]) -> int:
-        """What the values of computed nodes take."""
+        """The bytes of the values of these computed nodes."""
         return sum(math.prod(self.shapes[n]) * np.dtype(self.nodes[n].dtype).itemsize for n in numbers)
 
     def chunks(self) -> Iterator[tuple[list[int], list[int]]]:
@@ -128,20 +129,19 @@ class Nodes:
     ) -> list[Array]:
         """The outputs' values from one program on this host, with the draws that the session's next call would get."""
         seeds = self._session.state.seeds
-        seeds.counter = self._counter
-        program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
-        seeds.counter = self._counter
-        with forgetting([host]):
+        with seeds.counted_from(self._counter):
+            program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
+        with seeds.counted_from(self._counter), forgetting([host]):
             return self._session.calls.execute(host, program, feeds, commit=False)[: len(outputs)]
 
     def values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:
-        """What the host makes of these nodes."""
+        """The host's values of these nodes."""
         return dict(zip(numbers, self.run(host, self.placeholders, [self.nodes[n] for n in numbers], self.feeds)))
 
     def alone(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Placeholder]]:
         """Each of these nodes as an op by itself, and the placeholders that stand for its computed or fed operands.
 
-        What is no op that can stand alone (a draw, a loop and its items) is left out.
+        Ops that can't stand alone (a draw, a loop and its items) are left out.
         """
         leaves = _Leaves(self)
         tensors: dict[int, Tensor] = {}
@@ -169,17 +169,17 @@ class Nodes:
         ]
         copy = Scan("scan", tuple(operands), {}, (), node.dtype, node.source)
         copy.body, copy.items = node.body, {}
-        return [item(copy, index) for index in loop.places], leaves.fed
+        return [item(copy, index) for index in loop.positions], leaves.fed
 
     def _operands_of(self, instruction: Instruction) -> tuple[int, ...]:
-        """What an instruction is computed from; of a loop's item that is what the loop is."""
+        """The operands of an instruction; those of the loop, for a loop's item."""
         if instruction.node.op != "item":
             return instruction.inputs
         return self.program.instructions[instruction.inputs[0] - self.program.first].inputs
 
 
 class _Leaves:
-    """What stands for the operands of ops that stand alone: variables and constants as they are, else placeholders."""
+    """The operands of ops that stand alone: variables and constants as they are, else placeholders."""
 
     def __init__(self, nodes: Nodes) -> None:
         program = nodes.program

@@ -76,9 +76,9 @@ class Conditions:
 
     def words(self) -> str:
         """All of them, for a line below a table."""
-        place = "in the kernel" if self.placement == "kernel" else "in a worker"
+        where = "in the kernel" if self.placement == "kernel" else "in a worker"
         parts = [
-            f"{self.engine} {self.version} ({self.interpreter}) {place}",
+            f"{self.engine} {self.version} ({self.interpreter}) {where}",
             f"{self.device}{f' ({self.processor})' if self.processor else ''}",
             f"{self.threads or 'unknown'} thread{'' if self.threads == 1 else 's'} of {self.cores} cores",
             self.mode,
@@ -138,7 +138,7 @@ def shown(estimate: Estimate) -> str:
 
 @dataclass(repr=False)
 class TimeResult(Result, Rendered):
-    """What `%ktime` found: the times of each kind of call that the body makes, under these conditions.
+    """The result of `%ktime`: the times of each kind of call that the body makes, under these conditions.
 
     `python_seconds`: what the body did beside its calls, once.
     """
@@ -185,7 +185,7 @@ class TimeResult(Result, Rendered):
             ]
             for call in self.calls
         ]
-        total = f"all steady runs {duration(self.steady)}; Python in the cell {duration(self.python_seconds)}"
+        total = f"all steady runs {duration(self.steady)}; Python outside the calls {duration(self.python_seconds)}"
         title = f"{len(self.calls)} kinds of calls on {self.conditions.engine}"
         return Table(rows, header, title=title, below="\n".join([total, *below]))
 
@@ -234,7 +234,7 @@ class TimeResult(Result, Rendered):
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
-        """What `plot` draws."""
+        """The bars of `plot`: each kind of call."""
         return [call.label for call in self.calls], [call.steady for call in self.calls]
 
 
@@ -257,6 +257,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
     then run again from the state that it left, for `budget` seconds in all beside compiling, and change nothing.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
+    __tracebackhide__ = True  # in an error of the body
     seconds = checked_budget(budget, "time")
     session = current()
     with session.lock:
@@ -347,7 +348,7 @@ class Timed:
             times = max(1, int(min(REQUEST, left) / each))
 
     def watch(self, runs: int) -> tuple[list[dict[str, Any]], float]:
-        """(what the engine's own profiler sees in so many runs, the seconds of one): see `backends.watching`."""
+        """(rows of the engine's own profiler over so many runs, seconds of one): see `backends.serving.watching`."""
         with self._host.held():
             reply = self._host.request({"do": "watch", "timed": self._number, "loops": runs})
         return reply["rows"], reply["seconds"]

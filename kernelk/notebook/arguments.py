@@ -7,6 +7,7 @@ options that code follows (`%ktime --budget 3 f([x])`). An argument's `type`, Ex
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from collections.abc import Callable
@@ -30,8 +31,12 @@ def magic_arguments(takes: str, example: str) -> Callable[[Any], Any]:
     """
 
     def declare(magic: Any) -> Any:
-        magic = _ipython.magic_arguments()(magic)  # type: ignore[no-untyped-call]
+        # As it is written, less one "%", which IPython's usage line adds: "%kcompare" for a magic of cells alone.
+        written = example.split()[0].removeprefix("%")
+        magic = _ipython.magic_arguments(written)(magic)  # type: ignore[no-untyped-call]
         magic.parser.takes, magic.parser.example = takes, example
+        # By itself argparse would leave only the text of what went wrong.
+        magic.parser.exit_on_error = False
         # A prefix that means one option today would mean another one once there are more.
         magic.parser.allow_abbrev = False
         return magic
@@ -87,6 +92,8 @@ def parse(magic: Any, line: str, cell: str | None = None) -> argparse.Namespace:
     kind = python_kind(magic)
     if isinstance(kind, Expression):
         text, words = _split_options(magic, line)
+        if not text and words:
+            _check_order(magic, words)
         names: list[str] = []
         if len(positionals) > 1:
             text, names = _split_names(magic, text, positionals[1].nargs, line)
@@ -98,6 +105,7 @@ def parse(magic: Any, line: str, cell: str | None = None) -> argparse.Namespace:
         return _parse_words(magic, [*words, "--", text, *names], line)
     if isinstance(kind, Code) and cell is None:
         words, code = _split_code(magic, line)
+        _check_code(magic, words, code)
         return _parse_words(magic, [*words, "--", code], " ".join(words))
     given = _parse_words(magic, line, line)
     if isinstance(kind, Code):
@@ -112,26 +120,21 @@ def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Nam
     example, name = magic.parser.example, _name(magic)
     try:
         given, surplus = magic.parser.parse_known_args(shlex.split(words) if isinstance(words, str) else words)
-    except (UsageError, ValueError) as error:
-        reason = str(error).replace("argument ", "", 1)
-        for action in magic.parser._actions:
-            lacks_value = action.metavar and reason.startswith(f"{'/'.join(action.option_strings)}: expected")
-            # An example has this option with a value; where an expression is needed, too, the magic's own is better.
-            if lacks_value and not isinstance(python_kind(magic), Expression):
-                example = f"{name} {action.option_strings[0]} {action.metavar}"
+    except (argparse.ArgumentError, UsageError, ValueError) as error:
+        reason = str(error)
+        if isinstance(error, argparse.ArgumentError):
+            reason = f"{error.argument_name}: {error.message}"
+            for action in magic.parser._actions:
+                wrong = action.metavar and "/".join(action.option_strings) == error.argument_name
+                # An example has this option with a value; where an expression is needed, too, the magic's is better.
+                if wrong and not isinstance(python_kind(magic), Expression):
+                    example = f"{name} {action.option_strings[0]} {action.metavar}"
         raise ArgumentError(
             f"{name} {shown.strip()} is incomplete or wrong ({reason})", next_step=f"{example}; {name}? shows examples"
         ) from None
     for word in surplus:
         if word.startswith("-"):
-            option = word.partition("=")[0]
-            known = options(magic)
-            hint = did_you_mean(option, known, "{}", cutoff=0.5)
-            raise ArgumentError(
-                f"{name} has no option {option}",
-                allowed=f"{hint}allowed are {', '.join(known)}",
-                next_step=f"{name}? shows examples",
-            )
+            raise _no_option(magic, word.partition("=")[0])
     if surplus:
         raise _other_words(magic, shown)
     return given  # type: ignore[no-any-return]
@@ -149,17 +152,60 @@ def _split_options(magic: Any, line: str) -> tuple[str, list[str]]:
     return head.strip(), words
 
 
+def _no_option(magic: Any, option: str) -> ArgumentError:
+    """The error for an option that the magic doesn't have, with the nearest one."""
+    name, known = _name(magic), options(magic)
+    if not known:
+        return ArgumentError(f"{name} takes no options", next_step=name)
+    if option in ("-h", "--help"):
+        return ArgumentError(f"{name} has no option {option}", next_step=f"{name}? shows options and examples")
+    # All begin with "--", which makes no two of them alike.
+    hint = did_you_mean(option.lstrip("-"), [one.lstrip("-") for one in known], "--{}", cutoff=0.5)
+    return ArgumentError(
+        f"{name} has no option {option}",
+        allowed=f"{hint}allowed are {', '.join(known)}",
+        next_step=f"{name}? shows examples",
+    )
+
+
+def _check_order(magic: Any, words: list[str]) -> None:
+    """Raises ArgumentError if the expression stands after these options, where it would be the last one's value."""
+    *before, last = words
+    option, _, text = last.partition("=")
+    value, _, expression = text.partition(" ") if takes_value(magic, option) else ("", "", text)
+    if option in options(magic) and expression:
+        right = " ".join([*(word.replace("=", " ", 1) for word in before), f"{option} {value}".strip()])
+        name = _name(magic)
+        raise ArgumentError(
+            f"{name}: options come after the expression", next_step=f"{name} {expression.strip()} {right}"
+        )
+
+
+def _check_code(magic: Any, words: list[str], code: str) -> None:
+    """Raises ArgumentError if the code is followed by one of the magic's options, which Python reads as two minuses."""
+    known = "|".join(re.escape(option) for option in options(magic))
+    for match in re.finditer(rf"\s({known})(?=[\s=]|$)", code):
+        head, tail = code[: match.start()].strip(), code[match.start() :].strip()
+        # Not where it stands in quotes or brackets: what comes before it is no Python then.
+        try:
+            ast.parse(head)
+        except (SyntaxError, ValueError):
+            continue
+        name = _name(magic)
+        raise ArgumentError(f"{name}: options come before the code", next_step=" ".join([name, *words, tail, head]))
+
+
 def _split_names(magic: Any, text: str, count: int | str | None, line: str) -> tuple[str, list[str]]:
-    """The expression, and the names after it: so many, or for "*" all that are engines'."""
+    """The expression, and the names after it: so many, or for "*" all that are engines'. Commas may part them."""
     if isinstance(count, int):
         parts = text.rsplit(None, count)
         if len(parts) <= count:
             raise _other_words(magic, line)
-        return parts[0], parts[1:]
+        return parts[0].removesuffix(","), [name.strip(",") for name in parts[1:]]
     names: list[str] = []
-    while len(parts := text.rsplit(None, 1)) == 2 and parts[1] in registry.names():
-        text = parts[0].rstrip()
-        names.insert(0, parts[1])
+    while len(parts := text.rsplit(None, 1)) == 2 and (name := parts[1].strip(",")) in registry.names():
+        text = parts[0].rstrip().removesuffix(",")
+        names.insert(0, name)
     return text, names
 
 
@@ -184,7 +230,7 @@ def _other_words(magic: Any, line: str, example: str = "") -> ArgumentError:
 
 
 def _name(magic: Any) -> str:
-    return f"%{magic.__name__}"
+    return f"%{magic.parser.prog}"
 
 
 def _positionals(magic: Any) -> list[argparse.Action]:

@@ -9,17 +9,18 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from ..errors import ArgumentError
+from ..source import CELL
 
 
 def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callable[..., Any]:
-    """A function that runs the text in the shell's namespace; keyword arguments are set as names there first.
+    """A function that runs the text in the shell's namespace, with keyword arguments as names while it runs.
 
     Its lines show in errors as those of a cell. Raises ArgumentError for text that is empty or no Python.
     """
     if not text.strip():
         raise ArgumentError(f"{magic} was given nothing to run", next_step=example)
     source: str = shell.transform_cell(text)  # type: ignore[no-untyped-call]
-    name = shell.compile.cache(source, shell.execution_count)
+    name = shell.compile.cache(source, CELL.number)
     try:
         tree = ast.parse(source, name)
     except SyntaxError as error:
@@ -32,10 +33,19 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
     expression = compile(ast.Expression(last.value), name, "eval") if isinstance(last, ast.Expr) else None
 
     def run(**names: Any) -> Any:
+        __tracebackhide__ = True
         namespace = shell.user_ns
+        before = {name: namespace[name] for name in names if name in namespace}
         namespace.update(names)
-        exec(statements, namespace)
-        return eval(expression, namespace) if expression is not None else None
+        try:
+            exec(statements, namespace)
+            return eval(expression, namespace) if expression is not None else None
+        finally:
+            # The names are the user's own, whatever they stood for.
+            for name in names:
+                if name not in before:
+                    namespace.pop(name, None)
+            namespace.update(before)
 
     run.__name__ = "cell"
     return run

@@ -21,7 +21,7 @@ from .graph_magics import GraphMagics
 from .inspection_magics import InspectionMagics
 from .measuring_magics import MeasuringMagics
 
-# Beside %kbackend, which comes with the face.
+# All but %kbackend, whose class is handed in by magics.py.
 _MAGICS = {
     magic.__name__: magic
     for magic in (
@@ -111,8 +111,8 @@ def _beside_python(magic: Any, before: list[str], word: str) -> Iterable[str]:
 
 
 def _code_begun(magic: Any, before: list[str]) -> bool:
-    values = {place + 1 for place, name in enumerate(before) if takes_value(magic, name)}
-    return any(place not in values and not name.startswith("--") for place, name in enumerate(before))
+    values = {index + 1 for index, name in enumerate(before) if takes_value(magic, name)}
+    return any(index not in values and not name.startswith("--") for index, name in enumerate(before))
 
 
 def _compare(before: list[str], word: str) -> Iterable[str]:

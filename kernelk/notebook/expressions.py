@@ -8,7 +8,8 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from ..errors import ArgumentError, one_line
+from ..engines import registry
+from ..errors import ArgumentError, did_you_mean, one_line
 
 
 def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "") -> Any:
@@ -16,9 +17,23 @@ def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "
     try:
         return shell.ev(expression)  # type: ignore[no-untyped-call]
     except Exception as error:
+        # Python's own text names a line of a file "<string>".
+        reason = error.msg if isinstance(error, SyntaxError) else error
         raise ArgumentError(
-            f"{magic}: {expression} can't be evaluated: {type(error).__name__}: {one_line(error)}", allowed=hint
+            f"{magic}: {expression} can't be evaluated: {type(error).__name__}: {one_line(reason)}",
+            allowed=hint,
+            next_step=f"{magic}? shows examples",
         ) from None
+
+
+def engine_hint(expression: str) -> str:
+    """For an expression that can't be evaluated: the engines, if its last word may be meant for one."""
+    words = expression.split()
+    if len(words) < 2:
+        return ""
+    if words[-1] in registry.names():
+        return f"{words[-1]} is one engine too many"
+    return f"{did_you_mean(words[-1], registry.names())}engines are {', '.join(registry.names())}"
 
 
 def feeds_of(shell: InteractiveShell, texts: Iterable[tuple[str, str]], magic: str) -> dict[Any, Any]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
-from ..engines import registry
 from ..errors import ArgumentError
 from .arguments import Expression, argument, feed_argument, magic_arguments, parse
-from .expressions import feeds_of, value_of
+from .expressions import engine_hint, feeds_of, value_of
+
+
+def _depth(text: str) -> int:
+    """The type of `--depth`."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} isn't 0 or more")
+    return int(text)
 
 
 @magics_class
@@ -21,7 +28,7 @@ class GraphMagics(Magics):
     @magic_arguments("an expression", "%kgraph loss --depth 1")
     @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
     @argument("--times", action="store_true", help="with the time of each op by itself on the active engine")
-    @argument("--depth", metavar="N", type=int, help="how many levels of name scopes are opened")
+    @argument("--depth", metavar="N", type=_depth, help="how many levels of name scopes are opened")
     @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
     @feed_argument
     @line_magic
@@ -43,7 +50,11 @@ class GraphMagics(Magics):
         if given.all and given.depth is not None:
             raise ArgumentError("%kgraph: --depth and --all exclude each other", next_step="%kgraph loss --depth 1")
         if given.feed and not given.times:
-            raise ArgumentError("%kgraph: --feed only works together with --times", next_step="add --times")
+            written = " ".join(f"--feed {name}={value}" for name, value in given.feed)
+            raise ArgumentError(
+                "%kgraph: --feed only works together with --times",
+                next_step=f"%kgraph {given.target} --times {written}",
+            )
         from ..drawing.drawing import draw
 
         shell: Any = self.shell
@@ -77,7 +88,5 @@ class GraphMagics(Magics):
 
         shell: Any = self.shell
         feeds = feeds_of(shell, given.feed, "%kshow")
-        # The last word may be meant for an engine.
-        hint = f"engines are {', '.join(registry.names())}" if len(given.target.split()) > 1 else ""
-        target = value_of(shell, given.target, "%kshow", hint)
+        target = value_of(shell, given.target, "%kshow", engine_hint(given.target))
         return show(target, *given.engines, feeds=feeds, names=shell.user_ns)

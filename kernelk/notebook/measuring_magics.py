@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, 
 from ..errors import ArgumentError
 from .arguments import Code, Expression, argument, feed_argument, magic_arguments, parse
 from .cell_body import body
-from .expressions import feeds_of, value_of
+from .expressions import engine_hint, feeds_of, value_of
 
 _OPTIONS_ALONE = "no arguments but options; the code is the cell"
 
@@ -36,6 +36,7 @@ class MeasuringMagics(Magics):
 
         What it returns has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
         """
+        __tracebackhide__ = True  # in an error of the user's own code
         from ..measure.timing import time
 
         return self._measured(time, self.ktime, line, cell)
@@ -59,12 +60,14 @@ class MeasuringMagics(Magics):
         What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
         kernelk.profile(lambda: f([x]), engine=True).
         """
+        __tracebackhide__ = True
         from ..measure.profiling import profile
 
         return self._measured(profile, self.kprofile, line, cell)
 
     def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
         """What the twin makes of the line's code or the cell, with the line's options."""
+        __tracebackhide__ = True
         given = parse(magic, line, cell)
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
         run = body(self.shell, given.code, name, magic.parser.example)  # type: ignore[arg-type]
@@ -93,6 +96,7 @@ class MeasuringMagics(Magics):
         .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
         bodies on one engine.
         """
+        __tracebackhide__ = True
         from ..measure.comparison import compare
 
         given = parse(self.kcompare, line)
@@ -101,7 +105,8 @@ class MeasuringMagics(Magics):
         sweep = None if given.sweep is None else _swept(given.sweep)
         return compare(
             run,
-            *given.engines,
+            # Commas may part them.
+            *[name for word in given.engines for name in word.split(",") if name],
             budget=given.budget,
             device=given.device,
             threads=given.threads,
@@ -133,7 +138,9 @@ class MeasuringMagics(Magics):
         shell: Any = self.shell
         feeds = feeds_of(shell, given.feed, "%kdiff")
         one, other = given.engines
-        return diff(value_of(shell, given.target, "%kdiff"), one, other, feeds, given.tolerance)
+        return diff(
+            value_of(shell, given.target, "%kdiff", engine_hint(given.target)), one, other, feeds, given.tolerance
+        )
 
 
 def _swept(text: str) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ from traitlets import Bool, Float, Integer, TraitError, Unicode, observe, valida
 from traitlets.config import Configurable
 
 from .. import config
-from ..errors import ArgumentError, KernelKError, did_you_mean
+from ..errors import ArgumentError, KernelKError, did_you_mean, joined
 from ..session.current import PROCESS, current
 
 
@@ -64,7 +64,10 @@ class KernelK(Configurable):
     def _not_negative(self, proposal: Any) -> Any:
         if not 0 <= proposal["value"] < float("inf"):
             name, value = proposal["trait"].name, proposal["value"]
-            raise TraitError(f"KernelK.{name} must be at least 0, not {value!r}; e.g. %config KernelK.{name} = 2")
+            example = getattr(config.Limits(), name)
+            raise TraitError(
+                joined(f"KernelK.{name} must be at least 0, not {value!r}", "", f"%config KernelK.{name} = {example}")
+            )
         return proposal["value"]
 
     @validate("backend")

@@ -34,8 +34,12 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     parts = [as_tensor(part) for part in x]
     if not parts:
         raise ArgumentError("stack: needs at least one tensor")
-    place = axis_of(axis, parts[0].ndim + 1, "stack")
-    return concatenate([expand_dims(part, place) for part in parts], place)
+    first = parts[0].shape
+    for part in parts[1:]:
+        if len(part.shape) != len(first) or any(n != m and None not in (n, m) for n, m in zip(first, part.shape)):
+            raise ShapeError(f"stack: shapes {first} and {part.shape} differ", allowed="they must be equal")
+    index = axis_of(axis, parts[0].ndim + 1, "stack")
+    return concatenate([expand_dims(part, index) for part in parts], index)
 
 
 def reverse(x: Any, axes: Any) -> Tensor:
@@ -96,10 +100,10 @@ def _tiled(x: Tensor, axis: int, count: Tensor) -> Tensor:
 def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
     """Each element `rep` times in a row along `axis`."""
     source = as_tensor(x)
-    place = axis_of(axis, source.ndim, "repeat_elements")
+    index = axis_of(axis, source.ndim, "repeat_elements")
     if rep == 1:
         return source
-    return merge_axes(concatenate([expand_dims(source, place + 1)] * int(rep), place + 1), place, place + 1)
+    return merge_axes(concatenate([expand_dims(source, index + 1)] * int(rep), index + 1), index, index + 1)
 
 
 def any_list(dims: Sequence[Any]) -> bool:
@@ -153,7 +157,7 @@ def _padded(x: Any, pairs: Sequence[Sequence[int]], data_format: Any, op: str) -
 
 
 def temporal_padding(x: Any, padding: Sequence[int] = (1, 1)) -> Tensor:
-    """Pads Pads (batch, steps, features) with zero steps before and after."""
+    """Pads (batch, steps, features) with zero steps before and after."""
     return _padded(x, [padding], "channels_last", "temporal_padding")
 
 
@@ -194,7 +198,7 @@ def resize_images(
         return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
     if interpolation != "bilinear":
         raise ArgumentError(
-            f"resize_images: interpolation {interpolation!r}", allowed="allowed are nearest and bilinear"
+            f"resize_images: interpolation {interpolation!r} isn't allowed", allowed="allowed are nearest and bilinear"
         )
     return _interpolated(_interpolated(x, height_factor, rows), width_factor, rows + 1)
 
@@ -226,6 +230,6 @@ def resize_volumes(x: Any, depth_factor: int, height_factor: int, width_factor: 
     if volumes.ndim != 5:
         raise ShapeError(f"resize_volumes: expected 5 axes, not shape {volumes.shape}")
     first = 2 if normalize_data_format(data_format) == "channels_first" else 1
-    for place, factor in enumerate((depth_factor, height_factor, width_factor)):
-        volumes = repeat_elements(volumes, factor, first + place)
+    for axis, factor in enumerate((depth_factor, height_factor, width_factor), first):
+        volumes = repeat_elements(volumes, factor, axis)
     return volumes

@@ -1,4 +1,4 @@
-"""Convolutions of every kind: the K functions, which check what they are given; `convolution_rules` has their ops."""
+"""Convolutions of every kind: the K functions, which check their arguments; `convolution_rules` has their ops."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def conv1d(
 ) -> Tensor:
     """Convolves (batch, steps, channels) with a kernel (size, channels, filters) to (batch, new steps, filters).
 
-    `padding`: "valid", "same" or "causal" (no output depends on later steps). Raises ShapeError, DTypeError for what
-    isn't a float, ArgumentError.
+    `padding`: "valid", "same" or "causal" (no output depends on later steps). Raises ShapeError, DTypeError for
+    anything but floats, ArgumentError.
     """
     paddings = ("valid", "same", "causal")
     arguments = window_arguments("conv1d", 1, strides, padding, data_format, dilation_rate, paddings)
@@ -42,7 +42,7 @@ def separable_conv1d(
 ) -> Tensor:
     """Convolves each channel by itself (size, channels, multiplier), then across (1, channels * multiplier, filters).
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("separable_conv1d", 1, strides, padding, data_format, dilation_rate)
     return _along_steps(arguments, x, depthwise_kernel, pointwise_kernel)
@@ -58,7 +58,7 @@ def conv2d(
 ) -> Tensor:
     """Convolves images with a kernel (rows, columns, channels, filters). `padding`: "valid" or "same".
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _convolved(window_arguments("conv2d", 2, strides, padding, data_format, dilation_rate), x, kernel)
 
@@ -73,7 +73,7 @@ def depthwise_conv2d(
 ) -> Tensor:
     """Convolves each channel by itself with (rows, columns, channels, multiplier) to channels * multiplier channels.
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("depthwise_conv2d", 2, strides, padding, data_format, dilation_rate)
     return _convolved(arguments, x, depthwise_kernel, depthwise=True)
@@ -90,7 +90,7 @@ def separable_conv2d(
 ) -> Tensor:
     """`depthwise_conv2d`, then a kernel (1, 1, channels * multiplier, filters) across the channels.
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("separable_conv2d", 2, strides, padding, data_format, dilation_rate)
     inner = _convolved(arguments, x, depthwise_kernel, depthwise=True)
@@ -108,7 +108,7 @@ def conv3d(
 ) -> Tensor:
     """Convolves volumes with a kernel (three lengths, channels, filters). `padding`: "valid" or "same".
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _convolved(window_arguments("conv3d", 3, strides, padding, data_format, dilation_rate), x, kernel)
 
@@ -126,7 +126,7 @@ def conv2d_transpose(
 
     The kernel is (rows, columns, filters out, channels in). `output_shape` is a tuple of ints and integer tensors, or
     one tensor, in the order of `data_format`; its batch may be None. Raises ShapeError where `conv2d` of that shape
-    doesn't give the shape of `x`, DTypeError for what isn't a float, ArgumentError.
+    doesn't give the shape of `x`, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("conv2d_transpose", 2, strides, padding, data_format, dilation_rate)
     return _transposed(arguments, x, kernel, output_shape)
@@ -147,7 +147,7 @@ def conv3d_transpose(
 def local_conv1d(inputs: Any, kernel: Any, kernel_size: Any, strides: Any, data_format: Any = None) -> Tensor:
     """`conv1d` with another kernel for each output step: (steps, size * channels, filters).
 
-    Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("local_conv1d", 1, strides, data_format=data_format)
     return _local(arguments, inputs, kernel, kernel_size, None)
@@ -159,7 +159,7 @@ def local_conv2d(
     """`conv2d` with another kernel for each output position: (positions, rows * columns * channels, filters).
 
     `output_shape`: the two output lengths. With channels first, a position's kernel has them first, too. Raises
-    ShapeError, DTypeError for what isn't a float, ArgumentError.
+    ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     arguments = window_arguments("local_conv2d", 2, strides, data_format=data_format)
     return _local(arguments, inputs, kernel, kernel_size, output_shape)
@@ -208,7 +208,7 @@ def _operands(arguments: WindowArguments, x: Any, kernel: Any, takes: int = -2) 
 
 
 def _windows_over(arguments: WindowArguments, x: Tensor, kernel: Tensor) -> Windows:
-    """Where a kernel's windows lie in `x`, channels last. Raises ShapeError where not one fits in."""
+    """The windows of a kernel in `x`, channels last. Raises ShapeError where not one fits in."""
     windows = arguments.windows(lengths_of(x), size_of(kernel), 2)
     for axis, n in enumerate(x.shape[1:-1]):
         output_length(n, windows, axis, arguments.op)

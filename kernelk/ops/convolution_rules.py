@@ -81,7 +81,7 @@ def _split(x: Tensor, channels: int, multiplier: int) -> Tensor:
     return apply("reshape", x, dims=[*own_dims(x)[:-1], channels, multiplier])
 
 
-def _places(kernel: Tensor) -> list[Tensor]:
+def _kernel_slices(kernel: Tensor) -> list[Tensor]:
     """A depthwise kernel's (channels, multiplier) for each place in a window."""
     flat = apply("reshape", kernel, dims=[-1, *kernel.shape[-2:]])
     count = int(np.prod(size_of(kernel)))
@@ -104,7 +104,7 @@ def _conv(x: Tensor, kernel: Tensor, *references: Tensor, depthwise: bool, **lie
     channels, made = [int(n or 0) for n in kernel.shape[-2:]]
     if depthwise:
         pieces = [_split(piece, channels, 1) for piece in _pieces(x, windows, 2)]
-        total = _total([apply("multiply", piece, place) for piece, place in zip(pieces, _places(kernel))])
+        total = _total([apply("multiply", piece, weights) for piece, weights in zip(pieces, _kernel_slices(kernel))])
         return apply("reshape", total, dims=[*own_dims(total)[:-2], channels * made])
     columns, whole = _columns(x, windows, 2, channels)
     y = matmul(columns, apply("reshape", kernel, dims=[-1, made]))
@@ -123,8 +123,8 @@ def _conv_input(g: Tensor, kernel: Tensor, *references: Tensor, dims: Any, depth
     if depthwise:
         split = _split(g, channels, made)
         parts = [
-            apply("sum", apply("multiply", split, place), axes=[split.ndim - 1], keepdims=False)
-            for place in _places(kernel)
+            apply("sum", apply("multiply", split, weights), axes=[split.ndim - 1], keepdims=False)
+            for weights in _kernel_slices(kernel)
         ]
     else:
         flat = apply("reshape", g, dims=[-1, made])
@@ -140,7 +140,7 @@ def _conv_input(g: Tensor, kernel: Tensor, *references: Tensor, dims: Any, depth
 
 
 def _valued(pads: Any) -> int:
-    """How many operands pads refer to."""
+    """The number of operands that pads refer to."""
     return sum(isinstance(entry, list) for pair in pads for entry in pair)
 
 
@@ -162,7 +162,7 @@ def _conv_kernel(x: Tensor, g: Tensor, *references: Tensor, size: Any, depthwise
 
 
 def _lie(node: Tensor, references: Sequence[Tensor]) -> Windows:
-    """How a node's windows lie, its pads' operands now numbered from 2."""
+    """The geometry of a node's windows, its pads' operands now numbered from 2."""
     pads = node.attrs["pads"]
     values = _valued(pads)
     kept = tuple(references[len(references) - values :])

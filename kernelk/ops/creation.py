@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, KernelKError
 from ..graph.nodes import Placeholder, Shape, Tensor, Variable, constant_node
 from ..graph.rules import RULES, Rule, apply
 from ..source import caller
@@ -28,7 +28,13 @@ def placeholder(
         shape = (None,) * ndim
     elif isinstance(shape, (int, np.integer)):
         shape = (shape,)
-    lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
+    try:
+        lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"placeholder: a shape is a tuple of ints, with None for an unknown length, not {shape!r}",
+            next_step="K.placeholder((None, 64))",
+        ) from None
     if ndim is not None and ndim != len(lengths):
         raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
     if any(n is not None and n < 0 for n in lengths):
@@ -50,6 +56,8 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise TypeError
+    except KernelKError:
+        raise  # as of a tensor in a list: it knows better
     except (TypeError, ValueError):
         hint = ": use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else ""
         raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers{hint}") from None
@@ -103,7 +111,7 @@ def is_placeholder(x: Any) -> bool:
 
 
 def is_keras_tensor(x: Any) -> bool:
-    """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for what isn't a tensor at all."""
+    """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for anything but a tensor."""
     if not isinstance(x, Tensor):
         raise ArgumentError(f"is_keras_tensor: expected a tensor, not {type(x).__name__}")
     return hasattr(x, "_keras_history")

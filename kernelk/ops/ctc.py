@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: the loss as a recursion over time, decoding by the best path or by beams."""
+"""Records connectionist temporal classification (CTC): the loss as a recursion over time, and decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ctc_label_dense_to_sparse(labels: Any, label_lengths: Any) -> Tensor:
     if labels.ndim != 2:
         raise ShapeError(f"ctc_label_dense_to_sparse: labels need axes (batch, longest), not shape {labels.shape}")
     lengths = _lengths("ctc_label_dense_to_sparse", label_lengths)
-    inside = binary("less", _places(labels), lengths)
+    inside = binary("less", _positions(labels), lengths)
     return apply("select", inside, labels, zeros_like(labels))
 
 
@@ -40,8 +40,8 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
 
     `y_true`: labels (batch, longest); `y_pred`: probabilities (batch, steps, classes), the last class is the blank;
     `input_length`, `label_length`: (batch, 1), how many steps and labels of each sample count. Infinity, with a
-    gradient of 0, where the labels don't fit into the steps, and NaN where one is no class. Raises ShapeError, and
-    DTypeError for probabilities that aren't floats.
+    gradient of 0, where the labels don't fit into the steps, and NaN where a label isn't a class. Raises ShapeError,
+    and DTypeError for probabilities that aren't floats.
     """
     op = "ctc_batch_cost"
     predicted = _predictions(op, y_pred)
@@ -72,16 +72,16 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
         return alpha, [alpha]
 
     # Before the first step the path is where a blank or the first label can follow.
-    place = _places(states)
-    start = apply("select", binary("equal", place, 0), broadcast_to(_scalar(0, wide.dtype), states), never)
-    _, _, (alpha,) = rnn(step, scores, [start], mask=binary("less", _places(logs[:, :, 0]), steps))
-    on_blank = _picked(alpha, place, counts * 2)
-    on_label = apply("select", binary("less", 0, counts), _picked(alpha, place, counts * 2 - 1), never)
+    position = _positions(states)
+    start = apply("select", binary("equal", position, 0), broadcast_to(_scalar(0, wide.dtype), states), never)
+    _, _, (alpha,) = rnn(step, scores, [start], mask=binary("less", _positions(logs[:, :, 0]), steps))
+    on_blank = _picked(alpha, position, counts * 2)
+    on_label = apply("select", binary("less", 0, counts), _picked(alpha, position, counts * 2 - 1), never)
     cost = -_log_sum(on_blank, on_label)
     impossible = binary("less", -_NEVER / 2, cost)
     cost = apply("select", impossible, _scalar(np.inf, wide.dtype), cost)
     known = apply("logical_and", binary("less_equal", 0, labels), binary("less", labels, blank))
-    wrong = apply("logical_and", binary("less", _places(labels), counts), apply("logical_not", known))
+    wrong = apply("logical_and", binary("less", _positions(labels), counts), apply("logical_not", known))
     cost = apply("select", reductions.any(wrong, axis=1, keepdims=True), _scalar(np.nan, wide.dtype), cost)
     return cast(cost, predicted.dtype)
 
@@ -98,8 +98,8 @@ def ctc_decode(
 
     Returns a list of int64 matrices (batch, longest), rows filled up with -1, and log-probabilities. `greedy`: the
     labels of the best path, one matrix, and minus the sum of its largest logarithms, (batch, 1). Otherwise a search
-    with `beam_width` beams: `top_paths` matrices, and (batch, top_paths); `merge_repeated` makes one of equal labels
-    in a row. Raises ShapeError, DTypeError, ArgumentError.
+    with `beam_width` beams: `top_paths` matrices, and (batch, top_paths); `merge_repeated` merges equal labels in a
+    row. Raises ShapeError, DTypeError, ArgumentError.
     """
     op = "ctc_decode"
     predicted = _predictions(op, y_pred)
@@ -112,23 +112,23 @@ def ctc_decode(
     if not 1 <= int(top_paths) <= int(beam_width):
         raise ArgumentError(f"{op}: top_paths must be 1 to beam_width, which is {beam_width}, not {top_paths}")
     options = {"beam_width": int(beam_width), "top_paths": int(top_paths), "merge_repeated": bool(merge_repeated)}
-    found = apply("ctc_beam_search", logs, steps, **options)
-    rows = [_to_longest(elementwise.cast(found[:, k, :-1], "int64")) for k in range(int(top_paths))]
-    return rows, cast(found[:, :, -1], predicted.dtype)
+    beams = apply("ctc_beam_search", logs, steps, **options)
+    rows = [_to_longest(elementwise.cast(beams[:, k, :-1], "int64")) for k in range(int(top_paths))]
+    return rows, cast(beams[:, :, -1], predicted.dtype)
 
 
 def _best_path(logs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """The labels of the best path, (batch, steps) with -1 behind them, and minus the sum of its logarithms."""
     blank = int(logs.shape[-1] or 0) - 1
     best = elementwise.cast(reductions.argmax(logs, axis=-1), "int32")
-    place = _places(best)
-    inside = binary("less", place, steps)
+    position = _positions(best)
+    inside = binary("less", position, steps)
     before = concatenate([zeros_like(best[:, :1]) - 1, best], 1)[:, :-1]
     fresh = apply("logical_and", binary("not_equal", best, blank), binary("not_equal", best, before))
     kept = apply("logical_and", inside, fresh)
-    # The label at step t goes to the place that counts the labels kept before it.
+    # The label at step t goes to the position that counts the labels kept before it.
     target = apply("cumsum", cast(kept, "int32"), axis=1) - 1
-    hit = binary("equal", expand_dims(target, 1), expand_dims(place, 2))
+    hit = binary("equal", expand_dims(target, 1), expand_dims(position, 2))
     hit = apply("logical_and", hit, expand_dims(kept, 1))
     labels = apply("select", hit, expand_dims(best + 1, 1), _scalar(0, "int32"))
     rows = elementwise.cast(reductions.sum(labels, axis=2) - 1, "int64")
@@ -163,7 +163,7 @@ def _lengths(op: str, lengths: Any) -> Tensor:
     return given
 
 
-def _places(rows: Tensor) -> Tensor:
+def _positions(rows: Tensor) -> Tensor:
     """The number of each element in its row, int32."""
     return apply("cumsum", broadcast_to(_scalar(1, "int32"), rows), axis=1) - 1
 
@@ -188,9 +188,9 @@ def _log_sum(*logs: Tensor) -> Tensor:
     return steady + elementwise.log(total)
 
 
-def _picked(rows: Tensor, place: Tensor, wanted: Tensor) -> Tensor:
-    """(batch, 1): of each row the element at the wanted place; 0 where there is none."""
-    hit = binary("equal", place, wanted)
+def _picked(rows: Tensor, position: Tensor, wanted: Tensor) -> Tensor:
+    """(batch, 1): of each row the element at the wanted position; 0 where there is none."""
+    hit = binary("equal", position, wanted)
     return reductions.sum(apply("select", hit, rows, _scalar(0, rows.dtype)), axis=1, keepdims=True)
 
 

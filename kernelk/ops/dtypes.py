@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import config
 from ..backends.base import DTYPES
-from ..errors import ArgumentError, DTypeError
+from ..errors import ArgumentError, DTypeError, KernelKError
 from ..graph.nodes import Tensor, constant_node
 from ..graph.rules import apply
 from .foreign import as_numpy
@@ -113,6 +113,8 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     value = as_numpy(value, "an operand")
     try:
         array = np.asarray(value)
+    except KernelKError:
+        raise  # as of a tensor in a nested list: it knows better
     except ValueError as error:
         raise ArgumentError(f"{type(value).__name__} can't be a tensor: {error}") from None
     if not isinstance(value, np.ndarray) and array.dtype.kind in "biuf":

@@ -105,7 +105,7 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 
 def cast(x: Any, dtype: Any) -> Tensor:
-    """`x` in another dtype: floats are truncated towards 0, anything but 0 is True. Raises DTypeError."""
+    """`x` in another dtype: integers take floats truncated towards 0, any number but 0 is True. Raises DTypeError."""
     return cast_to(as_tensor(x), check_dtype(dtype))
 
 

@@ -48,7 +48,7 @@ def as_numpy(value: Any, what: str, error: type[KernelKError] = ArgumentError) -
             with contextlib.suppress(AttributeError, BufferError, RuntimeError, TypeError, ValueError):
                 return np.from_dlpack(value)
         array = np.asarray(value)
-        # The narrow floats of ml_dtypes, which JAX and TensorFlow have, are no kind of numpy's.
+        # The narrow floats of ml_dtypes, which JAX and TensorFlow have, aren't among numpy's kinds.
         return array.astype(np.float32) if array.dtype.kind == "V" and "float" in array.dtype.name else array
     except Exception as cause:
         reason = one_line(cause)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
@@ -19,7 +19,7 @@ from .shapes import matmul, sum_to, zeros_shaped
 
 
 def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequence[Tensor]:
-    """What a node is computed from in this learning phase; nothing, if it is one of a body's leaves, by their ids."""
+    """A node's inputs in this learning phase; none, if it is one of a body's leaves, by their ids."""
     if id(node) in leaves:
         return ()
     if node.op == "phase_select":
@@ -53,6 +53,11 @@ def gradients(loss: Any, variables: Any) -> Any:
     Raises ArgumentError if `loss` isn't a float.
     """
     single = isinstance(variables, Tensor)
+    if not single and not isinstance(variables, Iterable):
+        raise ArgumentError(
+            f"gradients: expected tensors to differentiate by, not {type(variables).__name__}",
+            next_step="K.gradients(loss, [w])",
+        )
     targets = [variables] if single else list(variables)
     loss = as_tensor(loss)
     if loss.dtype not in FLOATS:
@@ -64,13 +69,13 @@ def gradients(loss: Any, variables: Any) -> Any:
         check_generation(tensor)
     begin = mark()
     seeds = [(loss, apply_ones(loss))]
-    found, by_phase = _backwards(seeds, targets, 0)
+    test, by_phase = _backwards(seeds, targets, 0)
     if by_phase:
         # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
         train, _ = _backwards(seeds, targets, 1)
-        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, found, targets)]
-        found = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
-    results = [_or_zeros(gradient, target) for gradient, target in zip(found, targets)]
+        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, test, targets)]
+        test = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
+    results = [_or_zeros(gradient, target) for gradient, target in zip(test, targets)]
     current_state().gradient_spans.append((begin, mark()))
     return results[0] if single else results
 
@@ -78,8 +83,8 @@ def gradients(loss: Any, variables: Any) -> Any:
 def of_a_gradient(node: Tensor) -> bool:
     """Whether `gradients` has made this node."""
     spans = current_state().gradient_spans
-    place = bisect.bisect_right(spans, (node.uid, sys.maxsize)) - 1
-    return place >= 0 and spans[place][0] < node.uid < spans[place][1]
+    index = bisect.bisect_right(spans, (node.uid, sys.maxsize)) - 1
+    return index >= 0 and spans[index][0] < node.uid < spans[index][1]
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -107,11 +112,11 @@ def _backwards(
                     if part is not None and id(x) in reached:
                         pending.setdefault(id(x), []).append(part)
             continue
-        found = pending.pop(id(node), None)
-        if found is None or id(node) not in reached:
+        pending_parts = pending.pop(id(node), None)
+        if pending_parts is None or id(node) not in reached:
             continue
         with _scope_of(node):
-            total = totals[id(node)] = _total(found)
+            total = totals[id(node)] = _total(pending_parts)
         if id(node) in leaves:
             continue
         if node.op == "item":
@@ -193,7 +198,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         return id(x) in varying or (x.op == "item" and id(x.inputs[0]) in varying)
 
     def of_all_steps(x: Tensor) -> Tensor:
-        """What the first loop has at each step, stacked."""
+        """A value of the first loop at each step, stacked."""
         return inputs_of_leaves[id(x)] if id(x) in inputs_of_leaves else stacked(node, x)
 
     start = mark()
@@ -211,8 +216,8 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         for i, (leaf, x) in enumerate(zip(body.leaves, node.inputs))
         if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
     ]
-    found, _ = _backwards(seeds, targets, phase, leaves)
-    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, found) if gradient is not None}
+    by_target, _ = _backwards(seeds, targets, phase, leaves)
+    gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, by_target) if gradient is not None}
     products: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for leaf in body.captures:
         if id(leaf) in gradients_of:
@@ -317,7 +322,7 @@ def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Ten
 
 
 def _unreduced(x: Tensor) -> Tensor:
-    """What `x` is but for sums over axes of unknown length."""
+    """`x` without the sums over axes of unknown length."""
     while x.op == "sum_to" and x.shape == x.inputs[0].shape:
         x = x.inputs[0]
     return x

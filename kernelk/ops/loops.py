@@ -56,7 +56,7 @@ def loop(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Calls `step(elements, states) -> (results, new states)` once, to learn what a step along the first axis does.
 
-    Returns the final states and the results of all steps, stacked. An initial state that is no tensor takes the dtype
+    Returns the final states and the results of all steps, stacked. An initial state that isn't a tensor takes the dtype
     that the step makes of it. Raises ShapeError or DTypeError for a state that a step changes in shape or dtype.
     """
     first = [x if isinstance(x, Tensor) else as_tensor(x) for x in initial]
@@ -168,11 +168,11 @@ def rnn(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Runs a recurrent step along the second axis of `inputs`, of shape (samples, time, ...), or of several such.
 
-    `step_function(input, states + constants)` gets what all samples have at one time and returns the output, of shape
-    (samples, ...), and a list of new states, of the shapes and dtypes of `initial_states`; it is called once (with
-    `unroll`: once a step, and then the number of steps must be known, if need be as `input_length`). `go_backwards`
-    starts with the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false, a sample's
-    output is that of the step before (zeros before the first), and its states stay.
+    `step_function(input, states + constants)` gets the elements of all samples at one time and returns the output, of
+    shape (samples, ...), and a list of new states, of the shapes and dtypes of `initial_states`; it is called once
+    (with `unroll`: once a step, and then the number of steps must be known, if need be as `input_length`).
+    `go_backwards` begins at the last time. `mask`, of shape (samples, time) or (samples, time, 1): where it is false,
+    a sample's output is that of the step before (zeros before the first), and its states stay.
     Returns (last output, outputs of shape (samples, time, ...), final states). Of zero steps the last output is zeros.
     Raises ShapeError, DTypeError or ArgumentError.
     """
@@ -311,7 +311,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
     """Applies `fn` to each element along the first axis of `elems`, and stacks the results.
 
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
-    tensors. `dtype` (nested likewise) is what results are cast to. Raises ShapeError for lengths that differ.
+    tensors. Results are cast to `dtype` (nested likewise). Raises ShapeError for lengths that differ.
     """
     elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, "map_fn")
@@ -401,7 +401,7 @@ def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> li
 
     outer = {id(leaf): x for leaf, x in zip(body.sequences, sequences)}
     varying = {id(leaf) for leaf in body.leaves}
-    found = []
+    products = []
     for node in walk([*body.new_states, *body.results], lambda x: () if x.uid < start else x.inputs):
         if id(node) in varying or node.uid < start:
             continue
@@ -418,6 +418,6 @@ def _multiplied_ahead(sequences: Sequence[Tensor], body: Body, start: int) -> li
             product = matmul(apply("reshape", sequence, dims=[-1, rows[1]]), matrix, False, node.attrs["transpose_b"])
             dims = [[1, i] if n is None else n for i, n in enumerate(sequence.shape[:2])]
             references = (sequence,) if None in sequence.shape[:2] else ()
-            found.append(apply("reshape", product, *references, dims=[*dims, columns]))
+            products.append(apply("reshape", product, *references, dims=[*dims, columns]))
             body.sequences.append(node)
-    return found
+    return products

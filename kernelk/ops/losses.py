@@ -23,13 +23,13 @@ def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False
     """
     target, output = operands(target, output)
     wanted, given = floating(target), floating(output)
-    place = axis_of(axis, given.ndim, "categorical_crossentropy")
+    axis = axis_of(axis, given.ndim, "categorical_crossentropy")
     if from_logits:
-        logs = apply("log_softmax", given, axis=place)
+        logs = apply("log_softmax", given, axis=axis)
     else:
-        given = given / reductions.sum(given, place, keepdims=True)
+        given = given / reductions.sum(given, axis, keepdims=True)
         logs = elementwise.log(_inside(given))
-    return -reductions.sum(wanted * logs, place)
+    return -reductions.sum(wanted * logs, axis)
 
 
 def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
@@ -39,14 +39,14 @@ def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool 
     and gives 0. The result has no `axis`.
     """
     given = floating(as_tensor(output))
-    place = axis_of(axis, given.ndim, "sparse_categorical_crossentropy")
+    axis = axis_of(axis, given.ndim, "sparse_categorical_crossentropy")
     labels = as_tensor(target)
     if labels.ndim == given.ndim:
-        labels = reductions.sum(labels, place)
+        labels = reductions.sum(labels, axis)
     logits = given if from_logits else elementwise.log(_inside(given))
-    logs = apply("log_softmax", logits, axis=place)
-    if place != given.ndim - 1:
-        order = [i for i in range(given.ndim) if i != place] + [place]
+    logs = apply("log_softmax", logits, axis=axis)
+    if axis != given.ndim - 1:
+        order = [i for i in range(given.ndim) if i != axis] + [axis]
         logs = apply("transpose", logs, permutation=order)
     classes = one_hot_as(cast(labels, "int64"), logs.shape[-1], logs.dtype)
     return -reductions.sum(classes * logs, -1)
@@ -72,7 +72,7 @@ def _inside(p: Tensor) -> Tensor:
 def in_top_k(predictions: Any, targets: Any, k: int) -> Tensor:
     """For each row, whether fewer than `k` classes are predicted above its target class; bool.
 
-    False where the prediction isn't finite or the target is no class.
+    False where the prediction isn't finite or the target isn't a class.
     """
     scores = as_tensor(predictions)
     chosen = one_hot_as(cast(as_tensor(targets), "int64"), scores.shape[-1], "bool")

@@ -1,4 +1,4 @@
-"""What Keras expects of its backend besides computation: names, kinds of tensors, and calls without meaning here."""
+"""The rest of Keras's backend API, besides computation: names, kinds of tensors, calls without meaning here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reset_uids() -> None:
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
-    """Groups what is made inside under this name in drawings; tensors' own names don't change."""
+    """Groups the ops made inside under this name in drawings; tensors' own names don't change."""
     state = current_state()
     before = state.scope
     state.scope = f"{before}/{name}" if before else name
@@ -52,10 +52,10 @@ def cast_to_floatx(x: Any) -> Any:
 
 
 def is_sparse(tensor: Any) -> bool:
-    """Whether `tensor` was given as a sparse one: `placeholder(sparse=True)`, a variable of a scipy.sparse matrix, or
+    """Whether `tensor` is marked as sparse; its values are computed densely all the same.
 
-    such tensors joined by `concatenate`. Its values are computed densely all the same. Raises ArgumentError for what
-    isn't a tensor.
+    `placeholder(sparse=True)`, a variable of a scipy.sparse matrix, and such tensors joined by `concatenate` are.
+    Raises ArgumentError for anything but a tensor.
     """
     if not isinstance(tensor, Tensor):
         raise ArgumentError(f"is_sparse: expected a tensor, not {type(tensor).__name__}")
@@ -63,7 +63,7 @@ def is_sparse(tensor: Any) -> bool:
 
 
 def to_dense(tensor: Any) -> Tensor:
-    """A tensor with the values of a sparse one that isn't marked as sparse; a dense tensor itself."""
+    """The same values, no longer marked as sparse; a dense tensor is returned unchanged."""
     tensor = as_tensor(tensor)
     return apply("identity", tensor) if tensor.sparse else tensor
 
@@ -85,7 +85,7 @@ def symbolic(func: F) -> F:
 
 
 def eager(func: F) -> F:
-    """The function itself."""
+    """Returns the function unchanged: everything here is symbolic."""
     return func
 
 

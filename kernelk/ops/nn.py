@@ -73,7 +73,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 
 
 def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
-    """`x` from `threshold` up, at most `max_value` if that is given; below it, alpha * (x - threshold)."""
+    """`x` from `threshold` up, at most `max_value` if that is given; alpha * (x - threshold) below it."""
     x = floating(as_tensor(x))
     plain = isinstance(alpha, (int, float)) and alpha == 0 and threshold == 0
     if plain:
@@ -137,7 +137,7 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Tensor
 
 
 def dropout(x: Any, level: float, noise_shape: Any = None, seed: int | None = None) -> Tensor:
-    """`x` with a share `level` of its elements (of the mask's, if `noise_shape` is given) at 0, the rest scaled up.
+    """Sets a share `level` of the elements of `x` (of the mask's, if `noise_shape` is given) to 0, scales up the rest.
 
     The mask is drawn once a call. A length of `noise_shape` is an int, None for `x`'s own, or an integer tensor.
     Raises ArgumentError unless 0 <= level < 1.

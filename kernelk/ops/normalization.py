@@ -47,13 +47,13 @@ def batch_normalization(
 ) -> Tensor:
     """(x - mean) / sqrt(var + epsilon) * gamma + beta, with statistics along `axis`; gamma and beta may be None."""
     values = floating(as_tensor(x))
-    place = axis_of(axis, values.ndim, "batch_normalization")
-    centred = values - _along(values, mean, place)
-    normed = centred / apply("sqrt", _along(values, var, place) + epsilon)
+    axis = axis_of(axis, values.ndim, "batch_normalization")
+    centred = values - _along(values, mean, axis)
+    normed = centred / apply("sqrt", _along(values, var, axis) + epsilon)
     if gamma is not None:
-        normed = normed * _along(values, gamma, place)
+        normed = normed * _along(values, gamma, axis)
     if beta is not None:
-        normed = normed + _along(values, beta, place)
+        normed = normed + _along(values, beta, axis)
     return normed
 
 

@@ -1,4 +1,4 @@
-"""What Python's operators and `[...]` mean on a tensor: the same ops as the K functions, entered into Tensor here."""
+"""Python's operators and `[...]` on tensors: the same ops as the K functions, entered into Tensor here."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def pool2d(
 ) -> Tensor:
     """The maximum ("max") or mean ("avg") of each window of images; padding counts for neither.
 
-    `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    `padding`: "valid" or "same". Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _pool(window_arguments("pool2d", 2, strides, padding, data_format), x, pool_size, pool_mode)
 
@@ -56,7 +56,7 @@ def pool3d(
 ) -> Tensor:
     """The maximum ("max") or mean ("avg") of each window of volumes; padding counts for neither.
 
-    `padding`: "valid" or "same". Raises ShapeError, DTypeError for what isn't a float, ArgumentError.
+    `padding`: "valid" or "same". Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
     return _pool(window_arguments("pool3d", 3, strides, padding, data_format), x, pool_size, pool_mode)
 
@@ -135,7 +135,7 @@ class _Axis:
         self.windows = Windows(size, strides, pads, one, windows.references)
         self.first = first
         self.x = x
-        self.place = axis + 1
+        self.axis = axis + 1
         self.is_padded = pads[axis] != [0, 0]
         self.slices = positions(self.windows)
 
@@ -149,8 +149,8 @@ class _Axis:
         """Ones (True) where the padded axis has elements, zeros beside; of length 1 along all others."""
         one = constant_node(np.ones((), dtype=dtype))
         dims: list[Any] = [1] * self.x.ndim
-        dims[self.place] = own_dims(self.x, 1)[self.place]
-        references = (self.x,) if isinstance(dims[self.place], list) else ()
+        dims[self.axis] = own_dims(self.x, 1)[self.axis]
+        references = (self.x,) if isinstance(dims[self.axis], list) else ()
         return self.padded(apply("broadcast_to", one, *references, dims=dims))
 
     def with_least(self, x: Tensor) -> Tensor:
@@ -166,11 +166,11 @@ class _Axis:
 
     def hits(self, best: Tensor) -> list[Tensor]:
         """For each place in the windows, where its element is the maximum `best`."""
-        found = [apply("equal", piece, best) for piece in self.pieces(self.with_least(self.x))]
+        hits = [apply("equal", piece, best) for piece in self.pieces(self.with_least(self.x))]
         if self.is_padded:
             inside = self.pieces(self.inside("bool"))
-            found = [apply("logical_and", hit, real) for hit, real in zip(found, inside)]
-        return found
+            hits = [apply("logical_and", hit, real) for hit, real in zip(hits, inside)]
+        return hits
 
 
 def _folded(op: str, parts: Sequence[Tensor]) -> Tensor:
@@ -231,7 +231,7 @@ def _avg_pool_grad(g: Tensor, like: Tensor, *references: Tensor, **lie: Any) -> 
         along = _Axis(like, windows, axis, 2)
         # Along this axis as in `like`, along later ones as in g.
         dims = own_dims(g, 1)
-        dims[along.place] = own_dims(like, 2)[along.place]
+        dims[along.axis] = own_dims(like, 2)[along.axis]
         zero = scalar(0, g.dtype)
         whole = along.padded(apply("broadcast_to", zero, g, like, dims=dims))
         part = apply("divide", g, _counts(along))
@@ -240,7 +240,7 @@ def _avg_pool_grad(g: Tensor, like: Tensor, *references: Tensor, **lie: Any) -> 
 
 
 def _counts(along: _Axis) -> Tensor:
-    """How many elements each window along an axis has, padding left out."""
+    """The number of elements in each window along an axis, without padding."""
     dtype = along.x.dtype
     if not along.is_padded:
         return scalar(len(along.slices), dtype)
@@ -248,7 +248,7 @@ def _counts(along: _Axis) -> Tensor:
 
 
 def _lie(node: Tensor, operands: int, first: int) -> Windows:
-    """How a node's windows lie, which has this many operands besides those of pads, now numbered from `first`."""
+    """The geometry of a node's windows; it has this many operands besides those of pads, now numbered from `first`."""
     attrs = dict(node.attrs, pads=renumbered(node.attrs["pads"], first - operands))
     return _windows(**attrs, references=node.inputs[operands:])
 

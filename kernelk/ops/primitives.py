@@ -92,15 +92,15 @@ def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     total = count(x.shape)
     if -1 in shape:
         rest = count(tuple(n for n in shape if n != -1))
-        place = shape.index(-1)
+        index = shape.index(-1)
         if rest == 0:
             raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be inferred beside an axis of length 0")
         if total is None or rest is None:
-            shape[place] = None
+            shape[index] = None
         elif total % rest:
             raise ShapeError(f"reshape: shape {x.shape} ({total} elements) doesn't divide into {tuple(shape)}")
         else:
-            shape[place] = total // rest
+            shape[index] = total // rest
     elif total is not None:
         wanted = count(tuple(shape))
         if wanted is not None and wanted != total:

@@ -48,7 +48,7 @@ def reduced(shape: Shape, axes: Sequence[int], keepdims: bool) -> Shape:
 
 
 def count(shape: Shape) -> int | None:
-    """How many elements, None if unknown; an axis of length 0 decides whatever the others are."""
+    """The number of elements, None if unknown; an axis of length 0 decides whatever the others are."""
     if 0 in shape:
         return 0
     total = 1

@@ -1,4 +1,4 @@
-"""Arrangement of elements: reshape and its kin, concatenation, one-hot, and what is known of a tensor's shape."""
+"""Arrangement of elements: reshape and its kin, concatenation, one-hot, and a tensor's static and dynamic shape."""
 
 from __future__ import annotations
 
@@ -125,7 +125,10 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             raise ArgumentError(
                 f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
             )
-        return int(value)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}") from None
 
     if isinstance(shape, Tensor) and shape.ndim == 1:
         if isinstance(shape, Constant):
@@ -169,19 +172,19 @@ def batch_flatten(x: Any) -> Tensor:
 def expand_dims(x: Any, axis: int = -1) -> Tensor:
     """`x` with a new axis of length 1 at `axis`."""
     x = as_tensor(x)
-    place = axis_of(axis, x.ndim + 1, "expand_dims")
+    index = axis_of(axis, x.ndim + 1, "expand_dims")
     dims: list[Any] = [[0, i] if n is None else n for i, n in enumerate(x.shape)]
-    dims.insert(place, 1)
+    dims.insert(index, 1)
     return apply("reshape", x, dims=dims)
 
 
 def squeeze(x: Any, axis: int) -> Tensor:
     """`x` without `axis`, whose length must be 1. Raises ShapeError."""
     x = as_tensor(x)
-    place = axis_of(axis, x.ndim, "squeeze")
-    if x.shape[place] not in (1, None):
-        raise ShapeError(f"squeeze: axis {axis} of shape {x.shape} has length {x.shape[place]}, not 1")
-    dims = [[0, i] if n is None else n for i, n in enumerate(x.shape) if i != place]
+    index = axis_of(axis, x.ndim, "squeeze")
+    if x.shape[index] not in (1, None):
+        raise ShapeError(f"squeeze: axis {axis} of shape {x.shape} has length {x.shape[index]}, not 1")
+    dims = [[0, i] if n is None else n for i, n in enumerate(x.shape) if i != index]
     return apply("reshape", x, dims=dims)
 
 
@@ -198,8 +201,8 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
         common = promote(common, part.dtype)
     if parts[0].ndim == 0:
         raise ShapeError("concatenate: scalars have no axis", next_step="use K.stack")
-    place = axis_of(axis, parts[0].ndim, "concatenate")
-    joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=place)
+    index = axis_of(axis, parts[0].ndim, "concatenate")
+    joined = apply("concatenate", *[cast_to(part, common) for part in parts], axis=index)
     joined.sparse = all(part.sparse for part in parts)
     return joined
 

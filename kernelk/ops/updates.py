@@ -30,6 +30,7 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
     """The node that sets `variable` to a value (kind "assign") or adds to it ("add"). Raises on other shapes."""
     variable = as_variable(variable, op)
     value = _as_value(variable, value)
+    check_generation(value)
     if value.dtype != variable.dtype:
         if promote(value.dtype, variable.dtype) != variable.dtype:
             raise DTypeError(

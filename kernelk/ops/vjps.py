@@ -190,10 +190,10 @@ def of_cumprod(node: Tensor, g: Tensor) -> Gradients:
         total = apply("cumsum", reversed_along(g * node, [axis]), axis=axis)
         return [reversed_along(total, [axis]) / x]
     # Rows i, columns k along a new axis after `axis`: the product of x[j] over j <= k but j = i.
-    place = [1] * (x.ndim + 1)
-    place[axis], place[axis + 1] = n, n
-    diagonal = constant_node(np.eye(n, dtype=bool).reshape(place))
-    upper = constant_node(np.triu(np.ones((n, n), dtype=bool)).reshape(place))
+    dims = [1] * (x.ndim + 1)
+    dims[axis], dims[axis + 1] = n, n
+    diagonal = constant_node(np.eye(n, dtype=bool).reshape(dims))
+    upper = constant_node(np.triu(np.ones((n, n), dtype=bool)).reshape(dims))
     row = _new_axis(x, axis)
     left_out = apply("select", diagonal, scalar(1, x.dtype), row)
     products = apply("cumprod", left_out, axis=axis + 1)
@@ -201,9 +201,9 @@ def of_cumprod(node: Tensor, g: Tensor) -> Gradients:
     return [apply("sum", counted, axes=[axis + 1], keepdims=False)]
 
 
-def _new_axis(x: Tensor, place: int) -> Tensor:
+def _new_axis(x: Tensor, axis: int) -> Tensor:
     dims: list[Any] = [[0, i] if n is None else n for i, n in enumerate(x.shape)]
-    dims.insert(place, 1)
+    dims.insert(axis, 1)
     return apply("reshape", x, dims=dims)
 
 

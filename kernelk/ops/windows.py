@@ -1,4 +1,4 @@
-"""Where windows lie along an axis: padding, output lengths and the strided pieces of which windows are made up."""
+"""The geometry of windows along an axis: padding, output lengths and strided pieces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Decomposition = Callable[..., Tensor]
 
 
 class Windows(NamedTuple):
-    """How windows lie: one entry for each spatial axis, which follow the batch axis; channels come last.
+    """The geometry of windows: one entry for each spatial axis, which follow the batch axis; channels come last.
 
     `pads` are [before, after]; where a length isn't known until the call, both are ["value", operand, 0]: the value of
     a 0-d integer operand of the op, given by `references`.
@@ -38,7 +38,7 @@ class Windows(NamedTuple):
 
 
 def output_length(n: int | None, windows: Windows, axis: int, op: str) -> int | None:
-    """How many windows there are along an axis of length `n`. Raises ShapeError where not one fits in."""
+    """The number of windows along an axis of length `n`. Raises ShapeError where not one fits in."""
     before, after = windows.pads[axis]
     made: int
     if n is None or isinstance(before, list) or isinstance(after, list):
@@ -55,7 +55,7 @@ def output_length(n: int | None, windows: Windows, axis: int, op: str) -> int | 
 
 
 def same_pads(n: int, reach: int, stride: int) -> list[int]:
-    """What is put before and after, so that there are ceil(n / stride) windows: the larger half after."""
+    """The padding before and after that gives ceil(n / stride) windows: the larger half after."""
     total = max((-(-n // stride) - 1) * stride + reach - n, 0)
     return [total // 2, total - total // 2]
 
@@ -138,12 +138,12 @@ def cropped(x: Tensor, windows: Windows, first: int) -> Tensor:
 def positions(windows: Windows) -> list[list[Any]]:
     """For each place in a window, the slices of the padded operand that hold that place's element of every window.
 
-    They end as far before the axis's end as the window reaches beyond the place, so no length needs to be known.
+    They end as far before the axis's end as the window reaches beyond the offset, so no length needs to be known.
     """
     slices = []
-    for place in product(*[range(n) for n in windows.size]):
+    for offset in product(*[range(n) for n in windows.size]):
         entry: list[Any] = [[None, None, None]]
-        for axis, i in enumerate(place):
+        for axis, i in enumerate(offset):
             start = i * windows.dilation[axis]
             left = windows.reach(axis) - 1 - start
             entry.append([start or None, -left or None, windows.strides[axis]])
@@ -187,7 +187,7 @@ def per_axis(value: Any, axes: int, what: str, op: str) -> list[int]:
 
 
 class WindowArguments(NamedTuple):
-    """What the K functions of windows take beside their tensors, checked: see `window_arguments`."""
+    """The checked arguments of the K functions of windows, besides their tensors: see `window_arguments`."""
 
     op: str
     spatial: int

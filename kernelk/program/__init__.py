@@ -1,1 +1,4 @@
-"""The nodes that a call needs, resolved for an engine and linearised, with a structural key."""
+"""Turns the nodes that a call needs into a program: resolved for an engine, linearised, with a structural key.
+
+Nothing is imported here: programs are made and read within kernelk alone, which names the module of each stage.
+"""

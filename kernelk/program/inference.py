@@ -11,7 +11,7 @@ from ..arrays import Array
 from ..backends.lowering import Instruction as Lowered
 from ..errors import KernelKError, ShapeError
 from ..graph.loops import merge_shapes
-from ..graph.nodes import Shape, Spec, located
+from ..graph.nodes import Shape, Spec, Tensor, located
 from ..graph.rules import RULES
 from ..ops.dtypes import INTEGERS
 from ..ops.shapes import known_dims
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LoopShapes(NamedTuple):
-    """What is known of a loop in place of one shape: those of its values, of its body's values, and its length."""
+    """A loop's shapes, in place of a value's one: those of its values, of its body's values, and its length."""
 
     values: list[Shape]
     body: list[Any]
@@ -64,7 +64,8 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
         try:
             shape, _ = RULES[op].infer(*[specs[n] for n in inputs], **attrs)
         except KernelKError as error:
-            raise located(error, node.source) from None
+            found = _index_error(program, specs, node, inputs) if op == "reshape" else None
+            raise located(found or error, node.source) from None
         specs[number] = Spec(shape, node.dtype)
     shapes: list[Any] = [spec.shape for spec in specs]
     for number, made in loops.items():
@@ -72,8 +73,21 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
     return shapes
 
 
+def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: Sequence[int]) -> ShapeError | None:
+    """What is wrong with a reshape whose slice takes one element where there is none: `x[10]`, as two ops."""
+    piece = inputs[0] - program.first
+    if node.inputs[0].op != "slice" or piece < 0:
+        return None
+    _, (whole, *_), attrs, _ = program.instructions[piece]
+    before, after = specs[whole].shape, specs[inputs[0]].shape
+    for axis, ((begin, end, step), n, m) in enumerate(zip(attrs["slices"], before, after)):
+        if m == 0 and begin is not None and step is None and end == (None if begin == -1 else begin + 1):
+            return ShapeError(f"index {begin} is out of range for axis {axis} of length {n} (shape {before})")
+    return None
+
+
 def _infer_loop(loop: Loop, shapes: Sequence[Shape], source: Source) -> LoopShapes:
-    """What is known of a loop whose operands have these shapes. Raises ShapeError."""
+    """The shapes of a loop whose operands have these shapes. Raises ShapeError."""
     n, m = loop.sequences, loop.states
     lengths = {shape[0] for shape in shapes[:n] if shape[0] is not None}
     if len(lengths) > 1:

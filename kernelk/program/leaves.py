@@ -1,4 +1,4 @@
-"""What a program's leaves are asked for: a constant's content, and the error for a placeholder that isn't fed."""
+"""A constant's content, and the error for a placeholder that isn't fed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def phase_constant(node: LearningPhase, phase: int) -> Constant:
 
 
 def content_of(node: Constant) -> Content:
-    """What tells a constant from others. A long run of bytes is hashed, once for each constant."""
+    """The content that tells a constant from others. A long run of bytes is hashed, once for each constant."""
     content: bytes | None = node.__dict__.get("_hash")
     if content is None:
         content = node.array.tobytes()

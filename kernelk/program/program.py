@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..arrays import Array
-from ..bounds import drop_oldest
+from ..eviction import drop_oldest
 from ..graph.loops import stacked
 from ..graph.nodes import (
     Constant,
@@ -91,13 +91,13 @@ class Loop:
         self.states = len(carried)
         self.reverse = body.reverse
         # Where the node's values stand among those of the program.
-        self.places = {i: place for place, i in enumerate([*sorted(carried), *results])}
+        self.positions = {i: position for position, i in enumerate([*sorted(carried), *results])}
         self.prints = [Print(one.node, (node, *one.loops), stacked(node, one.value)) for one in self.program.prints]
-        for place, one in enumerate(self.prints, len(outputs)):
-            self.places.setdefault(one.value.attrs["index"], place)
+        for position, one in enumerate(self.prints, len(outputs)):
+            self.positions.setdefault(one.value.attrs["index"], position)
 
     def attrs(self) -> dict[str, Any]:
-        """What tells the loop from others, as attributes of its instruction."""
+        """The attributes that tell the loop's instruction from others."""
         return {
             "sequences": self.sequences,
             "states": self.states,
@@ -202,10 +202,10 @@ class Program:
         constant_of: list[tuple[int, int]] = []
 
         def hold(constant: Constant, alias: Tensor) -> None:
-            place = contents.setdefault(content_of(constant), len(contents))
-            if place == len(self.constants):
+            index = contents.setdefault(content_of(constant), len(contents))
+            if index == len(self.constants):
                 self.constants.append(constant)
-            constant_of.append((id(alias), place))
+            constant_of.append((id(alias), index))
 
         for node in order:
             # Nearly all are computed, and have no number yet.
@@ -233,7 +233,7 @@ class Program:
         first_constant = self.first_draw + len(self.draws)
         self.first = first_constant + len(self.constants)
         numbers.update((id(leaf), n) for n, leaf in enumerate([*self.slots, *self.draws], len(self.inputs)))
-        numbers.update((leaf, first_constant + place) for leaf, place in constant_of)
+        numbers.update((leaf, first_constant + index) for leaf, index in constant_of)
         return numbers, list(contents)
 
     def _number_instructions(
@@ -259,25 +259,25 @@ class Program:
             numbers[id(node)] = number
 
         for node in order:
-            place = id(node)
-            if place in numbers:
-                if place in draws:
+            key = id(node)
+            if key in numbers:
+                if key in draws:
                     references = tuple([numbers[id(x)] for x in resolver.operands(node)])
-                    self.draw_dims[draws[place]] = (references, resolver.attrs(node)["dims"])
-                    self.schedule.append(numbers[place])
+                    self.draw_dims[draws[key]] = (references, resolver.attrs(node)["dims"])
+                    self.schedule.append(numbers[key])
                 continue
-            loop = self._loops.get(place)
+            loop = self._loops.get(key)
             if loop is None:
                 operands = tuple([numbers[id(x)] for x in resolver.operands(node)])
                 add(node, operands, resolver.attrs(node))
                 continue
             inputs = [numbers[id(resolver.resolve(x))] for x in loop.operands]
-            inputs += [self.first_draw + i for i in self._loop_draws[place]]
+            inputs += [self.first_draw + i for i in self._loop_draws[key]]
             inputs += [numbers[id(x)] for x in loop.program.constants]
             add(node, tuple(inputs), loop.attrs(), loop)
             # Right behind it: no engine holds many values in one for longer.
-            for picked in dict.fromkeys([*items[place], *(one.value for one in loop.prints)]):
-                add(picked, (numbers[place],), {"index": loop.places[picked.attrs["index"]]})
+            for picked in dict.fromkeys([*items[key], *(one.value for one in loop.prints)]):
+                add(picked, (numbers[key],), {"index": loop.positions[picked.attrs["index"]]})
         return numbered
 
     def _make_key(self, contents: Sequence[Content], texts: Iterable[str]) -> str:
@@ -292,26 +292,26 @@ class Program:
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
     def lacking(self, ops: frozenset[str], dtypes: frozenset[str]) -> list[str]:
-        """What an engine with these ops and dtypes can't do of it, one line each; variables are not looked at."""
-        found: dict[str, None] = {}
+        """The parts that an engine with these ops and dtypes lacks, one line each; variables are not looked at."""
+        problems: dict[str, None] = {}
         for instruction in self.instructions:
             node = instruction.node
             if instruction.loop is not None:
-                found.update(dict.fromkeys(instruction.loop.program.lacking(ops, dtypes)))
+                problems.update(dict.fromkeys(instruction.loop.program.lacking(ops, dtypes)))
                 continue
             known = node.op in ops or node.op in ("sum_to", "item")
             if not known and RULES[node.op].decompose is None:
-                found[f"it has no op '{node.op}' ({node.source})"] = None
+                problems[f"it has no op '{node.op}' ({node.source})"] = None
             if node.dtype not in dtypes:
-                found[f"it has no dtype {node.dtype} (op {node.op}, {node.source})"] = None
+                problems[f"it has no dtype {node.dtype} (op {node.op}, {node.source})"] = None
         leaves: list[Tensor] = [*self.inputs, *self.constants, *self.draws]
         for leaf in leaves:
             if leaf.dtype not in dtypes:
-                found[f"it has no dtype {leaf.dtype} ({leaf.op} '{leaf.name}', {leaf.source})"] = None
-        return list(found)
+                problems[f"it has no dtype {leaf.dtype} ({leaf.op} '{leaf.name}', {leaf.source})"] = None
+        return list(problems)
 
     def specialise(self, feed_shapes: tuple[tuple[int, ...], ...], mode: str) -> Specialisation:
-        """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`."""
+        """The program's specialisation to feeds of these shapes, on a backend that specialises by `mode`."""
         known = self._specialised.get((feed_shapes, mode))
         if known is None:
             known = self._specialised[feed_shapes, mode] = Specialisation(self, feed_shapes, mode)

@@ -1,4 +1,4 @@
-"""Resolves a graph for an engine, through aliases, branches and decompositions; what `program` linearises."""
+"""Resolves a graph for an engine, through aliases, branches and decompositions, before `program` linearises it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class NeedsValuesError(Exception):
         self.tensors = tensors
 
 
-def _find_values(entry: Any, found: set[int]) -> None:
+def _find_values(entry: Any, numbers: set[int]) -> None:
     """Adds the numbers of the operands whose values an attribute asks for."""
     if isinstance(entry, list):
         if entry[:1] == ["value"]:
-            found.add(entry[1])
+            numbers.add(entry[1])
         else:
             for inner in entry:
-                _find_values(inner, found)
+                _find_values(inner, numbers)
 
 
 def update_value(node: Update) -> Tensor:
@@ -90,7 +90,7 @@ class Resolver:
         return node
 
     def inputs_of(self, node: Tensor) -> Sequence[Tensor]:
-        """What a resolved node is computed from, resolved."""
+        """The inputs of a resolved node, resolved."""
         if not node.inputs or id(node) in self.leaves:
             return ()
         return self.operands(node)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Specialisation:
-    """What is compiled and made for feeds of these shapes, on a backend that specialises by `mode`.
+    """A program's compiled form and arrays for feeds of these shapes, on a backend that specialises by `mode`.
 
     `key` is that of the compiled form. `shapes` are those of every value as far as that form may know them; `draws`
     and `outputs` the exact ones of every array that a run makes. The program, which keeps it, is handed in where it is
@@ -148,14 +148,14 @@ def _with_ones(known: Sequence[Any], exact: Sequence[Any]) -> tuple[list[Any], l
     ones: list[Any] = []
     for number, (shape, real) in enumerate(zip(known, exact)):
         if isinstance(shape, LoopShapes):
-            body, found = _with_ones(shape.body, real.body)
+            body, axes = _with_ones(shape.body, real.body)
             shape = shape._replace(body=body)
         else:
-            found = []
+            axes = []
             if 1 in real and None in shape:
-                found = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
-                shape = tuple(1 if axis in found else n for axis, n in enumerate(shape))
-        if found:
-            ones.append((number, found))
+                axes = [axis for axis, n in enumerate(shape) if n is None and real[axis] == 1]
+                shape = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+        if axes:
+            ones.append((number, axes))
         shapes.append(shape)
     return shapes, ones

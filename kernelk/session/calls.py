@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
-from ..bounds import drop_oldest
 from ..engines import memory
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, flipped
 from ..errors import EngineError, KernelKError, WorkerDiedError
+from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
 from ..program.program import Program
@@ -163,7 +163,7 @@ class Calls:
     def make_timed(
         self, host: Host, program: Program, feeds: list[Array], profiled: bool = False
     ) -> tuple[int, float, float]:
-        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.timed`.
+        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.serving.timed`.
 
         `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.

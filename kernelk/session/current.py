@@ -1,4 +1,4 @@
-"""Which session is the current one. Light: it imports the session itself only when the first one is made.
+"""Finds the current session. Light: it imports the session itself only when the first one is made.
 
 A kernel has one session, which every thread of it finds. A host with several visitors in one process gives each a
 `Session()` of their own, and runs what is theirs inside `entered(session)`: a thread or an asyncio task that does so
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from traitlets import Any, HasTraits
 
+from ..errors import ArgumentError
 from ..graph import state
 from ..graph.state import PROCESS_STATE, current_state
 
@@ -75,6 +76,10 @@ def existing() -> Session | None:
 
 def entered(session: Session) -> AbstractContextManager[None]:
     """Inside, in this thread or asyncio task, `current()` is this session."""
+    if not isinstance(getattr(session, "state", None), state.State):
+        raise ArgumentError(
+            f"entered: a session is needed, not {type(session).__name__}", next_step="with entered(Session()): ..."
+        )
     return state.entered(session.state)
 
 

@@ -15,14 +15,19 @@ from .function import Function
 
 
 def roots_of(y: Any, asker: str) -> list[Tensor]:
-    """What a tensor, several, or a K.function (its outputs and new values) stand for. Raises ArgumentError."""
+    """The tensors of a target: a tensor, several, or a K.function's outputs and new values. Raises ArgumentError."""
     if isinstance(y, Function):
         roots = [*y.outputs, *(value for _, value in y.updates)]
     else:
         roots = list(y) if isinstance(y, (list, tuple)) else [y]
+    allowed = "allowed are a tensor, a list of tensors and a K.function"
+    if isinstance(y, (list, tuple)) and not roots:
+        raise ArgumentError(f"{asker}: the list is empty", allowed=allowed)
     for root in roots:
+        if isinstance(root, Function):
+            raise ArgumentError(f"{asker}: a K.function stands alone, not in a list", allowed=allowed)
         if not isinstance(root, Tensor):
-            raise ArgumentError(f"{asker}: {type(root).__name__} is neither a tensor nor a K.function")
+            raise ArgumentError(f"{asker}: {type(root).__name__} is neither a tensor nor a K.function", allowed=allowed)
     return roots
 
 
@@ -51,6 +56,8 @@ def known_feeds(
     `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
     Raises FeedError.
     """
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"{asker}: feeds map placeholders to arrays, not {type(given).__name__}", next_step=magic)
     phase = current_state().fixed_phase or 0
     switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
     if switches:

@@ -1,4 +1,4 @@
-"""What is fed to a placeholder becomes an array of its shape and dtype, and the last one is kept."""
+"""Converts fed values to arrays of a placeholder's shape and dtype, and keeps the last one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array, fits
 from ..engines import memory
-from ..errors import DTypeError, FeedError
+from ..errors import DTypeError, FeedError, KernelKError
 from ..graph.nodes import Placeholder, Tensor
 from ..ops.dtypes import FLOATS, densified, is_sparse_matrix
 from ..ops.foreign import as_numpy
@@ -42,6 +42,11 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     value = as_numpy(value, f"placeholder '{placeholder.name}'", FeedError)
     try:
         array = np.asarray(value)
+    except KernelKError:
+        raise FeedError(
+            f"placeholder '{placeholder.name}' was fed a {type(value).__name__} that holds a tensor",
+            next_step="feed K.get_value(tensor) or an array",
+        ) from None
     except ValueError as error:
         # Nested lists of different lengths.
         raise FeedError(
@@ -83,7 +88,7 @@ def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
 
 
 def last_feed(placeholder: Placeholder) -> Any:
-    """What a placeholder was fed last (a large array as it is now), None where that isn't known any more."""
+    """The last feed of a placeholder (a large array as it is now), None where it isn't known any more."""
     kept = placeholder.fed
     return kept() if isinstance(kept, weakref.ref) else kept.copy() if isinstance(kept, np.ndarray) else kept
 

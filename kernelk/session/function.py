@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..arrays import Array
-from ..bounds import drop_oldest
 from ..display import messages
 from ..engines import memory
 from ..engines.host import Host
 from ..errors import ArgumentError, FeedError
+from ..eviction import drop_oldest
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, stale
 from ..graph.state import current_state
 from ..ops.dtypes import as_tensor
@@ -32,7 +32,7 @@ SHOWN_BYTES = 1 << 20
 SHAPES_KEPT = 256
 
 
-# A function that is compiled for this many different shapes, call after call, is told of once.
+# A function that is compiled for this many different shapes, call after call, is mentioned once.
 MANY_SHAPES = 8
 
 # So many programs of one function are known, where it needs another for each value of some length.
@@ -72,7 +72,7 @@ class Function:
         self._programs: dict[Any, Program] = {}
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
-        self._told = False
+        self._hint_shown = False
         for tensor in (*self.inputs, *self.outputs):
             check_generation(tensor)
         session = current()
@@ -91,7 +91,9 @@ class Function:
         given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.inputs):
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
-            raise FeedError(f"{self.name} takes {len(self.inputs)} inputs ({names}), but {len(given)} were given")
+            takes = f"{len(self.inputs)} input{'' if len(self.inputs) == 1 else 's'} ({names})"
+            were = "was" if len(given) == 1 else "were"
+            raise FeedError(f"{self.name} takes {takes}, but {len(given)} {were} given")
         session = current()
         if self.generation is not session.state.generation and not self.generation.ended:
             raise stale(self.name, self.source, self.generation)
@@ -152,12 +154,12 @@ class Function:
     def _count(self, host: Host, program: Program, feeds: list[Array]) -> None:
         """Notes a call that had to be compiled, and says so once if they follow one another."""
         call = (program.key, [feed.shape for feed in feeds])
-        if self._told or call in self._row:
+        if self._hint_shown or call in self._row:
             return
         self._row.append(call)
         if len(self._row) < MANY_SHAPES:
             return
-        self._told = True
+        self._hint_shown = True
         shapes = [shapes for _, shapes in self._row]
         varied = [x for i, x in enumerate(self.placeholders) if any(s[i] != shapes[0][i] for s in shapes)]
         names = " and ".join(f"'{x.name}'" for x in varied)
@@ -169,7 +171,7 @@ class Function:
         self._row.clear()
 
     def specialisations(self, host: Host) -> int:
-        """How many compiled forms of this function, for different shapes and learning phases, an engine holds."""
+        """The number of compiled forms of this function, for different shapes and learning phases, on an engine."""
         return sum(key[:KEY_LENGTH] in self._keys for key in host.compiled)
 
     def phases(self) -> tuple[int, ...]:
@@ -194,7 +196,7 @@ class Function:
 
     @property
     def signature(self) -> str:
-        """What it takes and gives: "(x(None, 2)) -> (float32()), 0 updates"."""
+        """Its inputs and outputs: "(x(None, 2)) -> (float32()), 0 updates"."""
         takes = ", ".join(f"{x.name}{x.shape}" for x in self.inputs)
         gives = ", ".join(f"{x.dtype}{x.shape}" for x in self.outputs)
         return f"({takes}) -> ({gives}), {len(self.updates)} update{'' if len(self.updates) == 1 else 's'}"
@@ -216,11 +218,33 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
             f"K.function: {', '.join(sorted(kwargs))} belongs to TensorFlow 1 sessions and has no meaning here",
             next_step="leave it out",
         )
+    inputs = _as_list(inputs, "the inputs are a list of placeholders", "K.function([x], [y])")
+    if not isinstance(outputs, Tensor):
+        outputs = _as_list(outputs, "the outputs are a tensor or a list of tensors", "K.function([x], [y])")
+    if updates is not None:
+        updates = _as_list(updates, "the updates are a list", "K.function([x], [y], [K.update(v, value)])")
     return Function(inputs, outputs, updates, name)
 
 
+def _as_list(value: Any, what: str, example: str) -> list[Any]:
+    # A tensor is a sequence, too, of its rows.
+    if isinstance(value, (Tensor, str)) or not isinstance(value, Iterable):
+        given = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(f"K.function: {what}, not {given}", next_step=example)
+    return list(value)
+
+
+def checked_keys(feeds: Any) -> None:
+    """Raises ArgumentError for feeds that don't map placeholders to arrays."""
+    given = type(feeds).__name__
+    if isinstance(feeds, Mapping):
+        given = next((f"{type(key).__name__} {key!r}" for key in feeds if not isinstance(key, Placeholder)), "")
+    if given:
+        raise ArgumentError(f"eval: feeds map placeholders to arrays, not {given}", next_step="y.eval({x: array})")
+
+
 def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
-    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. An update is performed.
+    """The value of a tensor as an ndarray; `feeds` maps placeholders to arrays. Evaluating an update performs it.
 
     Raises FeedError for a placeholder that isn't fed.
     """
@@ -228,6 +252,8 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
     session = current()
     if isinstance(tensor, Variable):
         return session.read(tensor)
+    if feeds:
+        checked_keys(feeds)
     # Converted once, and looked at twice.
     feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []

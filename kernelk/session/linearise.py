@@ -1,4 +1,4 @@
-"""From tensors to a program, whose lengths may need values that are computed first."""
+"""Turns tensors into a program, whose lengths may need values that are computed first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`K.print_tensor`: what a program has printed, shown in the cell after its run."""
+"""`K.print_tensor`: shows a program's prints in the cell, after its run."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Session(HasTraits):
         self._unreferenced: deque[int] = deque()
         self._forks = forks.COUNT
         self.calls = Calls(self.storage, self.state, self.safe_point)
-        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see timing
+        self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see measure.recording
         self.hub: Any = None  # what tells the panels, once one was open: see widgets
         self.announced = False
         name, self.chosen_by = config.chosen_backend()
@@ -278,4 +278,5 @@ class Session(HasTraits):
     def announce(self, host: Host) -> None:
         """One line says which engine is in use and which setting chose it."""
         self.announced = True
-        messages.say(f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})")
+        line = f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})"
+        messages.say(line, kind="announcement")

@@ -55,7 +55,7 @@ def set_backend(
 
 @dataclass(slots=True)
 class Preparation:
-    """How a swap will go, decided before anything is started or changed: which host takes over, with which options.
+    """The plan of a swap, decided before anything is started or changed: which host takes over, with which options.
 
     `replaces`: the host takes the place of one with other options. `changes` are what was asked for; `known_host` and
     `known_options` are the session's own at that time, and tell whether the decision still holds.
@@ -267,7 +267,7 @@ class _Clock:
 
 
 def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[int, int]:
-    """How many live functions there are, and how many have no compiled form on the target yet.
+    """The number of live functions, and of those without a compiled form on the target.
 
     Raises SwapRefusedError with every op and dtype that the target lacks.
     """

@@ -1,4 +1,4 @@
-"""What a swap or a stop gives back: a report for the notebook."""
+"""Reports of a swap or a stop, for the notebook."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Reevaluated:
 
 @dataclass(repr=False)
 class SwapReport(Rendered):
-    """What a swap did. `variables` were moved bit for bit; `started`: the engine wasn't up before.
+    """The report of a swap. `variables` were moved bit for bit; `started`: the engine wasn't up before.
 
     `restarted`: it was, with other options, and a new process of its own took the session over. `options`: what it was
     asked for. `saved`: what came of writing keras.json, "" if that wasn't asked for. `seconds` has the phases: start,
@@ -94,7 +94,7 @@ class SwapReport(Rendered):
 
 @dataclass(repr=False)
 class StopReport(Rendered):
-    """What stopping an engine did: `pid` is None where it wasn't running, `bytes` where its memory isn't known."""
+    """The report of a stop: `pid` is None where it wasn't running, `bytes` where its memory isn't known."""
 
     name: str
     title: str

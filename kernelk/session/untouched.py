@@ -1,4 +1,4 @@
-"""Measuring without a trace: the session is afterwards as it was before."""
+"""Measures without side effects: the session is afterwards as it was before."""
 
 from __future__ import annotations
 

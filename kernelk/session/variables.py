@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays import Array, fits
 from ..engines import memory
-from ..errors import ArgumentError, CopyRefusedError, DTypeError, ShapeError
+from ..errors import ArgumentError, CopyRefusedError, DTypeError, KernelKError, ShapeError
 from ..graph.nodes import Tensor, Variable, constant_node
 from ..graph.rules import apply
 from ..ops import random
@@ -40,6 +40,8 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
             array = np.asarray(value)
             if array.dtype == object or array.dtype.kind not in "biuf":
                 raise TypeError
+        except KernelKError:
+            raise  # as of a tensor in a list: it knows better
         except (TypeError, ValueError):
             raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers") from None
         if chosen not in FLOATS and chosen != "bool" and not fits(array, chosen):
@@ -141,9 +143,15 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
 
 
 def _fitted(x: Variable, value: Any) -> Array:
+    if isinstance(value, Tensor):
+        raise ArgumentError(
+            f"set_value: the value for variable '{x.name}' is a tensor", next_step="K.set_value(x, K.eval(tensor))"
+        )
     value = as_numpy(densified(value, "set_value"), f"set_value: variable '{x.name}'")
     try:
         array = np.asarray(value)
+    except KernelKError:
+        raise
     except ValueError as error:
         raise ShapeError(f"set_value: the value for variable '{x.name}' isn't an array: {error}") from None
     if array.dtype.kind not in "biuf":

@@ -29,7 +29,7 @@ def panel(namespace: dict[str, Any] | None = None) -> Panel:
         command = 'pip install "kernelk[panel]"'
         raise ArgumentError(
             f"the panel needs anywidget, which isn't installed in this notebook's environment ({sys.prefix})",
-            next_step=f"{in_shell_and_notebook(command, f'%{command}')}, and reload the page",
+            next_step=f"{in_shell_and_notebook(command)}, and reload the page",
         ) from None
     from .hub import hub
 

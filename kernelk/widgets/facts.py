@@ -54,7 +54,7 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
         "device": status.device,
         "devices": list(status.devices),
         "threads": status.threads,
-        "asked": {name: status.options.get(name) for name in ("device", "threads")},
+        "requested": {name: status.options.get(name) for name in ("device", "threads")},
         "note": note,
         "install": _install(status),
     }
@@ -186,7 +186,7 @@ def _compared(result: Any) -> dict[str, Any] | None:
 
 
 def _watched(result: Any) -> dict[str, Any] | None:
-    """What the engine's own profiler saw."""
+    """The report of the engine's own profiler."""
     if result is None:
         return None
     bars = [
@@ -212,7 +212,7 @@ def _op_by_op(result: Any) -> dict[str, Any] | None:
 
 
 def native(views: Any) -> dict[str, Any]:
-    """What each engine made of a graph: `kernelk.show`'s result."""
+    """Each engine's compiled form of a graph: `kernelk.show`'s result."""
     columns = []
     for view in views.views:
         ops = "" if view.failure else f"{view.ops} op{'' if view.ops == 1 else 's'}"
@@ -233,4 +233,4 @@ def refusal(error: Exception) -> dict[str, Any]:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {one_line(error)[:500]}"
-    return {"kind": "told", "level": "error", "text": text, "reasons": reasons}
+    return {"kind": "notice", "level": "error", "text": text, "reasons": reasons}

@@ -7,7 +7,7 @@ What it gets is a dict with "kind":
     queued     {"request"}                a cell runs: it waits for its end
     engines    facts.engines
     job        {"job": null | {"engine", "title", "text", "seconds", "cancel"}}    what takes seconds just now
-    told       {"level": "done" | "error" | "info", "text", "reasons": [str]}
+    notice     {"level": "done" | "error" | "info", "text", "reasons": [str]}
     rows       {"rows": [inventory's, with "version"]}     all of them
     changes    {"changed": [...], "gone": [key]}     since the last; then values may be new, too
     summaries  {"found": [summaries'], "later": [key]}
@@ -35,7 +35,7 @@ from typing import Any
 from ..display import messages
 from ..engines import forks
 from ..errors import ArgumentError, KernelKError
-from ..inspection.inventory import Row, names_of, rows
+from ..inspection.inventory import Row, checked_namespace, names_of, rows
 from ..inspection.summaries import summary
 from ..session.current import current, entered
 from ..session.session import Session
@@ -82,12 +82,18 @@ class Hub:
             self.loop = asyncio.get_running_loop()
         if namespace is None:
             namespace = {} if self._shell is None else self._shell.user_ns
+        checked_namespace(namespace, "panel", "kernelk.panel()")
         panel = Panel(namespace, self.receive, self.forget)
+        try:
+            self._remember(panel, self._engines(), self._rows(panel))
+        except BaseException:
+            # One that can't be shown must not be updated after each cell either.
+            panel.close()
+            raise
         self.panels.append(panel)
         self._listen()
         # The beginning of the cell that opens the first one was heard by nobody.
         self._running = self._running or _in_cell(self._shell)
-        self._remember(panel, self._engines(), self._rows(panel))
         return panel
 
     def forget(self, panel: Panel) -> None:
@@ -212,8 +218,9 @@ class Hub:
         with messages.captured() as lines:
             yield
         for line in lines:
-            if line.startswith("kernelk: "):
-                self.tell({"kind": "told", "level": "info", "text": line, "reasons": []})
+            # Which engine is in use stands in the panel already.
+            if line.kind != "announcement":
+                self.tell({"kind": "notice", "level": "info", "text": line.text, "reasons": []})
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends it to every panel that is in view."""
@@ -250,7 +257,7 @@ class Hub:
 
     def _stop(self, panel: Panel, message: dict[str, Any]) -> None:
         report = stop_backend(str(message.get("engine")))
-        self.tell({"kind": "told", "level": "done", "text": report.table().title, "reasons": []})
+        self.tell({"kind": "notice", "level": "done", "text": report.table().title, "reasons": []})
         self._refresh()
 
     def swapped(self) -> None:

@@ -1,4 +1,4 @@
-"""What takes seconds when a panel asks for it: an engine that starts or is installed, in a thread of its own."""
+"""Runs a panel's slow work in a thread: starting or installing an engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job:
         self.error: Exception | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What the front end shows."""
+        """The job as the front end shows it."""
         return {
             "engine": self.engine.name,
             "title": self.engine.title,
@@ -49,7 +49,7 @@ class Job:
 
 
 class Panels(Protocol):
-    """What the jobs need of the hub: the session and the kernel's loop, and how to tell all panels."""
+    """The part of the hub that the jobs use: the session and the kernel's loop, and how to tell all panels."""
 
     session: Session
     loop: asyncio.AbstractEventLoop | None
@@ -200,19 +200,19 @@ class Jobs:
             host = session.hosts.get(engine.name)
             if host is None or not host.started:
                 self.broken[engine.name] = str(error)
-        told = facts.refusal(error)
+        notice = facts.refusal(error)
         # A swap that is refused says it itself.
         if session.active != engine.name and not isinstance(error, SwapRefusedError):
-            told["text"] += f" ('{session.active}' stays active)"
-        self._panels.tell(told)
+            notice["text"] += f" ('{session.active}' stays active)"
+        self._panels.tell(notice)
         self._panels.tell_engines()
 
     def _tell(self, level: str, text: str) -> None:
-        self._panels.tell({"kind": "told", "level": level, "text": text, "reasons": []})
+        self._panels.tell({"kind": "notice", "level": level, "text": text, "reasons": []})
 
     def _tell_job(self) -> None:
         self._panels.tell(self.as_message())
 
     def as_message(self) -> dict[str, Any]:
-        """What takes seconds just now, if anything does."""
+        """The message on the job that runs now, if one does."""
         return {"kind": "job", "job": self.current and self.current.as_dict()}

@@ -267,8 +267,11 @@ def test_what_cannot_be_drawn_is_said() -> None:
     y = K.tanh(K.variable(np.ones(3)))
     for target, options, words in [
         (3, {}, "neither a tensor nor a K.function"),
+        ([], {}, "draw: the list is empty"),
+        (y, {"times": 3}, "times is True or what kernelk.profile gives, not int"),
         (y, {"depth": -1}, "depth is 0 or more"),
         (y, {"depth": "some"}, "depth is 0 or more"),
+        (y, {"names": 3}, r"draw: int is no namespace; .*next: kernelk.draw\(y, names=globals\(\)\)"),
     ]:
         with pytest.raises(ArgumentError, match=words) as caught:
             kernelk.draw(target, **options)
@@ -306,6 +309,7 @@ def test_the_magic() -> None:
             "%kgraph loss --deep 3",
             "%kgraph loss --feed x=3",
             "%kgraph nothing_here",
+            "%kgraph K.exp(K.placeholder((2,), name='z')) --times",
         ],
         KERNELK_BACKEND="numpy",
     )
@@ -316,7 +320,14 @@ def test_the_magic() -> None:
     assert "graph of h, loss" in cells[4]["value"]
     assert cells[5]["out"].rstrip().endswith("True")
     for cell, words in zip(
-        cells[6:], ["nothing to draw", "--deep: did you mean --depth?", "only works together with --times", "NameError"]
+        cells[6:],
+        [
+            "nothing to draw",
+            "--deep: did you mean --depth?",
+            "only works together with --times; next: %kgraph loss --times --feed x=3 (",
+            "NameError",
+            "draw: feeds are missing for 'z'",
+        ],
     ):
         assert words in cell["out"]
         assert "%kgraph" in cell["out"]

@@ -11,14 +11,21 @@ from helpers.fake_programs import fake_python, program, this_python
 from helpers.messages import one_line
 
 from kernelk import errors
-from kernelk.environments import install, interpreters
+from kernelk.environments import interpreters, places
 from kernelk.environments.recipes import RECIPES, Recipe
 from kernelk.manage import install as manage_install
 
 SERIES = f"{sys.version_info[0]}.{sys.version_info[1]}"
 TINY = Recipe("tiny", "Tiny 1.0", (SERIES,), (), ("tiny==1.0",), "import tiny; print(tiny.VERSION)")
 OLD = RECIPES["theano"]
-find = install.find_interpreter
+
+
+def find(recipe: Recipe) -> interpreters.Interpreter:
+    """The interpreter that `install` would build on. Raises what it would raise where there is none."""
+    result = interpreters.search(recipe, places.roots())
+    if result.interpreter is None:
+        raise interpreters.nothing_found(recipe, result.broken)
+    return result.interpreter
 
 
 @pytest.mark.parametrize("place", ["PATH", "pyenv", "conda", "uv", "created by kernelk"])

@@ -162,6 +162,11 @@ def test_threads_are_the_same_for_all_and_the_session_keeps_its_own() -> None:
     result = kernelk.compare(K.dot(a, a), "torch", "theano", threads=1, budget=BUDGET)
     assert [side.conditions.threads for side in result.sides if side.conditions] == [1, 1]
     assert "threads differ" not in repr(result)
+    # numpy's are fixed when it loads.
+    alone = kernelk.compare(K.dot(a, a), "numpy", threads=1, budget=BUDGET)
+    used = alone.sides[0].conditions.threads  # type: ignore[union-attr]
+    note = f"numpy can't be given another number of threads (numpy {used}); next: for numpy, set OPENBLAS_NUM_THREADS=1"
+    assert (note in repr(alone)) == (used != 1)
     assert current().hosts["torch"] is before
     assert current().hosts["torch"].facts["threads"] == threads
     assert current().engine_options["theano"] == {"compiler": ""}
@@ -240,6 +245,11 @@ def test_ctrl_c_leaves_the_session_as_after_one_run(spare: str, name: str) -> No
     assert kernelk.compare(lambda: call([batch]), "numpy", spare, budget=0.2).equal
 
 
+def never() -> None:
+    """A body that no wrong option lets run."""
+    raise AssertionError
+
+
 def test_bad_input_is_one_line() -> None:
     y = K.variable([1.0]) + 1
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
@@ -248,9 +258,14 @@ def test_bad_input_is_one_line() -> None:
         ((y, y, "numpy", "torch"), {}, ArgumentError, "cannot be combined"),
         ((y, "numpy"), {"budget": -1}, ArgumentError, "the budget is a number of seconds"),
         ((y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "one function of it as the body"),
+        ((lambda: y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "the body can't be called with n alone"),
+        ((lambda n: y, "numpy"), {"sweep": 3}, ArgumentError, "a sweep takes one name with its values"),
+        ((y, "numpy"), {"feeds": [1]}, ArgumentError, "feeds map placeholders to arrays, not list"),
         ((lambda n: y, "numpy"), {"sweep": {"n": []}}, ArgumentError, "has no values"),
         ((lambda: 1, "numpy"), {}, ArgumentError, "nothing was evaluated"),
         ((y, y, "numpy"), {"per_op": True}, ArgumentError, "one body, several engines"),
+        ((never, "numpy"), {"threads": "x"}, ArgumentError, "compare: threads='x' isn't allowed; .*next: --threads"),
+        ((never, "numpy"), {"device": " "}, ArgumentError, "compare: device=' ' isn't allowed; .*next: --device cpu:0"),
     ]
     for what, options, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
@@ -258,8 +273,8 @@ def test_bad_input_is_one_line() -> None:
         assert one_line(caught.value)
     # What an engine can't be given is its row's.
     result = kernelk.compare(y, "numpy", "torch", device="gpu:7", budget=BUDGET)
-    assert "no device 'gpu:7' here" in result.side("torch").failure
-    assert not result.side("numpy").failure
+    for name in ("numpy", "torch"):
+        assert "no device 'gpu:7' here" in result.side(name).failure
 
 
 def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +289,15 @@ def test_the_magic() -> None:
         [
             "%load_ext kernelk",
             "import numpy as np\nfrom kernelk import backend as K\na = K.variable(np.ones((4, 4)))",
-            "%%kcompare numpy torch --budget 1 --per-op\nz = K.eval(K.dot(a, a))",
+            "%%kcompare numpy, torch --budget 1 --per-op\nz = K.eval(K.dot(a, a))",
             "print(z.sum(), _.side('torch').label)",
+            "n = 7\nruns = 0",
             "%%kcompare numpy --budget 0.3 --sweep n=2,4\nq = K.eval(K.ones((n, n)) * 2)",
-            "print(q.shape)",
+            "%%kcompare numpy --budget 0.3 --sweep m=2,4\nK.eval(K.ones((m, m)) * 2)",
+            "print(q.shape, n, 'm' in globals())",
+            "%%kcompare numpy torch --threads x\nruns += 1\nK.eval(a + 1)",
+            "print(runs)",
+            "%%kcompare?",
             "%%kcompare numpy --sweep n\n1",
             "%%kcompare numpy torhc\nK.eval(a + 1)",
             "%%kcompare numpy\nK.eval(a +",
@@ -290,12 +310,23 @@ def test_the_magic() -> None:
     assert "reference" in cells[2]["value"]
     assert "op by op" in cells[2]["value"]
     assert "64.0 torch" in cells[3]["out"]
-    assert "time against n" in cells[4]["value"]
-    assert "(4, 4)" in cells[5]["out"]
+    assert "time against n" in cells[5]["value"]
+    assert "time against m" in cells[6]["value"]
+    assert cells[7]["out"] == "(4, 4) 7 False\n"
     told = [cell["out"] for cell in cells]
-    assert "--sweep n isn't allowed; it takes a name and numbers" in told[6]
-    assert "UnknownBackendError: unknown backend 'torhc': did you mean 'torch'" in told[7]
-    assert "has a syntax error in line 1" in told[8]
-    assert "nothing was evaluated" in told[9]
-    assert "ValueError: mine" in told[10]
-    assert "* " in cells[11]["value"]
+    # Options are checked before the cell runs.
+    assert "threads='x' isn't allowed; allowed are 1 to" in told[8]
+    assert "next: --threads " in told[8]
+    assert told[9] == "0\n"
+    assert "%%kcompare [--budget S]" in told[10]
+    told = told[11:]
+    assert "--sweep n isn't allowed; it takes a name and numbers" in told[0]
+    assert "UnknownBackendError: unknown backend 'torhc': did you mean 'torch'" in told[1]
+    assert "has a syntax error in line 1" in told[2]
+    assert "nothing was evaluated" in told[3]
+    assert "ValueError: mine" in told[4]
+    # From the user's line to its cause there is none of kernelk's, and the cell's number is its own.
+    assert "kernelk/" not in told[4]
+    assert "Cell In[16]" in told[4]
+    assert "Cell In[17]" not in told[4]
+    assert "* " in cells[-1]["value"]

@@ -98,7 +98,7 @@ def test_what_cannot_be_profiled_is_said(spare: str) -> None:
     with pytest.raises(ArgumentError, match="profile: nothing was evaluated") as caught:
         kernelk.profile(lambda: 3)
     assert one_line(caught.value)
-    with pytest.raises(ArgumentError, match="profile: nothing to look at"):
+    with pytest.raises(ArgumentError, match="profile: no op is needed for"):
         kernelk.profile(v)
     with pytest.raises(ArgumentError, match="profile: the budget is a number"):
         kernelk.profile(v + 1, budget="x")
@@ -129,6 +129,7 @@ def test_the_magic() -> None:
             "%%kprofile --budget 0.2\ny = K.eval(K.exp(a))",
             "%kprofile",
             "%kprofile --budget 0.2 a",
+            "%kprofile nothing_of_this_name",
         ],
         KERNELK_BACKEND="numpy",
     )
@@ -136,4 +137,6 @@ def test_the_magic() -> None:
     assert "tanh" in cells[2]["out"]
     assert "exp" in cells[3]["value"]
     assert "%kprofile was given nothing to run" in cells[4]["out"]
-    assert "nothing to look at" in cells[5]["out"]
+    assert "no op is needed for" in cells[5]["out"]
+    assert "NameError" in cells[6]["out"]
+    assert "kernelk/" not in cells[6]["out"]

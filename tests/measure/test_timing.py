@@ -224,4 +224,6 @@ def test_the_magic() -> None:
     assert "did you mean --budget?" in told[8]
     assert "ShapeError: dot" in told[9]
     assert "NameError" in told[10]
+    assert "kernelk/" not in told[10]
+    assert "Cell In[11], line 1" in told[10]
     assert "not found" in cells[12]["err"]

@@ -39,9 +39,12 @@ KDIFF, KGRAPH, KSHOW = MeasuringMagics.kdiff, GraphMagics.kgraph, GraphMagics.ks
         (KSHOW, "[y, z]  numpy torch --feed x=1", {"target": "[y, z]", "engines": ["numpy", "torch"]}),
         (KSHOW, "y numpi torch", {"target": "y numpi", "engines": ["torch"]}),
         (KSHOW, "numpy", {"target": "numpy", "engines": []}),
+        (KSHOW, "(y, z), numpy, torch", {"target": "(y, z)", "engines": ["numpy", "torch"]}),
+        (KDIFF, "y, numpy, torch", {"target": "y", "engines": ["numpy", "torch"]}),
         (KTIME, "f([x], '--budget 3')", {"code": "f([x], '--budget 3')", "budget": None}),
         (KTIME, "--budget 3  -x + 1", {"code": "-x + 1", "budget": "3"}),
         (KPROFILE, "--budget=3 --engine a - b --c", {"code": "a - b --c", "budget": "3", "engine": True}),
+        (KTIME, "f(x, --budget)", {"code": "f(x, --budget)"}),
         (KTIME, "", {"code": ""}),
     ],
 )
@@ -72,9 +75,26 @@ def test_a_cells_code_is_the_cell() -> None:
         (KTIME, "--budget", "(--budget: expected one argument) ... %ktime --budget S; %ktime? shows examples"),
         (KTIME, "--engine f(x)", "%ktime has no option --engine"),
         (KGRAPH, "", "%kgraph was given nothing to draw ... %kgraph loss --depth 1; %kgraph? shows examples"),
-        (KGRAPH, "--all loss", "%kgraph was given nothing to draw"),
+        (KGRAPH, "--all", "%kgraph was given nothing to draw"),
+        (KGRAPH, "--depth 1", "%kgraph was given nothing to draw"),
+        (KGRAPH, "--all loss", "%kgraph: options come after the expression ... next: %kgraph loss --all"),
+        (
+            KGRAPH,
+            "--times --depth 1 a + b",
+            "options come after the expression ... next: %kgraph a + b --times --depth 1",
+        ),
+        (KSHOW, "--feed x=1 y torch", "%kshow: options come after the expression ... %kshow y torch --feed x=1"),
+        (KDIFF, "--tolerance 1 y a b", "%kdiff: options come after the expression ... %kdiff y a b --tolerance 1"),
+        (KTIME, "f([x]) --budget 3", "%ktime: options come before the code ... next: %ktime --budget 3 f([x])"),
+        (KPROFILE, "--budget 3 y --engine", "options come before the code ... %kprofile --budget 3 --engine y"),
+        (KPANEL, "--foo", "%kpanel takes no options ... next: %kpanel"),
+        (KBACKEND, "--help", "%kbackend has no option --help ... next: %kbackend? shows options and examples"),
+        (KBACKEND, "--foo", "%kbackend has no option --foo: allowed are --device"),
+        (KCOMPARE, "numpy --budget", "(--budget: expected one argument) ... %%kcompare --budget S; %%kcompare? shows"),
+        (KCOMPARE, "numpy --bugdet 3", "%%kcompare has no option --bugdet: did you mean --budget? ... %%kcompare? "),
         (KGRAPH, "loss --all 3", "--all: ignored explicit argument '3'"),
-        (KGRAPH, "loss --depth many", "--depth: invalid int value: 'many'"),
+        (KGRAPH, "loss --depth many", "--depth: 'many' isn't 0 or more"),
+        (KGRAPH, "loss --depth -1", "--depth: '-1' isn't 0 or more) ... next: %kgraph loss --depth 1"),
         (KGRAPH, "loss --fed x=1", "%kgraph has no option --fed: did you mean --feed? allowed are --times, --depth, "),
         (KSHOW, "", "%kshow was given nothing to show"),
         (KSHOW, "y --feed =1", "--feed: '=1' isn't NAME=ARRAY"),
@@ -97,6 +117,8 @@ def test_help_names_every_option() -> None:
     for magic in (KBACKEND, KTENSORS, KPANEL, KTIME, KPROFILE, KCOMPARE, KDIFF, KGRAPH, KSHOW):
         shown = str(magic.__doc__)
         assert f"%{magic.__name__}" in shown
+        # The usage line begins as the magic is written, and is the command that errors name.
+        assert shown.split()[1] == magic.parser.example.split()[0]
         assert "Examples::" in shown
         for action in magic.parser._actions:
             assert action.help in " ".join(shown.split())

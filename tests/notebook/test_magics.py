@@ -120,7 +120,7 @@ def test_errors_are_one_line_with_the_cell_and_the_line() -> None:
     fed = one_line(cells[4].copy() | {"out": cells[4]["out"].removeprefix("1\n")})
     assert "placeholder 'x' (cell 4, line 1: x = K.placeholder((None, 3), name='x')) has shape (None, 3)" in fed
     assert fed.endswith("but was fed (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
-    assert one_line(cells[5]).startswith("FeedError: function takes 1 inputs ('x'), but 0 were given (cell 6, line 1")
+    assert one_line(cells[5]).startswith("FeedError: function takes 1 input ('x'), but 0 were given (cell 6, line 1")
     assert one_line(cells[6]).endswith("(cell 7, line 2: return K.reshape(z, (5, 5)))")
     late = one_line(cells[8])
     assert "(2,) and (3,) don't broadcast" in late

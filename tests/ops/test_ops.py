@@ -681,6 +681,25 @@ def test_the_guides_settings() -> None:
         (lambda x: list(x), ArgumentError, "isn't known"),
         (lambda x: K.variable(2**40, dtype="int32"), DTypeError, "doesn't fit into int32"),
         (lambda x: K.dot(x, 3.0), ShapeError, "scalar"),
+        (lambda x: K.dot(x, [[x]]), ArgumentError, "isn't known"),
+        (lambda x: K.constant([x]), ArgumentError, "isn't known"),
+        (lambda x: float(x), ArgumentError, "isn't known"),
+        (lambda x: int(x), ArgumentError, "isn't known"),
+        (lambda x: round(x), ArgumentError, "isn't known"),
+        (lambda x: range(x), ArgumentError, "isn't known"),
+        (lambda x: K.placeholder("a"), ArgumentError, "a shape is a tuple of ints"),
+        (lambda x: K.placeholder((2, "b")), ArgumentError, "a shape is a tuple of ints"),
+        (lambda x: K.reshape(x, "a"), ArgumentError, "a length must be an int or a 0-d integer tensor, not 'a'"),
+        (lambda x: K.gradients(K.sum(x), 2), ArgumentError, "expected tensors to differentiate by, not int"),
+        (lambda x: K.stack([x, [x]]), ShapeError, r"stack: shapes \(None, 4\) and .* differ; they must be equal"),
+        (
+            lambda x: K.resize_images(K.ones((1, 2, 2, 1)), 2, 2, "channels_last", "cubic"),
+            ArgumentError,
+            "interpolation 'cubic' isn't allowed; allowed are nearest and bilinear",
+        ),
+        (lambda x: x.eval({"x": 1}), ArgumentError, "feeds map placeholders to arrays, not str 'x'"),
+        (lambda x: x.eval([1]), ArgumentError, "feeds map placeholders to arrays, not list"),
+        (lambda x: K.variable([[x]]), ArgumentError, "isn't known"),
         (lambda x: K.batch_flatten(K.constant(1.0)), ShapeError, "no first axis"),
         (lambda x: K.gradients(K.argmax(x), [x]), ArgumentError, "must be a float"),
     ],
@@ -690,6 +709,8 @@ def test_refused_when_written(write: Callable[[Any], Any], error: type[Exception
     with pytest.raises(error, match=words) as caught:
         write(x)
     assert "\n" not in str(caught.value)
+    # No other error's whole line, with its own next command, stands inside the problem.
+    assert "next: " not in caught.value.problem  # type: ignore[attr-defined]
 
 
 def test_empty_batches_are_refused_only_where_there_is_no_answer(backend: str) -> None:

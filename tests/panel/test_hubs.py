@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.processes import alive, wait_until
 
 import kernelk
 from kernelk import backend as K
+from kernelk.errors import ArgumentError
 from kernelk.session import Session, current, entered
+from kernelk.widgets import close_panels
 
 
 @pytest.fixture
 def two() -> Iterator[tuple[Session, Session]]:
     """Two sessions on numpy, beside the process's own; their panels are closed at the end."""
-    from kernelk.widgets import close_panels
-
     sessions = Session(), Session()
     for session in sessions:
         session.active, session.chosen_by = "numpy", "the tests"
@@ -57,7 +60,7 @@ def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: py
     second.messages.clear()
     own = current().active
     answers = first.ask(do="swap", engine=spare)
-    assert next(one["text"] for one in answers if one["kind"] == "told").startswith("numpy → spare")
+    assert next(one["text"] for one in answers if one["kind"] == "notice").startswith("numpy → spare")
     assert (two[0].active, two[1].active, current().active) == ("spare", "numpy", own)
     with entered(two[0]):
         kernelk.time(K.exp(K.variable([1.0])), budget=0.01)
@@ -67,6 +70,54 @@ def test_each_hub_is_its_session_s(two: tuple[Session, Session], monkeypatch: py
     assert answer["found"][0]["preview"]["values"] == [[1.0]]
     first.ask(do="stop", engine=spare)
     assert not two[0].hosts[spare].started
+
+
+def test_a_panel_of_no_namespace_is_refused_and_not_kept() -> None:
+    pytest.importorskip("anywidget")
+    from kernelk.widgets.hub import hub
+
+    session = Session()
+    with entered(session):
+        with pytest.raises(ArgumentError, match=r"panel: int is no namespace; it maps .*; next: kernelk.panel\(\)"):
+            kernelk.panel(3)  # type: ignore[arg-type]
+        assert hub().panels == []
+        assert not hub()._listening
+        # Whatever else goes wrong while it is filled: the next cell's end must not meet it.
+        with pytest.raises(RuntimeError, match="of its own"):
+            kernelk.panel(Failing())
+        assert hub().panels == []
+    close_panels()
+
+
+class Failing(dict[str, Any]):
+    """A namespace that fails when it is read."""
+
+    def items(self) -> Any:
+        raise RuntimeError("of its own")
+
+
+def test_a_panel_says_that_a_worker_was_restarted(monkeypatch: pytest.MonkeyPatch, spare: str) -> None:
+    pytest.importorskip("anywidget")
+    from kernelk.widgets.hub import hub
+
+    session = Session()
+    session.active, session.chosen_by = spare, "the tests"
+    with entered(session):
+        told = Told(kernelk.panel({}), monkeypatch)
+        with hub().capturing():
+            K.eval(K.constant([1.0]) + 1.0)
+        # Which engine is active stands in the panel already.
+        assert [one for one in told.messages if one["kind"] == "notice"] == []
+        pid = session.hosts[spare].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: not alive(pid))
+        with hub().capturing():
+            K.eval(K.constant([1.0]) + 2.0)
+    (line,) = [one["text"] for one in told.messages if one["kind"] == "notice"]
+    assert "Spare's worker was killed by SIGKILL; it was restarted with all variables" in line
+    close_panels()
+    session.stop_engines()
 
 
 def test_a_session_that_is_let_go_takes_its_panels_along() -> None:

@@ -197,7 +197,7 @@ def test_a_swap_starts_an_engine_beside_the_kernel(front: Front) -> None:
     jobs = [one["job"] for one in told if one["kind"] == "job" and one["job"]]
     assert jobs[0]["engine"] == "spare"
     assert jobs[0]["cancel"] is True
-    (done,) = [one for one in told if one["kind"] == "told"]
+    (done,) = [one for one in told if one["kind"] == "notice"]
     assert done["level"] == "done"
     assert "numpy → spare" in done["text"]
     assert "1 shown value evaluated again, largest difference 0" in done["text"]
@@ -223,9 +223,9 @@ def test_cells_run_while_an_engine_starts_and_a_start_can_be_cancelled(front: Fr
     front.ask(panel, do="swap", engine="stuck")
     front.hear(lambda one: one["kind"] == "job" and bool(one["job"]), panel)
     assert front.text("print(K.eval(K.variable([1.0]) * 2.0).tolist(), K.backend())") == "[2.0] numpy\n"
-    told = front.get(panel, "told", do="swap", engine="spare")
+    told = front.get(panel, "notice", do="swap", engine="spare")
     assert "Stuck is starting; one thing at a time" in told["text"]
-    told = front.get(panel, "told", do="cancel")
+    told = front.get(panel, "notice", do="cancel")
     assert told["text"] == "Stuck's start was cancelled"
     assert front.text("print(K.backend(), current().hosts.get('stuck'))") == "numpy None\n"
 
@@ -234,11 +234,11 @@ def test_installing_what_is_there_and_what_pip_has_to(front: Front) -> None:
     panel = front.open()
     front.ask(panel, do="hello")
     front.ask(panel, do="install", engine="spare")
-    assert front.hear(lambda one: one["kind"] == "told", panel)[-1]["text"] == "Spare is installed"
+    assert front.hear(lambda one: one["kind"] == "notice", panel)[-1]["text"] == "Spare is installed"
     front.text(
         "register(Here(), Engine('lost', 'Lost', 'numpy', 'NumpyBackend', imports='no_such', install='pip install q'))"
     )
-    told = front.get(panel, "told", do="install", engine="lost")
+    told = front.get(panel, "notice", do="install", engine="lost")
     assert told["level"] == "error"
     assert "pip install q" in told["text"]
 
@@ -247,7 +247,7 @@ def test_a_refused_swap_lists_the_reasons(front: Front) -> None:
     front.text("v = K.variable([1.0], dtype='float64', name='wide')\nw = K.variable([1.0], dtype='float64')")
     panel = front.open()
     front.ask(panel, do="hello")
-    told = front.get(panel, "told", do="swap", engine="lacking")
+    told = front.get(panel, "notice", do="swap", engine="lacking")
     assert told["level"] == "error"
     assert told["text"] == "Lacking cannot run this session, 'numpy' stays active"
     assert len(told["reasons"]) == 2
@@ -261,7 +261,7 @@ def test_an_engine_that_cannot_start_is_broken_and_says_why(front: Front) -> Non
     front.ask(panel, do="hello")
     front.ask(panel, do="swap", engine="broken")
     told = front.hear(lambda one: one["kind"] == "engines" and "broken" in states(one).values(), panel)
-    (error,) = [one for one in told if one["kind"] == "told"]
+    (error,) = [one for one in told if one["kind"] == "notice"]
     assert error["level"] == "error"
     assert "'numpy' stays active" in error["text"]
     (engine,) = [one for one in told[-1]["engines"] if one["name"] == "broken"]
@@ -272,9 +272,9 @@ def test_an_engine_that_cannot_start_is_broken_and_says_why(front: Front) -> Non
 def test_what_isnt_known_is_answered(front: Front) -> None:
     panel = front.open()
     front.ask(panel, do="hello")
-    told = front.get(panel, "told", do="swap", engine="<b>teano</b>")
+    told = front.get(panel, "notice", do="swap", engine="<b>teano</b>")
     assert "unknown backend" in told["text"]
-    told = front.get(panel, "told", do="swap", engine="numpy", threads="many")
+    told = front.get(panel, "notice", do="swap", engine="numpy", threads="many")
     assert "threads='many' isn't allowed" in told["text"]
     name = front.ask(panel, do="dance")
     assert front.hear(lambda one: one["kind"] == "ack" and one["request"] == name, panel)
@@ -373,7 +373,7 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
             told = content["data"]["content"]
             if told["kind"] in ("queued", "ack"):
                 seen.append(told["kind"])
-            elif told["kind"] == "told":
+            elif told["kind"] == "notice":
                 assert "numpy → lacking" in told["text"]
                 seen.append("swapped")
     if subshell is not None:

@@ -172,7 +172,7 @@ wide = K.variable(np.ones(3), dtype="float64", name="<img src=x onerror=alert(1)
     assert "float64" in reasons.first.inner_text()
     assert "<img src=x" in reasons.first.inner_text()
     assert page.locator(f"{PANEL} img").count() == 0
-    assert "cannot run this session" in page.locator(f"{PANEL} .kk-told .kk-words").inner_text()
+    assert "cannot run this session" in page.locator(f"{PANEL} .kk-notice .kk-words").inner_text()
     assert "float64" in page.locator(f"{PANEL} [role=alert]:not(.kk-gone)").inner_text()
     active(lab, "numpy")
     lab.shot(page.locator(PANEL), "panel-refused")

@@ -16,29 +16,30 @@ FAMILIES: dict[str, list[Case]] = {
 }
 
 _SETTING = "a setting of the session, the same for all engines"
-_FACT = "tells what the graph knows; no engine is asked"
-_NAMES = "deals in names; no engine is asked"
+_PROCESS_SETTING = "a setting of the process, the same for all engines"
+_FACT = "tells what the graph knows; no engine is involved"
+_NAMES = "handles names; no engine is involved"
 _COMPUTES = "runs in every case here"
 _MEANINGLESS = "means nothing here, and computes nothing"
 # Names without cases, and why.
 WITHOUT = {
     "Function": _COMPUTES,
     "backend": _SETTING,
-    "batch_get_value": "reads committed values; no engine is asked",
-    "batch_set_value": "writes committed values; no engine is asked",
+    "batch_get_value": "reads committed values; no engine is involved",
+    "batch_set_value": "writes committed values; no engine is involved",
     "clear_session": _SETTING,
     "control_dependencies": _MEANINGLESS,
     "count_params": _FACT,
     "dtype": _FACT,
     "eager": _MEANINGLESS,
-    "epsilon": _SETTING,
+    "epsilon": _PROCESS_SETTING,
     "eval": _COMPUTES,
-    "floatx": _SETTING,
+    "floatx": _PROCESS_SETTING,
     "function": _COMPUTES,
     "get_uid": _NAMES,
-    "get_value": "reads committed values; no engine is asked",
+    "get_value": "reads committed values; no engine is involved",
     "get_variable_shape": _FACT,
-    "image_data_format": _SETTING,
+    "image_data_format": _PROCESS_SETTING,
     "int_shape": _FACT,
     "is_keras_tensor": _FACT,
     "is_placeholder": _FACT,
@@ -49,14 +50,14 @@ WITHOUT = {
     "manual_variable_initialization": _MEANINGLESS,
     "name_scope": _NAMES,
     "ndim": _FACT,
-    "normalize_data_format": _SETTING,
+    "normalize_data_format": "checks a name; no engine is involved",
     "reset_uids": _NAMES,
-    "set_epsilon": _SETTING,
-    "set_floatx": _SETTING,
-    "set_image_data_format": _SETTING,
+    "set_epsilon": _PROCESS_SETTING,
+    "set_floatx": _PROCESS_SETTING,
+    "set_image_data_format": _PROCESS_SETTING,
     "set_learning_phase": _SETTING,
     "set_random_seed": _SETTING,
-    "set_value": "writes committed values; no engine is asked",
+    "set_value": "writes committed values; no engine is involved",
     "symbolic": _MEANINGLESS,
 }
 

@@ -13,7 +13,7 @@ from helpers.notebooks import run_cells
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.bounds import drop_oldest
+from kernelk.eviction import drop_oldest
 from kernelk.program import program as programs
 from kernelk.session import calls
 from kernelk.session import function as functions

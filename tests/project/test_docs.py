@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from kernelk.engines import registry
 
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
 PAGES += sorted((PROJECT / "docs").glob("*.md"))
+BUILD = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+SHIPPED = BUILD["targets"]["sdist"]["include"]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,5 +52,20 @@ def test_links_and_file_names_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
+            # In the source distribution, too.
+            assert (page.parent / link).resolve().relative_to(PROJECT).parts[0] in SHIPPED, link
     for name in re.findall(r"`((?:kernelk|tests|docs|notebooks|benchmarks)/[\w/.]*)`", text):
         assert (PROJECT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_word_stands_twice(page: Path) -> None:
+    prose = re.sub(r"```.*?^```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\b([A-Za-z]{2,}) \1\b", prose)
+
+
+def test_the_modules_that_comments_name_exist() -> None:
+    for file in (PROJECT / "kernelk").rglob("*.py"):
+        for name in re.findall(r"\bsee `?([a-z_]+(?:\.(?!py\b)[a-z_]+)+)\b", file.read_text(encoding="utf-8")):
+            path = PROJECT / "kernelk" / name.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").exists(), f"{file}: {name}"

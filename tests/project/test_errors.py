@@ -50,7 +50,7 @@ def test_what_later_stages_know_is_added_to_the_line_and_leaves_the_parts_alone(
     error = EngineError("JAX failed", next_step="%kbackend numpy")
     error.remark("op dot")
     error.remark("cell 3, line 1")
-    error.place = "model.py, line 7"
+    error.location = "model.py, line 7"
     assert str(error) == "model.py, line 7: JAX failed; next: %kbackend numpy (op dot) (cell 3, line 1)"
     assert (error.problem, error.next_step) == ("JAX failed", "%kbackend numpy")
 
@@ -75,7 +75,7 @@ def test_errors_keep_everything_in_copies_and_pickles(kind, copied):
     refusal = hasattr(kind("x"), "reasons")
     error = kind("what", ["a", "b"], next_step="c") if refusal else kind("what", allowed="a or b", next_step="c")
     error.remark("op dot")
-    error.place = "model.py, line 7"
+    error.location = "model.py, line 7"
     if isinstance(error, EngineError):
         error.details = {"instruction": 3}
     again = copied(error)
@@ -131,7 +131,8 @@ def _taken_apart(tree):
         }
         if not isinstance(function, ast.Module):
             caught |= {argument.arg for argument in function.args.args if _names(argument.annotation) & ours}
-        texts = set()
+        # So are a message's parts called before it is one.
+        texts = {"problem"}
 
         def is_text(node, caught=caught, texts=texts):
             for n in ast.walk(node):
@@ -170,7 +171,8 @@ def test_no_message_is_joined_by_hand():
 
 
 def test_no_message_is_taken_apart():
-    assert {name: lines for name, tree in _sources() if (lines := _taken_apart(tree))} == {}
+    joiner = "errors.py"  # looks where a colon stands already
+    assert {name: lines for name, tree in _sources() if name != joiner and (lines := _taken_apart(tree))} == {}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,10 @@ def test_no_message_is_taken_apart():
 def test_the_check_sees_what_takes_a_message_apart(code):
     assert _taken_apart(ast.parse(code))
     assert not _taken_apart(ast.parse(code.replace("KernelKError", "OSError").replace("Exception", "KeyError")))
+
+
+def test_the_check_sees_that_a_message_s_part_is_taken_apart():
+    assert _taken_apart(ast.parse("def g(problem):\n    return problem.endswith(' is not installed')"))
 
 
 def test_the_check_sees_a_message_that_is_joined_by_hand():

@@ -126,10 +126,13 @@ def test_wrong_numbers_of_inputs() -> None:
     x, y = K.placeholder((2,), name="x"), K.placeholder((2,), name="y")
     call = K.function([x, y], [x + y], name="adder")
     for given in ([], [[1, 2]], [[1, 2]] * 3):
-        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), but {len(given)} were given$"):
+        were = "was" if len(given) == 1 else "were"
+        with pytest.raises(FeedError, match=rf"^adder takes 2 inputs \('x', 'y'\), but {len(given)} {were} given$"):
             call(given)
-    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), but 1 were given"):
+    with pytest.raises(FeedError, match=r"takes 0 inputs \(none\), but 1 was given"):
         K.function([], [K.constant(1.0)])([np.ones(2)])
+    with pytest.raises(FeedError, match=r"takes 1 input \('x'\), but 0 were given"):
+        K.function([x], [x])([])
 
 
 def test_an_array_given_without_a_list_is_one_input() -> None:
@@ -163,12 +166,37 @@ def test_what_is_no_array_of_numbers() -> None:
         call([[[1.0], [1.0, 2.0]]])
     with pytest.raises(FeedError, match=r"fed a tensor; next: feed K\.get_value"):
         call([K.variable([1.0, 2.0])])
+    with pytest.raises(FeedError, match=r"fed a list that holds a tensor; next: feed K\.get_value") as caught:
+        call([[K.variable(1.0), K.variable(1.0)]])
+    assert "next: " not in caught.value.problem
 
 
 def test_a_ragged_list_is_refused_in_kernelks_words() -> None:
     call = K.function([x := K.placeholder((2, None), name="x")], [x])
     with pytest.raises(FeedError, match="'x'"):
         call([[[1.0], [1.0, 2.0]]])
+
+
+def test_an_index_that_is_out_of_range_at_the_call_is_told_as_an_index() -> None:
+    x = K.placeholder((None, 3), name="x")
+    for row, words in ((x[10], r"index 10 .* axis 0 of length 2"), (x[:, 1][-3], r"index -3 .* axis 0 of length 2")):
+        with pytest.raises(ShapeError, match=words) as caught:
+            K.function([x], [row])([np.ones((2, 3))])
+        assert "reshape" not in caught.value.problem
+
+
+def test_what_is_no_list_is_refused_where_a_function_is_made() -> None:
+    x = K.placeholder((3,), name="x")
+    for inputs, outputs, updates, words in (
+        (x, [x], None, "the inputs are a list of placeholders, not a tensor"),
+        (None, [x], None, "the inputs are a list of placeholders, not NoneType"),
+        ([x], None, None, "the outputs are a tensor or a list of tensors, not NoneType"),
+        ([x], [x], 3, "the updates are a list, not int"),
+        ([x], [x], K.update(K.variable(1.0), 2.0), "the updates are a list, not a tensor"),
+    ):
+        with pytest.raises(ArgumentError, match=words) as caught:
+            K.function(inputs, outputs, updates)
+        assert caught.value.next_step.startswith("K.function([x], [y]")
 
 
 def test_inputs_must_be_placeholders() -> None:

@@ -235,6 +235,17 @@ def test_set_value_is_all_or_nothing(backend: str) -> None:
     assert K.eval(K.sum(a) + K.sum(b)) == 24.0
 
 
+def test_set_value_of_a_tensor_names_the_command_for_its_value() -> None:
+    v, x = K.variable([1.0], name="v"), K.variable([2.0]) + 1.0
+    with pytest.raises(ArgumentError, match="the value for variable 'v' is a tensor") as caught:
+        K.set_value(v, x)
+    assert caught.value.next_step == "K.set_value(x, K.eval(tensor))"
+    with pytest.raises(ArgumentError, match="isn't known") as within:
+        K.set_value(v, [x])
+    assert within.value.next_step.startswith("use K.eval(tensor)")
+    assert K.get_value(v).tolist() == [1.0]
+
+
 def test_set_value_checks_the_dtype() -> None:
     v = K.variable([1], dtype="uint8", name="n")
     for wrong in ([256], [-1], [0.5], [np.nan]):

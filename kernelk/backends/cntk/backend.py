@@ -171,19 +171,19 @@ class CNTKBackend(Backend):
         labels = list(names) + ["%%%d" % i.index for i in program.instructions]
         for stage in run.built:
             if isinstance(stage, NativeStage):
-                found, results = stage.describe(labels)
+                nodes, results = stage.describe(labels)
                 kinds.append("a CNTK Function")
                 lines.append("a CNTK Function of %s:" % ", ".join(labels[entry.number] for entry in stage.entries))
             else:
-                found = [
+                nodes = [
                     "%s = numpy's %s (CNTK: %s)" % (labels[len(program.leaves) + i.index], i.op, why[1])
                     for i, why in zip(stage.instructions, stage.facts["host"])
                 ]
                 results = []
                 kinds.append("numpy")
                 lines.append("computed by numpy, because CNTK can't do it exactly:")
-            lines.extend("    " + line for line in found + results)
-            ops += len(found)
+            lines.extend("    " + line for line in nodes + results)
+            ops += len(nodes)
         if run.folded:
             lines.append("computed in advance: " + ", ".join(run.folded))
         return {"kind": ", then ".join(kinds) or "nothing to compute", "ops": ops, "text": "\n".join(lines)}

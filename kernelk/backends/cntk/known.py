@@ -1,4 +1,4 @@
-"""What the graph alone tells about a program's values, so that guards are built only where they are needed."""
+"""Derives facts about a program's values from its graph alone, so that guards are built only where they are needed."""
 
 import numpy as np
 

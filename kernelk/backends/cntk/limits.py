@@ -1,4 +1,4 @@
-"""What CNTK can't do exactly, or at all: the dtypes, shapes and ops that are left to numpy's definitions."""
+"""CNTK's limits: the dtypes, shapes and ops that are left to numpy's definitions, as inexact or missing there."""
 
 from .elementwise import OPS as ELEMENTWISE
 from .known import EXACT_LIMIT, FLOATS, REORDERED, needed
@@ -17,7 +17,7 @@ TAKES_INTEGERS |= {"pad", "gather"} | set(REORDERED)
 
 
 def merged_rank(shapes):
-    """How many axes a broadcast over these shapes has once neighbours that broadcast alike are merged."""
+    """The number of axes of a broadcast over these shapes once neighbours that broadcast alike are merged."""
     whole = broadcast_shape(shapes)
     padded = [(1,) * (len(whole) - len(shape)) + tuple(shape) for shape in shapes]
     patterns = [tuple(p[i] == 1 for p in padded) for i in range(len(whole)) if whole[i] != 1]
@@ -25,7 +25,7 @@ def merged_rank(shapes):
 
 
 def merged_permutation(shape, permutation):
-    """How many axes a transposition moves once axes that stay neighbours are merged."""
+    """The number of axes that a transposition moves once axes that stay neighbours are merged."""
     moved = [axis for axis in permutation if shape[axis] != 1]
     kept = sorted(moved)
     order = [kept.index(axis) for axis in moved]
@@ -33,7 +33,7 @@ def merged_permutation(shape, permutation):
 
 
 def reduced_groups(shape, axes):
-    """How many separate runs of axes a reduction takes."""
+    """The number of separate runs of axes that a reduction takes."""
     flags = [axis in axes for axis in range(len(shape)) if shape[axis] != 1]
     return sum(1 for i, flag in enumerate(flags) if flag and (i == 0 or not flags[i - 1]))
 

@@ -1,4 +1,4 @@
-"""Where a CNTK value lies: in an array, in a buffer that CNTK fills, or in CNTK's own memory until the next call."""
+"""Holds CNTK's values: in arrays, in buffers that CNTK fills, or in CNTK's own memory until the next call."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Values inside a CNTK Function, and the graph that is built of them: what its op functions have in common."""
+"""Values inside a CNTK Function and the graph that is built of them, for its op functions."""
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class Builder(object):
 
 
 def common_dtype(values):
-    """What values of different float types inside a stage are brought to (booleans have no type of their own)."""
+    """The common dtype of values of different float types in a stage (booleans have no type of their own)."""
     return "float64" if any(value.dtype == "float64" for value in values) else "float32"
 
 
@@ -93,13 +93,13 @@ def reshaped(b, node, shape):
 
 def ranges(slices, shape):
     """For each axis: lowest index, count, distance, and whether it runs backwards."""
-    found = []
+    axes = []
     for entry, length in zip(slices, shape):
         start, stop, step = slice(*entry).indices(length)
         count = len(range(start, stop, step))
         lowest = start if step > 0 else start + (count - 1) * step
-        found.append((lowest, count, abs(step), step < 0 and count > 1))
-    return found
+        axes.append((lowest, count, abs(step), step < 0 and count > 1))
+    return axes
 
 
 def among_zeros(b, piece, shape, slices):

@@ -219,8 +219,8 @@ def _scatter_add(b, instruction, values, indices):
     # A product with a sparse matrix takes the elements that there are, so that no NaN meets a 0.
     length, count = instruction.shape[0], int(np.prod(indices.shape))
     rows = reshaped(b, b.whole(values), (count, int(np.prod(instruction.shape[1:]))))
-    places = b.engine.one_hot(_row_numbers(b, indices, length), length, sparse_output=True)
-    node = b.engine.transpose(b.engine.times(b.engine.transpose(rows, (1, 0)), places), (1, 0))
+    positions = b.engine.one_hot(_row_numbers(b, indices, length), length, sparse_output=True)
+    node = b.engine.transpose(b.engine.times(b.engine.transpose(rows, (1, 0)), positions), (1, 0))
     return Val(reshaped(b, node, instruction.shape), values.dtype, instruction.shape, instruction.shape)
 
 

@@ -18,10 +18,10 @@ class CNTKProfiler(OfFunctions):
 
     @contextmanager
     def watching(self):
-        layer, found = self.backend.layer, []
+        layer, result = self.backend.layer, []
         layer.enable_node_timing()
         try:
-            yield found
+            yield result
         finally:
             layer.disable_node_timeing()
             rows = Rows()
@@ -32,11 +32,11 @@ class CNTKProfiler(OfFunctions):
                     if match and int(match.group(3)):
                         calls = int(match.group(3))
                         rows.add(match.group(1), float(match.group(2)) * calls, calls, key=number)
-            found.extend(rows.all())
+            result.extend(rows.all())
 
 
 def _printed(function):
-    """What a function in C prints; CNTK has a process of its own, in which nobody else prints meanwhile."""
+    """The output of a function in C; CNTK has a process of its own, in which nobody else prints meanwhile."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:

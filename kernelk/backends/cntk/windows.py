@@ -23,12 +23,12 @@ def _moved(b, node, permutation):
 
 def _first(b, node, rank):
     """Channels second; then the batch is CNTK's own. Made once of each node, and not of what was made of such."""
-    found = b.batches.get(id(node))
-    if found is None:
+    known = b.batches.get(id(node))
+    if known is None:
         batch = b.engine.to_batch(_moved(b, node, [0, rank - 1] + list(range(1, rank - 1))))
         # The node is kept beside the batch so that its id stays its own.
-        found = b.batches[id(node)] = (batch, node)
-    return found[0]
+        known = b.batches[id(node)] = (batch, node)
+    return known[0]
 
 
 def _unpacked(b, node, count):
@@ -211,17 +211,17 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
     turns = [-(-k // stride) for k, stride in zip(window, strides)]
     steps = tuple(turn * stride for turn, stride in zip(turns, strides))
     total = None
-    for places in itertools.product(*[range(min(turn, n)) for turn, n in zip(turns, g.shape[1:-1])]):
+    for offsets in itertools.product(*[range(min(turn, n)) for turn, n in zip(turns, g.shape[1:-1])]):
         operand, values, around = wide, given, [(0, 0)]
-        for axis, (place, turn, stride) in enumerate(zip(places, turns, strides), 1):
+        for axis, (offset, turn, stride) in enumerate(zip(offsets, turns, strides), 1):
             length, made = lengths[axis - 1], g.shape[axis]
-            operand = _part(b, operand, axis, place * stride, length, length)
+            operand = _part(b, operand, axis, offset * stride, length, length)
             if turn > 1:
                 # CNTK refuses a step that leads beyond the end.
-                several = place + turn < made
-                stop, step = (made, turn) if several else (place + 1, 1)
-                values = engine.slice(values, [axis], [place], [stop], [step])
-            around.append((place * stride, 0))
+                several = offset + turn < made
+                stop, step = (made, turn) if several else (offset + 1, 1)
+                values = engine.slice(values, [axis], [offset], [stop], [step])
+            around.append((offset * stride, 0))
         node = engine.unpooling(
             _first(b, values, 4),
             _first(b, operand, 4),
@@ -231,14 +231,14 @@ def _max_pool_grad(b, instruction, x, g, window, strides, pads):
             auto_padding=[False],
         )
         node = _last(b, node, x.shape[0])
-        if any(places):
+        if any(offsets):
             node = engine.pad(node, around + [(0, 0)], mode=engine.CONSTANT_PAD, constant_value=0)
         total = node if total is None else engine.plus(total, node)
     return _result(instruction, _unframed(b, total, pads, x.shape[1:-1]), g)
 
 
 def _counts(lengths, window, strides, pads):
-    """How many elements each window has, as (rows, columns, 1)."""
+    """The number of elements in each window, as (rows, columns, 1)."""
     return elements(lengths, window, strides, pads)[..., None]
 
 

@@ -111,8 +111,8 @@ class JaxBackend(Backend):
             raise settled_threads("JAX", self.name, self._threads, threads)
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
-        self._place = self._devices[self._device]
-        self._sharding = jax.sharding.SingleDeviceSharding(self._place)
+        self._native_device = self._devices[self._device]
+        self._sharding = jax.sharding.SingleDeviceSharding(self._native_device)
         self._compiled = weakref.WeakValueDictionary()
         self._options = dict(STRICT)
         with self._own_settings():
@@ -131,7 +131,7 @@ class JaxBackend(Backend):
         try:
             from jax._src.lib import _jax
 
-            put, avals, sharding, places = _jax.batched_device_put, {}, self._sharding, [self._place]
+            put, avals, sharding, devices = _jax.batched_device_put, {}, self._sharding, [self._native_device]
             shaped, block = jax.core.ShapedArray, _jax.batched_block_until_ready
             # The last argument keeps 64 bits, whatever the process has chosen.
             rest = True, False, _jax.HostBufferSemantics.ZERO_COPY, True
@@ -144,7 +144,7 @@ class JaxBackend(Backend):
                         avals.clear()
                     with jax.enable_x64(True):
                         aval = avals[kind] = shaped(array.shape, array.dtype)
-                return put(aval, sharding, [array], places, *rest)
+                return put(aval, sharding, [array], devices, *rest)
 
             for probe in (np.arange(3, dtype=np.float64), np.array(2**40 + 1)):
                 made = make(probe)
@@ -158,7 +158,7 @@ class JaxBackend(Backend):
 
     def _make_publicly(self, array):
         with jax.enable_x64(True):
-            return jax.device_put(array, self._place)
+            return jax.device_put(array, self._native_device)
 
     def _first_executable(self):
         """A program that halves three float32; on the way the options that this version doesn't have are dropped."""
@@ -166,6 +166,7 @@ class JaxBackend(Backend):
             try:
                 return self._executable(lambda x: [lax.mul(x, np.full(3, 0.5, np.float32))], [("float32", (3,))])
             except Exception as error:
+                # JAX names an option that it doesn't know nowhere but in its message.
                 unknown = [name for name in self._options if name in str(error)]
                 if not unknown:
                     raise
@@ -326,10 +327,10 @@ class JaxBackend(Backend):
                 values += [make(draws[number]) for number in drawn]
             if tail:
                 values += tail
-            found = compiled(*values)
+            results = compiled(*values)
             # The feeds' memory is read until then, and soon overwritten.
-            block(found)
-            return found[:outputs], found[outputs:]
+            block(results)
+            return results[:outputs], results[outputs:]
 
         run = self._alone(run)
         run.fresh = program.computed()
@@ -338,7 +339,7 @@ class JaxBackend(Backend):
 
 
 def _equations(jaxpr):
-    """How many ops a jaxpr has, those of its loops' bodies included."""
+    """The number of a jaxpr's ops, including those of its loops' bodies."""
     count = 0
     for equation in jaxpr.eqns:
         inner = [x for x in equation.params.values() if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
@@ -358,18 +359,18 @@ def _started():
 
 def _devices():
     """JAX's devices in this process by name, such as cpu:0; those that it prefers come first."""
-    found = list(jax.local_devices())
+    devices = list(jax.local_devices())
     # JAX_PLATFORMS may leave the processor out.
     with suppress(RuntimeError):
-        found += jax.local_devices(backend="cpu")
+        devices += jax.local_devices(backend="cpu")
     names = {}
-    for device in found:
+    for device in devices:
         names.setdefault(str(device).lower(), device)
     return names
 
 
 def _pool():
-    """How many threads XLA has for one computation on the processor; None where the system doesn't tell."""
+    """The number of threads that XLA has for a computation on the processor; None where the system doesn't tell."""
     count = 0
     try:
         for task in os.listdir("/proc/self/task"):

@@ -34,7 +34,7 @@ def _loaded_at(names):
     return None
 
 
-def _places(base, name):
+def _addresses(base, name):
     """Addresses of the words through which the library at `base` calls the function `name` of another library."""
     (headers,) = struct.unpack("<Q", ctypes.string_at(base + 32, 8))
     size, count = struct.unpack("<HH", ctypes.string_at(base + 54, 4))
@@ -54,15 +54,15 @@ def _places(base, name):
 
     strings, symbols = address(_STRINGS), address(_SYMBOLS)
     for table, length in ((_JUMPS, _JUMPS_SIZE), (_RELA, _RELA_SIZE)):
-        found = []
+        addresses = []
         for offset, info, _ in struct.iter_unpack("<QQq", ctypes.string_at(address(table), tags[length])):
             if info & 0xFFFFFFFF in (_JUMP_SLOT, _GLOBAL_DATA):
                 (text,) = struct.unpack("<I", ctypes.string_at(symbols + 24 * (info >> 32), 4))
                 if ctypes.string_at(strings + text, len(name) + 1) == name + b"\0":
-                    found.append(base + offset)
-        if found:
+                    addresses.append(base + offset)
+        if addresses:
             # The second table, of all the library's data, is long; calls go through the first.
-            return found
+            return addresses
     return []
 
 
@@ -78,8 +78,8 @@ def keep_denormals(scratch):
         return
     try:
         base = _loaded_at(_LIBRARIES)
-        places = [] if base is None else _places(base, _FUNCTION)
-        if not places:
+        addresses = [] if base is None else _addresses(base, _FUNCTION)
+        if not addresses:
             return
         with tempfile.NamedTemporaryFile(suffix=".so", dir=scratch) as file:
             file.write(build("libkernelk_rounding.so", ["kernelk_fegetround"], [], _CODE))
@@ -87,16 +87,16 @@ def keep_denormals(scratch):
             library = ctypes.CDLL(file.name)
         _kept.append(library)
         function = ctypes.cast(library.kernelk_fegetround, ctypes.c_void_p).value
-        if not _writable(places):
+        if not _writable(addresses):
             return
-        for place in places:
-            ctypes.c_uint64.from_address(place).value = function
+        for address in addresses:
+            ctypes.c_uint64.from_address(address).value = function
     except (KeyError, OSError):
         # Another build of the library, or a folder from which nothing may be run: the backend's facts say "flush".
         pass
 
 
-def _writable(places):
+def _writable(addresses):
     """Whether all these addresses may be written to: a library may be linked so that its tables may not."""
     ranges = []
     with open("/proc/self/maps") as maps:
@@ -104,4 +104,4 @@ def _writable(places):
             bounds, rights = line.split(None, 2)[:2]
             if "w" in rights:
                 ranges.append([int(bound, 16) for bound in bounds.split("-")])
-    return all(any(first <= place < last for first, last in ranges) for place in places)
+    return all(any(first <= address < last for first, last in ranges) for address in addresses)

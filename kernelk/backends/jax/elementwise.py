@@ -1,4 +1,4 @@
-"""XLA's elementwise ops, each with what makes its edge values numpy's: part of JAX's table of ops."""
+"""XLA's elementwise ops, each with numpy's edge values: part of JAX's table of ops."""
 
 import numpy as np
 

@@ -128,7 +128,7 @@ def _slice(instruction, x, slices):
     if None in ranges:
         return lax.full(instruction.shape, 0, x.dtype)
     first, last, step, backward = zip(*ranges)
-    x = lax.slice(x, first, [place + 1 for place in last], step)
+    x = lax.slice(x, first, [n + 1 for n in last], step)
     return lax.rev(x, [axis for axis, turned in enumerate(backward) if turned]) if any(backward) else x
 
 
@@ -253,8 +253,8 @@ def scanned(instruction, operands, lowered):
         leaves = list(elements[:n]) + list(states) + list(operands[n + count : inputs])
         leaves += list(elements[n:]) + list(operands[drawn:])
         values = lowered(body, leaves)
-        found = promised([values[number] for number in results], results)
-        return found[:count], found[count:]
+        stepped = promised([values[number] for number in results], results)
+        return stepped[:count], stepped[count:]
 
     states = promised(operands[n : n + count], range(n, n + count))
     elements = list(operands[:n]) + list(operands[inputs:drawn])

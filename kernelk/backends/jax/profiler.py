@@ -20,11 +20,11 @@ class JaxProfiler(Profiler):
 
         options = profiler.ProfileOptions()
         options.python_tracer_level, options.host_tracer_level = 0, 2
-        found = []
+        result = []
         with trace_folder(self.backend.options.get("scratch")) as folder:
             profiler.start_trace(folder, profiler_options=options)
             try:
-                yield found
+                yield result
             finally:
                 profiler.stop_trace()
             data = profiler.ProfileData.from_file(trace_file(folder))
@@ -35,7 +35,7 @@ class JaxProfiler(Profiler):
                     if (plane.name, line.name) in wanted:
                         for (name, program), seconds in own_times(_operations(line)):
                             rows.add(name, seconds, key=program)
-        found.extend(rows.all())
+        result.extend(rows.all())
 
 
 def _operations(line):

@@ -1,4 +1,4 @@
-"""Between a program and XLA: JAX's values of its instructions, with what XLA may not see through."""
+"""Traces a program's instructions as JAX's values, for XLA, and hides from it what it would compute inexactly."""
 
 import numpy as np
 
@@ -22,15 +22,15 @@ MOVES += ("unslice", "pad", "gather")
 
 def _products_in_sums(program):
     """Numbers of values that are products of floats, and get into a sum with nothing computed between."""
-    found, added = set(), set()
+    products, added = set(), set()
     first = len(program.leaves)
     for instruction in reversed(program.instructions):
         number = first + instruction.index
         if instruction.op in SUMS or (instruction.op in MOVES and number in added):
             added.update(instruction.inputs)
         elif instruction.op in ("multiply", "power") and number in added and instruction.dtype in WIDE_FLOATS:
-            found.add(number)
-    return found
+            products.add(number)
+    return products
 
 
 def opaque(x, zero):
@@ -47,7 +47,7 @@ def lowered(program, values, embedded, zero):
     ops = _ops_for(program, embedded)
 
     def scan(instruction, *operands, **attrs):
-        inner = {place: embedded[number] for place, number in enumerate(instruction.inputs) if number in embedded}
+        inner = {position: embedded[number] for position, number in enumerate(instruction.inputs) if number in embedded}
         return scanned(instruction, operands, lambda body, leaves: lowered(body, leaves, inner, zero))
 
     def protected(instruction, *operands, **attrs):

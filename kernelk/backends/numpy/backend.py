@@ -14,7 +14,7 @@ from .ops import OPS, Plan
 
 
 def _blas_threads():
-    """How many threads the OpenBLAS that numpy came with uses; None with another BLAS."""
+    """The number of threads of the OpenBLAS that numpy came with; None with another BLAS."""
     folder = os.path.dirname(np.__file__)
     for path in glob.glob(os.path.join(folder + ".libs", "*openblas*")) + glob.glob(
         os.path.join(folder, ".dylibs", "*openblas*")

@@ -167,7 +167,7 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
 
 
 class Plan(object):
-    """A program's instructions with their functions, and which values are let go after each."""
+    """A program's instructions with their functions, and which values are released after each."""
 
     def __init__(self, program):
         self.results = program.results()
@@ -179,7 +179,7 @@ class Plan(object):
         kept = set(self.results)
         first = len(program.leaves)
         for instruction in program.instructions:
-            # Intermediates are let go after their last use: numpy holds no other plan of its memory.
+            # Intermediates are released after their last use: numpy holds no other plan of its memory.
             done = [
                 n for n in set(instruction.inputs) if n >= first and n not in kept and last_use[n] == instruction.index
             ]

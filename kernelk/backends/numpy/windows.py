@@ -1,4 +1,4 @@
-"""The definition of convolutions and pooling, in numpy: part of its table of ops, and what Theano has no C code for.
+"""Defines convolutions and pooling in numpy: part of its table of ops; Theano uses it where it has no C code.
 
 Every function takes arrays with a batch axis, spatial axes and channels last; what differs by spatial axis (strides,
 pads, dilation, window) is a sequence with one entry for each.
@@ -41,26 +41,26 @@ def unframed(x, pads):
 
 
 def counts(lengths, size, strides, dilation):
-    """How many windows there are along each axis of these (padded) lengths."""
+    """The number of windows along each axis of these (padded) lengths."""
     covered = reach(size, dilation)
     return [(n - whole) // stride + 1 for n, whole, stride in zip(lengths, covered, strides)]
 
 
 def elements(lengths, window, strides, pads):
-    """How many elements each window has, padding left out, as an array with these windows' lengths."""
-    found = np.ones((), int)
+    """The number of elements in each window, without padding, as an array with these windows' lengths."""
+    counts = np.ones((), int)
     for n, size, stride, (before, after) in zip(lengths, window, strides, pads):
         starts = np.arange(0, n + before + after - size + 1, stride) - before
-        found = np.multiply.outer(found, np.minimum(starts + size, n) - np.maximum(starts, 0))
-    return found
+        counts = np.multiply.outer(counts, np.minimum(starts + size, n) - np.maximum(starts, 0))
+    return counts
 
 
-def places(size, strides, dilation, made):
-    """For each place in a window, the index of its elements in all `made` windows of a padded array."""
-    for place in itertools.product(*[range(n) for n in size]):
+def at_offsets(size, strides, dilation, made):
+    """For each offset within a window, the index of its elements in all `made` windows of a padded array."""
+    for offset in itertools.product(*[range(n) for n in size]):
         yield (slice(None),) + tuple(
             slice(i * apart, i * apart + (n - 1) * stride + 1, stride)
-            for i, apart, stride, n in zip(place, dilation, strides, made)
+            for i, apart, stride, n in zip(offset, dilation, strides, made)
         )
 
 
@@ -90,7 +90,7 @@ def conv(x, kernel, strides, pads, dilation, depthwise):
     made = counts(wide.shape[1:-1], size, strides, dilation)
     if depthwise:
         total = np.zeros((len(x),) + tuple(made) + (channels, filters), wide.dtype)
-        for index, weight in zip(places(size, strides, dilation, made), weights.reshape((-1, channels, filters))):
+        for index, weight in zip(at_offsets(size, strides, dilation, made), weights.reshape((-1, channels, filters))):
             total += wide[index][..., np.newaxis] * weight
         return total.reshape(total.shape[:-2] + (channels * filters,)).astype(x.dtype, copy=False)
     width = int(np.prod(size)) * channels
@@ -109,7 +109,7 @@ def conv_input(g, kernel, lengths, strides, pads, dilation, depthwise):
     made = g.shape[1:-1]
     around = tuple(n + before + after for n, (before, after) in zip(lengths, pads))
     total = np.zeros(g.shape[:1] + around + (channels,), wide.dtype)
-    where = list(places(size, strides, dilation, made))
+    where = list(at_offsets(size, strides, dilation, made))
     if depthwise:
         split = wide.reshape(g.shape[:-1] + (channels, filters))
         for index, weight in zip(where, weights):
@@ -134,7 +134,7 @@ def conv_kernel(x, g, size, strides, pads, dilation, depthwise):
         axes = tuple(range(split.ndim - 2))
         parts = [
             (wide[index][..., np.newaxis] * split).sum(axes, dtype=wide.dtype)
-            for index in places(size, strides, dilation, made)
+            for index in at_offsets(size, strides, dilation, made)
         ]
         result = np.stack(parts).reshape(tuple(size) + split.shape[-2:])
         return result.astype(x.dtype, copy=False)
@@ -153,7 +153,7 @@ class _Along(object):
         self.pads = [(0, 0)] * (x.ndim - 2)
         self.pads[axis] = tuple(pads[axis])
         length = x.shape[axis + 1] + sum(pads[axis])
-        self.window, self.stride, self.place = window[axis], strides[axis], axis + 1
+        self.window, self.stride, self.axis = window[axis], strides[axis], axis + 1
         self.made = (length - self.window) // self.stride + 1
         self.length = x.shape[axis + 1]
 
@@ -161,17 +161,17 @@ class _Along(object):
         """For each place in the windows, a view of its elements."""
         for i in range(self.window):
             index = [slice(None)] * wide.ndim
-            index[self.place] = slice(i, i + (self.made - 1) * self.stride + 1, self.stride)
+            index[self.axis] = slice(i, i + (self.made - 1) * self.stride + 1, self.stride)
             yield wide[tuple(index)]
 
     def inside(self, ndim):
         """For each place in the windows, where it isn't padding; along the other axes of length 1."""
         shape = [1] * ndim
-        shape[self.place] = self.length
+        shape[self.axis] = self.length
         return self.pieces(framed(np.ones(shape, bool), self.pads, False))
 
     def counts(self, ndim, dtype):
-        """How many elements of `x` each window has."""
+        """The number of elements of `x` in each window."""
         return sum(real.astype(dtype) for real in self.inside(ndim))
 
 
@@ -204,7 +204,7 @@ def _hits(x, along, best):
     wide = framed(x, along.pads, -np.inf)
     for piece, real in zip(along.pieces(wide), along.inside(x.ndim)):
         hit = np.equal(piece, best)
-        yield np.logical_and(hit, real, out=hit) if any(along.pads[along.place - 1]) else hit
+        yield np.logical_and(hit, real, out=hit) if any(along.pads[along.axis - 1]) else hit
 
 
 def _where(hit, g):
@@ -218,10 +218,10 @@ def max_pool_grad(x, g, window, strides, pads):
     for array, along, best in reversed(_maxima(x, window, strides, pads)):
         wide = framed(np.zeros(array.shape, result.dtype), along.pads)
         left = np.ones(best.shape, bool)
-        for hit, place in zip(_hits(array, along, best), along.pieces(wide)):
+        for hit, piece in zip(_hits(array, along, best), along.pieces(wide)):
             np.logical_and(hit, left, out=hit)
             np.logical_xor(left, hit, out=left)
-            place += _where(hit, result)
+            piece += _where(hit, result)
         result = unframed(wide, along.pads)
     return result.astype(x.dtype, copy=False)
 
@@ -253,8 +253,8 @@ def avg_pool_grad(g, lengths, window, strides, pads):
         along = _Along(array, axis, window, strides, pads)
         wide = framed(array, along.pads)
         share = result / along.counts(g.ndim, result.dtype)
-        for place in along.pieces(wide):
-            place += share
+        for piece in along.pieces(wide):
+            piece += share
         result = unframed(wide, along.pads)
     return result.astype(g.dtype, copy=False)
 

@@ -1,4 +1,4 @@
-"""What drives a backend: `worker` is the process and its loop, `executor` carries out requests one at a time.
+"""Drives a backend: `worker` is the process and its loop, `executor` carries out requests one at a time.
 
 `watcher` is started by the worker before all else, and ends it with its kernel.
 

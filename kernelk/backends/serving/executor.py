@@ -245,17 +245,17 @@ class Executor(object):
             fresh = getattr(plan.run, "fresh", ())
             return {"results": [backend.native(value, position in fresh) for position, value in enumerate(outputs)]}
         results = []
-        for value, place in zip(outputs, plan.outputs):
+        for value, destination in zip(outputs, plan.outputs):
             array = backend.to_numpy(value)
-            if array.shape != place.shape or array.dtype != place.dtype:
+            if array.shape != destination.shape or array.dtype != destination.dtype:
                 raise RuntimeError(
                     "the engine returned %s%s, but the graph promises %s%s"
-                    % (array.dtype, array.shape, place.dtype, place.shape)
+                    % (array.dtype, array.shape, destination.dtype, destination.shape)
                 )
             if how == "arrays":
                 results.append(np.array(array, order="C"))
             else:
-                place[...] = array
+                destination[...] = array
         return {"results": results} if how == "arrays" else {}
 
     def close(self):

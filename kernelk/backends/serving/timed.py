@@ -79,7 +79,7 @@ class Timed(object):
 
         `before`: so many runs are made first, and counted nowhere.
         """
-        found = []
+        seconds = []
         clock, barrier = time.perf_counter, self.backend.synchronize
         with self._undisturbed():
             if before:
@@ -89,8 +89,8 @@ class Timed(object):
                 start = clock()
                 self.outputs = self._several(loops)
                 barrier()
-                found.append((clock() - start) / loops)
-        return found
+                seconds.append((clock() - start) / loops)
+        return seconds
 
     def watched(self, loops):
         """(rows, the seconds of one run) of `loops` runs under the engine's own profiler: see `Profiler.watching`."""
@@ -119,10 +119,10 @@ class Timed(object):
         """Lists of seconds: to hand all feeds over, to get all outputs back, to write all new values down."""
         clock, backend = time.perf_counter, self.backend
         load, deliver, commit = [], [], []
-        places = [np.empty_like(backend.to_numpy(value)) for value in self.outputs]
+        destinations = [np.empty_like(backend.to_numpy(value)) for value in self.outputs]
         for _ in range(times):
             start = clock()
-            # Kept until the clock has been read: to let go of them is not part of it.
+            # Kept until the clock has been read: releasing them is not part of the run.
             loaded = [backend.load(array) for array in self.feeds]
             backend.synchronize()
             load.append(clock() - start)
@@ -130,8 +130,8 @@ class Timed(object):
             outputs, updated = self._call(self.state, self.into[0])
             backend.synchronize()
             start = clock()
-            for value, place in zip(outputs, places):
-                place[...] = backend.to_numpy(value)
+            for value, destination in zip(outputs, destinations):
+                destination[...] = backend.to_numpy(value)
             deliver.append(clock() - start)
             start = clock()
             for value, destination in zip(updated, self.into[0]):

@@ -1,4 +1,4 @@
-"""The interface to an engine's own profiler: what it sees of a call, as rows of operations and seconds."""
+"""The interface to an engine's own profiler, which reports a call as rows of operations and seconds."""
 
 from contextlib import contextmanager
 
@@ -20,7 +20,7 @@ class Profiler(object):
 
     @contextmanager
     def compiling(self):
-        """What is compiled within is what will be watched."""
+        """Marks the compilation of the program that will be watched."""
         yield
 
     @contextmanager
@@ -62,10 +62,10 @@ class Rows(object):
     """Sums what profilers tell event by event into rows."""
 
     def __init__(self):
-        self._found = {}
+        self._rows = {}
 
     def add(self, name, seconds, calls=1, instruction=None, key=None):
-        row = self._found.setdefault(
+        row = self._rows.setdefault(
             (name, instruction, key),
             {"name": name, "calls": 0, "seconds": 0.0, "instruction": instruction, "key": key},
         )
@@ -73,4 +73,4 @@ class Rows(object):
         row["seconds"] += seconds
 
     def all(self):
-        return list(self._found.values())
+        return list(self._rows.values())

@@ -311,13 +311,13 @@ class TensorFlowBackend(Backend):
                     line += " : " + type_of(tensor.dtype.name, dims)
                 yield line
 
-        found = list(lines(definition.node, given))
+        listed = list(lines(definition.node, given))
         count = sum(node.op not in PASSIVE for node in definition.node)
         for function in definition.library.function:
-            found.append("function %s:" % function.signature.name)
-            found.extend("    " + line for line in lines(function.node_def, {}))
+            listed.append("function %s:" % function.signature.name)
+            listed.extend("    " + line for line in lines(function.node_def, {}))
             count += sum(node.op not in PASSIVE for node in function.node_def)
-        return {"kind": "the graph of a tf.function (its concrete function)", "ops": count, "text": "\n".join(found)}
+        return {"kind": "the graph of a tf.function (its concrete function)", "ops": count, "text": "\n".join(listed)}
 
     def _copied(self, program):
         """Positions of results that are kept and may be views of an argument's memory, soon overwritten."""
@@ -344,7 +344,8 @@ def _public_call(concrete):
 
 def _located(program, error):
     """An InstructionError of the instruction that TensorFlow names in its message; None if it names none."""
-    found = re.search(r"node (?:[^ }]*/)?k(\d+)/", str(error))
-    if found is None or int(found.group(1)) >= len(program.instructions):
+    # TensorFlow names it nowhere but in its message.
+    match = re.search(r"node (?:[^ }]*/)?k(\d+)/", str(error))
+    if match is None or int(match.group(1)) >= len(program.instructions):
         return None
-    return InstructionError(program.instructions[int(found.group(1))], error)
+    return InstructionError(program.instructions[int(match.group(1))], error)

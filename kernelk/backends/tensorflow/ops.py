@@ -70,8 +70,8 @@ def _argmax(instruction, x, axis):
         # ArgMax and ArgMin pass over NaN, which wins in numpy. No NaN equals the extreme.
         extreme = tf.raw_ops.Max if most else tf.raw_ops.Min
         best = extreme(input=x, axis=axes_of([axis]), keep_dims=True)
-        found = tf.logical_or(tf.raw_ops.Equal(x=x, y=best), tf.raw_ops.NotEqual(x=x, y=x))
-        return tf.raw_ops.ArgMax(input=found, dimension=dimension, output_type=tf.int64)
+        hits = tf.logical_or(tf.raw_ops.Equal(x=x, y=best), tf.raw_ops.NotEqual(x=x, y=x))
+        return tf.raw_ops.ArgMax(input=hits, dimension=dimension, output_type=tf.int64)
     kernel = tf.raw_ops.ArgMax if most else tf.raw_ops.ArgMin
     return kernel(input=x, dimension=dimension, output_type=tf.int64)
 

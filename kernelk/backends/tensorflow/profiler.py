@@ -35,11 +35,11 @@ class TensorFlowProfiler(Profiler):
         from tensorflow import profiler
 
         schema = _schema()
-        found = []
+        result = []
         with trace_folder(self.backend.options.get("scratch")) as folder:
             profiler.experimental.start(folder)
             try:
-                yield found
+                yield result
             finally:
                 profiler.experimental.stop()
             space = schema.XSpace()
@@ -52,7 +52,7 @@ class TensorFlowProfiler(Profiler):
                 if (plane.name, line.name) in wanted:
                     for (name, index), seconds in own_times(self._events(plane, line)):
                         rows.add(name, seconds, instruction=index)
-        found.extend(rows.all())
+        result.extend(rows.all())
 
     def _events(self, plane, line):
         on_gpu = plane.name.startswith("/device:")

@@ -23,7 +23,7 @@ def _padding(pads):
 
 
 def _placed(pads):
-    """What TensorFlow's kernels for images take: any padding."""
+    """The arguments of TensorFlow's kernels for images, for any padding."""
     flat = [count for pair in _padding(pads) for count in pair]
     return {"padding": "EXPLICIT", "explicit_paddings": flat} if any(flat) else {"padding": "VALID"}
 
@@ -118,7 +118,7 @@ def _depthwise_conv(instruction, x, kernel, strides, pads, dilation):
 
 
 def _unit_lengths(lengths, size, pads):
-    """How many windows there are along each axis where every stride is 1."""
+    """The number of windows along each axis where every stride is 1."""
     return [n - (k - 1) for n, k in zip(_around(lengths, pads), size)]
 
 
@@ -174,9 +174,9 @@ def _max_of_slices(x, window, strides):
     """The maximum over the places in a window, one axis after the other; NaN wins."""
     for axis, (size, stride) in enumerate(zip(window, strides), 1):
         best = None
-        for place in range(size):
-            left = size - 1 - place
-            entry = slice(place, -left if left else None, stride)
+        for offset in range(size):
+            left = size - 1 - offset
+            entry = slice(offset, -left if left else None, stride)
             piece = x[(slice(None),) * axis + (entry,)]
             if best is None:
                 best = piece
@@ -195,7 +195,7 @@ def _max_pool_grad(instruction, x, g, window, strides, pads):
 
 
 def _share(lengths, dtype, window, strides, pads):
-    """What part of each window isn't padding; 1 where there is none."""
+    """The part of each window that isn't padding; 1 without padding."""
     if not any(before or after for before, after in pads):
         return tf.constant(1, dtype)
     ones = tf.ones(tf.stack([1] + list(lengths) + [1]), dtype)

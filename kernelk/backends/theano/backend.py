@@ -197,7 +197,7 @@ class TheanoBackend(Backend):
         }
 
     def _hints(self):
-        """What there is to know while the C compiler runs."""
+        """Hints to show while the C compiler runs."""
         cache = self.options.get("cache")
         lasts = cache and settings.get("base_compiledir", "").startswith(os.path.abspath(cache) + os.sep)
         return (["kept for next time"] if lasts else []) + ["%kbackend theano --no-compiler: no wait, but slower"]

@@ -1,4 +1,4 @@
-"""Theano's elementwise ops, each with what makes its edge values numpy's: part of its table of ops."""
+"""Theano's elementwise ops, each with numpy's edge values: part of its table of ops."""
 
 import numpy as np
 

@@ -61,20 +61,20 @@ LONG_ROWS = 16
 
 
 def scatter_add(values, indices, length):
-    """What np.add.at does to zeros, some ten times as fast: rows of one index are brought together, then added."""
+    """np.add.at on zeros, some ten times as fast: rows of one index are brought together, then added."""
     wide = widened(values)
     total = np.zeros((length,) + values.shape[indices.ndim :], wide.dtype)
     inside = np.asarray((indices >= 0) & (indices < length))
-    rows, places = wide[inside], indices[inside].astype(np.intp)
+    rows, positions = wide[inside], indices[inside].astype(np.intp)
     if rows.size:
-        order = np.argsort(places, kind="stable")
-        rows, places = rows[order], places[order]
-        starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
+        order = np.argsort(positions, kind="stable")
+        rows, positions = rows[order], positions[order]
+        starts = np.flatnonzero(np.concatenate([[True], positions[1:] != positions[:-1]]))
         if rows.size < LONG_ROWS * len(rows):
-            total[places[starts]] += np.add.reduceat(rows, starts, axis=0, dtype=total.dtype)
+            total[positions[starts]] += np.add.reduceat(rows, starts, axis=0, dtype=total.dtype)
         else:
             for start, stop in zip(starts, list(starts[1:]) + [len(rows)]):
-                total[places[start]] += np.sum(rows[start:stop], axis=0, dtype=total.dtype)
+                total[positions[start]] += np.sum(rows[start:stop], axis=0, dtype=total.dtype)
     return total.astype(values.dtype, copy=False)
 
 

@@ -25,10 +25,10 @@ class TheanoProfiler(OfFunctions):
 
     @contextmanager
     def watching(self):
-        found = []
+        result = []
         self._time(True)
         try:
-            yield found
+            yield result
         finally:
             self._time(False)
             rows, number = Rows(), 0
@@ -45,4 +45,4 @@ class TheanoProfiler(OfFunctions):
                         index = instruction_of(node) if len(self.functions) == 1 else None
                         rows.add(str(node.op), profile.apply_time[node], int(calls), index, key=number)
                     number += 1
-            found.extend(rows.all())
+            result.extend(rows.all())

@@ -1,4 +1,4 @@
-"""Theano's rewrites that a program is compiled without: they would change what it computes, or take too long."""
+"""Theano's rewrites that programs are compiled without: they would change results, or take too long."""
 
 from .elementwise import OPS as ELEMENTWISE
 

@@ -1,4 +1,4 @@
-"""What Theano needs around it: numpy's BLAS, a C compiler, a folder for compiled code that workers share."""
+"""Sets up Theano's surroundings: numpy's BLAS, a C compiler, a folder for compiled code that workers share."""
 
 import ctypes
 import glob

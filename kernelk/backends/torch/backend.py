@@ -37,7 +37,7 @@ def shared(array):
     try:
         return torch.from_numpy(array)
     except ValueError:
-        # Negative strides, or strides that are no multiple of an element.
+        # Negative strides, or strides that aren't a multiple of an element.
         return torch.from_numpy(np.array(array, order="C"))
 
 
@@ -108,9 +108,9 @@ class TorchBackend(Backend):
         }
 
     def load(self, array):
-        return self._place(np.asarray(array))
+        return self._on_device(np.asarray(array))
 
-    def _place(self, array):
+    def _on_device(self, array):
         # A copy to a GPU from memory that isn't pinned is complete when the call returns.
         return shared(array) if self._on_cpu else shared(array).to(self._native_device)
 
@@ -119,12 +119,12 @@ class TorchBackend(Backend):
 
     def commit(self, value, destination):
         # Made by `run` from this very array: the value is there.
-        if getattr(value, "kernelk_place", None) is destination:
+        if getattr(value, "kernelk_destination", None) is destination:
             return value
-        place = torch.from_numpy(destination)
-        place.copy_(value)
+        written = torch.from_numpy(destination)
+        written.copy_(value)
         # On a CPU the value itself may be a view of a feed or of another variable's slot.
-        return place if self._on_cpu else value
+        return written if self._on_cpu else value
 
     def native(self, value, fresh):
         # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
@@ -150,9 +150,9 @@ class TorchBackend(Backend):
         return {"kind": kind, "ops": count, "text": text}
 
     def compile(self, program, constants):
-        leaves = [self._place(np.array(array)) for array in constants]
+        leaves = [self._on_device(np.array(array)) for array in constants]
         code = self._inside(_Code)(program, leaves, self._native_device)
-        place, inside = self._place, self._inside
+        on_device, inside = self._on_device, self._inside
         written = code.written if self._on_cpu else []
         # Whether updates are written in place -> the function that does so or not; the other is rarely asked for.
         compiled = {bool(written): inside(code.function(bool(written)))}
@@ -162,14 +162,14 @@ class TorchBackend(Backend):
             if into is not None:
                 for position in written:
                     tensor = torch.from_numpy(into[position])
-                    tensor.kernelk_place = into[position]
+                    tensor.kernelk_destination = into[position]
                     destinations[position] = tensor
             in_place = bool(destinations)
             function = compiled.get(in_place)
             if function is None:
                 function = compiled[in_place] = inside(code.function(in_place))
-            arrays = [place(array) for array in feeds]
-            drawn = [place(array) for array in draws]
+            arrays = [on_device(array) for array in feeds]
+            drawn = [on_device(array) for array in draws]
             try:
                 return function(arrays, state, drawn, destinations)
             except Exception as error:
@@ -190,11 +190,11 @@ def _used(call, depth=4):
         name = getattr(call, "__name__", None)
         return [] if name is None else ["%s.%s" % ("Tensor" if hasattr(call, "__objclass__") else "torch", name)]
     known = [(name, getattr(torch, name, None)) for name in code.co_names]
-    found = ["torch." + name for name, value in known if callable(value) and not isinstance(value, type)]
+    names = ["torch." + name for name, value in known if callable(value) and not isinstance(value, type)]
     for cell in call.__closure__ or ():
         if depth and callable(cell.cell_contents):
-            found += _used(cell.cell_contents, depth - 1)
-    return found
+            names += _used(cell.cell_contents, depth - 1)
+    return names
 
 
 def _called(instruction, call):
@@ -282,7 +282,7 @@ class _Code(object):
         ]
 
     def _instruction(self, number):
-        """What computes this value when the program runs; None if it is given or known."""
+        """The instruction that computes this value when the program runs; None if it is given or known."""
         if number < self.first or number in self.known:
             return None
         return self.program.instructions[number - self.first]
@@ -338,7 +338,7 @@ class _Code(object):
                     arguments.append("out=v%d" % reused)
             names["k%d" % instruction.index] = self.calls[instruction.index]
             line = " v%d = k%d(%s)" % (number, instruction.index, ", ".join(arguments))
-            # Intermediates are let go after their last use.
+            # Intermediates are released after their last use.
             done = [
                 "v%d" % n
                 for n in sorted(set(instruction.inputs))
@@ -374,8 +374,8 @@ class _Code(object):
                 loops += _steps(body, ["%s[t]" % text for text in operands])
                 count += ops_in(body)
 
-        def word(found):
-            text = found.group()
+        def word(match):
+            text = match.group()
             if text in calls:
                 return calls[text]
             number = int(text[1:])
@@ -390,10 +390,10 @@ class _Code(object):
 
     def blamed(self, error):
         """The instruction at whose line the error arose; None if it was at none."""
-        trace, found = error.__traceback__, None
+        trace, instruction = error.__traceback__, None
         while trace is not None:
             located = self.located.get(trace.tb_frame.f_code.co_filename)
             if located is not None:
-                found = located.get(trace.tb_lineno, found)
+                instruction = located.get(trace.tb_lineno, instruction)
             trace = trace.tb_next
-        return found
+        return instruction

@@ -1,4 +1,4 @@
-"""PyTorch's elementwise ops, each with what makes its edge values numpy's: part of its table of makers (see ops.py)."""
+"""PyTorch's elementwise ops, each with numpy's edge values: part of its table of makers (see ops.py)."""
 
 import numpy as np
 

@@ -22,13 +22,13 @@ class TorchProfiler(Profiler):
         if not self.backend.options.get("in_kernel"):
             # It says on standard error when it starts and stops.
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        found = []
+        result = []
         with profiler.profile(activities=kinds, acc_events=True) as profile:
-            yield found
+            yield result
         rows = Rows()
         for event in profile.key_averages():
             there = event.device_type.name == "CPU"
             if there is on_cpu:
                 microseconds = event.self_cpu_time_total if on_cpu else event.self_device_time_total
                 rows.add(event.key, microseconds * 1e-6, event.count)
-        found.extend(rows.all())
+        result.extend(rows.all())

@@ -36,7 +36,7 @@ def _last(x):
 
 
 class _Geometry(object):
-    """Where windows are, in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
+    """Windows in PyTorch's words. Its own padding is as wide before as after; any other is put around."""
 
     def __init__(self, strides, pads, dilation=None, own_padding=True):
         self.strides = tuple(strides)
@@ -72,8 +72,8 @@ def _counts(window, strides, pads):
         key = tuple(x.shape[2:])
         if key not in made:
             made.clear()
-            found = torch.from_numpy(elements(key, window, strides, pads))
-            made[key] = found.to(device=x.device, dtype=x.dtype)[None, None]
+            counted = torch.from_numpy(elements(key, window, strides, pads))
+            made[key] = counted.to(device=x.device, dtype=x.dtype)[None, None]
         return made[key]
 
     return counts
@@ -110,7 +110,7 @@ def _like(g, shape):
 
 
 def share_maxima(instructions, calls):
-    """Has a pooling's gradient take the places of the maxima from the pooling itself, where that runs before it.
+    """Has a pooling's gradient take the positions of the maxima from the pooling itself, where that runs before it.
 
     `calls`: the functions of these instructions, changed in place.
     """
@@ -130,22 +130,22 @@ def share_maxima(instructions, calls):
 
 
 def _sharing(window, strides):
-    places = []
+    positions = []
     settings = window, strides, (0, 0), (1, 1), False
 
     def pool(x):
         # What a call that failed has left
-        places.clear()
-        found, where = torch.ops.aten.max_pool2d_with_indices(_first(widened(x)), *settings)
-        places.append(where)
-        return _last(found).to(x.dtype)
+        positions.clear()
+        pooled, where = torch.ops.aten.max_pool2d_with_indices(_first(widened(x)), *settings)
+        positions.append(where)
+        return _last(pooled).to(x.dtype)
 
     def gradient(x, g):
-        if not places:
+        if not positions:
             # The pooling's value was known when the program was made.
             pool(x)
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return _last(backward(_first(widened(g)), _first(widened(x)), *settings, places.pop())).to(x.dtype)
+        return _last(backward(_first(widened(g)), _first(widened(x)), *settings, positions.pop())).to(x.dtype)
 
     return pool, gradient
 
@@ -231,9 +231,9 @@ def max_pool_grad(instruction, window, strides, pads):
             values = torch.clamp(values, min=torch.finfo(values.dtype).min)
         wide = around.framed(values, float("-inf"))
         settings = window, strides, (0, 0), (1, 1), False
-        _, places = torch.ops.aten.max_pool2d_with_indices(wide, *settings)
+        _, positions = torch.ops.aten.max_pool2d_with_indices(wide, *settings)
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return _last(around.unframed(backward(_first(widened(g)), wide, *settings, places))).to(x.dtype)
+        return _last(around.unframed(backward(_first(widened(g)), wide, *settings, positions))).to(x.dtype)
 
     return call
 

@@ -21,10 +21,10 @@ export class Engines {
     this.settings = h("div", { class: "kk-settings" });
     this.progress = h("div", { class: "kk-progress", hidden: true });
     this.seconds = h("span", { class: "kk-seconds", "aria-hidden": "true" });
-    this.told = h("div", { class: "kk-told" });
+    this.notice = h("div", { class: "kk-notice" });
     this.live = h("div", { class: "kk-hidden", role: "status", "aria-live": "polite" });
     this.alert = h("div", { class: "kk-hidden", role: "alert" });
-    this.el = h("div", {}, this.bar, this.settings, this.progress, this.told, this.live, this.alert);
+    this.el = h("div", {}, this.bar, this.settings, this.progress, this.notice, this.live, this.alert);
     roving(this.bar, ".kk-pick");
   }
 
@@ -93,13 +93,13 @@ export class Engines {
       const devices = engine.devices.length ? engine.devices : [engine.device].filter(Boolean);
       if (devices.length) {
         const options = [["default", `default (${engine.device})`], ...devices.map((name) => [name, name])];
-        parts.push(select("Device", options, engine.asked.device ?? "default", set("device")));
+        parts.push(select("Device", options, engine.requested.device ?? "default", set("device")));
       }
       const shown = engine.threads ? ` (${engine.threads})` : "";
       const counts = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64].filter((n) => n <= facts.most_threads);
-      if (engine.asked.threads && !counts.includes(engine.asked.threads)) counts.push(engine.asked.threads);
+      if (engine.requested.threads && !counts.includes(engine.requested.threads)) counts.push(engine.requested.threads);
       const threads = [["default", `default${shown}`], ...counts.map((n) => [String(n), String(n)])];
-      parts.push(select("Threads", threads, String(engine.asked.threads ?? "default"), set("threads")));
+      parts.push(select("Threads", threads, String(engine.requested.threads ?? "default"), set("threads")));
     }
     parts.push(h("span", { class: "kk-note" }, `chosen by ${facts.chosen_by}`));
     parts.forEach((part, i) => part.querySelector?.("select")?.setAttribute("data-focus", `setting-${i}`));
@@ -142,17 +142,17 @@ export class Engines {
     this.queued = null;
     if (!text) return;
     this.queued = h("p", { class: "kk-queued" }, h("span", { "aria-hidden": "true" }, "⏸ "), text);
-    this.el.insertBefore(this.queued, this.told);
+    this.el.insertBefore(this.queued, this.notice);
     this.live.textContent = text;
   }
 
-  showTold(message) {
+  showNotice(message) {
     const bad = message.level === "error";
     const sign = { error: "✕ ", done: "✓ ", info: "ⓘ " }[message.level] ?? "";
-    const close = button("✕", { class: "kk-plain", "aria-label": "Dismiss", onclick: () => refill(this.told), "data-focus": "dismiss" });
+    const close = button("✕", { class: "kk-plain", "aria-label": "Dismiss", onclick: () => refill(this.notice), "data-focus": "dismiss" });
     const list = message.reasons?.length ? h("ul", {}, ...message.reasons.map((reason) => h("li", {}, reason))) : null;
     const words = h("div", {}, h("span", { "aria-hidden": "true" }, sign), h("span", { class: "kk-words" }, message.text), list);
-    refill(this.told, h("div", { class: `kk-box kk-${message.level}` }, words, close));
+    refill(this.notice, h("div", { class: `kk-box kk-${message.level}` }, words, close));
     const spoken = [message.text, ...(message.reasons ?? [])].join(". ");
     (bad ? this.alert : this.live).textContent = spoken;
   }

@@ -114,7 +114,7 @@ class Panel {
     else if (kind === "queued") this.waits(message.request);
     else if (kind === "engines") this.engines.show(message);
     else if (kind === "job") this.engines.showJob(message.job);
-    else if (kind === "told") this.engines.showTold(message);
+    else if (kind === "notice") this.engines.showNotice(message);
     else if (kind === "rows") this.tensors.showAll(message.rows);
     else if (kind === "changes") this.tensors.showChanges(message.changed, message.gone);
     else if (kind === "summaries") this.tensors.showSummaries(message.found, message.later);

@@ -24,7 +24,7 @@ from kernelk.engines import registry
 from kernelk.engines.descriptors import Engine
 from kernelk.environments import places
 from kernelk.environments.recipes import RECIPES
-from kernelk.errors import InstallError, UnknownBackendError
+from kernelk.errors import ArgumentError, InstallError, UnknownBackendError
 from kernelk.manage import doctor_report
 from kernelk.session.current import current
 
@@ -42,7 +42,7 @@ def one(name: str) -> doctor_report.EngineHealth:
     return found
 
 
-# ---------------------------------------------------------------------------- well
+# ---------------------------------------------------------------------------- engines that work
 
 
 def test_every_engine_is_tried_and_the_session_stays_as_it_was() -> None:
@@ -54,7 +54,7 @@ def test_every_engine_is_tried_and_the_session_stays_as_it_was() -> None:
     counter, descriptors = K.get_value(v).tobytes(), len(os.listdir("/proc/self/fd"))
     report = kernelk.doctor()
     assert [engine.name for engine in report.engines] == registry.names()
-    assert report.well, repr(report)
+    assert report.passed, repr(report)
     after = (session.active, dict(session.hosts), session.storage.bytes, len(session.functions), session.chosen_by)
     assert after == before
     assert K.get_value(v).tobytes() == counter
@@ -91,6 +91,8 @@ def test_a_notebook_shows_it(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UnknownBackendError, match="did you mean 'theano'"):
         kernelk.doctor(["teano"])
+    with pytest.raises(ArgumentError, match="engines are given by name, not int"):
+        kernelk.doctor(3)
 
 
 # ---------------------------------------------------------------------------- ill
@@ -122,8 +124,8 @@ def test_an_engine_that_fails_is_told_with_the_next_command(
 ) -> None:
     broken(monkeypatch, code)
     report = kernelk.doctor(["numpy", "ill"])
-    well, found = report.engines
-    assert (well.state, found.state, report.well) == ("well", "failed", False)
+    working, found = report.engines
+    assert (working.state, found.state, report.passed) == ("works", "failed", False)
     assert said in found.problem
     assert found.next == ("run it again" if "SIGKILL" in said else "`pip install --force-reinstall ill`")
     assert f"ill: {found.problem}; next: {found.next}" in repr(report)

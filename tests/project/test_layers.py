@@ -1,4 +1,4 @@
-"""The floors of the house: each room imports only what stands below it, and there is no circle of modules."""
+"""Each package imports only packages below it, and there is no circle of modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def test_the_floors_hold() -> None:
+def test_the_contracts_are_kept() -> None:
     done = lint_imports(PROJECT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kept, 0 broken" in done.stdout
@@ -29,10 +29,10 @@ def test_the_floors_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "broken"),
     [
-        ("graph/rules.py", "from ..ops import dtypes", "A room imports only rooms below it"),
-        ("backends/base.py", "from .. import arrays", "A room imports only rooms below it"),
+        ("graph/rules.py", "from ..ops import dtypes", "A package imports only packages below it"),
+        ("backends/base.py", "from .. import arrays", "A package imports only packages below it"),
         ("session/session.py", "def late():\n    from . import swap", "No circle of modules"),
-        ("session/session.py", "import kernelk", "Nothing below the faces imports kernelk itself"),
+        ("session/session.py", "import kernelk", "Nothing below the entry points imports kernelk itself"),
     ],
 )
 def test_an_import_that_runs_up_is_found(module: str, line: str, broken: str, tmp_path: Path) -> None:
