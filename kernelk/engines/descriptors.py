@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..display.commands import in_shell_and_notebook, missing_package
 
@@ -16,7 +18,8 @@ class Engine:
 
     `module`: a folder of `kernelk.backends`, whose `backend.py` it is, or a third party's by its full name
     ("package.module").
-    `in_kernel`: it always runs in the notebook's own process; `in_kernel_too`: it may, where its user asks for it.
+    `in_kernel`: it runs in the notebook's own process unless its user asks for a worker; `in_kernel_too`: it runs in a
+    worker unless its user asks for the notebook's own process.
     `compiles_c`: what it makes of a program is C code where there is a compiler, and its user may do without.
     `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
     `kernelk install` builds for it.
@@ -44,6 +47,10 @@ class Engine:
         if self.recipe is not None:
             return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
         return in_shell_and_notebook(self.install, f"%{self.install}" if self.install.startswith("pip ") else "")
+
+    def runs_in_kernel(self, options: Mapping[str, Any]) -> bool:
+        """Whether it runs in the notebook's own process with these options of its user's."""
+        return bool(options.get("in_kernel", self.in_kernel))
 
     def repair(self, words: str) -> str:
         """The command for an engine that is there and fails with these words: `install` would find nothing to do."""

@@ -20,6 +20,9 @@ from .storage import Slots, Storage
 # A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
 MOST_PLANS = 1024
 
+# The kinds of things that an engine is told to forget: the fields of the request "release".
+RELEASED = ("variables", "plans", "programs", "segments", "timed")
+
 # So many keys of programs that were dropped are known, to count those that are compiled again.
 MOST_DROPPED = 4096
 
@@ -41,6 +44,8 @@ class Host:
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
+        # Variables whose new values, computed in a call, the engine may have: no others know of them yet.
+        self.uncommitted: list[Slots] | None = None
         self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
         self.compile_count = 0  # programs compiled so far, the dropped ones and those compiled again included
         self.dropped_count = 0
@@ -118,6 +123,10 @@ class Host:
 
     def loads(self, variables: list[Slots]) -> list[list[Any]]:
         """The [number, reference] of those variables whose present value the engine doesn't have."""
+        if self.uncommitted is not None:
+            # A call was cut short between its computation and its commit.
+            self.forget(self.uncommitted)
+            self.uncommitted = None
         return [
             [slots.number, slots.reference()] for slots in variables if self.versions.get(slots.number) != slots.version
         ]
@@ -185,8 +194,7 @@ class Host:
             self._release(timed=numbers)
 
     def _release(self, **gone: list[Any]) -> None:
-        kinds = ("variables", "plans", "programs", "segments", "timed")
-        self.request({"do": "release", **{name: [] for name in kinds}, **gone})
+        self.request({"do": "release", **{kind: [] for kind in RELEASED}, **gone})
 
 
 def engine_error(engine: Engine, error: dict[str, Any]) -> EngineError:

@@ -1,12 +1,17 @@
-"""Ctrl-C during a call: deferred to the end of a commit; a worker that computes on is ended after a grace period."""
+"""Ctrl-C during a call: deferred to the end of a commit; a worker that computes on is ended after a grace period.
+
+Also what else can come in anywhere: a signal's handler of the user's that raises, or one that makes a call itself.
+"""
 
 from __future__ import annotations
 
 import _signal as _signal_module  # type: ignore[import-not-found]
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 # `signal.signal` wraps numbers in enums, which costs more than the rest of a held block, and one stands around every
@@ -15,9 +20,28 @@ _signal: Any = _signal_module.signal
 _getsignal: Any = _signal_module.getsignal
 _SIGINT = int(signal.SIGINT)
 
+# The outermost block that is open, and the handler from before it. Weakly: an exception that comes in while a block is
+# entered or left keeps it from being closed, and then it is gone.
+_open: weakref.ref[DeferInterrupt] | None = None
+_previous: Any = None
+
 
 def _main_thread() -> int | None:
     return threading.main_thread().ident
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    block = None if _open is None else _open()
+    if block is not None:
+        block.interrupt()
+    else:
+        _signal(_SIGINT, _previous)
+        _previous(number, frame)
+
+
+def is_deferred() -> bool:
+    """Whether Ctrl-C waits for the end of a block that is open."""
+    return _getsignal(_SIGINT) is _on_signal
 
 
 class DeferInterrupt:
@@ -27,33 +51,48 @@ class DeferInterrupt:
     a second Ctrl-C calls it at once. Outside the main thread, where no signal arrives, it does nothing.
     """
 
+    __slots__ = ("__weakref__", "_give_up", "_grace", "_holding", "_previous", "_timer", "interrupted")
+
     def __init__(self, give_up: Callable[[], None], grace: float) -> None:
         self._give_up = give_up
         self._grace = grace
         self._timer: threading.Timer | None = None
-        self._previous: Any = None
         self._holding = False
+        self._previous: Any = None
         self.interrupted = False
 
     def __enter__(self) -> DeferInterrupt:
+        global _open, _previous
         if threading.get_ident() == _main_thread():
             previous = _getsignal(_SIGINT)
-            # A process that ignores Ctrl-C goes on ignoring it; a block inside another leaves it to the outer one.
-            if callable(previous) and getattr(previous, "__func__", None) is not DeferInterrupt._on_signal:
-                self._previous = previous
-                _signal(_SIGINT, self._on_signal)
+            if previous is _on_signal:
+                # A block inside another leaves it to the outer one.
+                if _open is None or _open() is None:
+                    _open = weakref.ref(self)
+                    self._previous = _previous
+                    self._holding = True
+            # A process that ignores Ctrl-C goes on ignoring it.
+            elif callable(previous):
+                self._previous = _previous = previous
+                _open = weakref.ref(self)
                 self._holding = True
+                _signal(_SIGINT, _on_signal)
         return self
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def interrupt(self) -> None:
+        """What Ctrl-C does while the block is open."""
         if self.interrupted or self._grace <= 0:
             self.interrupted = True
             self._give_up()
             return
         self.interrupted = True
-        self._timer = threading.Timer(self._grace, self._give_up)
+        self._timer = threading.Timer(self._grace, _give_up_on, [weakref.ref(self)])
         self._timer.daemon = True
         self._timer.start()
+
+    def give_up(self) -> None:
+        """Ends what the block waits for."""
+        self._give_up()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -67,6 +106,12 @@ class DeferInterrupt:
             raise KeyboardInterrupt from error
 
 
+def _give_up_on(block: weakref.ref[DeferInterrupt]) -> None:
+    waiting = block()
+    if waiting is not None:
+        waiting.give_up()
+
+
 def shield() -> DeferInterrupt:
     """A block that must not be cut in two: it goes on to its end, and Ctrl-C counts after it."""
     return DeferInterrupt(_give_nothing_up, 0.0)
@@ -74,3 +119,16 @@ def shield() -> DeferInterrupt:
 
 def _give_nothing_up() -> None:
     """Ctrl-C ends nothing early."""
+
+
+def is_inside(owner: object, *codes: CodeType) -> bool:
+    """Whether one of these methods of `owner` is at work further out: this is a signal's handler then, or a finalizer.
+
+    For a check that is called where such a method begins: that one itself isn't meant.
+    """
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        if frame.f_code in codes and frame.f_locals.get("self") is owner:
+            return True
+        frame = frame.f_back
+    return False

@@ -44,14 +44,7 @@ def requested_options(
     if in_kernel is not None:
         if not isinstance(in_kernel, bool):
             raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed", allowed="allowed are True, False and None")
-        if engine.in_kernel:
-            if not in_kernel:
-                raise ArgumentError(
-                    f"{engine.title} has no worker: it always runs in the notebook's own process",
-                    next_step=f"%kbackend {engine.name}",
-                )
-        else:
-            changes["in_kernel"] = True if in_kernel else None
+        changes["in_kernel"] = None if in_kernel == engine.in_kernel else in_kernel
     if compiler is not None:
         if not isinstance(compiler, bool):
             raise ArgumentError(f"compiler={compiler!r} isn't allowed", allowed="allowed are True, False and None")
@@ -89,7 +82,7 @@ def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host
     Raises ArgumentError for one that it has not.
     """
     options = {name: value for name, value in {**options, **changes}.items() if value is not None}
-    here = host is not None and host.started and (host.placement == "kernel") == bool(options.get("in_kernel"))
+    here = host is not None and host.started and (host.placement == "kernel") == host.engine.runs_in_kernel(options)
     if host is not None and here and changes.get("device") is not None and host.facts.get("devices"):
         facts = host.facts
         try:

@@ -82,7 +82,9 @@ def _descriptor(name: str) -> Engine:
 
 def interpreter(descriptor: Engine) -> Path:
     """The interpreter that runs this engine's worker. Raises BackendNotInstalledError with the next command."""
-    if descriptor.imports is not None and importlib.util.find_spec(descriptor.imports) is not None:
+    if descriptor.in_kernel or (
+        descriptor.imports is not None and importlib.util.find_spec(descriptor.imports) is not None
+    ):
         return Path(sys.executable)
     if descriptor.recipe is not None:
         from ..environments import places

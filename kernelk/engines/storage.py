@@ -42,9 +42,10 @@ class Storage:
 
     def drop_segment(self, number: int) -> None:
         """Gives a segment's memory back; hosts forget it at their next request."""
-        self.segments.pop(number).close()
+        # Cut short anywhere, it leaves no range to be handed out of a segment that is gone.
         self._free.pop(number, None)
         self.released_segments.append(number)
+        self.segments.pop(number).close()
 
     def allocate(self, size: int) -> Block:
         """A block of at least `size` bytes."""
@@ -132,23 +133,44 @@ class Slots:
         blocks = [self._block(0), self._block(1)]
         return [[block.segment, block.offset, self.dtype, list(self.shape)] for block in blocks]
 
-    def flip(self) -> None:
-        """Makes the value in the inactive slot the committed one."""
-        self.active = 1 - self.active
-        self.version += 1
-
     def write(self, value: Array) -> None:
-        """Commits a value of the same shape and dtype from the kernel's side."""
+        """Puts a value of the same shape and dtype into the second slot, where it counts once it is committed."""
         block = self._block(1 - self.active)
         self._storage.array(block, self.dtype, self.shape)[...] = value
-        self.flip()
 
     def release(self) -> None:
         """Gives both slots back."""
-        for block in self._blocks:
+        # In this order: a block that is given back twice would be handed out twice.
+        blocks, self._blocks = self._blocks, [None, None]
+        for block in blocks:
             if block is not None:
                 self._storage.release(block)
-        self._blocks = [None, None]
+
+
+class Journal:
+    """Commits the second slots of several variables: all of them or none, whatever comes in between.
+
+    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
+    in between, whoever next uses the session settles it: to settle twice changes nothing.
+    """
+
+    __slots__ = ("unsettled",)
+
+    def __init__(self) -> None:
+        self.unsettled: list[tuple[Slots, int, int]] | None = None
+
+    def settle(self) -> None:
+        """Completes a commit. Called with the session's lock held, before any value is used."""
+        if self.unsettled is not None:
+            for slots, active, version in self.unsettled:
+                slots.active = active
+                slots.version = version
+            self.unsettled = None
+
+
+def flipped(variables: Iterable[Slots]) -> list[tuple[Slots, int, int]]:
+    """What the variables' active slots and versions will be once the values in their second slots are committed."""
+    return [(slots, 1 - slots.active, slots.version + 1) for slots in variables]
 
 
 class Transfer:
@@ -166,10 +188,12 @@ class Transfer:
     def begin(self, size: int) -> None:
         """Starts a call that needs `size` bytes in all (the sum of `aligned` sizes)."""
         self._used = 0
-        if self.segment is None or self._storage.segments[self.segment].size < size:
-            if self.segment is not None:
-                self._storage.drop_segment(self.segment)
+        old = self.segment
+        if old is None or self._storage.segments[old].size < size:
+            # The old one goes last: where there is no memory for another, the session goes on with it.
             self.segment = self._storage.new_segment(max(1 << 20, size * 5 // 4))
+            if old is not None:
+                self._storage.drop_segment(old)
 
     def reserve(self, nbytes: int, dtype: str, shape: tuple[int, ...]) -> tuple[Reference, Array]:
         """The next array of this call: its reference and the ndarray itself."""

@@ -17,18 +17,22 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
-from ..backends.serving.wire import CAN_PASS_FILES, Wire, WireClosed
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, WorkerDiedError
+from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, WorkerDiedError, one_line
 from . import registry
 from .descriptors import Engine
-from .host import Host, cache_folder, engine_error
-from .interrupts import DeferInterrupt
+from .exchange import Exchange
+from .host import RELEASED, Host, cache_folder, engine_error
+from .interrupts import DeferInterrupt, is_deferred
 from .storage import Storage
 from .worker_log import WorkerLog, last_words, note, show, warn_again
+
+# A message that lets a worker forget names at most so many things: it is taken whole where nobody is to wait for it.
+_MOST_RELEASED = 500
 
 _ISLAND = Path(__file__).parent.parent / "backends"
 
@@ -80,11 +84,12 @@ class WorkerHost(Host):
         super().__init__(engine, storage, options)
         self._notify = notify
         self._process: subprocess.Popen[bytes] | None = None
-        self._wire: Wire | None = None
+        self._exchange: Exchange | None = None
         self._scratch: str | None = None
         self._attached: set[int] = set()
         self._was_started = False
-        self._gave_up = False
+        self._ended = ""  # how this side has ended the worker, in words
+        self._gone: dict[str, list[Any]] = {}  # what it may forget and hasn't been told of yet
         self.interpreter: Path | None = None
         self.log = log
         self._mark = 0
@@ -93,7 +98,7 @@ class WorkerHost(Host):
     @property
     def started(self) -> bool:
         # A worker that was told to end may take a moment to be gone.
-        return self._process is not None and not self._gave_up and self._process.poll() is None
+        return self._process is not None and not self._ended and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
@@ -118,7 +123,7 @@ class WorkerHost(Host):
             try:
                 with self.waiting("starting"):
                     self._launch()
-                    self._welcome(self._receive())
+                    self._welcome(self._hello())
             except WorkerDiedError as error:
                 words = self._last_words()
                 self.stop()
@@ -158,7 +163,7 @@ class WorkerHost(Host):
         # One pipe for both, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._wire = Wire(ours)
+        self._exchange = Exchange(ours)
         try:
             with theirs, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
@@ -201,22 +206,28 @@ class WorkerHost(Host):
         return DeferInterrupt(self._give_up, 2.0 if self.facts else 0.0)
 
     def _give_up(self) -> None:
-        self._gave_up = True
+        self._ended = "was ended by Ctrl-C"
         self._kill()
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             kill_group(self._process.pid)
 
-    def _receive(self) -> dict[str, Any]:
-        assert self._wire is not None
+    def _hello(self) -> dict[str, Any]:
+        assert self._exchange is not None
         try:
-            reply = self._wire.receive()
-        except WireClosed as error:
-            raise WorkerDiedError("the worker ended") from error
+            reply = self._exchange.hello()
+        except BaseException as error:
+            self._raise_broken(error)
+        return self._heard(reply)
+
+    def _heard(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """A reply without what was warned of meanwhile; raised where it is an error."""
+        if "warnings" in reply:
+            self._warned += reply.pop("warnings")
         if "error" in reply:
             raise self._explain(reply["error"])
-        return reply  # type: ignore[no-any-return]
+        return reply
 
     def _explain(self, error: dict[str, Any]) -> Exception:
         if error["type"] in ("ImportError", "ModuleNotFoundError") and not self.facts:
@@ -231,42 +242,139 @@ class WorkerHost(Host):
         return engine_error(self.engine, error)
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._wire is not None
+        if is_deferred():
+            return self._request(message)
+        # A worker isn't lost for a Ctrl-C that comes a moment before its reply.
+        with self.held():
+            return self._request(message)
+
+    def _request(self, message: dict[str, Any]) -> dict[str, Any]:
+        exchange = self._exchange
+        if exchange is None:
+            raise self._death(True)
+        if exchange.under_way:
+            self._refuse_second(exchange)
+        if self._gone or exchange.is_owed:
+            self._release_all(exchange)
         new = [n for n in self.storage.segments if n not in self._attached]
         if new:
             # At most 64 descriptors fit into one message.
             for start in range(0, len(new), 64):
-                self._attach(new[start : start + 64])
+                self._attach(exchange, new[start : start + 64])
         try:
-            self._wire.send(message)
-            reply = self._wire.receive()
-        except WireClosed as error:
-            raise self._death(error.unread) from error
-        if "warnings" in reply:
-            self._warned += reply.pop("warnings")
-        if "error" in reply:
-            raise self._explain(reply["error"])
-        return reply  # type: ignore[no-any-return]
+            reply = exchange.ask(message)
+        except BaseException as error:
+            self._raise_broken(error)
+        return reply if len(reply) == 1 and "seconds" in reply else self._heard(reply)
 
-    def _attach(self, numbers: list[int]) -> None:
-        assert self._wire is not None
+    def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]
         message = {
             "do": "attach",
             "attach": [[n, segment.size] for n, segment in zip(numbers, segments)],
         }
         try:
-            self._wire.send(message, [segment.fileno for segment in segments])
-            self._wire.receive()
-        except WireClosed as error:
-            raise self._death(error.unread) from error
+            reply = exchange.ask(message, [segment.fileno for segment in segments])
+        except BaseException as error:
+            self._raise_broken(error)
+        self._heard(reply)
         self._attached.update(numbers)
+
+    def _release(self, **gone: list[Any]) -> None:
+        """Lets the worker forget these, without waiting for it: an idle one that hangs holds nobody up."""
+        for kind, items in gone.items():
+            if items:
+                self._gone[kind] = [*self._gone.get(kind, ()), *items]
+        exchange = self._exchange
+        # Within another request, it is told before the next one.
+        if exchange is None or exchange.under_way:
+            return
+        with self.held():
+            try:
+                self._post_gone(exchange, False)
+            except BaseException as error:
+                with contextlib.suppress(KernelKError):
+                    # Nothing is lost, and its next use says what was the matter.
+                    self._raise_broken(error)
+
+    def _release_all(self, exchange: Exchange) -> None:
+        try:
+            while self._gone:
+                self._post_gone(exchange, True)
+            self._warned += (exchange.settle(True) or {}).get("warnings", ())
+        except WireClosed as error:
+            raise self._death(True) from error
+        except BaseException as error:
+            self._raise_broken(error)
+
+    def _post_gone(self, exchange: Exchange, wait: bool) -> None:
+        reply = exchange.settle(wait)
+        if reply is None:
+            return
+        self._warned += reply.get("warnings", ())
+        message: dict[str, Any] = {"do": "release"}
+        rest, room = {}, _MOST_RELEASED
+        for kind in RELEASED:
+            items = self._gone.get(kind, [])
+            message[kind] = items[:room]
+            if items[room:]:
+                rest[kind] = items[room:]
+            room -= len(message[kind])
+        if exchange.post(message, wait):
+            self._gone = rest
+
+    def _refuse_second(self, exchange: Exchange) -> NoReturn:
+        """Another request is under way: this one comes from within it, or an exception kept that from being noted."""
+        if exchange.is_inside:
+            raise EngineError(
+                f"{self.engine.title} is in the middle of a call, and this one came from a signal's handler or a "
+                "finalizer within it",
+                next_step="make it after that call",
+            )
+        self._end("was ended in the middle of a call by an exception")
+        raise self._death(True)
+
+    def _raise_broken(self, error: BaseException) -> NoReturn:
+        """Called where an exchange was cut short, by whatever: ends the worker, and raises what the user is told."""
+        exchange, title = self._exchange, self.engine.title
+        if isinstance(error, TooLong):
+            raise EngineError(f"{title} can't be sent this: {error}", next_step="write a smaller graph") from error
+        if exchange is not None and not exchange.under_way:
+            # Before the first byte, or after the last.
+            raise error
+        if isinstance(error, WireClosed):
+            raise self._death(error.unread) from error
+        kept = "it was ended, and all variables are kept"
+        if isinstance(error, Malformed):
+            self._end("was ended, since it sent what can't be right")
+            raise EngineError(
+                f"{title}'s worker sent a reply that can't be right ({one_line(error)[:200]}): {kept}",
+                next_step="run the cell again, which restarts the worker",
+            ) from error
+        self._end(f"was ended in the middle of a call by {type(error).__name__}")
+        # What a signal's handler raises, TimeoutError too, has no number of the system's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise EngineError(
+                f"the connection to {title}'s worker failed ({error}): {kept}",
+                next_step="run the cell again, which restarts the worker",
+            ) from error
+        raise error
+
+    def _end(self, words: str) -> None:
+        """Ends the worker, in whatever state it is; its next use starts another one, and loads all variables."""
+        self._ended = self._ended or words
+        self._kill()
+        if self._process is not None:
+            # Until it is gone, it may write to memory that others use.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+        self._forget()
 
     def _ending(self) -> str:
         """How the worker ended, in words."""
+        if self._ended:
+            return self._ended
         assert self._process is not None
-        if self._gave_up:
-            return "was ended by Ctrl-C"
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -284,34 +392,43 @@ class WorkerHost(Host):
         return last_words(self.log.since(self._mark)[0])
 
     def _death(self, before_call: bool) -> WorkerDiedError:
-        if self._gave_up:
-            # The user asked for it; KeyboardInterrupt follows.
-            error = WorkerDiedError(f"{self.engine.title}'s worker {self._ending()}")
-        else:
+        if self._ended:
+            # By this side: what it was ended by is being told already.
             error = WorkerDiedError(
-                f"{self.engine.title}'s worker {self._ending()} in the middle of a call{self._last_words()}: that call "
+                f"{self.engine.title}'s worker {self._ended}", next_step="run the cell again, which restarts the worker"
+            )
+        else:
+            ending = self._ending() if self._process is not None else "isn't there any more"
+            error = WorkerDiedError(
+                f"{self.engine.title}'s worker {ending} in the middle of a call{self._last_words()}: that call "
                 "did not happen, all earlier ones are kept",
                 next_step="run the cell again, which restarts the worker",
             )
-            error.before_call = before_call
-        self._forget()
+            self._end(ending)
+        error.before_call = before_call
         return error
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._gone = {}
+
     def _clean_up(self) -> None:
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        # If this is cut short, the next start begins with it.
+        self._ended = self._ended or "was stopped"
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
         self._kill()
         if self._process is not None:
             self._process.wait()
             self._process = None
-        self._gave_up = False
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
         self._attached.clear()
         self._forget()
         _running.discard(self)
+        self._ended = ""
 
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
@@ -319,9 +436,9 @@ class WorkerHost(Host):
         super().release(variables, known)
 
     def stop(self) -> None:
-        if self._wire is not None and self.started:
-            with contextlib.suppress(WireClosed, OSError, subprocess.TimeoutExpired):
-                self._wire.send({"do": "stop"})
+        if self._exchange is not None and self.started:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._exchange.finish()
                 if self._process is not None:
                     self._process.wait(timeout=1)
         self._clean_up()

@@ -227,6 +227,7 @@ def known(session: Session, tensor: Tensor, most: int = MOST_ELEMENTS) -> Summar
 def _known(session: Session, tensor: Tensor, most: int) -> Summary | None:
     if isinstance(tensor, Variable):
         # Looked at in place: no copy of what may be large. The lock keeps it from being committed to.
+        session.calls.journal.settle()
         return summarised(tensor.uid, tensor.slots.view(), "committed", most=most)
     if isinstance(tensor, Placeholder):
         value = last_feed(tensor)
@@ -286,7 +287,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
         return Summary(tensor.uid, note=joined(reasons, next_step=command))
     host = session.host()
     if not host.started:
-        if not host.engine.in_kernel:
+        if not host.engine.in_kernel or host.placement == "worker":
             return Summary(
                 tensor.uid, note=joined(f"{host.engine.title} isn't running", next_step=f"{command} starts it")
             )

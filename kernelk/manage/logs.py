@@ -50,7 +50,7 @@ def log(name: str | None = None) -> LogReport:
     descriptor = engine(name or session.active)
     worker_log = session.log_of(descriptor.name)
     host = session.hosts.get(descriptor.name)
-    in_kernel = descriptor.in_kernel or (host is not None and host.placement != "worker")
+    in_kernel = descriptor.in_kernel if host is None else host.placement == "kernel"
     if in_kernel and not worker_log.total:
         raise ArgumentError(
             f"{descriptor.title} runs in the notebook's own process and has no log: its output is in the cells already",

@@ -148,7 +148,7 @@ def _status(session: Session, name: str) -> EngineStatus:
             recompiled=host.recompile_count,
             note=str(facts.get("mode", "")),
         )
-    placement = "kernel" if descriptor.in_kernel or options.get("in_kernel") else "worker"
+    placement = "kernel" if descriptor.runs_in_kernel(options) else "worker"
     note = version = interpreter = ""
     installed = True
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
-from ..errors import ArgumentError, WorkerDiedError
+from ..errors import ArgumentError
 from ..session.current import current
 from ..session.session import Session
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
@@ -385,8 +385,7 @@ def ready(session: Session, host: Host, call: Call, profiled: bool = False) -> I
     try:
         yield Timed(host, number, call_time, RUNS_WITH_UPDATES if program.updates else 1)
     finally:
-        with contextlib.suppress(WorkerDiedError):
-            host.release_timed([number])
+        host.release_timed([number])
 
 
 def _whole_calls(session: Session, host: Host, call: Call, budget: float) -> list[float]:

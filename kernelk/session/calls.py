@@ -11,8 +11,8 @@ from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..bounds import drop_oldest
 from ..engines.host import Host
-from ..engines.interrupts import shield
-from ..engines.storage import Reference, Slots, Storage, Transfer
+from ..engines.interrupts import is_inside
+from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, flipped
 from ..errors import EngineError, KernelKError, WorkerDiedError
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
@@ -46,6 +46,8 @@ class Calls:
 
     def __init__(self, storage: Storage, state: State, safe_point: Callable[[], None]) -> None:
         self.transfer = Transfer(storage)
+        self.journal = Journal()
+        self._under_way = False
         self._state = state
         self._seeds = state.seeds
         self._safe_point = safe_point
@@ -55,13 +57,16 @@ class Calls:
         """Runs a program on a started host: commits its updates, returns its outputs as new ndarrays.
 
         `feeds` have the inputs' dtypes and shapes that fit. Without `commit` the updates are computed and forgotten.
-        A call that fails changes nothing. Called with the lock held.
+        A call that fails changes nothing. Called with the lock held. Raises EngineError within another call.
         """
+        if self._under_way:
+            self.check_alone()
         self._safe_point()
         for variable in program.slots:
             check_generation(variable, self._state)
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         host.listen()
+        self._under_way = True
         try:
             try:
                 return self._execute(host, program, specialisation, feeds, commit)
@@ -72,7 +77,42 @@ class Calls:
             host.start()
             return self._execute(host, program, specialisation, feeds, commit)
         finally:
+            self._under_way = False
             host.tell()
+
+    def check_alone(self) -> None:
+        """Raises EngineError for what a signal's handler or a finalizer asks for in the middle of a call or a commit.
+
+        It would use the same memory.
+        """
+        if self._under_way and is_inside(self, Calls.execute.__code__, Calls.write.__code__):
+            raise EngineError(
+                "this came from a signal's handler or a finalizer in the middle of a call, whose memory it needs",
+                next_step="do it after that call",
+            )
+        # Else an exception kept the end of that call from being noted.
+        self._under_way = False
+
+    def write(self, values: list[tuple[Slots, Array]], random: dict[str, int] | None = None) -> None:
+        """Commits values of the right shapes and dtypes, all at once, and with them a state of the draws.
+
+        Called with the lock held. Raises EngineError within a call.
+        """
+        self.check_alone()
+        self._under_way = True
+        try:
+            self.journal.settle()
+            for slots, value in values:
+                slots.write(value)
+            changed = flipped([slots for slots, _ in values])
+            if random is not None:
+                self.drop_plans()  # they hold the seeds
+                self._seeds.restore(random)
+            # A signal's handler comes in where a function begins: not between these.
+            self.journal.unsettled = changed
+            self.journal.settle()
+        finally:
+            self._under_way = False
 
     def _execute(
         self,
@@ -111,6 +151,7 @@ class Calls:
         `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
         """
+        self.check_alone()
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
         encoded = specialisation.encode(program)
@@ -147,6 +188,7 @@ class Calls:
         `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
         EngineError.
         """
+        self.check_alone()
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
         encoded = specialisation.encode(program)
@@ -226,14 +268,17 @@ class Calls:
         plan = self._plan(host, program, specialisation, feeds)
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
+        updated = plan.updated
         message = {
             "do": "run",
             "plan": plan.number,
             "define": None if known else plan.definition,
             "load": host.loads(plan.slots),
-            "sides": [1 - slot.active for slot in plan.updated],
+            "sides": [1 - slot.active for slot in updated],
             "counter": self._seeds.counter,
         }
+        # Noted before: whatever comes in from here to the commit, the engine's newer values are forgotten.
+        host.uncommitted = updated or None
         try:
             reply = host.request(message)
             # Before `define`, which may make a request of its own, to let the oldest plan go.
@@ -243,29 +288,20 @@ class Calls:
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)
-            if commit:
-                self._commit(host, program, plan.updated)
+            counter = self._seeds.counter + bool(program.draws)
+            if updated and commit:
+                changed = flipped(updated)
+                # A signal's handler comes in where a function begins: not between these.
+                self._seeds.counter = counter
+                self.journal.unsettled = changed
+                self.journal.settle()
+                host.loaded(updated)
+                host.uncommitted = None
             else:
-                host.forget(plan.updated)
-                self._seeds.counter += bool(program.draws)
+                self._seeds.counter = counter
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
-        except BaseException:
-            # Ctrl-C between the run and the commit: the engine may hold new values that were never committed.
-            host.forget(plan.updated)
-            raise
         return values
-
-    def _commit(self, host: Host, program: Program, updated: list[Slots]) -> None:
-        """Makes a call's new values the committed ones. Ctrl-C waits for it, on engines in this process too."""
-        if not updated:
-            self._seeds.counter += bool(program.draws)
-            return
-        with shield():
-            self._seeds.counter += bool(program.draws)
-            for slot in updated:
-                slot.flip()
-            host.loaded(updated)
 
 
 def _check_able(host: Host, program: Program) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections import deque
@@ -16,12 +15,11 @@ from ..arrays import Array
 from ..display import messages
 from ..engines import registry
 from ..engines.host import Host
-from ..engines.interrupts import shield
 from ..engines.local_host import LocalHost
 from ..engines.storage import Slots, Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
-from ..errors import KernelKError, WorkerDiedError
+from ..errors import KernelKError
 from ..graph.nodes import Tensor, Variable, check_generation
 from ..graph.state import State
 from .calls import Calls
@@ -84,7 +82,11 @@ class Session(HasTraits):
             self.variables[number] = weakref.ref(variable, lambda _: queue.append(number))
 
     def safe_point(self) -> None:
-        """Frees variables that nobody holds any more, here and in the engines. Called with the lock held."""
+        """Completes a commit that was cut short, and frees variables that nobody holds, here and in the engines.
+
+        Called with the lock held.
+        """
+        self.calls.journal.settle()
         if not self._unreferenced and not self.storage.released_segments:
             return
         gone = []
@@ -96,10 +98,10 @@ class Session(HasTraits):
                 slots.release()
                 gone.append(number)
         segments = list(self.storage.released_segments)
-        self.storage.released_segments.clear()
         for host in self.hosts.values():
-            with contextlib.suppress(WorkerDiedError):
-                host.release(gone, segments)
+            host.release(gone, segments)
+        for _ in segments:
+            self.storage.released_segments.popleft()
 
     def show(self, tensor: Tensor, feeds: dict[Tensor, Any], value: Array, variables: list[Variable]) -> None:
         """Remembers a value that the user has been shown, for the check after a swap."""
@@ -117,37 +119,32 @@ class Session(HasTraits):
         """A copy of the committed value."""
         with self.lock:
             check_generation(variable, self.state)
+            self.calls.journal.settle()
             return np.array(variable.slots.view())
 
     def write(self, values: list[tuple[Variable, Array]]) -> None:
         """Commits values of the right shapes and dtypes, all at once."""
-        with self.lock:
-            for variable, _ in values:
-                check_generation(variable, self.state)
-            with shield():
-                for variable, value in values:
-                    variable.slots.write(value)
+        self.restore(values, None)
 
     def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
         """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
         with self.lock:
-            self.write(values)
-            if random is not None:
-                self.state.seeds.restore(random)
-                self.calls.drop_plans()  # they hold the seeds
+            for variable, _ in values:
+                check_generation(variable, self.state)
+            self.calls.write([(variable.slots, value) for variable, value in values], random)
 
     def clear(self) -> None:
         """`K.clear_session()`: frees all variables and compiled programs, and makes every older tensor stale."""
         with self.lock:
+            self.calls.check_alone()
             self.state.clear()
-            for host in self.hosts.values():
-                if host.started:
-                    with contextlib.suppress(WorkerDiedError):
-                        host.release_programs(list(host.compiled))
+            # First what can't fail.
             self._unreferenced.extend(self._slots)
             self.functions.clear()
             self.shown.clear()
             self.safe_point()
+            for host in self.hosts.values():
+                host.release_programs(list(host.compiled))
 
     # --- engines ---
 
@@ -166,7 +163,7 @@ class Session(HasTraits):
         `log`: where it is to be noted what its worker says, if not in the session's own.
         """
         engine = registry.engine(name)
-        if engine.in_kernel or options.get("in_kernel"):
+        if engine.runs_in_kernel(options):
             return LocalHost(engine, self.storage, options)
         return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
 

@@ -123,6 +123,7 @@ def take_over(session: Session, prepared: Preparation, chosen_by: str) -> SwapRe
 
 
 def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> SwapReport:
+    session.calls.check_alone()
     session.safe_point()
     engine, options, target, replaces = prepared.engine, prepared.options, prepared.host, prepared.replaces
     own = prepared.known_host

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from ..engines.host import Host
-from ..errors import WorkerDiedError
 from .session import Session
 
 
@@ -27,5 +26,4 @@ def forgetting(hosts: Iterable[Host]) -> Iterator[None]:
         for host, known in before:
             new = [key for key in host.compiled if key not in known]
             if new:
-                with contextlib.suppress(WorkerDiedError), host.held():
-                    host.release_programs(new)
+                host.release_programs(new)

@@ -29,7 +29,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.backends.serving.shared_memory import ALIGNMENT, Segment, aligned
 from kernelk.backends.serving.wire import Wire, WireClosed, encode
-from kernelk.engines.storage import Slots, Storage, Transfer
+from kernelk.engines.storage import Journal, Slots, Storage, Transfer, flipped
 from kernelk.errors import EngineError, KernelKError, WorkerDiedError
 from kernelk.session.current import current
 
@@ -539,13 +539,14 @@ def test_any_message_arrives_whole(sent: list[dict[str, Any]], padding: int) -> 
 
     def serve() -> None:
         for _ in sent:
-            right.send(right.receive_with_files()[0])
+            request, number, _ = right.receive_with_files()
+            right.send(request, number)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    for message in sent:
-        left.send(message)
-        assert left.receive() == message
+    for number, message in enumerate(sent, 2**64 - len(sent)):
+        left.send(message, number)
+        assert left.receive(number) == message
     thread.join()
     left.close()
     right.close()
@@ -560,14 +561,14 @@ def test_any_message_arrives_whole(sent: list[dict[str, Any]], padding: int) -> 
 def test_the_short_forms_say_the_same(plan: int, counter: int, sides: list[int], seconds: float) -> None:
     left, right = pair()
     run = {"do": "run", "plan": plan, "define": None, "load": [], "sides": sides, "counter": counter}
-    left.send(run)
-    got = right.receive()
+    left.send(run, 7)
+    got = right.receive(7)
     assert {**got, "load": list(got["load"])} == run
-    right.send({"seconds": seconds})
-    assert left.receive() == {"seconds": seconds}
+    right.send({"seconds": seconds}, 7)
+    assert left.receive(7) == {"seconds": seconds}
     longer = {**run, "load": [[1, [2, 3, "float32", [4]]]]}
-    left.send(longer)
-    assert right.receive_with_files() == (longer, [])
+    left.send(longer, 8)
+    assert right.receive_with_files() == (longer, 8, [])
     left.close()
     right.close()
 
@@ -593,10 +594,10 @@ def test_a_stream_in_pieces(message: dict[str, Any], cuts: list[int], closed_aft
         thread.start()
         wire = Wire(receiver)
         if part == frame:
-            assert wire.receive() == message
+            assert wire.receive(0) == message
             thread.join()
         with pytest.raises(WireClosed):
-            wire.receive()
+            wire.receive(0)
         thread.join()
         wire.close()
 
@@ -606,8 +607,8 @@ def test_descriptors_travel_with_their_message() -> None:
     segments = [Segment.create(4096) for _ in range(64)]
     for i, segment in enumerate(segments):
         segment.array(0, "int64", (2,))[...] = i
-    left.send({"first": 1}, [segment.fileno for segment in segments])
-    message, files = right.receive_with_files()
+    left.send({"first": 1}, files=[segment.fileno for segment in segments])
+    message, _, files = right.receive_with_files()
     assert message == {"first": 1}
     assert len(files) == 64
     for i, file in enumerate(files):
@@ -616,9 +617,9 @@ def test_descriptors_travel_with_their_message() -> None:
         twin.array(0, "int64", (2,))[...] = i + 100
         assert segments[i].array(0, "int64", (2,)).tolist() == [i + 100] * 2
     big = {"padding": "x" * 2_000_000}
-    sender = threading.Thread(target=left.send, args=(big, [segments[0].fileno]))
+    sender = threading.Thread(target=left.send, args=(big, 0, [segments[0].fileno]))
     sender.start()
-    message, files = right.receive_with_files()
+    message, _, files = right.receive_with_files()
     sender.join()
     assert message == big
     assert len(files) == 1
@@ -634,7 +635,7 @@ def test_the_other_side_gone() -> None:
     left.send({"asked": 1})
     right.close()
     with pytest.raises(WireClosed) as caught:
-        left.receive()
+        left.receive(0)
     assert caught.value.unread
     with pytest.raises(WireClosed) as caught:  # noqa: PT012
         for _ in range(3):
@@ -642,10 +643,10 @@ def test_the_other_side_gone() -> None:
     assert caught.value.unread
     left, right = pair()
     left.send({"asked": 1})
-    right.receive()
+    right.receive(0)
     right.close()
     with pytest.raises(WireClosed) as caught:
-        left.receive()
+        left.receive(0)
     # It was read: nobody can say that it didn't happen.
     assert not caught.value.unread
 
@@ -688,11 +689,13 @@ def test_slots_keep_their_values_apart(shapes: list[list[int]], seed: int) -> No
     storage = Storage()
     rng = np.random.RandomState(seed)
     values = [np.asarray(rng.rand(*shape)) for shape in shapes]
-    slots = [Slots(storage, value) for value in values]
+    slots, journal = [Slots(storage, value) for value in values], Journal()
     for _ in range(20):
         i = rng.randint(len(slots))
         values[i] = np.asarray(rng.rand(*shapes[i]))
         slots[i].write(values[i])
+        journal.unsettled = flipped([slots[i]])
+        journal.settle()
         for slot, value in zip(slots, values):
             assert same_bits(np.array(slot.view()), value)
     for slot in slots:

@@ -442,7 +442,6 @@ REFUSED = [
     ("torch --in-kernel --worker", "--in-kernel and --worker exclude each other"),
     ("theano --in-kernel", "next: %kbackend theano, which runs it in a worker"),
     ("cntk --in-kernel", "next: %kbackend cntk, which runs it in a worker"),
-    ("numpy --worker", "numpy has no worker"),
     ("numpy --threads 2", "set OPENBLAS_NUM_THREADS"),
     (
         "theano --compiler --no-compiler",
@@ -561,3 +560,28 @@ def test_completion_in_a_notebook() -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_numpy_in_a_worker_and_back() -> None:
+    v = K.variable([1.0, 2.0])
+    step = K.function([], [v * 2.0], [K.update_add(v, 1.0)])
+    step([])
+    try:
+        report = kernelk.set_backend("numpy", in_kernel=False)
+        host = current().host()
+        assert (report.restarted, host.placement, K.backend()) == (True, "worker", "numpy")
+        assert host.pid != os.getpid()
+        assert step([])[0].tolist() == [4.0, 6.0]
+        row = next(row for row in kernelk.list_backends().engines if row.name == "numpy")
+        assert (row.placement, row.pid) == ("worker", host.pid)
+        with pytest.raises(ArgumentError, match="next: %kbackend numpy --in-kernel"):
+            K.native(v)
+        assert not kernelk.set_backend("numpy").restarted
+        kernelk.stop_backend("numpy")
+        assert step([])[0].tolist() == [6.0, 8.0]
+        assert current().host().placement == "worker"
+    finally:
+        report = kernelk.set_backend("numpy", in_kernel=True)
+    assert (report.restarted, current().host().placement) == (True, "kernel")
+    assert step([])[0].tolist() == [8.0, 10.0]
+    assert current().engine_options["numpy"] == {}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import kernelk
 from kernelk import backend as K
-from kernelk.engines.storage import Slots
+from kernelk.engines.storage import Journal, Slots
 from kernelk.errors import ArgumentError, DTypeError, EngineError, ShapeError, UpdateError
 from kernelk.session.current import current
 
@@ -287,18 +287,20 @@ def test_ctrl_c_in_a_commit_cuts_nothing_in_two(
     a, b = K.variable([1.0]), K.variable([2.0])
     step = K.function([], [], [K.update_add(a, 1.0), K.update_add(b, 1.0)])
     step([])
-    real, count = Slots.flip, itertools.count()
+    real, count = Journal.settle, itertools.count()
 
-    def flip(self: Slots) -> None:
-        if next(count) == place:
+    def settle(self: Journal) -> None:
+        if self.unsettled and not next(count):
+            for slots, active, version in self.unsettled[:place]:
+                slots.active, slots.version = active, version
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "flip", flip)
+        patch.setattr(Journal, "settle", settle)
         with pytest.raises(KeyboardInterrupt):
             step([])
-    assert next(count) > place
+    assert next(count)
     after = [K.get_value(x).tolist() for x in (a, b)]
     assert after in ([[2.0], [3.0]], [[3.0], [4.0]])
     step([])
@@ -348,15 +350,17 @@ def test_two_interrupts_end_the_worker_and_the_next_call_has_a_new_one(
     kernelk.set_backend("spare")
     a, b = K.variable([1.0]), K.variable([2.0])
     step = K.function([], [a + b], [K.update_add(a, 1.0), K.update_add(b, 1.0)])
-    real = Slots.flip
+    real = Journal.settle
 
-    def flip(self: Slots) -> None:
-        signal.raise_signal(signal.SIGINT)
+    def settle(self: Journal) -> None:
+        if self.unsettled:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         real(self)
 
     pid = current().host().pid
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "flip", flip)
+        patch.setattr(Journal, "settle", settle)
         with pytest.raises(KeyboardInterrupt):
             step([])
     assert [K.get_value(x).tolist() for x in (a, b)] == [[2.0], [3.0]]

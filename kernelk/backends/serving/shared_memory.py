@@ -1,10 +1,16 @@
 """Blocks of memory that the kernel owns and every worker maps: variables, feeds and results travel in them."""
 
+import contextlib
 import mmap
 import os
 import tempfile
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # Slots start on cache-line bounds, which engines also ask for before they take an array without a copy.
 ALIGNMENT = 64
@@ -13,6 +19,14 @@ ALIGNMENT = 64
 def aligned(size):
     """`size` in bytes rounded up to the alignment; never 0, so that empty arrays have a place too."""
     return max(ALIGNMENT, (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+
+
+def _seal(fileno):
+    """Fixes a block's size, where the system can: to touch what another process has cut off would end this one."""
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        # A file that is no memfd takes none, nor does a system that only half knows them.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fileno, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 class Segment(object):
@@ -28,7 +42,7 @@ class Segment(object):
     def create(cls, size):
         """A new zeroed block with no name in any file system, so that nothing is left behind."""
         if hasattr(os, "memfd_create"):
-            fileno = os.memfd_create("kernelk")
+            fileno = os.memfd_create("kernelk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         elif os.name == "nt":
             # An open file can't be unlinked there, and no worker needs one.
             return cls(None, size)
@@ -37,14 +51,21 @@ class Segment(object):
             handle, path = tempfile.mkstemp(prefix="kernelk-")
             os.unlink(path)
             fileno = handle
-        os.ftruncate(fileno, size)
-        return cls(fileno, size)
+        try:
+            os.ftruncate(fileno, size)
+            _seal(fileno)
+            return cls(fileno, size)
+        except BaseException:
+            os.close(fileno)
+            raise
 
     @classmethod
     def attach(cls, fileno, size):
         """Maps a block that another process created; the descriptor isn't needed after that."""
-        segment = cls(fileno, size)
-        os.close(fileno)
+        try:
+            segment = cls(fileno, size)
+        finally:
+            os.close(fileno)
         segment.fileno = None
         return segment
 
@@ -54,7 +75,7 @@ class Segment(object):
 
     def close(self):
         """Gives the block back; the mapping itself goes once no array refers to it."""
-        if self.fileno is not None:
-            os.close(self.fileno)
-            self.fileno = None
-        self.memory = None
+        # In this order: closed twice, it could be another file by then.
+        fileno, self.fileno, self.memory = self.fileno, None, None
+        if fileno is not None:
+            os.close(fileno)

@@ -1,9 +1,10 @@
 """Messages between the kernel and a worker: JSON over a socket pair, file descriptors beside it, never pickle.
 
-A frame is a length of 4 bytes (little endian), a kind of one byte, then that many bytes less one. Arrays never travel
-here: they are in shared memory, whose file descriptors are passed once, with the message that first names the
-segment. The two messages of an ordinary call, a run of a known plan and its reply, have a short binary form: JSON
-alone would take a fifth of the time that an empty call may take.
+A frame is the length of its body in 4 bytes (little endian), a kind of one byte, a number of 8 bytes, and the body.
+Both ends take turns: the kernel numbers its requests, and a reply carries the number of its request, so that no reply
+is ever taken for another one's. Arrays never travel here: they are in shared memory, whose file descriptors are passed
+once, with the message that first names the segment. The two messages of an ordinary call, a run of a known plan and
+its reply, have a short binary form: JSON alone would take a fifth of the time that an empty call may take.
 """
 
 import array
@@ -13,7 +14,7 @@ import socket
 import struct
 import time
 
-_HEADER = struct.Struct("<IB")
+_HEADER = struct.Struct("<IBQ")
 _JSON, _RUN, _DONE = 0, 1, 2
 _RUN_BODY = struct.Struct("<QQ")  # plan, counter; then one byte for each side
 _DONE_BODY = struct.Struct("<d")  # seconds
@@ -22,6 +23,9 @@ _MOST_FILES = 64
 # Windows hands no descriptors over sockets: there is no wire there, and the kernel goes on with what needs none.
 CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
 _ANCILLARY = socket.CMSG_SPACE(_MOST_FILES * array.array("i").itemsize) if CAN_PASS_FILES else 0
+
+# No message is longer, in bytes: the largest programs take some megabytes.
+MOST_BYTES = 256 << 20
 
 
 class WireClosed(Exception):
@@ -32,8 +36,16 @@ class WireClosed(Exception):
         self.unread = unread
 
 
-def encode(message):
-    """A message (a JSON-able dict) as a frame."""
+class TooLong(ValueError):
+    """A message that is longer than any may be; nothing of it was sent."""
+
+
+class Malformed(Exception):
+    """What the other side has sent is no message, or not the one that is due: the connection is of no use any more."""
+
+
+def encode(message, number=0):
+    """A message (a JSON-able dict) as a frame. Raises TooLong."""
     if message.get("do") == "run" and message["define"] is None and not message["load"]:
         kind = _RUN
         body = _RUN_BODY.pack(message["plan"], message["counter"]) + bytes(message["sides"])
@@ -41,18 +53,26 @@ def encode(message):
         kind, body = _DONE, _DONE_BODY.pack(message["seconds"])
     else:
         kind, body = _JSON, json.dumps(message, separators=(",", ":")).encode("utf-8")
-    return _HEADER.pack(len(body) + 1, kind) + body
+        if len(body) > MOST_BYTES:
+            raise TooLong("a message of %d MiB is too long: allowed are %d" % (len(body) >> 20, MOST_BYTES >> 20))
+    return _HEADER.pack(len(body), kind, number) + body
 
 
 def decode(kind, body):
-    """The message of a frame."""
-    if kind == _RUN:
-        plan, counter = _RUN_BODY.unpack_from(body)
-        sides = list(body[_RUN_BODY.size :])
-        return {"do": "run", "plan": plan, "define": None, "load": (), "sides": sides, "counter": counter}
-    if kind == _DONE:
-        return {"seconds": _DONE_BODY.unpack(body)[0]}
-    return json.loads(bytes(body).decode("utf-8"))
+    """The message of a frame. Raises Malformed."""
+    try:
+        if kind == _RUN:
+            plan, counter = _RUN_BODY.unpack_from(body)
+            sides = list(body[_RUN_BODY.size :])
+            return {"do": "run", "plan": plan, "define": None, "load": (), "sides": sides, "counter": counter}
+        if kind == _DONE:
+            return {"seconds": _DONE_BODY.unpack(body)[0]}
+        message = json.loads(bytes(body).decode("utf-8")) if kind == _JSON else None
+    except (ValueError, RecursionError, struct.error) as error:
+        raise Malformed("it can't be read: %s" % error) from error
+    if type(message) is not dict:
+        raise Malformed("kind %d is unknown" % kind if kind != _JSON else "it is a %s" % type(message).__name__)
+    return message
 
 
 class Wire(object):
@@ -63,9 +83,12 @@ class Wire(object):
         self._buffer = bytearray(1 << 16)
         self._view = memoryview(self._buffer)
 
-    def send(self, message, files=()):
+    def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""
-        frame = encode(message)
+        self.send_frame(encode(message, number), files)
+
+    def send_frame(self, frame, files=()):
+        """Sends what `encode` has made. Raises WireClosed."""
         try:
             if files:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
@@ -77,19 +100,48 @@ class Wire(object):
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WireClosed(str(error), unread=True) from error
 
-    def receive(self):
-        """Waits for one message that brings no file descriptors. Raises WireClosed."""
+    def send_at_once(self, frame):
+        """Sends what `encode` has made if it can be sent without waiting; whether it was. Raises WireClosed.
+
+        A short one is taken whole or not at all.
+        """
         try:
-            return self._message(self.connection.recv_into(self._buffer))
+            sent = self.connection.send(frame, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WireClosed(str(error), unread=True) from error
+        if sent < len(frame):
+            self.send_frame(frame[sent:])
+        return True
+
+    def arrived(self):
+        """Whether there is something to receive: a message, its beginning, or the end of the stream."""
+        try:
+            self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # It is found again where it is received.
+        return True
+
+    def receive(self, number):
+        """Waits for the message of this number, which brings no file descriptors. Raises WireClosed or Malformed."""
+        try:
+            found, message = self._message(self.connection.recv_into(self._buffer))
         except ConnectionResetError as error:
             # A local socket is reset, not ended, when it closes with something unread in it.
             raise WireClosed(str(error), unread=True) from error
+        if found != number:
+            raise Malformed("it has number %d, and %d is due" % (found, number))
+        return message
 
     def receive_with_files(self, patience=0.0):
-        """Waits for one message; returns it and the file descriptors that came with it. Raises WireClosed.
+        """Waits for one message; returns it, its number and the file descriptors that came with it.
 
         For the first `patience` seconds it looks again and again instead of sleeping, and lets others run in between:
         on an idle machine, to wake a sleeping process takes longer than all the rest of an empty call.
+        Raises WireClosed or Malformed, and then the descriptors are closed.
         """
         files = []
         try:
@@ -100,9 +152,14 @@ class Wire(object):
                     numbers = array.array("i")
                     numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
                     files.extend(numbers)
-            return self._message(count), files
-        except ConnectionResetError as error:
-            raise WireClosed(str(error)) from error
+            number, message = self._message(count)
+        except BaseException as error:
+            for file in files:
+                os.close(file)
+            if isinstance(error, ConnectionResetError):
+                raise WireClosed(str(error)) from error
+            raise
+        return message, number, files
 
     def _look(self, patience):
         """What recvmsg_into gives, if that is within `patience` seconds; else None."""
@@ -115,26 +172,42 @@ class Wire(object):
         return None
 
     def _message(self, filled):
-        """The message whose first `filled` bytes are in the buffer; receives the rest."""
+        """(number, message) whose first `filled` bytes are in the buffer; receives the rest."""
         view = self._view
         if not filled:
             raise WireClosed("end of stream")
         while filled < _HEADER.size:
             filled = self._more(view, filled, _HEADER.size)
-        length, kind = _HEADER.unpack_from(view)
-        end = _HEADER.size - 1 + length
-        if end > len(view):
-            view = memoryview(bytearray(end))
-            view[:filled] = self._view[:filled]
+        length, kind, number = _HEADER.unpack_from(view)
+        end = _HEADER.size + length
+        if filled != end:
+            view = self._whole(filled, length, end)
+        return number, decode(kind, view[_HEADER.size : end])
+
+    def _whole(self, filled, length, end):
+        """The buffer, or a larger one, with all of the message in it. It grows with what has come, not before."""
+        if filled > end:
+            raise Malformed("%d bytes more than the message has came with it" % (filled - end))
+        if length > MOST_BYTES:
+            raise Malformed("it is said to be %d MiB long" % (length >> 20))
+        view = self._view
         while filled < end:
-            filled = self._more(view, filled, end)
-        return decode(kind, view[_HEADER.size : end])
+            if filled == len(view):
+                larger = memoryview(bytearray(min(2 * filled, end)))
+                larger[:filled] = view
+                view = larger
+            filled = self._more(view, filled, min(len(view), end))
+        return view
 
     def _more(self, view, filled, end):
         count = self.connection.recv_into(view[filled:end])
         if not count:
             raise WireClosed("end of stream")
         return filled + count
+
+    def finish(self):
+        """Says that no more requests come: a worker ends when it has done the one that it is at."""
+        self.connection.shutdown(socket.SHUT_WR)
 
     def close(self):
         """Closes this end; the other one finds the end of the stream."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from .executor import Executor, describe
 from .shared_memory import Segment
-from .wire import Wire, WireClosed
+from .wire import Malformed, Wire, WireClosed
 
 # In a training loop the next call comes within this time, in seconds; an idle worker sleeps after it.
 PATIENCE = 0.0002
@@ -82,6 +82,18 @@ class _Warnings(object):
         return told
 
 
+def _attached(executor, sizes, files):
+    """Maps the segments [number, size]... that were handed over; the reply. Without memory for one, others stay."""
+    try:
+        for number, size in sizes:
+            executor.attach(number, Segment.attach(files.pop(0), size))
+        return {}
+    except Exception as error:
+        for file in files:
+            os.close(file)
+        return {"error": describe(error)}
+
+
 def main(fileno, module, name, options):
     """Serves class `name` of module `module` over the inherited socket `fileno`, then exits."""
     _speak_at_once()
@@ -98,27 +110,26 @@ def main(fileno, module, name, options):
     except BaseException as error:
         wire.send({"error": describe(error)})
         raise
-    wire.send(hello)
+    wire.send(hello)  # number 0: nobody has asked
     warned = _Warnings()
     patience = 0.0
     while True:
         try:
-            request, files = wire.receive_with_files(patience)
+            request, number, files = wire.receive_with_files(patience)
         except WireClosed:
             break
-        for (number, size), file in zip(request.get("attach", ()), files):
-            executor.attach(number, Segment.attach(file, size))
-        if request["do"] == "stop":
+        except Malformed as error:
+            print("kernelk: a request that can't be right: %s" % error, file=sys.stderr)
             break
         if request["do"] == "attach":
-            wire.send({})
-            continue
-        reply = executor.handle(request)
+            reply = _attached(executor, request["attach"], files)
+        else:
+            reply = executor.handle(request)
         patience = PATIENCE if request["do"] == "run" else 0.0
         if warned.told:
             reply = dict(reply, warnings=warned.take())
         try:
-            wire.send(reply)
+            wire.send(reply, number)
         except WireClosed:
             break
     # Without finalizers: an engine's own exit handlers have been seen to hang or crash.

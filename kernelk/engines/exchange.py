@@ -1,0 +1,94 @@
+"""The kernel's end of the wire to one worker: the only place that sends a request and takes a reply.
+
+Between the first byte of a request and the last one of its reply anything may come in: Ctrl-C, a signal's handler that
+raises, no more memory. `under_way` is set until the whole reply is there, and whoever finds it set ends that worker.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from ..backends.serving.wire import Malformed, Wire, encode
+from .interrupts import is_inside
+from .replies import check_reply
+
+
+class Exchange:
+    """Requests and replies by turns, each pair with a number of its own; the worker's first words have number 0.
+
+    A request whose reply isn't needed now is posted: its reply is `owed`, and is taken before the next request.
+    All methods raise WireClosed, Malformed, or whatever came in; then the exchange is of no use any more.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._wire = Wire(connection)
+        self._number = 0
+        self._owed = 0
+        self.under_way = False
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this code runs within an exchange: called by a signal's handler that came in there."""
+        return is_inside(self, Exchange.ask.__code__, Exchange.post.__code__, Exchange.settle.__code__)
+
+    def hello(self) -> dict[str, Any]:
+        """What the worker says by itself when it has started."""
+        self.under_way = True
+        reply: dict[str, Any] = self._wire.receive(0)
+        check_reply({"do": "facts"}, reply)
+        self.under_way = False
+        return reply
+
+    def ask(self, message: dict[str, Any], files: list[int | None] | tuple[()] = ()) -> dict[str, Any]:
+        """The reply to a request; `files` are descriptors that go with it."""
+        number = self._number = self._number + 1
+        frame = encode(message, number)
+        self.under_way = True
+        self._wire.send_frame(frame, files)
+        reply: dict[str, Any] = self._wire.receive(number)
+        check_reply(message, reply)
+        self.under_way = False
+        return reply
+
+    def post(self, message: dict[str, Any], wait: bool) -> bool:
+        """Sends a request whose reply is taken later; whether it could be sent at once, if not to `wait`."""
+        number = self._number + 1
+        frame = encode(message, number)
+        self.under_way = True
+        if wait:
+            self._wire.send_frame(frame)
+        elif not self._wire.send_at_once(frame):
+            self.under_way = False
+            return False
+        self._number = self._owed = number
+        self.under_way = False
+        return True
+
+    def settle(self, wait: bool) -> dict[str, Any] | None:
+        """Takes the reply that is owed, {} if none is; None if it isn't there yet and not to be waited for."""
+        if not self._owed:
+            return {}
+        if not wait and not self._wire.arrived():
+            return None
+        self.under_way = True
+        reply: dict[str, Any] = self._wire.receive(self._owed)
+        check_reply({"do": "release"}, reply)
+        if "error" in reply:
+            raise Malformed(reply["error"]["message"])
+        self._owed = 0
+        self.under_way = False
+        return reply
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a reply is still to come."""
+        return self._owed != 0
+
+    def finish(self) -> None:
+        """Lets the worker end when it has done what it is at."""
+        self._wire.finish()
+
+    def close(self) -> None:
+        """Closes this end of the connection."""
+        self._wire.close()
