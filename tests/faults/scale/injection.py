@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kernelk.engines import worker_host
+from kernelk.backends.serving.wire import Wire
 
 from .world import worker_pid
 
@@ -60,13 +60,12 @@ class _Counting:
 
 def install() -> None:
     """Puts every kernel's end of a wire that is made from now on behind a counting socket."""
-    plain = worker_host.Wire
+    plain = Wire.__init__
 
-    class Wire(plain):  # type: ignore[misc, valid-type]
-        def __init__(self, connection: Any) -> None:
-            super().__init__(_Counting(connection))
+    def counting(self: Wire, connection: Any, *arguments: Any, **options: Any) -> None:
+        plain(self, _Counting(connection), *arguments, **options)
 
-    worker_host.Wire = Wire  # type: ignore[misc]
+    Wire.__init__ = counting  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
