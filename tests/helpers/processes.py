@@ -14,7 +14,7 @@ from typing import Any
 import kernelk
 
 # So long may another process take, on a machine however busy: it ends only what hangs.
-PATIENCE = 300
+PATIENCE = 1200
 
 PROJECT = Path(kernelk.__file__).parent.parent
 TESTS = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import PROJECT
+from helpers.processes import PATIENCE, PROJECT
 
 from kernelk.backends.base import Backend
 from kernelk.engines import worker_host
@@ -63,7 +63,11 @@ def found(python: str | Path, *flags: str, boot: str, arguments: list[Any]) -> d
     names = [dotted(file) for file in FILES if file != ISLAND / "__init__.py"]
     code = boot + _FOUND.format(modules=[name for name in names if name not in AFTER_START], engines=list(ENGINES))
     done = subprocess.run(
-        [str(python), *flags, "-c", code, json.dumps(arguments)], capture_output=True, text=True, timeout=120, cwd="/"
+        [str(python), *flags, "-c", code, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd="/",
     )
     assert done.returncode == 0, done.stderr
     places: dict[str, str | None] = json.loads(done.stdout)

@@ -13,7 +13,7 @@ from typing import Any
 import helpers.island  # noqa: F401
 import pytest
 from helpers.engines import absent
-from helpers.processes import PROJECT, TESTS
+from helpers.processes import PATIENCE, PROJECT, TESTS
 from island_ownership import CHECKS, Engine
 
 from kernelk.backends import lowering
@@ -59,7 +59,7 @@ def found_apart(name: str, scratch: Path) -> dict[str, str]:
         [str(python), str(script), str(PROJECT / "kernelk" / "backends"), name, kind, json.dumps(options)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
