@@ -22,6 +22,9 @@ class InjectedError(Exception):
     """What a raising signal handler, or a system call, raises."""
 
 
+# Threads that may still be about to send what they have for the block.
+SENDING: list[threading.Thread] = []
+
 KINDS = ["kill", "interrupt", "two_interrupts", "alarm", "stop", "wire", "memory", "none"]
 
 _CALLS = ("recv_into", "recvmsg_into", "recvmsg", "send", "sendall", "sendmsg")
@@ -72,6 +75,7 @@ def install() -> None:
 def _later(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     timer = threading.Timer(seconds, act)
     timer.daemon = True
+    SENDING.append(timer)
     timer.start()
     try:
         yield

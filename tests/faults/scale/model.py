@@ -101,7 +101,22 @@ def program(seed: int, engines: list[str], length: int) -> list[Step]:
     names = (f"t{number}" for number in range(10**6))
     while len(steps) < length:
         kind = rng.choices(
-            ["make", "step", "look", "read", "set", "feed", "time", "compare", "swap", "stop", "drop", "clear", "save", "load"],
+            [
+                "make",
+                "step",
+                "look",
+                "read",
+                "set",
+                "feed",
+                "time",
+                "compare",
+                "swap",
+                "stop",
+                "drop",
+                "clear",
+                "save",
+                "load",
+            ],
             [3, 9, 4, 2, 2, 2, 1, 1, 4, 1, 2, 1, 1, 1],
         )[0]
         name = rng.choice(sorted(model.things)) if model.things else None

@@ -53,11 +53,11 @@ def carry_out(steps: list[Step], faults: Faults, engines: list[str], folder: Pat
 
     Raises AssertionError with what was lost or wrong.
     """
-    from kernelk import backend as K
-    from kernelk.errors import KernelKError
-
     from faults.scale.injection import InjectedError, injected
     from faults.scale.world import World, use
+
+    from kernelk import backend as K
+    from kernelk.errors import KernelKError
 
     K.clear_session()
     (folder / "saved.npz").unlink(missing_ok=True)
@@ -116,10 +116,14 @@ def carry_out(steps: list[Step], faults: Faults, engines: list[str], folder: Pat
 
 def settle() -> None:
     """Lets what was sent arrive here and not in what follows."""
-    end = time.monotonic() + 0.03
-    while time.monotonic() < end:
+    from faults.scale.injection import SENDING
+
+    while SENDING:
         with contextlib.suppress(KeyboardInterrupt):
-            time.sleep(0.005)
+            SENDING[-1].join()
+            SENDING.pop()
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(0.001)
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert handler is signal.default_int_handler, f"Ctrl-C is left to {handler}"
@@ -142,7 +146,7 @@ def child(jobs: list[dict[str, Any]], engines: list[str]) -> None:
 
 
 def in_child(jobs: list[dict[str, Any]], engines: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """The lines of a process of its own, and what it said last; one that hangs or leaves something behind has failed."""
+    """The lines of a process of its own, and what it said last; to hang or to leave something behind is to fail."""
     mark = uuid.uuid4().hex
     command = [sys.executable, str(Path(__file__)), "--child", "--engines", *engines]
     done = subprocess.run(
@@ -210,7 +214,7 @@ def cell(job: dict[str, Any], engines: list[str]) -> str:
         "from faults.scale.run import carry_out\nfrom faults.scale.injection import install\n\n"
         "install()\n"
         f"steps = {job['steps']!r}\n"
-        f"faults = { {int(number): tuple(fault) for number, fault in job['faults'].items()} !r}\n"
+        f"faults = { {int(number): tuple(fault) for number, fault in job['faults'].items()}!r}\n"
         f"carry_out(steps, faults, {engines!r}, Path(tempfile.mkdtemp()))\n"
     )
 
@@ -244,7 +248,9 @@ def main() -> None:
         for _ in range(PROGRAMS):
             seed = next(seeds)
             steps, faults = plan(seed, options.engines, options.kinds)
-            jobs.append({"seed": seed, "steps": steps, "faults": {str(index): fault for index, fault in faults.items()}})
+            jobs.append(
+                {"seed": seed, "steps": steps, "faults": {str(index): fault for index, fault in faults.items()}}
+            )
         lines, words = in_child(jobs, options.engines)
         with options.results.open("a") as file:
             for line in lines:
