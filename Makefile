@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak fuzz keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak faults fuzz keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,6 +74,12 @@ parity: setup  ## every function, dtype and shape on every engine; writes docs/e
 
 soak: setup  ## the long-running tests
 	$(PYTEST) -m soak
+
+faults: setup  ## random programs with 10,000 faults in them, checked against a model (hours; goes on where it was stopped)
+	$(BIN)/python tests/faults/scale/run.py --faults 9000 --engines light kernel
+	for engine in tensorflow theano cntk jax torch; do \
+	  $(BIN)/python tests/faults/scale/run.py --faults 220 --engines $$engine kernel || exit 1; \
+	done
 
 fuzz: setup  ## the readers of files with atheris: SECONDS=600 for each, READERS="npz keras_json" for some
 	@$(BIN)/python -m pip install --quiet --upgrade --target build/fuzz "atheris==3.0.0"
