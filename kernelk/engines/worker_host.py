@@ -157,14 +157,16 @@ class WorkerHost(Host):
         for connection in (ours, theirs):
             # The user's own default for connections isn't meant for this one.
             connection.settimeout(None)
-        self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
+        cache = cache_folder(self.engine)
         own = self.interpreter == Path(sys.executable)
         environment = dict(os.environ)
         if not own:
             # What the kernel's interpreter is told must not reach another version's.
             for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
                 environment.pop(name, None)
-        options = {"cache": cache_folder(self.engine), "scratch": self._scratch, **self.options}
+        # At the last moment: until the worker runs, nobody removes it if the kernel is killed.
+        self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
+        options = {"cache": cache, "scratch": self._scratch, **self.options}
         setup = [os.getpid(), str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         # One pipe for both, so that they stay in order.

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.engines import activate
 from helpers.processes import alive, environment, wait_until
@@ -220,6 +222,60 @@ def test_the_watcher_is_small_and_holds_nothing(tmp_path: Path) -> None:
         assert memory < 20_000  # kB; 4,000 under Python 3.11
         process.communicate()
         assert wait_until(lambda: not alive(watcher))
+
+
+ANY = """
+import time
+from helpers.light import light
+import kernelk
+from kernelk import backend as K
+name = light()
+print("begins", flush=True)
+while True:
+    kernelk.set_backend(name)
+    K.eval(K.exp(K.variable([1.0])))
+    kernelk.stop_backend(name)
+    kernelk.set_backend("numpy")
+"""
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes whose command names this folder: workers and watchers of kernels that have it for their files."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+def kill_at_moments(folder: Path, count: int) -> None:
+    random = np.random.RandomState(3)
+    for _ in range(count):
+        process = subprocess.Popen(
+            [sys.executable, "-c", ANY],
+            env=environment(TMPDIR=str(folder), KERNELK_BACKEND="numpy"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(float(random.rand()))
+        process.kill()
+        process.communicate()
+        assert wait_until(lambda: not processes_of(folder)), processes_of(folder)
+    # One that is killed in the moment between making the folder and starting the worker leaves it, empty.
+    assert [name for name in left(folder) if os.listdir(folder / name)] == []
+
+
+def test_a_kernel_killed_at_some_moments_leaves_no_process(tmp_path: Path) -> None:
+    """As its worker starts or ends, too."""
+    kill_at_moments(tmp_path, 3)
+
+
+@pytest.mark.soak
+def test_a_kernel_killed_at_many_moments_leaves_no_process(tmp_path: Path) -> None:
+    kill_at_moments(tmp_path, 60)
 
 
 # --- real engines ---------------------------------------------------------------------------------------------
