@@ -73,7 +73,11 @@ def compare(
             next_step="name one engine, or give one body",
         )
     if per_op and (len(targets) > 1 or sweep is not None):
-        raise ArgumentError("compare: per_op needs one body, several engines, and no sweep")
+        raise ArgumentError(
+            f"compare: per_op isn't possible for {'a sweep' if sweep is not None else 'several bodies'}",
+            allowed="it needs one body, several engines and no sweep",
+            next_step="leave it out",
+        )
     session = current()
     _check_options(registry.engine(engines[0] if engines else session.active), device, threads)
     with session.lock:
@@ -108,7 +112,11 @@ def _sweep(
 ) -> SweepResult:
     __tracebackhide__ = True
     if not isinstance(sweep, Mapping) or len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
-        raise ArgumentError("compare: a sweep takes one name with its values, and one function of it as the body")
+        raise ArgumentError(
+            "compare: this can't be swept",
+            allowed="a sweep takes one name with its values, and one function of it as the body",
+            next_step="kernelk.compare(lambda n: ..., sweep={'n': [128, 256, 512]})",
+        )
     (name, values), body = next(iter(sweep.items())), targets[0]
     if not len(values):
         raise ArgumentError(

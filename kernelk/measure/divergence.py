@@ -283,7 +283,7 @@ def _checked(tolerance: Any) -> float:
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise ArgumentError(f"diff: the tolerance is a number like 1e-4, not {tolerance!r}")
+        raise ArgumentError(f"diff: tolerance {tolerance!r} isn't allowed", allowed="it is a number such as 1e-4")
     return number
 
 

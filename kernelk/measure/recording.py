@@ -122,7 +122,11 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     recording = Recording(counter=session.state.seeds.counter)
     if callable(target) and not isinstance(target, Function):
         if feeds:
-            raise ArgumentError(f"{asker}: feeds need a tensor or a K.function; a body feeds its calls itself")
+            raise ArgumentError(
+                f"{asker}: feeds are given for a body",
+                allowed="a body feeds its calls itself",
+                next_step="leave feeds out",
+            )
         begin = time.perf_counter()
         with _noting(session, recording):
             recording.value = target()

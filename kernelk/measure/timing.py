@@ -245,7 +245,9 @@ def checked_budget(budget: Any, asker: str) -> float:
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ArgumentError(f"{asker}: the budget is a number of seconds such as {BUDGET:g}, not {budget!r}")
+        raise ArgumentError(
+            f"{asker}: budget {budget!r} isn't allowed", allowed=f"it is a number of seconds such as {BUDGET:g}"
+        )
     return seconds
 
 

@@ -26,7 +26,7 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise ArgumentError(
-            f"{magic}: the code has a syntax error in line {error.lineno} ({line}): {error.msg}"
+            f"{magic}: the code has a syntax error in line {error.lineno} ({line}): {error.msg}", next_step=example
         ) from None
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     statements = compile(tree, name, "exec")

@@ -33,7 +33,7 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
     parts = [as_tensor(part) for part in x]
     if not parts:
-        raise ArgumentError("stack: needs at least one tensor")
+        raise ArgumentError("stack: the list is empty", allowed="it needs at least one tensor")
     first = parts[0].shape
     for part in parts[1:]:
         if len(part.shape) != len(first) or any(n != m and None not in (n, m) for n, m in zip(first, part.shape)):
@@ -79,7 +79,7 @@ def tile(x: Any, n: Any) -> Tensor:
         if isinstance(count, Tensor):
             tiled = _tiled(tiled, axis, count)
         elif count < 0:
-            raise ArgumentError(f"tile: can't repeat {count} times")
+            raise ArgumentError(f"tile: can't repeat {count} times", allowed="it must be 0 or more")
         elif count == 0:
             tiled = apply("slice", tiled, slices=[[0, 0, None] if i == axis else [None] * 3 for i in range(tiled.ndim)])
         elif count > 1:
@@ -131,11 +131,13 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") ->
     chosen = check_dtype(dtype)
     if not builtins.any(isinstance(bound, Tensor) for bound in (start, stop, step)):
         if step == 0:
-            raise ArgumentError("arange: step can't be 0")
+            raise ArgumentError("arange: step 0 isn't allowed", allowed="it must be positive or negative")
         return constant_node(np.arange(start, stop, step).astype(chosen))
     for bound in (start, stop, step):
         if isinstance(bound, Tensor) and (bound.ndim or bound.dtype not in INTEGERS):
-            raise ArgumentError(f"arange: a bound must be a number or a 0-d integer tensor, not {bound!r}")
+            raise ArgumentError(
+                f"arange: {bound!r} can't be a bound", allowed="allowed are numbers and 0-d integer tensors"
+            )
     span = cast(as_tensor(binary("subtract", stop, start)), "int64")
     # Rounded up: -((start - stop) // step)
     count = -binary("floor_divide", -span, cast(as_tensor(step), "int64"))

@@ -24,7 +24,7 @@ def placeholder(
     """
     if shape is None:
         if ndim is None:
-            raise ArgumentError("placeholder: give `shape`, e.g. (None, 64), or `ndim`")
+            raise ArgumentError("placeholder: give `shape` or `ndim`", next_step="K.placeholder((None, 64))")
         shape = (None,) * ndim
     elif isinstance(shape, (int, np.integer)):
         shape = (shape,)
@@ -49,7 +49,9 @@ def placeholder(
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:
     """A tensor with the given `value`, which fills `shape` if that is given; floatx unless `dtype` says otherwise."""
     if isinstance(value, Tensor):
-        raise ArgumentError("constant: the value must be an array or a number, not a tensor")
+        raise ArgumentError(
+            "constant: the value is a tensor", allowed="it must be an array or a number", next_step="K.identity(tensor)"
+        )
     chosen = check_dtype(dtype)
     value = as_numpy(value, "constant")
     try:
@@ -59,8 +61,10 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
     except KernelKError:
         raise  # as of a tensor in a list: it knows better
     except (TypeError, ValueError):
-        hint = ": use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else ""
-        raise ArgumentError(f"constant: {type(value).__name__} isn't an array of numbers{hint}") from None
+        raise ArgumentError(
+            f"constant: {type(value).__name__} isn't an array of numbers",
+            next_step="use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else "",
+        ) from None
     with np.errstate(all="ignore"):
         array = array.astype(chosen)
     if shape is not None:

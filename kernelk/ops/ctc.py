@@ -110,7 +110,9 @@ def ctc_decode(
         best, score = _best_path(logs, steps)
         return [_to_longest(best)], cast(score, predicted.dtype)
     if not 1 <= int(top_paths) <= int(beam_width):
-        raise ArgumentError(f"{op}: top_paths must be 1 to beam_width, which is {beam_width}, not {top_paths}")
+        raise ArgumentError(
+            f"{op}: top_paths={top_paths} isn't allowed", allowed=f"allowed are 1 to beam_width, which is {beam_width}"
+        )
     options = {"beam_width": int(beam_width), "top_paths": int(top_paths), "merge_repeated": bool(merge_repeated)}
     beams = apply("ctc_beam_search", logs, steps, **options)
     rows = [_to_longest(elementwise.cast(beams[:, k, :-1], "int64")) for k in range(int(top_paths))]

@@ -61,7 +61,7 @@ def gradients(loss: Any, variables: Any) -> Any:
     targets = [variables] if single else list(variables)
     loss = as_tensor(loss)
     if loss.dtype not in FLOATS:
-        raise ArgumentError(f"gradients: the loss must be a float tensor, not {loss.dtype}")
+        raise ArgumentError(f"gradients: the loss is {loss.dtype}", allowed="it must be a float tensor")
     for target in targets:
         if not isinstance(target, Tensor):
             raise ArgumentError(f"gradients: expected tensors to differentiate by, not {type(target).__name__}")

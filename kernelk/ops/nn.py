@@ -30,7 +30,9 @@ def learning_phase() -> int | LearningPhase:
 def set_learning_phase(value: int) -> None:
     """Fixes the learning phase to 0 (test) or 1 (train) for graphs written from now on. Raises ArgumentError."""
     if value not in (0, 1):
-        raise ArgumentError(f"set_learning_phase: expected 0 or 1, not {value!r}")
+        raise ArgumentError(
+            f"set_learning_phase: {value!r} isn't allowed", allowed="the learning phase is 0 (test) or 1 (train)"
+        )
     current_state().fixed_phase = int(value)
 
 
@@ -144,7 +146,7 @@ def dropout(x: Any, level: float, noise_shape: Any = None, seed: int | None = No
     """
     x = floating(as_tensor(x))
     if isinstance(level, (int, float)) and not 0 <= level < 1:
-        raise ArgumentError(f"dropout: level must be in [0, 1), not {level}")
+        raise ArgumentError(f"dropout: level {level} isn't allowed", allowed="it must be in [0, 1)")
     if noise_shape is None:
         noise_shape = shape(x)
     elif isinstance(noise_shape, (tuple, list)):

@@ -168,9 +168,12 @@ def axis_of(axis: Any, ndim: int, op: str) -> int:
     try:
         index = int(axis)
     except (TypeError, ValueError):
-        raise ArgumentError(f"{op}: axis must be an int, not {axis!r}") from None
+        raise ArgumentError(f"{op}: axis {axis!r} isn't allowed", allowed="an axis must be an int") from None
     if not -ndim <= index < ndim:
-        raise ShapeError(f"{op}: axis {axis} is out of range for a tensor of {ndim} axes ({-ndim} to {ndim - 1})")
+        raise ShapeError(
+            f"{op}: axis {axis} is out of range for a tensor of {ndim} axes",
+            allowed=f"allowed are {-ndim} to {ndim - 1}" if ndim else "a scalar has none",
+        )
     return index % ndim
 
 

@@ -92,6 +92,10 @@ def unstacked(vector: Tensor) -> list[Tensor] | None:
     return [x.inputs[0] for x in vector.inputs]
 
 
+# Of which a shape is made.
+_LENGTHS = "a length must be an int or a 0-d integer tensor"
+
+
 def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, ...]]:
     """A `shape` argument as `dims` and the tensors that they refer to, numbered from `first`.
 
@@ -112,7 +116,7 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             return int(value.array.item())
         if isinstance(value, Tensor):
             if value.dtype not in INTEGERS or value.ndim:
-                raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}")
+                raise ArgumentError(f"{op}: {value!r} can't be a length", allowed=_LENGTHS)
             known = known_integer(value)
             if known is not None:
                 return known
@@ -128,7 +132,7 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
         try:
             return int(value)
         except (TypeError, ValueError):
-            raise ArgumentError(f"{op}: a length must be an int or a 0-d integer tensor, not {value!r}") from None
+            raise ArgumentError(f"{op}: {value!r} can't be a length", allowed=_LENGTHS) from None
 
     if isinstance(shape, Tensor) and shape.ndim == 1:
         if isinstance(shape, Constant):
@@ -195,7 +199,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
     """
     parts = [as_tensor(part) for part in tensors]
     if not parts:
-        raise ArgumentError("concatenate: needs at least one tensor")
+        raise ArgumentError("concatenate: the list is empty", allowed="it needs at least one tensor")
     common = parts[0].dtype
     for part in parts[1:]:
         common = promote(common, part.dtype)

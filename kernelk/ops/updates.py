@@ -14,7 +14,7 @@ from .operators import binary
 def as_variable(x: Any, op: str) -> Variable:
     """`x` itself if it is a live variable. Raises UpdateError."""
     if not isinstance(x, Variable):
-        raise UpdateError(f"{op}: expected a variable made by K.variable, not {x!r}")
+        raise UpdateError(f"{op}: {x!r} can't be set", allowed="expected a variable made by K.variable")
     check_generation(x)
     return x
 

@@ -179,10 +179,10 @@ def per_axis(value: Any, axes: int, what: str, op: str) -> list[int]:
     """An int, or one for each of `axes` axes, as a list. Raises ArgumentError unless they are 1 or more."""
     entries = list(value) if isinstance(value, (tuple, list)) else [value] * axes
     if len(entries) != axes or not all(isinstance(n, int) or hasattr(n, "__index__") for n in entries):
-        raise ArgumentError(f"{op}: {what} must be an int or {axes} ints, not {value!r}")
+        raise ArgumentError(f"{op}: {what} {value!r} isn't allowed", allowed=f"it must be an int or {axes} ints")
     whole = [int(n) for n in entries]
     if any(n < 1 for n in whole):
-        raise ArgumentError(f"{op}: {what} must be 1 or more, not {value!r}")
+        raise ArgumentError(f"{op}: {what} {value!r} isn't allowed", allowed="it must be 1 or more")
     return whole
 
 

@@ -26,7 +26,8 @@ def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
             entry = update(*entry)
         if not isinstance(entry, Update):
             raise UpdateError(
-                f"updates must be made by K.update, K.update_add, ... or be (variable, value) pairs, not {entry!r}"
+                f"{entry!r} is no update",
+                allowed="updates must be made by K.update, K.update_add, ... or be (variable, value) pairs",
             )
         check_generation(entry)
         variable = entry.inputs[0]

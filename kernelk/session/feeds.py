@@ -96,5 +96,5 @@ def as_phase(value: Any) -> int:
     """A fed learning phase as 0 or 1. Raises FeedError."""
     array = np.asarray(value)
     if array.size != 1 or array.reshape(()).item() not in (0, 1):
-        raise FeedError(f"the learning phase is 0 (test) or 1 (train), not {value!r}")
+        raise FeedError(f"the learning phase can't be {value!r}", allowed="it is 0 (test) or 1 (train)")
     return int(array.reshape(()).item())

@@ -60,7 +60,7 @@ class Function:
         self.inputs = list(inputs)
         for tensor in self.inputs:
             if not isinstance(tensor, Placeholder):
-                raise ArgumentError(f"K.function: inputs must be placeholders, not {tensor!r}")
+                raise ArgumentError(f"K.function: {tensor!r} is no input", allowed="inputs must be placeholders")
         self.placeholders = [x for x in self.inputs if not isinstance(x, LearningPhase)]
         if len({id(x) for x in self.inputs}) != len(self.inputs):
             raise ArgumentError("K.function: a placeholder appears twice in the inputs")

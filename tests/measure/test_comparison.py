@@ -256,7 +256,7 @@ def test_bad_input_is_one_line() -> None:
         (("numpy",), {}, ArgumentError, "there is nothing to run"),
         ((y, "nunpy"), {}, UnknownBackendError, "did you mean 'numpy'"),
         ((y, y, "numpy", "torch"), {}, ArgumentError, "cannot be combined"),
-        ((y, "numpy"), {"budget": -1}, ArgumentError, "the budget is a number of seconds"),
+        ((y, "numpy"), {"budget": -1}, ArgumentError, "budget -1 isn't allowed; it is a number of seconds"),
         ((y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "one function of it as the body"),
         ((lambda: y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "the body can't be called with n alone"),
         ((lambda n: y, "numpy"), {"sweep": 3}, ArgumentError, "a sweep takes one name with its values"),
