@@ -26,7 +26,7 @@ _PROBLEMS = {
 
 
 class Worker(NamedTuple):
-    """Whom the kernel waits for: see `worker_samples.sample`."""
+    """Whom the kernel waits for: see `engines.worker_samples`."""
 
     title: str
     pid: int
