@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -23,14 +24,19 @@ _RESERVE = 16 << 20
 _NEXT = "free memory (del, %kbackend --stop NAME), or use smaller batches, a smaller dtype or a larger machine"
 
 
+def room() -> tuple[int, str]:
+    """The bytes that can be had here, and what limits them."""
+    return min(_rooms(), default=(sys.maxsize, ""))
+
+
 def require(nbytes: int, what: str) -> None:
     """Raises OutOfMemoryError where so much doesn't fit. `what` begins the message: "set_value"."""
     if nbytes < ASKED_FROM:
         return
-    room, limit = min(_rooms(), default=(nbytes, ""))
-    if nbytes > room:
+    free, limit = room()
+    if nbytes > free:
         raise OutOfMemoryError(
-            f"{what}: {size(nbytes)} are needed, and {limit} leaves {size(max(room, 0))}; nothing was changed",
+            f"{what}: {size(nbytes)} are needed, and {limit} leaves {size(max(free, 0))}; nothing was changed",
             next_step=_NEXT,
         )
 

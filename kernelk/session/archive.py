@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from .. import files
 from ..arrays import Array
 from ..display.tables import plain, size
+from ..engines import memory
 from ..errors import FileError, KernelKError, one_line, printable
 
 # The member of the file that says what the others are: JSON, as an array of one string.
@@ -94,10 +94,12 @@ class Archive:
         """These arrays. No more is read than their heads where they don't fit into memory."""
         keys = list(dict.fromkeys(keys))
         with self._told():
-            needed, free = sum(self._head(key, self._members[key]).nbytes for key in keys), _free_memory()
+            needed = sum(self._head(key, self._members[key]).nbytes for key in keys)
+            free, limit = memory.room()
             if needed > free:
                 raise FileError(
-                    f"{self._shown} doesn't fit into memory: its arrays take {size(needed)}, and {size(free)} are free",
+                    f"{self._shown} doesn't fit into memory: its arrays take {size(needed)}, and {limit} leaves "
+                    f"{size(max(free, 0))}",
                     next_step="load some of them with kernelk.load(path, variables=[...]), or use a machine with more",
                 )
             return {key: self._array(self._members[key]) for key in keys}
@@ -196,12 +198,3 @@ class Archive:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # nothing is left, and the checksum has been compared by now
             return array
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without ending other programs, as far as the system tells."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return sys.maxsize

@@ -25,6 +25,7 @@ from helpers.readers import npy, npz
 import kernelk
 from kernelk import backend as K
 from kernelk import config
+from kernelk.engines import memory
 from kernelk.environments import bundles, places
 from kernelk.environments.recipes import RECIPES
 from kernelk.errors import ArgumentError, FileError, InstallError, KernelKError
@@ -173,8 +174,10 @@ def test_variables_that_are_none(v: Any, tmp_path: Path) -> None:
 
 def test_what_fits_into_no_memory_is_not_read(v: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = kernelk.save(tmp_path / "x").path
-    monkeypatch.setattr(archive, "_free_memory", lambda: 7)
-    with pytest.raises(FileError, match=r"its arrays take 8 B, and 7 B are free; next: load some of them") as caught:
+    monkeypatch.setattr(memory, "room", lambda: (7, "a test"))
+    with pytest.raises(
+        FileError, match=r"its arrays take 8 B, and a test leaves 7 B; next: load some of them"
+    ) as caught:
         kernelk.load(file)
     one_line(caught.value)
 

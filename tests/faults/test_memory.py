@@ -31,7 +31,7 @@ from helpers.forking import said, spare
 import numpy as np
 import kernelk
 from kernelk import backend as K
-from kernelk.session import saving
+from kernelk.session.archive import Archive
 from kernelk.session.current import current
 spare()
 kernelk.set_backend({engine!r})
@@ -70,18 +70,18 @@ def test_load_and_set_value_change_all_or_nothing() -> None:
     ones = {"a": np.ones(10, "float32"), "b": np.ones(50_000_000, "float32")}
     path = os.path.join(tempfile.mkdtemp(), "x.npz")
     np.savez(path, **ones)
-    read = saving._read
+    read = Archive.read
     def read_and_leave_little(*rest):
         found = read(*rest)
         leave(100)
         return found
-    saving._read = read_and_leave_little
+    Archive.read = read_and_leave_little
     values = lambda: [float(K.get_value(a)[0]), float(b.slots.view()[0])]
     result = [said(lambda: kernelk.load(path)), values()]
     leave(100)
     result += [said(lambda: K.batch_set_value([(a, ones["a"]), (b, ones["b"])])), values()]
     unlimited()
-    saving._read = read
+    Archive.read = read
     kernelk.load(path)
     result.append(values())
     """
