@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,9 +58,21 @@ def settled() -> None:
 
 @pytest.fixture(autouse=True)
 def clean(one_session: None) -> Iterator[None]:
-    """Each test starts on numpy with nothing in the session, and leaves it so."""
+    """Each test starts on numpy with nothing in the session, and leaves it so, its engines' options included."""
+    session = current()
+    before = {name: dict(options) for name, options in session.engine_options.items()}
     yield
+    for name in {*before, *session.engine_options}:
+        if session.engine_options.get(name, {}) != before.get(name, {}):
+            host = session.hosts.pop(name, None)
+            if host is not None:
+                host.stop()
+            session.engine_options.pop(name, None)
+    session.engine_options.update(before)
     reset()
+    held, session.lock = session.lock, threading.RLock()
+    # A thread of a later test would wait for it without end.
+    assert not held._is_owned(), "the test has left the session's lock held"  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=ENGINES)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -316,15 +317,15 @@ def test_pools_of_processes(how: str, printed: list[str], tmp_path: Path) -> Non
         pytest.importorskip(needed, reason=f"{needed} isn't in this environment")
     file = tmp_path / "pools.py"
     file.write_text(POOLS)
-    passing = tmp_path / "passing"
-    passing.mkdir()
-    settings = environment(TMPDIR=str(passing))
-    done = subprocess.run(
-        [sys.executable, str(file), how], env=settings, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("[")] == printed
-    assert list(passing.glob("kernelk-numpy-*")) == []
+    # Not within `tmp_path`: multiprocessing's sockets lie in it, and their paths have at most 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="kernelk-tests-") as passing:
+        settings = environment(TMPDIR=passing)
+        done = subprocess.run(
+            [sys.executable, str(file), how], env=settings, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stdout.splitlines() if line.startswith("[")] == printed
+        assert list(Path(passing).glob("kernelk-numpy-*")) == []
 
 
 def test_threads_and_tasks_lose_no_step() -> None:
