@@ -278,8 +278,8 @@ def test_a_kernel_that_ends_leaves_nothing_behind(worker: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     pid, scratch = json.loads(done.stdout.splitlines()[-1])
-    assert not alive(pid)
-    assert not Path(scratch).exists()
+    assert wait_until(lambda: not alive(pid))
+    assert wait_until(lambda: not Path(scratch).exists())
 
 
 def sockets(pid: int) -> set[str]:

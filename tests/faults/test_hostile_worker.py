@@ -85,7 +85,7 @@ def test_a_reply_that_cant_be_right_ends_its_worker(name: str, hostile: Hostile)
     assert hostile.has_answered
     assert "\n" not in str(caught.value)
     assert caught.value.next_step == "run the cell again, which restarts the worker"
-    assert not alive(pid)
+    assert wait_until(lambda: not alive(pid))
     kernelk.set_backend("spare")
     assert K.get_value(w).tolist() == [3.0, 4.0]
     for i in range(3):

@@ -141,7 +141,7 @@ def test_one_that_makes_no_progress_is_named_once_and_ctrl_c_ends_it(hang: Any) 
     (line,) = lines
     assert f"Spare's worker (process {pid}) has made no progress since " in line
     assert "none of its processes computes, and no device works; Ctrl-C ends it, and no variable is lost" in line
-    assert not alive(pid)
+    assert wait_until(lambda: not alive(pid))
     assert K.get_value(v).tolist() == [1.0]
 
 
@@ -169,7 +169,7 @@ def test_where_nobody_watches_it_is_ended(hang: Any, monkeypatch: pytest.MonkeyP
     with pytest.raises(EngineError, match=words) as caught:
         call([])
     assert "\n" not in str(caught.value)
-    assert not alive(pid)
+    assert wait_until(lambda: not alive(pid))
     assert K.get_value(v).tolist() == [2.0]
     K.set_value(v, [0.5])
     assert call([])[0].tolist() == [1.5]

@@ -74,7 +74,7 @@ def test_other_threads_at_any_time(worker: str) -> None:
     assert f"{worker} restarted" in repr(report)
     pid = current().host().pid
     assert pid != before
-    assert not alive(before)
+    assert wait_until(lambda: not alive(before))
     work.goes_on()
     (row,) = [row for row in kernelk.list_backends().engines if row.name == worker]
     assert (row.threads, row.options["threads"], row.pid) == (threads, threads, pid)
@@ -306,7 +306,7 @@ def test_stop_gives_the_worker_back(worker: str) -> None:
     pid = current().host().pid
     assert pid is not None
     report = kernelk.stop_backend(worker)
-    assert not alive(pid)
+    assert wait_until(lambda: not alive(pid))
     assert report.pid == pid
     assert report.bytes is not None
     assert f"process {pid} ended, " in repr(report)
