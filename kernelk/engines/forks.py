@@ -24,12 +24,12 @@ COUNT = 0
 # The process that these modules know to be in; its parent at the last fork.
 PID = PARENT = os.getpid()
 
-_told: weakref.WeakSet[Forked] = weakref.WeakSet()
+_holders: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def tell(holder: Forked) -> None:
     """Has `forked` called in each forked child, for as long as the object lives."""
-    _told.add(holder)
+    _holders.add(holder)
 
 
 def in_own_process() -> bool:
@@ -52,7 +52,7 @@ def _in_child() -> None:
     global COUNT, PID
     COUNT += 1
     PID = os.getpid()
-    for holder in tuple(_told):
+    for holder in tuple(_holders):
         # A fork that only starts a program doesn't care, and a session that wasn't told refuses to go on.
         with contextlib.suppress(Exception):
             holder.forked()

@@ -58,7 +58,7 @@ def shown(what: str, error: MemoryError) -> OutOfMemoryError:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def translated(what: str) -> Iterator[None]:
     """Inside, Python's and numpy's own MemoryError is made one of kernelk's."""
     try:
         yield

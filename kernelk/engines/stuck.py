@@ -12,7 +12,7 @@ TICK = 0.01
 LOCKED_SHARE = 0.05
 
 # So many seconds it stands still until its user is told: of a long step nobody is told, of what is certain soon.
-TOLD_AFTER = {"stopped": 3.0, "locked": 5.0, "still": 30.0}
+REPORTED_AFTER = {"stopped": 3.0, "locked": 5.0, "still": 30.0}
 
 
 class Sample(NamedTuple):
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Why it stands still, if it does: a key of TOLD_AFTER."""
+        """Why it stands still, if it does: a key of REPORTED_AFTER."""
         return "stopped" if self.stopped else "locked" if self.lock_owner else "still"
 
 
@@ -51,9 +51,9 @@ def standing_since(before: Sample, now: Sample) -> Sample:
     return now if now.kind != before.kind or got_on(before, now) else before
 
 
-def is_told(since: Sample, now: Sample) -> bool:
+def is_reported(since: Sample, now: Sample) -> bool:
     """Whether it stands still for so long that its user is to know."""
-    return now.at - since.at >= TOLD_AFTER[now.kind]
+    return now.at - since.at >= REPORTED_AFTER[now.kind]
 
 
 def is_over(since: Sample, now: Sample, limit: float) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .. import config
 from ..display import progress
-from .stuck import Sample, is_over, is_told, standing_since
+from .stuck import Sample, is_over, is_reported, standing_since
 from .worker_samples import sample
 
 # So often, in seconds, a worker is looked at.
@@ -53,7 +53,7 @@ class Wait:
         self._notify = notify
         self._end = end
         self._since: Sample | None = None
-        self._told: Sample | None = None
+        self._reported: Sample | None = None
 
     def __call__(self) -> None:
         pid, limit = self._worker.pid, config.LIMITS.stuck_seconds
@@ -64,8 +64,8 @@ class Wait:
         if is_over(since, now, limit):
             stood = "was stopped" if now.stopped else "made no progress"
             self._end(f"{stood} for {now.at - since.at:.0f} s")
-        elif is_told(since, now) and self._told is not since:
-            self._told = since
+        elif is_reported(since, now) and self._reported is not since:
+            self._reported = since
             clock = time.strftime("%H:%M:%S", time.localtime(time.time() - (now.at - since.at)))
             problem = _PROBLEMS[now.kind].format(since=clock, owner=now.lock_owner)
             progress.make_room()

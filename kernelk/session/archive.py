@@ -66,7 +66,7 @@ class Archive:
         self._heads: dict[str, Head] = {}
 
     def __enter__(self) -> Archive:
-        with self._told():
+        with self._translated():
             self._file = files.open_regular(self._place)
             try:
                 self._open(self._file)
@@ -87,13 +87,13 @@ class Archive:
 
     def head(self, key: str) -> Head:
         """An array's shape and dtype; the array itself isn't read."""
-        with self._told():
+        with self._translated():
             return self._head(key, self._members[key])
 
     def read(self, keys: Iterable[str]) -> dict[str, Array]:
         """These arrays. No more is read than their heads where they don't fit into memory."""
         keys = list(dict.fromkeys(keys))
-        with self._told():
+        with self._translated():
             needed = sum(self._head(key, self._members[key]).nbytes for key in keys)
             free, limit = memory.room()
             if needed > free:
@@ -105,7 +105,7 @@ class Archive:
             return {key: self._array(self._members[key]) for key in keys}
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         foreign = "load a file that kernelk.save or np.savez wrote"
         try:
             yield
@@ -141,35 +141,35 @@ class Archive:
             if info.compress_type not in _COMPRESSIONS:
                 raise ValueError(f"'{plain(key)}' in it is compressed in a way that numpy doesn't write")
             self._members[key] = info
-        told = self._members.pop(ABOUT, None)
-        if told is None:
+        header = self._members.pop(ABOUT, None)
+        if header is None:
             self.about = About(None, [(key, "name", key) for key in self._members])
         else:
-            self.about = self._told_about(told)
+            self.about = self._parsed_about(header)
 
-    def _told_about(self, info: zipfile.ZipInfo) -> About:
+    def _parsed_about(self, info: zipfile.ZipInfo) -> About:
         """What the file says of itself, if it is as `save` writes it."""
         head = self._head(ABOUT, info)
         if head.dtype.kind != "U" or head.shape or head.nbytes > _MOST_ABOUT:
             raise ValueError(f"its list of variables, '{ABOUT}', is none")
         try:
-            told = json.loads(self._array(info).item())
+            header = json.loads(self._array(info).item())
         except RecursionError:
             raise ValueError("its list of variables is nested too deeply") from None
-        version = told["format"]
+        version = header["format"]
         if type(version) is not int or version < 1:
             raise ValueError("its list of variables has no format")
         if version > FORMAT:
             raise FileError(
-                f"{self._shown} was written by kernelk {plain(str(told['kernelk']), 30)}",
+                f"{self._shown} was written by kernelk {plain(str(header['kernelk']), 30)}",
                 next_step="pip install --upgrade kernelk",
             )
-        random = {name: told["random"][name] for name in ("entropy", "count", "fixed", "counter")}
+        random = {name: header["random"][name] for name in ("entropy", "count", "fixed", "counter")}
         # The counters have room to count on; a seed has 64 bits.
         ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
         if not all(type(number) is int and 0 <= number < ends[name] for name, number in random.items()):
             raise ValueError("its random state is damaged")
-        variables = [(key, kind, text) for key, kind, text in told["variables"]]
+        variables = [(key, kind, text) for key, kind, text in header["variables"]]
         if not all(type(word) is str for entry in variables for word in entry):
             raise ValueError("its list of variables is damaged")
         if sorted(key for key, _, _ in variables) != sorted(self._members):

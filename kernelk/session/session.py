@@ -196,7 +196,7 @@ class Session(HasTraits):
             if slots.nbytes < memory.ASKED_FROM:
                 return np.array(slots.view())
             memory.require(slots.nbytes, f"the value of variable '{variable.name}'")
-            with memory.told(f"the value of variable '{variable.name}'"):
+            with memory.translated(f"the value of variable '{variable.name}'"):
                 return np.array(slots.view())
 
     def write(self, values: list[tuple[Variable, Array]]) -> None:

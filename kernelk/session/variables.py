@@ -34,7 +34,7 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
     if isinstance(value, Tensor):
         value = evaluate(value)
     sparse = is_sparse_matrix(value)
-    with memory.told("variable"):
+    with memory.translated("variable"):
         value = as_numpy(densified(value, "variable"), "variable")
         try:
             array = np.asarray(value)
@@ -137,7 +137,7 @@ def set_value(x: Any, value: Any) -> None:
 def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
     """Sets several variables at once: all of them, or none if one value doesn't fit."""
 
-    with memory.told("set_value"), np.errstate(all="ignore"):
+    with memory.translated("set_value"), np.errstate(all="ignore"):
         checked = [(as_variable(x, "set_value"), _fitted(x, value)) for x, value in tuples]
         current().write(checked)
 

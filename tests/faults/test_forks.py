@@ -312,9 +312,8 @@ if __name__ == "__main__":
     ],
 )
 def test_pools_of_processes(how: str, printed: list[str], tmp_path: Path) -> None:
-    needed = {"joblib": "joblib", "loader": "torch"}.get(how)
-    if needed:
-        pytest.importorskip(needed, reason=f"{needed} isn't in this environment")
+    if how == "loader":
+        require_installed("torch")
     file = tmp_path / "pools.py"
     file.write_text(POOLS)
     # Not within `tmp_path`: multiprocessing's sockets lie in it, and their paths have at most 108 bytes.

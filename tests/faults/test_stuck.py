@@ -27,7 +27,7 @@ from kernelk import config
 from kernelk.display import progress
 from kernelk.engines import stuck, worker_host, worker_samples
 from kernelk.engines.descriptors import Engine
-from kernelk.engines.stuck import Sample, is_over, is_told, standing_since
+from kernelk.engines.stuck import Sample, is_over, is_reported, standing_since
 from kernelk.errors import EngineError
 from kernelk.notebook.settings import KernelK
 from kernelk.session.current import current
@@ -42,7 +42,7 @@ def still(seconds: int, **settings: Any) -> list[Sample]:
 
 def told(samples: list[Sample]) -> bool:
     since = functools.reduce(standing_since, samples)
-    return is_told(since, samples[-1])
+    return is_reported(since, samples[-1])
 
 
 def computing(share: float, **settings: Any) -> list[Sample]:
@@ -98,7 +98,7 @@ def hang(spare: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         code = f"import time, subprocess, sys\nplace = {str(tmp_path)!r}\n{exp}\n"
         code += 'importlib.import_module("kernelk.backends.numpy.backend").OPS["exp"] = exp\n'
         monkeypatch.setattr(worker_host, "_BOOT", worker_host._BOOT.replace(LAST, code + LAST))
-        monkeypatch.setattr(stuck, "TOLD_AFTER", {"stopped": 1.0, "locked": 1.0, "still": 2.0})
+        monkeypatch.setattr(stuck, "REPORTED_AFTER", {"stopped": 1.0, "locked": 1.0, "still": 2.0})
         lines: list[str] = []
         kernelk.set_backend(spare)
         host: Any = current().host()
