@@ -72,8 +72,8 @@ bench-against: setup  ## BASE=path of another checkout: this kernelk and that on
 parity: setup  ## every function, dtype and shape on every engine; writes docs/engines_by_function.md
 	$(BIN)/python tests/parity
 
-soak: setup  ## the long-running tests
-	$(PYTEST) -m soak
+soak: setup  ## the long-running tests and jobs (hours; goes on where it was stopped)
+	$(BIN)/python tests/soak/run.py
 
 faults: setup  ## random programs with 10,000 faults in them, checked against a model (hours; goes on where it was stopped)
 	$(BIN)/python tests/faults/scale/run.py --faults 9000 --engines light kernel

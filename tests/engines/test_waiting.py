@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -17,7 +16,7 @@ import pexpect
 import pytest
 from helpers.engines import activate
 from helpers.notebooks import run_cells
-from helpers.processes import PATIENCE, alive, environment, run_script, wait_until
+from helpers.processes import PATIENCE, alive, children, environment, run_script, wait_until
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
@@ -322,14 +321,6 @@ def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> N
     assert "no compiler" in shell.run("%kbackend theano --no-compiler")
     shell.run("f([data])")
     np.testing.assert_allclose(float(shell.run("print(float(K.eval(K.sum(w))))").split()[-1]), wanted, rtol=1e-5)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that run."""
-    with contextlib.suppress(OSError):
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return []
 
 
 HOURS = """

@@ -327,16 +327,13 @@ def test_a_real_engine_in_a_long_call_ends_with_its_kernel(tmp_path: Path, engin
 
 
 COMPILING = """
-import glob
+from helpers.processes import children
 kernelk.set_backend("theano", compiler=True)
 pid = current().host().pid
 def compiles():
-    while True:
-        found = [p for path in glob.glob(f"/proc/{pid}/task/*/children") for p in open(path).read().split()]
-        if found:
-            tell(*map(int, found))
-            return
+    while not (found := children(pid)):
         time.sleep(0.005)
+    tell(*found)
 threading.Thread(target=compiles, daemon=True).start()
 x = K.placeholder((None, 3))
 K.function([x], [K.sum(K.tanh(x) * K.exp(x))])([np.ones((2, 3))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -61,3 +62,14 @@ def alive(pid: int) -> bool:
         if stat.rpartition(")")[2].split()[0] not in "ZX":
             return True
     return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that it hasn't seen end."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            # A thread may end in between.
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found

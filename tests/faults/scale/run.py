@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def plan(seed: int, engines: list[str], kinds: list[str]) -> tuple[list[Step], F
     return steps, faults
 
 
-def carry_out(steps: list[Step], faults: Faults, engines: list[str], folder: Path) -> dict[str, int]:
+def carry_out(
+    steps: list[Step], faults: Faults, engines: list[str], folder: Path, each: Callable[[], None] = lambda: None
+) -> dict[str, int]:
     """Carries a program out, checking the whole state after each step. Returns how many faults had an effect.
 
-    Raises AssertionError with what was lost or wrong.
+    Calls `each` before each step. Raises AssertionError with what was lost or wrong.
     """
     from faults.scale.injection import InjectedError, injected
     from faults.scale.world import World, use
@@ -66,7 +69,7 @@ def carry_out(steps: list[Step], faults: Faults, engines: list[str], folder: Pat
     counts = {"faults": 0, "raised": 0}
     span = 0.002
     for index, step in enumerate(steps):
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        each()
         if len(step) > 1 and step[0] not in ("make", "swap", "stop") and step[1] not in model.things:
             continue  # a fault kept it from being made
         if step[0] == "load" and model.saved is None:
@@ -110,7 +113,6 @@ def carry_out(steps: list[Step], faults: Faults, engines: list[str], folder: Pat
             assert looked == right, f"{where}: afterwards {name} gives {looked}, right is {right}"
         # A step of the usual length, for the moments of the faults in those that follow.
         span = 0.5 * span + 0.5 * max(1e-4, min(time.perf_counter() - start, 2.0))
-    faulthandler.cancel_dump_traceback_later()
     return counts
 
 
@@ -138,11 +140,16 @@ def child(jobs: list[dict[str, Any]], engines: list[str]) -> None:
         for job in jobs:
             faults = {int(index): (kind, seed) for index, (kind, seed) in job["faults"].items()}
             try:
-                found: dict[str, Any] = carry_out(job["steps"], faults, engines, Path(folder))
+                found: dict[str, Any] = carry_out(job["steps"], faults, engines, Path(folder), end_a_hang)
             except BaseException as error:
                 print(json.dumps({"seed": job["seed"], "failed": f"{type(error).__name__}: {error}"}), flush=True)
                 raise
             print(json.dumps({"seed": job["seed"], **found}), flush=True)
+
+
+def end_a_hang() -> None:
+    """Ends this process with its stacks unless this is called again, or the process ends, in time."""
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
 
 
 def in_child(jobs: list[dict[str, Any]], engines: list[str]) -> tuple[list[dict[str, Any]], str]:
