@@ -291,6 +291,7 @@ data = np.arange(30.0).reshape(2, 5, 3) / 30
 """
 
 
+@pytest.mark.slow
 @pytest.mark.compiled_theano
 def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> None:
     """With a cold cache: the C compiler is ended too, the variables are as before, and the same call works at once."""

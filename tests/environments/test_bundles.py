@@ -145,6 +145,7 @@ def built(name: str, folder: Path) -> Path:
     return folder / "envs" / places.folder(name).name
 
 
+@pytest.mark.slow
 def test_theano_is_bundled_and_installed_without_network(tmp_path: Path) -> None:
     bundled_and_installed("theano", tmp_path)
 

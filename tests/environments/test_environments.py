@@ -313,6 +313,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix not in (".log", ".lock"))
 
 
+@pytest.mark.slow
 def test_builds_that_fail_stop_or_meet(tiny: Path) -> None:
     place = places.folder("tiny")
 
@@ -423,6 +424,7 @@ def test_a_disk_that_fills_up_is_one_line(tiny: Path, monkeypatch: pytest.Monkey
         subprocess.run(["/bin/umount", str(small)], check=True)
 
 
+@pytest.mark.slow
 def test_a_rebuild_that_fails_keeps_what_was_there(tiny: Path) -> None:
     wheel = tiny_wheel(tiny)
     python = manage_install.install("tiny", lambda text: None)

@@ -170,6 +170,7 @@ def run_with(injectors: list[Injector], engine: str, monkeypatch: Any) -> int:
     return fired
 
 
+@pytest.mark.slow
 def test_at_every_use_of_the_system(spare: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it or after it by turns; `make soak` has both, with everything that may be raised."""
     injectors = list(everywhere(count(spare, monkeypatch).count))

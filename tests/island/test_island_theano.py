@@ -31,11 +31,13 @@ def test_without_a_compiler(tmp_path: Path) -> None:
     assert ", 0 failed" in run_script(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled_theano
 def test_compiled(tmp_path: Path) -> None:
     assert ", 0 failed" in run_script(tmp_path, "compiled")
 
 
+@pytest.mark.slow
 @pytest.mark.compiled_theano
 def test_windows_in_c_agree_with_the_definition(tmp_path: Path) -> None:
     """A third of the cases of convolutions and pooling, which otherwise run without a compiler, as numpy's."""

@@ -114,6 +114,7 @@ def violations(page: Page) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_swaps_in_lab_by_mouse_and_by_keyboard(lab: Page) -> None:
     need("tensorflow", "theano", "cntk")
     lab.open("swaps.ipynb", [SETUP + NETWORK, "%kpanel", "print(K.backend(), float(train([features, targets])[0]))"])
@@ -228,6 +229,7 @@ def test_tensors_in_lab(lab: Page) -> None:
     page.wait_for_selector(f"{PANEL} .kk-space .kk-row .kk-range:text-is('100')")
 
 
+@pytest.mark.slow
 def test_the_graph_the_native_view_and_timings_in_lab(lab: Page) -> None:
     cells = [
         SETUP + NETWORK,
@@ -302,6 +304,7 @@ def test_dark_narrow_and_still_in_lab(lab: Page) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_restart_two_views_and_a_reopened_notebook_in_lab(lab: Page, server: Server, browser: Any) -> None:
     need("torch")
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"

@@ -35,6 +35,7 @@ def test_without_a_gpu_it_says_so(
     assert "no GPU: nothing was checked" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     activate("torch")
     activate("jax")

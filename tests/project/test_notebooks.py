@@ -185,6 +185,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run.execute(path, env={**env, "KERAS_HOME": str(folder)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "labels"),
     [
