@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -38,7 +37,16 @@ def test_a_rows_verdict(against: Any, ratios: list[float], verdict: str) -> None
     row.ratios = [ratios] * 3
     row.this, row.base = [1.0], [1.0]
     assert row.verdict() == verdict
-    assert row.cells("label")[-1] == verdict
+    assert row.cells()[-1] == verdict
+
+
+def test_some_rows_may_take_a_few_microseconds_more(against: Any) -> None:
+    row = against.Row("the wire of a call, both ends")
+    row.ratios = [[1.1, 1.12, 1.15]] * 3
+    row.base = [40e-6]
+    assert row.verdict() == "**slower**"
+    row.base = [10e-6]
+    assert row.verdict() == "no slower"
 
 
 def test_a_row_ends_when_its_interval_is_narrow_and_processes_were_several(against: Any) -> None:
@@ -54,14 +62,15 @@ def test_a_row_ends_when_its_interval_is_narrow_and_processes_were_several(again
 def test_two_builds_take_turns(against: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(against, "SECONDS", 0.0)
     sides = {name: against.Side(PROJECT) for name in ("this", "base")}
-    rows: dict[str, Any] = defaultdict(against.Row)
+    rows: dict[str, Any] = {}
     try:
         against.measure(sides, "empty_call", "numpy", rows)
+        against.measure(sides, "wire", "numpy", rows)
     finally:
         for side in sides.values():
             side.close()
-    ((label, row),) = rows.items()
-    assert label == "numpy: empty call"
+    row = rows["numpy: empty call"]
+    assert rows["the wire of a call, both ends"].this[0] < 1.0
     assert [len(ratios) for ratios in row.ratios] == [against.LEAST_BLOCKS]
     assert len(row.this) == len(row.base) == 2 * against.LEAST_BLOCKS
 
