@@ -161,7 +161,7 @@ def _padded(op: str, spatial: int, x: Any, pairs: Sequence[Sequence[int]], data_
     first = normalize_data_format(data_format) == "channels_first"
     if x.ndim != spatial + 2:
         raise rank_refused(op, "x", x.shape, image_axes(spatial, first))
-    if len(pairs) != spatial or not all(hasattr(pair, "__len__") and len(pair) == 2 for pair in pairs):
+    if len(pairs) != spatial or not builtins.all(hasattr(pair, "__len__") and len(pair) == 2 for pair in pairs):
         example = ((1, 1),) * spatial if spatial > 1 else (1, 1)
         raise ArgumentError(
             f"{op}: padding {pairs if spatial > 1 else pairs[0]!r} isn't allowed",

@@ -12,7 +12,6 @@ from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
 
-
 # The names of spatial axes, by their number.
 _SPATIAL = {1: ("steps",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
