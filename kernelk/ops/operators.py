@@ -12,6 +12,7 @@ from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .dtypes import FLOATS, INTEGERS, cast, floating, operands
+from .shapes import index_refused
 
 
 def binary(op: str, a: Any, b: Any) -> Tensor:
@@ -95,10 +96,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         elif isinstance(entry, (int, np.integer)) and not isinstance(entry, builtins.bool):
             n = x.shape[axis]
             if n is not None and not -n <= entry < n:
-                raise ShapeError(
-                    f"index {entry} is out of range for axis {axis} of length {n} (shape {x.shape})",
-                    allowed=f"allowed are {-n} to {n - 1}" if n else "an empty axis has no element",
-                )
+                raise index_refused(int(entry), axis, x.shape)
             slices.append([int(entry), None if entry == -1 else int(entry) + 1, None])
         else:
             raise ArgumentError(

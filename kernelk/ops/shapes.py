@@ -52,6 +52,15 @@ def inner_refused(a: str, b: str, k: int, j: int, next_step: str = "") -> ShapeE
     )
 
 
+def index_refused(index: int, axis: int, shape: Shape) -> ShapeError:
+    """The refusal of an index that an axis of known length doesn't have."""
+    n = shape[axis] or 0
+    return ShapeError(
+        f"index {index} is out of range for axis {axis} of length {n} (shape {shape})",
+        allowed=f"allowed are {-n} to {n - 1}" if n else "an empty axis has no element",
+    )
+
+
 def broadcast(a: Shape, b: Shape, op: str = "broadcast") -> Shape:
     """numpy's broadcasting where None is unknown: None with 1 or None stays unknown, with n it must turn out n or 1."""
     if a == b or not b:
