@@ -212,8 +212,8 @@ def _infer_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Resul
     m, k = a.shape[::-1] if transpose_a else a.shape
     j, n = b.shape[::-1] if transpose_b else b.shape
     if k != j and k is not None and j is not None:
-        shown = [f"{x.shape}{' transposed' if t else ''}" for x, t in ((a, transpose_a), (b, transpose_b))]
-        raise inner_refused(*shown, k, j)
+        first, second = (f"{x.shape}{' transposed' if t else ''}" for x, t in ((a, transpose_a), (b, transpose_b)))
+        raise inner_refused(first, second, k, j)
     if a.dtype == "bool":
         raise _refuse("dot", "bool", "numbers")
     return (m, n), a.dtype

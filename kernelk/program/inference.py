@@ -80,7 +80,7 @@ def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: 
         return None
     _, (whole, *_), attrs, _ = program.instructions[piece]
     before, after = specs[whole].shape, specs[inputs[0]].shape
-    for axis, ((begin, end, step), n, m) in enumerate(zip(attrs["slices"], before, after)):
+    for axis, ((begin, end, step), m) in enumerate(zip(attrs["slices"], after)):
         if m == 0 and begin is not None and step is None and end == (None if begin == -1 else begin + 1):
             return index_refused(begin, axis, before)
     return None
