@@ -157,7 +157,10 @@ def _measure(chosen: argparse.Namespace) -> int:
     except KernelKError:
         raise
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{chosen.command}: the result can't be written: {error}") from None
+        raise ArgumentError(
+            f"{chosen.command}: the result can't be written: {error}",
+            next_step=f"name another file, e.g. --plot {chosen.command}.png",
+        ) from None
     return 1 if any(side.failure for side in getattr(result, "sides", ())) else 0
 
 

@@ -124,7 +124,7 @@ class LocalHost(Host):
                 raise
             raise EngineError(
                 f"{self.engine.title} can't be started: {type(error).__name__}: {one_line(error)}",
-                next_step="" if self.engine.in_kernel else f"%kbackend {self.engine.name} --worker",
+                next_step=f"%kbackend {self.engine.name} --worker",
             ) from error
         return executor
 

@@ -9,13 +9,18 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from ..engines import registry
-from ..errors import ArgumentError, did_you_mean, one_line
+from ..errors import ArgumentError, KernelKError, did_you_mean, one_line
 
 
 def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "") -> Any:
-    """The value of a notebook expression. Raises ArgumentError with what went wrong, in one line, and the hint."""
+    """The value of a notebook expression. Raises ArgumentError with what went wrong, in one line, and the hint.
+
+    An error of kernelk's own comes out as it is.
+    """
     try:
         return shell.ev(expression)  # type: ignore[no-untyped-call]
+    except KernelKError:
+        raise  # as of an op that is refused: it says itself what to do
     except Exception as error:
         # Python's own text names a line of a file "<string>".
         reason = error.msg if isinstance(error, SyntaxError) else error

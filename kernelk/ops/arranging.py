@@ -15,7 +15,7 @@ from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, cast, check_dtype
 from .linear import permute_dimensions
 from .operators import binary
-from .shapes import axes_of, axis_of, matmul, merge_axes, reversed_along
+from .shapes import axes_of, axis_of, image_axes, matmul, merge_axes, rank_refused, reversed_along
 from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
 
@@ -54,11 +54,19 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
     begin = [int(n) for n in (start.array if hasattr(start, "array") else start)]
     length = [int(n) for n in (size.array if hasattr(size, "array") else size)]
     if not len(begin) == len(length) == x.ndim:
-        raise ShapeError(f"slice: start {begin} and size {length} need one entry for each axis of shape {x.shape}")
+        starts, sizes = (begin + [0] * x.ndim)[: x.ndim], (length + [-1] * x.ndim)[: x.ndim]
+        raise ShapeError(
+            f"slice: start {begin} and size {length} don't fit shape {x.shape}",
+            allowed="each needs one entry for each axis",
+            next_step=f"K.slice(x, {starts}, {sizes})",
+        )
     for axis, (first, n) in enumerate(zip(begin, length)):
         whole = x.shape[axis]
         if first < 0 or n < -1 or (whole is not None and first + builtins.max(n, 0) > whole):
-            raise ShapeError(f"slice: start {first} and size {n} reach beyond axis {axis} of shape {x.shape}")
+            raise ShapeError(
+                f"slice: start {first} and size {n} don't fit axis {axis} of shape {x.shape}",
+                allowed="allowed are starts from 0, and sizes that end inside, or -1 for all that follow",
+            )
     slices = [[first, None if n == -1 else first + n, None] for first, n in zip(begin, length)]
     return apply("slice", x, slices=slices)
 
@@ -115,7 +123,7 @@ def repeat(x: Any, n: int) -> Tensor:
     """A matrix (samples, dim) as (samples, n, dim). Raises ShapeError unless `x` has two axes."""
     x = as_tensor(x)
     if x.ndim != 2:
-        raise ShapeError(f"repeat: expected a matrix, not shape {x.shape}")
+        raise rank_refused("repeat", "x", x.shape, ("samples", "dim"))
     dims: list[Any] = [[0, 0] if x.shape[0] is None else x.shape[0], int(n)]
     dims.append([0, 2] if x.shape[1] is None else x.shape[1])
     return apply("broadcast_to", expand_dims(x, 1), dims=dims)
@@ -148,31 +156,38 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") ->
     return cast(as_tensor(steps * cast(as_tensor(step), "int64") + cast(as_tensor(start), "int64")), chosen)
 
 
-def _padded(x: Any, pairs: Sequence[Sequence[int]], data_format: Any, op: str) -> Tensor:
+def _padded(op: str, spatial: int, x: Any, pairs: Sequence[Sequence[int]], data_format: Any) -> Tensor:
     x = as_tensor(x)
-    if x.ndim != len(pairs) + 2:
-        raise ShapeError(f"{op}: expected {len(pairs) + 2} axes, not shape {x.shape}")
+    first = normalize_data_format(data_format) == "channels_first"
+    if x.ndim != spatial + 2:
+        raise rank_refused(op, "x", x.shape, image_axes(spatial, first))
+    if len(pairs) != spatial or not builtins.all(hasattr(pair, "__len__") and len(pair) == 2 for pair in pairs):
+        example = ((1, 1),) * spatial if spatial > 1 else (1, 1)
+        raise ArgumentError(
+            f"{op}: padding {pairs if spatial > 1 else pairs[0]!r} isn't allowed",
+            allowed="it needs the numbers before and after, for each spatial axis",
+            next_step=f"K.{op}(x, {example})",
+        )
     none = [0, 0]
     inner = [[int(before), int(after)] for before, after in pairs]
-    first = normalize_data_format(data_format) == "channels_first"
     return apply("pad", x, pads=[none, none, *inner] if first else [none, *inner, none])
 
 
 def temporal_padding(x: Any, padding: Sequence[int] = (1, 1)) -> Tensor:
     """Pads (batch, steps, features) with zero steps before and after."""
-    return _padded(x, [padding], "channels_last", "temporal_padding")
+    return _padded("temporal_padding", 1, x, [padding], "channels_last")
 
 
 def spatial_2d_padding(x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1)), data_format: Any = None) -> Tensor:
     """Pads images with zeros: ((top, bottom), (left, right))."""
-    return _padded(x, padding, data_format, "spatial_2d_padding")
+    return _padded("spatial_2d_padding", 2, x, padding, data_format)
 
 
 def spatial_3d_padding(
     x: Any, padding: Sequence[Sequence[int]] = ((1, 1), (1, 1), (1, 1)), data_format: Any = None
 ) -> Tensor:
     """Pads volumes with zeros, a pair of lengths for each axis."""
-    return _padded(x, padding, data_format, "spatial_3d_padding")
+    return _padded("spatial_3d_padding", 3, x, padding, data_format)
 
 
 def normalize_data_format(value: Any) -> str:
@@ -193,9 +208,10 @@ def resize_images(
     `interpolation`: "nearest" or "bilinear"; the latter needs a known height and width.
     """
     x = as_tensor(x)
+    first = normalize_data_format(data_format) == "channels_first"
     if x.ndim != 4:
-        raise ShapeError(f"resize_images: expected 4 axes, not shape {x.shape}")
-    rows = 2 if normalize_data_format(data_format) == "channels_first" else 1
+        raise rank_refused("resize_images", "x", x.shape, image_axes(2, first))
+    rows = 2 if first else 1
     if interpolation == "nearest":
         return repeat_elements(repeat_elements(x, height_factor, rows), width_factor, rows + 1)
     if interpolation != "bilinear":
@@ -209,7 +225,11 @@ def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
     """`x` resized along `axis` by a matrix of weights, of at most two in a row."""
     length = x.shape[axis]
     if length is None:
-        raise ShapeError(f"resize_images: bilinear needs a known height and width, not shape {x.shape}")
+        raise ShapeError(
+            f"resize_images: x has shape {x.shape}",
+            allowed="bilinear needs a known height and width",
+            next_step="give the placeholder both, or use interpolation='nearest'",
+        )
     wanted = length * int(factor)
     centres = np.clip((np.arange(wanted) + 0.5) / factor - 0.5, 0, length - 1)
     low = np.minimum(np.floor(centres).astype(int), builtins.max(length - 2, 0))
@@ -229,9 +249,9 @@ def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
 def resize_volumes(x: Any, depth_factor: int, height_factor: int, width_factor: int, data_format: Any) -> Tensor:
     """Volumes enlarged by a whole factor along each axis, by repetition."""
     volumes = as_tensor(x)
+    first = normalize_data_format(data_format) == "channels_first"
     if volumes.ndim != 5:
-        raise ShapeError(f"resize_volumes: expected 5 axes, not shape {volumes.shape}")
-    first = 2 if normalize_data_format(data_format) == "channels_first" else 1
-    for axis, factor in enumerate((depth_factor, height_factor, width_factor), first):
+        raise rank_refused("resize_volumes", "x", volumes.shape, image_axes(3, first))
+    for axis, factor in enumerate((depth_factor, height_factor, width_factor), 2 if first else 1):
         volumes = repeat_elements(volumes, factor, axis)
     return volumes

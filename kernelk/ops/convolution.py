@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..graph.nodes import Tensor
+from ..graph.nodes import Shape, Tensor
 from ..graph.rules import apply
 from .convolution_rules import apply_conv, size_of
-from .dtypes import cast, promote
+from .dtypes import as_tensor, cast, promote
 from .operators import index
-from .shapes import own_dims
+from .shapes import image_axes, own_dims
 from .shaping import concatenate, dims_of
 from .windows import WindowArguments, Windows, floats, lengths_of, output_length, per_axis, positions, window_arguments
 
@@ -94,7 +94,7 @@ def separable_conv2d(
     """
     arguments = window_arguments("separable_conv2d", 2, strides, padding, data_format, dilation_rate)
     inner = _convolved(arguments, x, depthwise_kernel, depthwise=True)
-    _check_pointwise(arguments, pointwise_kernel)
+    _check_pointwise(arguments, pointwise_kernel, as_tensor(depthwise_kernel))
     return _convolved(window_arguments("separable_conv2d", 2, 1, data_format=data_format), inner, pointwise_kernel)
 
 
@@ -175,19 +175,32 @@ def _same_dtype(op: str, *values: Any) -> list[Tensor]:
 
 def _check_kernel(op: str, kernel: Tensor, spatial: int) -> None:
     if kernel.ndim != spatial + 2:
+        last = "filters, channels" if op.endswith("_transpose") else "channels, filters or multiplier"
         raise ShapeError(
-            f"{op}: a kernel of shape {kernel.shape} needs {spatial + 2} axes: {spatial} lengths, then the input "
-            f"channels and the output (filters, or a multiplier)"
+            f"{op}: the kernel has shape {kernel.shape}",
+            allowed=f"it needs {spatial + 2} axes ({', '.join(image_axes(spatial)[1:-1])}, {last})",
         )
     if None in kernel.shape or 0 in kernel.shape:
-        raise ShapeError(f"{op}: every length of a kernel must be known and 1 or more, not {kernel.shape}")
-
-
-def _check_channels(op: str, x: Tensor, kernel: Tensor, given: int | None, wanted: int | None) -> None:
-    if given != wanted and given is not None:
         raise ShapeError(
-            f"{op}: x of shape {x.shape} has {given} channels, but the kernel of shape {kernel.shape} takes {wanted}"
+            f"{op}: the kernel has shape {kernel.shape}", allowed="every length of it must be known and 1 or more"
         )
+
+
+def _check_channels(arguments: WindowArguments, x: Tensor, kernel: Tensor, takes: int) -> None:
+    """Raises ShapeError unless `x` has as many channels as axis `takes` of its kernel is long."""
+    given, swapped = (x.shape[1], x.shape[-1]) if arguments.first else (x.shape[-1], x.shape[1])
+    wanted = kernel.shape[takes]
+    if given == wanted or given is None:
+        return
+    order = (0, x.ndim - 1, *range(1, x.ndim - 1)) if arguments.first else (0, *range(2, x.ndim), 1)
+    shape = list(kernel.shape)
+    shape[takes] = given
+    raise ShapeError(
+        f"{arguments.op}: x of shape {x.shape} has {given} channels, but the kernel of shape {kernel.shape} takes "
+        f"{wanted}",
+        allowed="they must be equal",
+        next_step=f"K.permute_dimensions(x, {order})" if swapped == wanted else f"a kernel of shape {tuple(shape)}",
+    )
 
 
 def _with_channels(x: Tensor, channels: int | None) -> Tensor:
@@ -203,7 +216,7 @@ def _operands(arguments: WindowArguments, x: Any, kernel: Any, takes: int = -2) 
     x, kernel = _same_dtype(op, x, kernel)
     moved = arguments.to_last(x)
     _check_kernel(op, kernel, arguments.spatial)
-    _check_channels(op, x, kernel, moved.shape[-1], kernel.shape[takes])
+    _check_channels(arguments, x, kernel, takes)
     return x, _with_channels(moved, kernel.shape[takes]), kernel
 
 
@@ -238,19 +251,25 @@ def _along_steps(arguments: WindowArguments, x: Any, kernel: Any, pointwise: Any
     return arguments.from_last(_no_row(y))
 
 
-def _check_pointwise(arguments: WindowArguments, pointwise: Any, depthwise: Tensor | None = None) -> None:
+def _check_pointwise(arguments: WindowArguments, pointwise: Any, depthwise: Tensor) -> None:
     op = arguments.op
     (kernel,) = floats(op, pointwise)
     _check_kernel(op, kernel, arguments.spatial)
+    made = int(depthwise.shape[-2] or 0) * int(depthwise.shape[-1] or 0)
+    fitting = f"a pointwise kernel of shape {(*[1] * arguments.spatial, made, kernel.shape[-1])}"
     if size_of(kernel) != [1] * arguments.spatial:
-        raise ShapeError(f"{op}: the pointwise kernel's lengths must be 1, not {kernel.shape}")
-    if depthwise is not None:
-        made = int(depthwise.shape[-2] or 0) * int(depthwise.shape[-1] or 0)
-        if kernel.shape[-2] != made:
-            raise ShapeError(
-                f"{op}: a depthwise kernel of shape {depthwise.shape} gives {made} channels, the pointwise kernel of "
-                f"shape {kernel.shape} takes {kernel.shape[-2]}"
-            )
+        raise ShapeError(
+            f"{op}: the pointwise kernel has shape {kernel.shape}",
+            allowed="all its lengths but the last two must be 1",
+            next_step=fitting,
+        )
+    if kernel.shape[-2] != made:
+        raise ShapeError(
+            f"{op}: a depthwise kernel of shape {depthwise.shape} gives {made} channels, the pointwise kernel of "
+            f"shape {kernel.shape} takes {kernel.shape[-2]}",
+            allowed="they must be equal",
+            next_step=fitting,
+        )
 
 
 def _row(x: Tensor) -> Tensor:
@@ -273,25 +292,59 @@ def _transposed(arguments: WindowArguments, x: Any, kernel: Any, output_shape: A
     if isinstance(output_shape, (tuple, list)) and output_shape and output_shape[0] is None:
         output_shape = [-1, *output_shape[1:]]
     dims, references = dims_of(output_shape, 2, op)
+    axes: list[Any] = list(image_axes(spatial, arguments.first))
+    axes[0], axes[axes.index("channels")] = None, kernel.shape[-2]
+    fitting = f"output_shape=({', '.join(map(str, axes))})"
     if len(dims) != spatial + 2:
-        raise ShapeError(f"{op}: output_shape {output_shape} needs {spatial + 2} entries, as x of shape {x.shape}")
+        raise ShapeError(
+            f"{op}: output_shape {output_shape} has {len(dims)} entries",
+            allowed=f"x of shape {x.shape} needs {spatial + 2} entries",
+            next_step=fitting,
+        )
     batch, *rest = dims
     if arguments.first:
         rest = [*rest[1:], rest[0]]
     *lengths, channels = rest
     if any(isinstance(n, int) and n < 1 for n in lengths):
-        raise ShapeError(f"{op}: spatial lengths in output_shape must be 1 or more, not {tuple(lengths)}")
+        raise ShapeError(f"{op}: output_shape has spatial lengths {tuple(lengths)}", allowed="they must be 1 or more")
     if isinstance(channels, int) and channels != kernel.shape[-2]:
         raise ShapeError(
             f"{op}: output_shape {tuple(dims)} has {channels} channels, the kernel of shape {kernel.shape} gives "
-            f"{kernel.shape[-2]}"
+            f"{kernel.shape[-2]}",
+            allowed="they must be equal",
+            next_step=fitting,
         )
     if isinstance(batch, int) and batch not in (-1, x.shape[0]) and x.shape[0] is not None:
-        raise ShapeError(f"{op}: output_shape {tuple(dims)} has another batch size than x of shape {x.shape}")
+        raise ShapeError(
+            f"{op}: output_shape {tuple(dims)} has another batch size than x of shape {x.shape}",
+            allowed="they must be equal, or that of output_shape None",
+            next_step=fitting,
+        )
     known = [n if isinstance(n, int) else _length(n, references, 2) for n in lengths]
     windows = arguments.windows(known, size_of(kernel), 2 + len(references))
+    _check_lengths(arguments, x, moved.shape[1:-1], known, windows)
     inputs = (moved, kernel, *references, *windows.references)
     return arguments.from_last(apply_conv("conv_input", windows, False, *inputs, dims=lengths))
+
+
+def _check_lengths(
+    arguments: WindowArguments, x: Tensor, given: Shape, lengths: Sequence[Any], windows: Windows
+) -> None:
+    """Raises ShapeError unless windows in output `lengths`, where these are known, give the lengths of `x`."""
+    op, known = arguments.op, [n if isinstance(n, int) else None for n in lengths]
+    made = tuple(output_length(n, windows, axis, op) for axis, n in enumerate(known))
+    if not any(m != n and None not in (m, n) for m, n in zip(given, made)):
+        return
+    same = arguments.padding == "same"
+    fitting = ", ".join(
+        "None" if n is None else str(n * stride if same else (n - 1) * stride + windows.reach(axis))
+        for axis, (n, stride) in enumerate(zip(given, windows.strides))
+    )
+    raise ShapeError(
+        f"{op}: spatial lengths {tuple(known)} in output_shape give {made}, but x of shape {x.shape} has {given}",
+        allowed="they must be equal",
+        next_step=f"give output_shape the spatial lengths ({fitting})" if None not in given else "",
+    )
 
 
 def _length(dim: Any, references: Sequence[Tensor], first: int) -> Tensor:
@@ -309,15 +362,20 @@ def _local(arguments: WindowArguments, x: Any, kernel: Any, kernel_size: Any, ou
     size = per_axis(kernel_size, spatial, "kernel_size", op)
     if kernel.ndim != 3 or None in kernel.shape or 0 in kernel.shape:
         raise ShapeError(
-            f"{op}: a kernel of shape {kernel.shape} needs 3 known axes: output positions, elements of a patch, filters"
+            f"{op}: the kernel has shape {kernel.shape}",
+            allowed="it needs 3 known axes, each 1 or longer (output positions, elements of a patch, filters)",
         )
     count, features, filters = [int(n or 0) for n in kernel.shape]
     lengths = [count] if output_shape is None else per_axis(output_shape, spatial, "output_shape", op)
     channels, rest = divmod(features, int(np.prod(size)))
-    if rest or moved.shape[-1] not in (None, channels) or int(np.prod(lengths)) != count:
+    wanted = int(np.prod(lengths))
+    if rest or moved.shape[-1] not in (None, channels) or wanted != count:
         raise ShapeError(
-            f"{op}: x of shape {x.shape} and a kernel of shape {kernel.shape} don't fit: it needs "
-            f"{int(np.prod(lengths))} positions of {tuple(size)} elements times the channels of x"
+            f"{op}: x of shape {x.shape} and a kernel of shape {kernel.shape} don't fit",
+            allowed=f"it needs {wanted} positions of {tuple(size)} elements times the channels of x",
+            next_step=""
+            if moved.shape[-1] is None
+            else f"a kernel of shape {(wanted, int(np.prod(size)) * moved.shape[-1], filters)}",
         )
     windows = arguments.windows(lengths, size, 1)
     for axis, n in enumerate(moved.shape[1:-1]):
@@ -325,7 +383,8 @@ def _local(arguments: WindowArguments, x: Any, kernel: Any, kernel_size: Any, ou
         if made is not None and made < lengths[axis]:
             raise ShapeError(
                 f"{op}: x of shape {x.shape} has {made} positions along spatial axis {axis}, the output shape "
-                f"{tuple(lengths)} needs {lengths[axis]}"
+                f"{tuple(lengths)} needs {lengths[axis]}",
+                allowed=f"at most {made} are allowed",
             )
     pieces = []
     for slices in positions(windows):

@@ -42,7 +42,10 @@ def _infer_conv(x: Any, kernel: Any, *references: Any, depthwise: bool, **lie: A
     lengths = [output_length(n, windows, axis, "convolution") for axis, n in enumerate(x.shape[1:-1])]
     channels, made = kernel.shape[-2:]
     if x.shape[-1] not in (None, channels):
-        raise ShapeError(f"convolution: x of shape {x.shape} and a kernel of shape {kernel.shape} differ in channels")
+        raise ShapeError(
+            f"convolution: x of shape {x.shape} and a kernel of shape {kernel.shape} differ in channels",
+            allowed="they must be equal",
+        )
     return (x.shape[0], *lengths, channels * made if depthwise else made), x.dtype
 
 
@@ -54,7 +57,8 @@ def _infer_conv_input(g: Any, kernel: Any, *references: Any, dims: Any, depthwis
     if any(m != n and m is not None and n is not None for m, n in zip(given, wanted)):
         raise ShapeError(
             f"transposed convolution: spatial lengths {given} of x of shape {g.shape} don't come from an output of "
-            f"lengths {tuple(lengths)}, which gives {wanted}"
+            f"lengths {tuple(lengths)}, which gives {wanted}",
+            allowed="they must be equal",
         )
     return (g.shape[0], *lengths, kernel.shape[-2]), g.dtype
 

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, KernelKError
 from ..graph.nodes import Placeholder, Shape, Tensor, Variable, constant_node
 from ..graph.rules import RULES, Rule, apply
 from ..source import caller
-from .dtypes import as_tensor, check_dtype, is_sparse_matrix
+from .dtypes import ARRAYS, as_tensor, check_dtype, is_sparse_matrix, no_tensor
 from .foreign import as_numpy
 
 
@@ -36,7 +36,9 @@ def placeholder(
             next_step="K.placeholder((None, 64))",
         ) from None
     if ndim is not None and ndim != len(lengths):
-        raise ArgumentError(f"placeholder: ndim={ndim} contradicts shape={lengths}")
+        raise ArgumentError(
+            f"placeholder: ndim={ndim} contradicts shape={lengths}", next_step=f"K.placeholder({lengths})"
+        )
     if any(n is not None and n < 0 for n in lengths):
         raise ArgumentError(
             f"placeholder: shape {lengths} holds a negative length", next_step="use None for an unknown one"
@@ -63,6 +65,7 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
     except (TypeError, ValueError):
         raise ArgumentError(
             f"constant: {type(value).__name__} isn't an array of numbers",
+            allowed=ARRAYS,
             next_step="use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else "",
         ) from None
     with np.errstate(all="ignore"):
@@ -74,7 +77,10 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         elif array.size == np.prod(lengths, dtype=int):
             array = array.reshape(lengths)
         else:
-            raise ArgumentError(f"constant: a value of shape {array.shape} doesn't fit shape {lengths}")
+            raise ArgumentError(
+                f"constant: a value of shape {array.shape} doesn't fit shape {lengths}",
+                allowed=f"it must have one element or {np.prod(lengths, dtype=int)}",
+            )
     return constant_node(array, name)
 
 
@@ -117,7 +123,7 @@ def is_placeholder(x: Any) -> bool:
 def is_keras_tensor(x: Any) -> bool:
     """Whether a Keras layer or `Input` made `x`. Raises ArgumentError for anything but a tensor."""
     if not isinstance(x, Tensor):
-        raise ArgumentError(f"is_keras_tensor: expected a tensor, not {type(x).__name__}")
+        raise no_tensor("is_keras_tensor", x)
     return hasattr(x, "_keras_history")
 
 

@@ -15,11 +15,14 @@ from .dtypes import FLOATS, as_tensor, cast
 from .gradients import stop_gradient
 from .loops import rnn
 from .operators import binary
-from .shapes import broadcast_to, own_dims
+from .shapes import broadcast_to, own_dims, rank_refused
 from .shaping import concatenate, expand_dims, one_hot_as, zeros_like
 
 # The logarithm of an impossible path's probability: finite, so that its gradient is 0 and not NaN.
 _NEVER = -1e30
+
+# The axes of labels.
+_LABELS = ("batch", "longest")
 
 
 def ctc_label_dense_to_sparse(labels: Any, label_lengths: Any) -> Tensor:
@@ -29,7 +32,7 @@ def ctc_label_dense_to_sparse(labels: Any, label_lengths: Any) -> Tensor:
     """
     labels = as_tensor(labels)
     if labels.ndim != 2:
-        raise ShapeError(f"ctc_label_dense_to_sparse: labels need axes (batch, longest), not shape {labels.shape}")
+        raise rank_refused("ctc_label_dense_to_sparse", "labels", labels.shape, _LABELS)
     lengths = _lengths("ctc_label_dense_to_sparse", label_lengths)
     inside = binary("less", _positions(labels), lengths)
     return apply("select", inside, labels, zeros_like(labels))
@@ -46,8 +49,10 @@ def ctc_batch_cost(y_true: Any, y_pred: Any, input_length: Any, label_length: An
     op = "ctc_batch_cost"
     predicted = _predictions(op, y_pred)
     labels = as_tensor(y_true)
-    if labels.ndim != 2 or labels.shape[1] == 0:
-        raise ShapeError(f"{op}: y_true needs axes (batch, longest), longest 1 or more, not shape {labels.shape}")
+    if labels.ndim != 2:
+        raise rank_refused(op, "y_true", labels.shape, _LABELS)
+    if labels.shape[1] == 0:
+        raise ShapeError(f"{op}: y_true of shape {labels.shape} has no labels", allowed="its rows need 1 or more")
     labels = elementwise.cast(labels, "int32")
     steps, counts = _lengths(op, input_length), _lengths(op, label_length)
     wide = cast(predicted, "float32") if predicted.dtype == "float16" else predicted
@@ -146,8 +151,14 @@ def _to_longest(rows: Tensor) -> Tensor:
 
 def _predictions(op: str, y_pred: Any) -> Tensor:
     predicted = as_tensor(y_pred)
-    if predicted.ndim != 3 or not predicted.shape[-1]:
-        raise ShapeError(f"{op}: y_pred needs axes (batch, steps, a known number of classes), not {predicted.shape}")
+    if predicted.ndim != 3:
+        raise rank_refused(op, "y_pred", predicted.shape, ("batch", "steps", "classes"))
+    if not predicted.shape[-1]:
+        raise ShapeError(
+            f"{op}: y_pred has shape {predicted.shape}",
+            allowed="its last axis needs a known number of classes, 1 or more",
+            next_step="K.placeholder((None, None, classes))",
+        )
     if predicted.dtype not in FLOATS:
         raise DTypeError(
             f"{op}: y_pred must be floats, not {predicted.dtype}", next_step="cast with K.cast(x, 'float32')"
@@ -161,7 +172,7 @@ def _lengths(op: str, lengths: Any) -> Tensor:
     if given.ndim == 1:
         return expand_dims(given, 1)
     if given.ndim != 2 or given.shape[1] not in (1, None):
-        raise ShapeError(f"{op}: lengths need the shape (batch,) or (batch, 1), not {given.shape}")
+        raise ShapeError(f"{op}: lengths have shape {given.shape}", allowed="it must be (batch,) or (batch, 1)")
     return given
 
 

@@ -18,6 +18,14 @@ from .foreign import as_numpy
 FLOATS = frozenset({"float16", "float32", "float64"})
 INTEGERS = frozenset(name for name in DTYPES if "int" in name)
 
+# Of which arrays are made.
+ARRAYS = "allowed are numbers, arrays of numbers, and nested lists of numbers whose rows are equally long"
+
+
+def no_tensor(op: str, x: Any) -> ArgumentError:
+    """The refusal of what isn't a tensor, where an array won't do."""
+    return ArgumentError(f"{op}: {type(x).__name__} isn't a tensor", next_step="check K.is_tensor(x) first")
+
 
 def check_dtype(dtype: Any) -> str:
     """The canonical name of a dtype (a name, numpy dtype or type); None gives floatx. Raises DTypeError."""
@@ -116,7 +124,7 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     except KernelKError:
         raise  # as of a tensor in a nested list: it knows better
     except ValueError as error:
-        raise ArgumentError(f"{type(value).__name__} can't be a tensor: {error}") from None
+        raise ArgumentError(f"{type(value).__name__} can't be a tensor: {error}", allowed=ARRAYS) from None
     if not isinstance(value, np.ndarray) and array.dtype.kind in "biuf":
         if array.dtype.kind in "iu":
             small = not array.size or (array.min() >= -(2**31) and array.max() < 2**31)

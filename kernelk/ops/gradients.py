@@ -64,7 +64,10 @@ def gradients(loss: Any, variables: Any) -> Any:
         raise ArgumentError(f"gradients: the loss is {loss.dtype}", allowed="it must be a float tensor")
     for target in targets:
         if not isinstance(target, Tensor):
-            raise ArgumentError(f"gradients: expected tensors to differentiate by, not {type(target).__name__}")
+            raise ArgumentError(
+                f"gradients: expected tensors to differentiate by, not {type(target).__name__}",
+                next_step="K.gradients(loss, [w])",
+            )
     for tensor in (loss, *targets):
         check_generation(tensor)
     begin = mark()

@@ -8,7 +8,7 @@ from ..errors import ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .dtypes import as_tensor, operands
-from .shapes import axis_of, matmul, merge_axes
+from .shapes import axis_of, inner_refused, matmul, merge_axes
 
 
 def dot(x: Any, y: Any) -> Tensor:
@@ -26,7 +26,7 @@ def dot(x: Any, y: Any) -> Tensor:
     k = x.shape[-1]
     meets = y.shape[-2] if y.ndim > 1 else y.shape[0]
     if k != meets and k is not None and meets is not None:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} don't fit: inner dimensions {k} and {meets} differ")
+        raise inner_refused(f"{x.shape}", f"{y.shape}", k, meets, _transposed(x, y))
     if x.ndim == 2 and y.ndim == 2:
         return matmul(x, y)
     rows = [[0, i] if n is None else n for i, n in enumerate(x.shape[:-1])]
@@ -43,6 +43,15 @@ def dot(x: Any, y: Any) -> Tensor:
     return apply("reshape", product, *references, dims=dims)
 
 
+def _transposed(x: Tensor, y: Tensor) -> str:
+    """The product of operands that don't fit with that one transposed which then does; "" where neither does."""
+    if y.ndim == 2 and y.shape[1] == x.shape[-1]:
+        return "K.dot(x, K.transpose(y))"
+    if x.ndim == 2 and x.shape[0] == y.shape[-2 if y.ndim > 1 else 0]:
+        return "K.dot(K.transpose(x), y)"
+    return ""
+
+
 def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
     """Products of two batches, sample by sample: axis `axes[0]` of `x` with axis `axes[1]` of `y`, neither of them 0.
 
@@ -52,7 +61,11 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
     """
     x, y = operands(x, y)
     if x.ndim < 2 or y.ndim < 2:
-        raise ShapeError(f"batch_dot: shapes {x.shape} and {y.shape}: each needs a batch axis and one more")
+        raise ShapeError(
+            f"batch_dot: shapes {x.shape} and {y.shape}",
+            allowed="each needs a batch axis and one more",
+            next_step="K.expand_dims(x, 1)" if x.ndim and y.ndim else "x * y",
+        )
     if axes is None:
         axes = (x.ndim - 1, y.ndim - 1 if y.ndim == 2 else y.ndim - 2)
     elif isinstance(axes, int):
@@ -61,8 +74,11 @@ def batch_dot(x: Any, y: Any, axes: Any = None) -> Tensor:
     if 0 in (first, second):
         raise ShapeError("batch_dot: axis 0 is the batch and can't be multiplied along", next_step="use K.dot for that")
     if x.shape[first] != y.shape[second] and None not in (x.shape[first], y.shape[second]):
+        pairs = [(i, j) for i in range(1, x.ndim) for j in range(1, y.ndim) if x.shape[i] == y.shape[j] is not None]
         raise ShapeError(
-            f"batch_dot: axis {first} of shape {x.shape} and axis {second} of shape {y.shape} differ in length"
+            f"batch_dot: axis {first} of shape {x.shape} and axis {second} of shape {y.shape} differ in length",
+            allowed="they must be equal",
+            next_step=f"K.batch_dot(x, y, axes={pairs[0]})" if pairs else "",
         )
     left = apply("transpose", x, permutation=[i for i in range(x.ndim) if i != first] + [first])
     right = apply("transpose", y, permutation=[0, second] + [i for i in range(1, y.ndim) if i != second])
@@ -92,5 +108,10 @@ def permute_dimensions(x: Any, pattern: Any) -> Tensor:
     x = as_tensor(x)
     order = [int(i) for i in pattern]
     if sorted(order) != list(range(x.ndim)):
-        raise ShapeError(f"permute_dimensions: {tuple(order)} isn't an order of the {x.ndim} axes of shape {x.shape}")
+        raise ShapeError(
+            f"permute_dimensions: {tuple(order)} isn't an order of the {x.ndim} axes of shape {x.shape}",
+            allowed=f"each of {', '.join(map(str, range(x.ndim)))} must be there once"
+            if x.ndim
+            else "a scalar has none",
+        )
     return apply("transpose", x, permutation=order)

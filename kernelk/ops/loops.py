@@ -15,7 +15,7 @@ from ..graph.rules import apply
 from ..source import caller
 from .arranging import stack
 from .dtypes import as_tensor, cast, check_dtype, promote
-from .shapes import reversed_along, scalar
+from .shapes import reversed_along, scalar, scalar_refused
 
 Step = Callable[[list[Tensor], list[Tensor]], tuple[list[Any], list[Any]]]
 
@@ -178,10 +178,14 @@ def rnn(
     """
     given = [as_tensor(x) for x in flat(inputs)]
     if not given:
-        raise ArgumentError("rnn: needs at least one input")
+        raise ArgumentError("rnn: there are no inputs", allowed="it needs at least one")
     for x in given:
         if x.ndim < 2:
-            raise ShapeError(f"rnn: inputs need the axes (samples, time, ...), not shape {x.shape}")
+            raise ShapeError(
+                f"rnn: an input has shape {x.shape}",
+                allowed="inputs need the axes (samples, time, ...)",
+                next_step="K.expand_dims(x, 0) adds samples" if x.ndim else "",
+            )
     sequences = [_swapped(x) for x in given]
     constants = list(constants or [])
     initial = [x if isinstance(x, Tensor) else as_tensor(x) for x in initial_states]
@@ -191,7 +195,11 @@ def rnn(
         if mask.ndim == 3 and mask.shape[2] in (1, None):
             mask = apply("reshape", mask, dims=[[0, i] if n is None else n for i, n in enumerate(mask.shape[:2])])
         if mask.ndim != 2:
-            raise ShapeError(f"rnn: a mask has shape (samples, time) or (samples, time, 1), not {mask.shape}")
+            raise ShapeError(
+                f"rnn: the mask has shape {mask.shape}",
+                allowed="it must be (samples, time) or (samples, time, 1)",
+                next_step="K.any(mask, axis=-1)" if mask.ndim == 3 else "",
+            )
         masks = [cast(_swapped(mask), "bool")]
     if go_backwards:
         sequences = [reversed_along(x, [0]) for x in sequences]
@@ -205,7 +213,12 @@ def rnn(
     def step(element: list[Tensor], states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         made = step_function(packed(inputs, element), [*states, *constants])
         if not isinstance(made, (list, tuple)) or len(made) != 2:
-            raise ArgumentError("rnn: the step must return an output and a list of new states")
+            returned = f"{len(made)} values" if isinstance(made, (list, tuple)) else f"a {type(made).__name__}"
+            raise ArgumentError(
+                f"rnn: the step returned {returned}",
+                allowed="it must return an output and a list of new states",
+                next_step=f"return output, [{', '.join(f'state{i}' for i in range(len(states)))}]",
+            )
         output, new_states = made
         new_states = [as_tensor(new, old.dtype) for new, old in zip(_states(new_states, states), states)]
         return as_tensor(output), new_states
@@ -245,7 +258,7 @@ def _alike(new_states: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tenso
 
 def _swapped_outputs(outputs: Tensor) -> Tensor:
     if outputs.ndim < 2:
-        raise ShapeError("rnn: the step's output needs the axis of samples; it is a scalar")
+        raise ShapeError("rnn: the step's output is a scalar", allowed="its first axis must be that of samples")
     return _swapped(outputs)
 
 
@@ -299,10 +312,10 @@ def _unrolled(
 def _elements(elems: Any, op: str) -> list[Tensor]:
     given = [as_tensor(x) for x in flat(elems)]
     if not given:
-        raise ArgumentError(f"{op}: needs at least one tensor")
+        raise ArgumentError(f"{op}: there are no elements to go along", allowed="it needs at least one tensor")
     for x in given:
         if x.ndim == 0:
-            raise ShapeError(f"{op}: goes along the first axis, a scalar has none")
+            raise scalar_refused(op)
     _steps_of(given, op)
     return given
 
@@ -327,7 +340,10 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
         wanted = flat(dtype)
         wanted = wanted * len(results) if len(wanted) == 1 else wanted
         if len(wanted) != len(results):
-            raise ArgumentError(f"map_fn: {len(wanted)} dtypes for {len(results)} results")
+            raise ArgumentError(
+                f"map_fn: {len(wanted)} dtypes for {len(results)} results",
+                allowed="it takes one for all or one for each",
+            )
         results = [cast(x, check_dtype(kind)) for x, kind in zip(results, wanted)]
     return packed(shape[0], results)
 

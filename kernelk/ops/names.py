@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import config
-from ..errors import ArgumentError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from ..graph.state import current_state
-from .dtypes import as_tensor
+from .dtypes import as_tensor, no_tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,7 +57,7 @@ def is_sparse(tensor: Any) -> bool:
     Raises ArgumentError for anything but a tensor.
     """
     if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"is_sparse: expected a tensor, not {type(tensor).__name__}")
+        raise no_tensor("is_sparse", tensor)
     return tensor.sparse
 
 

@@ -91,7 +91,11 @@ def bias_add(x: Any, bias: Any, data_format: Any = None) -> Tensor:
     tensor = as_tensor(bias)
     first = normalize_data_format(data_format) == "channels_first"
     if tensor.ndim not in (1, values.ndim - 1):
-        raise ShapeError(f"bias_add: a bias of shape {tensor.shape} needs 1 axis or {values.ndim - 1}")
+        raise ShapeError(
+            f"bias_add: a bias of shape {tensor.shape} doesn't fit x of shape {values.shape}",
+            allowed=f"it needs 1 axis or {values.ndim - 1}" if values.ndim > 2 else "it needs 1 axis",
+            next_step="K.flatten(bias)",
+        )
     if tensor.ndim == 1:
         return binary("add", values, _along(values, tensor, 1 if first and values.ndim > 2 else values.ndim - 1))
     if first and values.ndim > 2:

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .dtypes import FLOATS, INTEGERS, cast, floating, operands
+from .shapes import index_refused
 
 
 def binary(op: str, a: Any, b: Any) -> Tensor:
@@ -53,7 +54,7 @@ def _slice_entry(entry: builtins.slice) -> list[int | None]:
         return int(value)
 
     if entry.step is not None and int(entry.step) == 0:
-        raise ArgumentError("slice step can't be 0")
+        raise ArgumentError("slice step can't be 0", allowed="it must be positive or negative")
     return [bound(entry.start), bound(entry.stop), bound(entry.step)]
 
 
@@ -65,10 +66,13 @@ def index(x: Tensor, key: Any) -> Tensor:
     """
     entries = list(key) if isinstance(key, tuple) else [key]
     if sum(entry is Ellipsis for entry in entries) > 1:
-        raise ArgumentError("an index can hold only one '...'")
+        raise ArgumentError("an index holds '...' more than once", allowed="only one is allowed")
     used = sum(entry is not None and entry is not Ellipsis for entry in entries)
     if used > x.ndim:
-        raise ShapeError(f"{used} indices for a tensor of {x.ndim} axes (shape {x.shape})")
+        raise ShapeError(
+            f"{used} indices for a tensor of {x.ndim} axes (shape {x.shape})",
+            allowed=f"at most {x.ndim} are allowed" if x.ndim else "a scalar takes none",
+        )
     if not any(entry is Ellipsis for entry in entries):
         entries.append(Ellipsis)
     slices: list[list[int | None]] = []
@@ -92,7 +96,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         elif isinstance(entry, (int, np.integer)) and not isinstance(entry, builtins.bool):
             n = x.shape[axis]
             if n is not None and not -n <= entry < n:
-                raise ShapeError(f"index {entry} is out of range for axis {axis} of length {n} (shape {x.shape})")
+                raise index_refused(int(entry), axis, x.shape)
             slices.append([int(entry), None if entry == -1 else int(entry) + 1, None])
         else:
             raise ArgumentError(

@@ -10,7 +10,10 @@ from ..graph.nodes import Spec
 from ..graph.rules import RULES, Result, Rule, apply
 from . import vjps
 from .dtypes import FLOATS, INTEGERS
-from .shapes import broadcast, count, known_dims, reduced
+from .shapes import broadcast, count, inner_refused, known_dims, reduced, scalar_refused
+
+# For an extremum.
+_FULL = "an axis needs 1 element or more to take one"
 
 
 def _refuse(op: str, dtype: str, allowed: str) -> DTypeError:
@@ -63,18 +66,24 @@ def _reduction(op: str, nonempty: bool) -> Any:
         if x.dtype == "bool":
             raise _refuse(op, "bool", "numbers")
         if nonempty and 0 in [x.shape[i] for i in axes]:
-            raise ShapeError(f"{op}: can't reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty")
+            raise ShapeError(
+                f"{op}: can't reduce along axes {tuple(axes)} of shape {x.shape}: one of them is empty",
+                allowed=_FULL,
+            )
         return reduced(x.shape, axes, keepdims), x.dtype
 
     return infer
 
 
-def _infer_argmax(x: Any, axis: int) -> Result:
-    if x.dtype == "bool":
-        raise _refuse("argmax", "bool", "numbers")
-    if x.shape[axis] == 0:
-        raise ShapeError(f"argmax: axis {axis} of shape {x.shape} is empty")
-    return reduced(x.shape, [axis], False), "int64"
+def _position(op: str) -> Any:
+    def infer(x: Any, axis: int) -> Result:
+        if x.dtype == "bool":
+            raise _refuse(op, "bool", "numbers")
+        if x.shape[axis] == 0:
+            raise ShapeError(f"{op}: axis {axis} of shape {x.shape} is empty", allowed=_FULL)
+        return reduced(x.shape, [axis], False), "int64"
+
+    return infer
 
 
 def _infer_size(x: Any, axes: Sequence[int], result: str) -> Result:
@@ -85,26 +94,49 @@ def _infer_shape(x: Any) -> Result:
     return (len(x.shape),), "int32"
 
 
+def _inferred(total: int, shape: Sequence[int | None]) -> str:
+    """The call that brings so many elements to this shape but for one length; "" where there is none."""
+    for axis in range(len(shape)):
+        rest = count((*shape[:axis], *shape[axis + 1 :]))
+        if rest and total % rest == 0:
+            return f"K.reshape(x, {(*shape[:axis], -1, *shape[axis + 1 :])})"
+    return ""
+
+
 def _infer_reshape(x: Any, *references: Any, dims: Sequence[Any]) -> Result:
     shape = known_dims(dims, (x, *references))
     if shape.count(-1) > 1:
-        raise ShapeError(f"reshape: only one axis of {tuple(shape)} can be -1")
+        raise ShapeError(
+            f"reshape: {tuple(shape)} holds -1 {shape.count(-1)} times",
+            allowed="only one axis can be -1",
+            next_step="use K.shape(x)[axis] for another",
+        )
     total = count(x.shape)
     if -1 in shape:
         rest = count(tuple(n for n in shape if n != -1))
         index = shape.index(-1)
         if rest == 0:
-            raise ShapeError(f"reshape: -1 in {tuple(shape)} can't be inferred beside an axis of length 0")
+            raise ShapeError(
+                f"reshape: -1 in {tuple(shape)} can't be inferred beside an axis of length 0",
+                allowed="there every length must be given",
+            )
         if total is None or rest is None:
             shape[index] = None
         elif total % rest:
-            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) doesn't divide into {tuple(shape)}")
+            raise ShapeError(
+                f"reshape: shape {x.shape} ({total} elements) doesn't divide into {tuple(shape)}",
+                allowed=f"the lengths beside -1 must divide {total}",
+            )
         else:
             shape[index] = total // rest
     elif total is not None:
         wanted = count(tuple(shape))
         if wanted is not None and wanted != total:
-            raise ShapeError(f"reshape: shape {x.shape} ({total} elements) can't be {tuple(shape)} ({wanted} elements)")
+            raise ShapeError(
+                f"reshape: shape {x.shape} ({total} elements) can't be {tuple(shape)} ({wanted} elements)",
+                allowed="they must have as many elements",
+                next_step=_inferred(total, shape),
+            )
         unknown = [i for i, n in enumerate(shape) if n is None]
         if wanted is None and len(unknown) == 1:
             rest = count(tuple(n for n in shape if n is not None))
@@ -119,7 +151,10 @@ def _infer_broadcast_to(x: Any, *references: Any, dims: Sequence[Any]) -> Result
         raise ShapeError(f"broadcast_to: shape {shape} holds a negative length", allowed="allowed are 0, 1, 2, ...")
     known = None not in x.shape + shape
     if len(x.shape) > len(shape) or (broadcast(x.shape, shape, "broadcast_to") != shape and known):
-        raise ShapeError(f"broadcast_to: shape {x.shape} doesn't broadcast to {shape}")
+        raise ShapeError(
+            f"broadcast_to: shape {x.shape} doesn't broadcast to {shape}",
+            allowed="only axes of length 1 can get longer, and new ones can only come first",
+        )
     return shape, x.dtype
 
 
@@ -132,7 +167,11 @@ def _infer_concatenate(*parts: Any, axis: int) -> Result:
     total: int | None = shape[axis]
     for part in parts[1:]:
         if len(part.shape) != len(shape):
-            raise ShapeError(f"concatenate: shapes {parts[0].shape} and {part.shape} have different numbers of axes")
+            raise ShapeError(
+                f"concatenate: shapes {parts[0].shape} and {part.shape} have different numbers of axes",
+                allowed="they must be equal",
+                next_step=f"K.expand_dims(x, {axis})" if abs(len(part.shape) - len(shape)) == 1 else "",
+            )
         for i, n in enumerate(part.shape):
             if i == axis:
                 total = None if total is None or n is None else total + n
@@ -173,10 +212,8 @@ def _infer_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Resul
     m, k = a.shape[::-1] if transpose_a else a.shape
     j, n = b.shape[::-1] if transpose_b else b.shape
     if k != j and k is not None and j is not None:
-        raise ShapeError(
-            f"dot: shapes {a.shape}{' transposed' if transpose_a else ''} and {b.shape}"
-            f"{' transposed' if transpose_b else ''} don't fit: inner dimensions {k} and {j} differ"
-        )
+        first, second = (f"{x.shape}{' transposed' if t else ''}" for x, t in ((a, transpose_a), (b, transpose_b)))
+        raise inner_refused(first, second, k, j)
     if a.dtype == "bool":
         raise _refuse("dot", "bool", "numbers")
     return (m, n), a.dtype
@@ -198,7 +235,7 @@ def _infer_pad(x: Any, *references: Any, pads: Sequence[Sequence[Any]]) -> Resul
 
 def _infer_gather(x: Any, indices: Any) -> Result:
     if not x.shape:
-        raise ShapeError("gather: a scalar has no rows to take")
+        raise scalar_refused("gather", "reference")
     if indices.dtype not in INTEGERS:
         raise _refuse("gather", indices.dtype, "integer indices")
     return indices.shape + x.shape[1:], x.dtype
@@ -211,7 +248,9 @@ def _infer_scatter_add(values: Any, indices: Any, like: Any) -> Result:
 def _infer_batch_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Result:
     lead = tuple(m if n is None else n for m, n in zip(a.shape[:-2], b.shape[:-2]))
     if any(m != n and m is not None and n is not None for m, n in zip(a.shape[:-2], b.shape[:-2])):
-        raise ShapeError(f"batch_dot: shapes {a.shape} and {b.shape} differ in their leading axes")
+        raise ShapeError(
+            f"batch_dot: shapes {a.shape} and {b.shape} differ in their leading axes", allowed="they must be equal"
+        )
     (m, n), dtype = _infer_matmul(Spec(a.shape[-2:], a.dtype), Spec(b.shape[-2:], b.dtype), transpose_a, transpose_b)
     return (*lead, m, n), dtype
 
@@ -261,8 +300,8 @@ RULES.update(
         "gather": Rule(_infer_gather, lambda node, g: [apply("scatter_add", g, node.inputs[1], node.inputs[0]), None]),
         "scatter_add": Rule(_infer_scatter_add, lambda node, g: [apply("gather", g, node.inputs[1]), None, None]),
         "batch_matmul": Rule(_infer_batch_matmul, vjps.of_batch_matmul),
-        "argmax": Rule(_infer_argmax),
-        "argmin": Rule(_infer_argmax),
+        "argmax": Rule(_position("argmax")),
+        "argmin": Rule(_position("argmin")),
         "size": Rule(_infer_size),
         "shape": Rule(_infer_shape),
         "reshape": Rule(_infer_reshape, vjps.of_reshape),

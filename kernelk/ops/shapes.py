@@ -12,6 +12,54 @@ from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
 
+# The names of spatial axes, by their number.
+_SPATIAL = {1: ("steps",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def image_axes(spatial: int, first: bool = False) -> tuple[str, ...]:
+    """The names of a batch's axes, with so many spatial ones; `first`: channels come before these."""
+    return ("batch", "channels", *_SPATIAL[spatial]) if first else ("batch", *_SPATIAL[spatial], "channels")
+
+
+def rank_refused(op: str, name: str, shape: Shape, axes: Sequence[str]) -> ShapeError:
+    """The refusal of an argument that hasn't as many axes as these, with the call that gives it as many."""
+    near = f"K.reshape({name}, ({', '.join(axes)}))"
+    if len(shape) == len(axes) - 1:
+        inner = axes.index("channels") if "channels" in axes else len(axes) - 1
+        near = f"K.expand_dims({name}, 0) adds {axes[0]}, K.expand_dims({name}, {inner}) adds {axes[inner]}"
+    elif len(shape) == len(axes) + 1 and 1 in shape:
+        near = f"K.squeeze({name}, {shape.index(1)})"
+    return ShapeError(
+        f"{op}: {name} has shape {shape}",
+        allowed=f"it needs {len(axes)} axes ({', '.join(axes)})",
+        next_step=near,
+    )
+
+
+def scalar_refused(op: str, name: str = "x") -> ShapeError:
+    """The refusal of a scalar by an op that goes along an axis."""
+    return ShapeError(
+        f"{op}: {name} is a scalar", allowed="it needs at least one axis", next_step=f"K.expand_dims({name}, 0)"
+    )
+
+
+def inner_refused(a: str, b: str, k: int, j: int, next_step: str = "") -> ShapeError:
+    """The refusal of a product, its operands' shapes in words, whose inner dimensions are `k` and `j`."""
+    return ShapeError(
+        f"dot: shapes {a} and {b} don't fit: inner dimensions {k} and {j} differ",
+        allowed="they must be equal",
+        next_step=next_step,
+    )
+
+
+def index_refused(index: int, axis: int, shape: Shape) -> ShapeError:
+    """The refusal of an index that an axis of known length doesn't have."""
+    n = shape[axis] or 0
+    return ShapeError(
+        f"index {index} is out of range for axis {axis} of length {n} (shape {shape})",
+        allowed=f"allowed are {-n} to {n - 1}" if n else "an empty axis has no element",
+    )
+
 
 def broadcast(a: Shape, b: Shape, op: str = "broadcast") -> Shape:
     """numpy's broadcasting where None is unknown: None with 1 or None stays unknown, with n it must turn out n or 1."""
@@ -184,5 +232,9 @@ def axes_of(axis: Any, ndim: int, op: str) -> list[int]:
     axes = axis if isinstance(axis, (list, tuple)) else [axis]
     resolved = sorted(axis_of(a, ndim, op) for a in axes)
     if len(builtins.set(resolved)) != len(resolved):
-        raise ArgumentError(f"{op}: axis {axis} names one axis twice")
+        raise ArgumentError(
+            f"{op}: axis {axis} names one axis twice",
+            allowed="each may be named once",
+            next_step=f"axis={sorted(builtins.set(resolved))}",
+        )
     return resolved

@@ -13,7 +13,7 @@ from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .shapes import axis_of, broadcast_to, count, merge_axes
+from .shapes import axis_of, broadcast_to, count, merge_axes, scalar_refused
 
 
 def shape(x: Any) -> Tensor:
@@ -43,7 +43,9 @@ def count_params(x: Any) -> int:
     """The static number of elements. Raises ShapeError if an axis is unknown."""
     total = count(as_tensor(x).shape)
     if total is None:
-        raise ShapeError(f"count_params: shape {as_tensor(x).shape} has unknown axes")
+        raise ShapeError(
+            f"count_params: shape {as_tensor(x).shape} has unknown axes", next_step="K.size(x) counts at each call"
+        )
     return total
 
 
@@ -144,7 +146,11 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
         if parts is not None:
             return dims_of(parts, first, op)
         if shape.dtype not in INTEGERS or shape.shape[0] is None:
-            raise ArgumentError(f"{op}: a shape tensor must be an integer vector of known length, not {shape!r}")
+            raise ArgumentError(
+                f"{op}: {shape!r} can't be a shape",
+                allowed="a shape tensor must be an integer vector of known length",
+                next_step="" if shape.shape[0] is None else "K.cast(shape, 'int32')",
+            )
         return [["value", first, i] for i in range(shape.shape[0])], (shape,)
     entries = shape if isinstance(shape, (tuple, list, np.ndarray)) else [shape]
     return [entry(value) for value in entries], tuple(references)
@@ -169,7 +175,7 @@ def batch_flatten(x: Any) -> Tensor:
     """`x` with all axes but the first merged into one."""
     x = as_tensor(x)
     if x.ndim == 0:
-        raise ShapeError("batch_flatten: a scalar has no first axis")
+        raise scalar_refused("batch_flatten")
     return merge_axes(x, 1, x.ndim - 1)
 
 
@@ -187,7 +193,11 @@ def squeeze(x: Any, axis: int) -> Tensor:
     x = as_tensor(x)
     index = axis_of(axis, x.ndim, "squeeze")
     if x.shape[index] not in (1, None):
-        raise ShapeError(f"squeeze: axis {axis} of shape {x.shape} has length {x.shape[index]}, not 1")
+        raise ShapeError(
+            f"squeeze: axis {axis} of shape {x.shape} has length {x.shape[index]}, not 1",
+            allowed="only an axis of length 1 can go",
+            next_step=f"K.squeeze(x, {x.shape.index(1)})" if 1 in x.shape else "",
+        )
     dims = [[0, i] if n is None else n for i, n in enumerate(x.shape) if i != index]
     return apply("reshape", x, dims=dims)
 

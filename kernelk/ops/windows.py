@@ -12,6 +12,7 @@ from ..graph.rules import apply
 from .arranging import normalize_data_format
 from .dtypes import FLOATS, as_tensor, cast
 from .operators import binary
+from .shapes import image_axes, rank_refused
 
 # Beyond the end of every axis: as a slice's stop, it takes all that there is.
 _END = 2**31 - 1
@@ -199,10 +200,7 @@ class WindowArguments(NamedTuple):
     def to_last(self, x: Tensor) -> Tensor:
         """`x` with its channels last. Raises ShapeError unless it has a batch axis, the spatial axes and channels."""
         if x.ndim != self.spatial + 2:
-            raise ShapeError(
-                f"{self.op}: x of shape {x.shape} needs {self.spatial + 2} axes: "
-                f"batch, {self.spatial} spatial, channels"
-            )
+            raise rank_refused(self.op, "x", x.shape, image_axes(self.spatial, self.first))
         return apply("transpose", x, permutation=[0, *range(2, x.ndim), 1]) if self.first else x
 
     def from_last(self, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..graph.loops import merge_shapes
 from ..graph.nodes import Shape, Spec, Tensor, located
 from ..graph.rules import RULES
 from ..ops.dtypes import INTEGERS
-from ..ops.shapes import known_dims
+from ..ops.shapes import index_refused, known_dims
 from ..source import Source
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: 
         return None
     _, (whole, *_), attrs, _ = program.instructions[piece]
     before, after = specs[whole].shape, specs[inputs[0]].shape
-    for axis, ((begin, end, step), n, m) in enumerate(zip(attrs["slices"], before, after)):
+    for axis, ((begin, end, step), m) in enumerate(zip(attrs["slices"], after)):
         if m == 0 and begin is not None and step is None and end == (None if begin == -1 else begin + 1):
-            return ShapeError(f"index {begin} is out of range for axis {axis} of length {n} (shape {before})")
+            return index_refused(begin, axis, before)
     return None
 
 

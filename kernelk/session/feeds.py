@@ -10,8 +10,8 @@ import numpy as np
 from ..arrays import Array, fits
 from ..engines import memory
 from ..errors import DTypeError, FeedError, KernelKError
-from ..graph.nodes import Placeholder, Tensor
-from ..ops.dtypes import FLOATS, densified, is_sparse_matrix
+from ..graph.nodes import Placeholder, Shape, Tensor
+from ..ops.dtypes import ARRAYS, FLOATS, densified, is_sparse_matrix
 from ..ops.foreign import as_numpy
 
 # The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
@@ -50,15 +50,19 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     except ValueError as error:
         # Nested lists of different lengths.
         raise FeedError(
-            f"placeholder '{placeholder.name}' was fed a value that could not be converted to an array: {error}"
+            f"placeholder '{placeholder.name}' was fed a value that could not be converted to an array: {error}",
+            allowed=ARRAYS,
         ) from None
     if array.dtype.kind not in "biuf":
         raise FeedError(
-            f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}"
+            f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}",
+            next_step=f"convert it first, e.g. np.asarray(x, '{placeholder.dtype}')",
         )
     if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
         raise FeedError(
-            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}"
+            f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}",
+            allowed="its number of axes and its known lengths must be equal",
+            next_step=_fitting(shape, array.shape),
         )
     if array.dtype != placeholder.numpy_dtype:
         if placeholder.dtype not in FLOATS and not fits(array, placeholder.dtype):
@@ -71,6 +75,25 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
         with np.errstate(all="ignore"):
             array = array.astype(placeholder.numpy_dtype)
     return array
+
+
+def _takes(shape: Shape, fed: tuple[int, ...]) -> bool:
+    return len(shape) == len(fed) and all(n is None or n == m for n, m in zip(shape, fed))
+
+
+def _fitting(shape: Shape, fed: tuple[int, ...]) -> str:
+    """What to feed instead of an array `x` of shape `fed`, where that is plain; else ""."""
+    if len(fed) == 2 and _takes(shape, fed[::-1]):
+        return "feed x.T"
+    if _takes(shape, (1, *fed)):
+        return "feed x[None], a batch of one"
+    if _takes(shape, (*fed, 1)):
+        return "feed x[..., None]"
+    if fed[:1] == (1,) and _takes(shape, fed[1:]):
+        return "feed x[0]"
+    if fed[-1:] == (1,) and _takes(shape, fed[:-1]):
+        return "feed x[..., 0]"
+    return ""
 
 
 def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:

@@ -64,7 +64,9 @@ class Function:
                 raise ArgumentError(f"K.function: {tensor!r} is no input", allowed="inputs must be placeholders")
         self.placeholders = [x for x in self.inputs if not isinstance(x, LearningPhase)]
         if len({id(x) for x in self.inputs}) != len(self.inputs):
-            raise ArgumentError("K.function: a placeholder appears twice in the inputs")
+            raise ArgumentError(
+                "K.function: a placeholder appears twice in the inputs", allowed="each may be there once"
+            )
         self.outputs = [as_tensor(x) for x in listed]
         self.updates = compose(updates or ())
         # Keras's mark of a metric: what its state gives with the call's own batch in it.
@@ -93,7 +95,10 @@ class Function:
             names = ", ".join(f"'{x.name}'" for x in self.inputs) or "none"
             takes = f"{len(self.inputs)} input{'' if len(self.inputs) == 1 else 's'} ({names})"
             were = "was" if len(given) == 1 else "were"
-            raise FeedError(f"{self.name} takes {takes}, but {len(given)} {were} given")
+            raise FeedError(
+                f"{self.name} takes {takes}, but {len(given)} {were} given",
+                next_step=f"call it with a list of them, f([{', '.join(x.name for x in self.inputs)}])",
+            )
         session = current()
         if self.generation is not session.state.generation and not self.generation.ended:
             raise stale(self.name, self.source, self.generation)

@@ -37,7 +37,10 @@ def linearised(
             return made, needs
         except NeedsValuesError as needed:
             if feeds is None:
-                raise FeedError("the shapes of these tensors depend on fed values") from None
+                raise FeedError(
+                    "the shapes of these tensors depend on fed values",
+                    next_step="use a K.function of the placeholders, or tensor.eval({placeholder: value})",
+                ) from None
             host = session.host("numpy")
             host.start()
             program, inner = linearised(session, inputs, needed.tensors, (), phase, host.ops, feeds)

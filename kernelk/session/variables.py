@@ -15,7 +15,7 @@ from ..errors import ArgumentError, CopyRefusedError, DTypeError, KernelKError, 
 from ..graph.nodes import Tensor, Variable, constant_node
 from ..graph.rules import apply
 from ..ops import random
-from ..ops.dtypes import FLOATS, as_tensor, check_dtype, densified, is_sparse_matrix
+from ..ops.dtypes import ARRAYS, FLOATS, as_tensor, check_dtype, densified, is_sparse_matrix
 from ..ops.foreign import as_numpy
 from ..ops.shaping import dims_of
 from ..ops.updates import as_variable
@@ -43,7 +43,7 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
         except KernelKError:
             raise  # as of a tensor in a list: it knows better
         except (TypeError, ValueError):
-            raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers") from None
+            raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers", allowed=ARRAYS) from None
         if chosen not in FLOATS and chosen != "bool" and not fits(array, chosen):
             raise DTypeError(
                 f"variable: the value doesn't fit into {chosen}",
@@ -65,7 +65,11 @@ def _enter(array: Array, dtype: str, name: str | None, constraint: Any = None) -
 def _static(shape: Any, op: str) -> tuple[int, ...]:
     lengths = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     if any(isinstance(n, Tensor) or n is None or int(n) < 0 for n in lengths):
-        raise ArgumentError(f"{op}: a variable needs a shape of known lengths, not {lengths}")
+        raise ArgumentError(
+            f"{op}: {lengths} can't be a variable's shape",
+            allowed="it needs known lengths of 0 or more",
+            next_step=f"K.{op}_like(x) has the shape of x at each call" if op in ("zeros", "ones") else "",
+        )
     return tuple(int(n) for n in lengths)
 
 
@@ -153,16 +157,25 @@ def _fitted(x: Variable, value: Any) -> Array:
     except KernelKError:
         raise
     except ValueError as error:
-        raise ShapeError(f"set_value: the value for variable '{x.name}' isn't an array: {error}") from None
+        raise ShapeError(
+            f"set_value: the value for variable '{x.name}' isn't an array: {error}", allowed=ARRAYS
+        ) from None
     if array.dtype.kind not in "biuf":
-        raise DTypeError(f"set_value: {type(value).__name__} isn't an array of numbers (variable '{x.name}')")
+        raise DTypeError(
+            f"set_value: {type(value).__name__} isn't an array of numbers (variable '{x.name}')", allowed=ARRAYS
+        )
     if array.shape != x.shape:
         raise ShapeError(
             f"set_value: variable '{x.name}' has shape {x.shape}, but the value has {array.shape}",
             allowed="they must be equal",
         )
     if x.dtype[0] in "iu" and not fits(array, x.dtype):
-        raise DTypeError(f"set_value: the value doesn't fit into {x.dtype} (variable '{x.name}')")
+        limits = np.iinfo(x.dtype)
+        raise DTypeError(
+            f"set_value: the value doesn't fit into {x.dtype} (variable '{x.name}')",
+            allowed=f"allowed are whole numbers from {limits.min} to {limits.max}",
+            next_step=f"convert it first, e.g. value.astype('{x.dtype}')",
+        )
     return array
 
 

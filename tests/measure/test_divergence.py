@@ -507,6 +507,11 @@ def test_the_magic() -> None:
         ("y numpy theano --feed x=1 / 0", "ArgumentError", "1 / 0 can't be evaluated: ZeroDivisionError"),
         ("y numpy teano", "UnknownBackendError", "did you mean 'theano'"),
         ("y numpy theano --feed x=3", "FeedError", "has shape (2,), but was fed ()"),
+        (
+            "K.squeeze(K.ones((2, 1)), 0) numpy theano",
+            "ShapeError",
+            "can go; next: K.squeeze(x, 1) (cell 3, line 1)",
+        ),
     ],
 )
 def test_what_the_magic_refuses(line: str, error: str, words: str) -> None:

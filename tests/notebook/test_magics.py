@@ -114,13 +114,17 @@ def test_errors_are_one_line_with_the_cell_and_the_line() -> None:
         **QUIET,
     )
     assert one_line(cells[2]) == (
-        "ShapeError: dot: shapes (None, 4) and (3, 2) don't fit: inner dimensions 4 and 3 differ "
-        "(cell 3, line 3: y = K.dot(x, w))"
+        "ShapeError: dot: shapes (None, 4) and (3, 2) don't fit: inner dimensions 4 and 3 differ; "
+        "they must be equal (cell 3, line 3: y = K.dot(x, w))"
     )
     fed = one_line(cells[4].copy() | {"out": cells[4]["out"].removeprefix("1\n")})
     assert "placeholder 'x' (cell 4, line 1: x = K.placeholder((None, 3), name='x')) has shape (None, 3)" in fed
-    assert fed.endswith("but was fed (2, 5) (cell 5, line 2: f([np.ones((2, 5))]))")
-    assert one_line(cells[5]).startswith("FeedError: function takes 1 input ('x'), but 0 were given (cell 6, line 1")
+    assert "but was fed (2, 5); its number of axes and its known lengths must be equal" in fed
+    assert fed.endswith(" (cell 5, line 2: f([np.ones((2, 5))]))")
+    assert one_line(cells[5]).startswith(
+        "FeedError: function takes 1 input ('x'), but 0 were given; next: call it with a list of them, f([x]) "
+        "(cell 6, line 1"
+    )
     assert one_line(cells[6]).endswith("(cell 7, line 2: return K.reshape(z, (5, 5)))")
     late = one_line(cells[8])
     assert "(2,) and (3,) don't broadcast" in late
@@ -215,7 +219,7 @@ def test_a_session_in_a_notebook(notebook: Notebook) -> None:
     (error,) = notebook.run("x = K.placeholder((None, 3))\ny = K.dot(x, K.ones((2, 2)))")
     assert error["ename"] == "ShapeError"
     assert error["traceback"] == [
-        "ShapeError: dot: shapes (None, 3) and (2, 2) don't fit: inner dimensions 3 and 2 differ "
+        "ShapeError: dot: shapes (None, 3) and (2, 2) don't fit: inner dimensions 3 and 2 differ; they must be equal "
         "(cell 6, line 2: y = K.dot(x, K.ones((2, 2))))"
     ]
     (error,) = notebook.run("%kbackend teano")

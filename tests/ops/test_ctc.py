@@ -149,12 +149,12 @@ def test_labels_behind_the_length_are_zero(backend: str) -> None:
 @pytest.mark.parametrize(
     ("write", "error", "words"),
     [
-        (lambda p, n: K.ctc_decode(K.placeholder((None, 4)), n), ShapeError, r"axes \(batch, steps, a known number"),
+        (lambda p, n: K.ctc_decode(K.placeholder((None, 4)), n), ShapeError, r"axes \(batch, steps, classes\)"),
         (lambda p, n: K.ctc_decode(K.placeholder((2, 3, None)), n), ShapeError, "known number of classes"),
         (lambda p, n: K.ctc_decode(K.cast(p, "int32"), n), DTypeError, "must be floats"),
         (lambda p, n: K.ctc_decode(p, n, greedy=False, beam_width=2, top_paths=3), ArgumentError, "1 to beam_width"),
         (lambda p, n: K.ctc_decode(p, K.placeholder((2, 3))), ShapeError, r"\(batch,\) or \(batch, 1\)"),
-        (lambda p, n: K.ctc_batch_cost(n, p, n, n), ShapeError, r"y_true needs axes \(batch, longest\)"),
+        (lambda p, n: K.ctc_batch_cost(n, p, n, n), ShapeError, r"y_true has shape .* axes \(batch, longest\)"),
         (lambda p, n: K.ctc_label_dense_to_sparse(n, n), ShapeError, r"\(batch, longest\)"),
     ],
 )

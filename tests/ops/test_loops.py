@@ -453,11 +453,11 @@ def test_gradients_add_what_they_need_without_changing_what_is_there() -> None:
         (lambda x: K.rnn(lambda a, s: a, x, []), ArgumentError, "an output and a list of new states"),
         (lambda x: K.rnn(lambda a, s: (a, [a]), x, [K.zeros((2, 4))]), ShapeError, "state 0 has shape (2, 4)"),
         (lambda x: K.rnn(lambda a, s: (a, [a]), x, [K.zeros((2, 3), dtype="int32")]), DTypeError, "state 0 is int32"),
-        (lambda x: K.rnn(lambda a, s: (a, []), x, [], mask=x[:, :, 0:2]), ShapeError, "a mask has shape"),
+        (lambda x: K.rnn(lambda a, s: (a, []), x, [], mask=x[:, :, 0:2]), ShapeError, "the mask has shape"),
         (lambda x: K.rnn(lambda a, s: (a, []), x[0, 0], []), ShapeError, "need the axes (samples, time, ...)"),
         (lambda x: K.rnn(lambda a, s: (a, []), x, [], input_length=4), ArgumentError, "input_length is 4"),
         (lambda x: K.rnn(lambda a, s: (a, []), [x, x[:, 1:]], []), ShapeError, "4, 5 elements"),
-        (lambda x: K.map_fn(lambda a: a, K.sum(x)), ShapeError, "a scalar has none"),
+        (lambda x: K.map_fn(lambda a: a, K.sum(x)), ShapeError, "x is a scalar"),
         (lambda x: K.foldl(lambda a, b: a, x[:0]), ShapeError, "give an initializer"),
         (
             lambda x: K.rnn(lambda a, s: (a, []), K.placeholder((2, None, 3)), [], unroll=True),

@@ -704,7 +704,7 @@ def test_the_guides_settings() -> None:
         (lambda x: x.eval({"x": 1}), ArgumentError, "feeds map placeholders to arrays, not str 'x'"),
         (lambda x: x.eval([1]), ArgumentError, "feeds map placeholders to arrays, not list"),
         (lambda x: K.variable([[x]]), ArgumentError, "isn't known"),
-        (lambda x: K.batch_flatten(K.constant(1.0)), ShapeError, "no first axis"),
+        (lambda x: K.batch_flatten(K.constant(1.0)), ShapeError, "x is a scalar; it needs at least one axis"),
         (lambda x: K.gradients(K.argmax(x), [x]), ArgumentError, "must be a float"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Errors as data: their parts, how these become one line, and that nothing takes the line apart again."""
+"""Errors as data: their parts, which none goes without, how these become one line, and that it stays whole."""
 
 import ast
 import copy
@@ -103,6 +103,53 @@ def test_near_words_and_line_breaks():
     assert did_you_mean("denze", ["dense", "conv"], "`K.{}`") == "did you mean `K.dense`? "
     assert did_you_mean("lstm", ["dense", "conv"]) == ""
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
+
+
+# ---------------------------------------------------------------------------- none says only what happened
+
+# They are given all reasons, which say what would be accepted.
+_WITH_REASONS = {"SwapRefusedError", "LoadRefusedError"}
+
+
+def _may_be_empty(value):
+    if isinstance(value, ast.IfExp):
+        return _may_be_empty(value.body) or _may_be_empty(value.orelse)
+    return isinstance(value, ast.Constant) and not value.value
+
+
+def _say_no_more(tree):
+    """The lines that make an error of kernelk's with neither what is allowed nor what to do now."""
+    ours, found = {kind.__name__ for kind in KINDS}, []
+    for n in ast.walk(tree):
+        kind = getattr(n.func, "id", getattr(n.func, "attr", "")) if isinstance(n, ast.Call) else ""
+        if kind not in ours or (kind in _WITH_REASONS and len(n.args) > 1):
+            continue
+        more = [one.value for one in n.keywords if one.arg in ("allowed", "next_step")]
+        if all(_may_be_empty(one) for one in more):
+            found.append(n.lineno)
+    return found
+
+
+def test_every_error_says_what_is_allowed_or_what_to_do_now():
+    assert {name: lines for name, tree in _sources() if (lines := _say_no_more(tree))} == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("raise ShapeError('a')", True),
+        ("raise errors.ShapeError(f'{a}: b', next_step='')", True),
+        ("return ArgumentError('a', next_step='b' if c else '')", True),
+        ("raise ArgumentError('a', allowed='d', next_step='b' if c else '')", False),
+        ("raise ArgumentError('a', next_step='b' if c else 'd')", False),
+        ("raise ArgumentError('a', next_step=example)", False),
+        ("raise SwapRefusedError('a', reasons)", False),
+        ("raise SwapRefusedError('a')", True),
+        ("raise ValueError('a')", False),
+    ],
+)
+def test_the_check_sees_an_error_that_says_no_more(code, found):
+    assert bool(_say_no_more(ast.parse(code))) is found
 
 
 # ---------------------------------------------------------------------------- nothing takes the line apart

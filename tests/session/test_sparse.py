@@ -65,7 +65,7 @@ def test_to_dense_is_dense() -> None:
     assert not K.is_sparse(v)
     assert K.to_dense(v) is v
     assert K.is_sparse(K.print_tensor(x))
-    with pytest.raises(ArgumentError, match="expected a tensor"):
+    with pytest.raises(ArgumentError, match="isn't a tensor"):
         K.is_sparse(sparse.csr_matrix(DENSE))
 
 
