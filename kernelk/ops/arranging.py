@@ -15,7 +15,17 @@ from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, cast, check_dtype
 from .linear import permute_dimensions
 from .operators import binary
-from .shapes import axes_of, axis_of, image_axes, matmul, merge_axes, rank_refused, reversed_along
+from .shapes import (
+    axes_of,
+    axis_of,
+    image_axes,
+    listed,
+    matmul,
+    merge_axes,
+    rank_refused,
+    reversed_along,
+    whole_number,
+)
 from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
 
@@ -31,7 +41,7 @@ def gather(reference: Any, indices: Any) -> Tensor:
 
 def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
-    parts = [as_tensor(part) for part in x]
+    parts = [as_tensor(part) for part in listed(x, "stack")]
     if not parts:
         raise ArgumentError("stack: the list is empty", allowed="it needs at least one tensor")
     first = parts[0].shape
@@ -76,8 +86,12 @@ def tile(x: Any, n: Any) -> Tensor:
     tiled = as_tensor(x)
     if isinstance(n, (int, np.integer)) or (isinstance(n, Tensor) and n.ndim == 0):
         n = [n]
+    if not hasattr(n, "__iter__"):
+        n = [whole_number(n, "n", "tile")]
     counts = list((isinstance(n, Tensor) and unstacked(n)) or n)
-    known = [known_integer(count) if isinstance(count, Tensor) else int(count) for count in counts]
+    known = [
+        known_integer(count) if isinstance(count, Tensor) else whole_number(count, "n", "tile") for count in counts
+    ]
     times: list[Any] = [count if m is None else m for count, m in zip(counts, known)]
     times = [1] * (tiled.ndim - len(times)) + times
     if len(times) > tiled.ndim:
@@ -109,9 +123,12 @@ def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
     """Each element `rep` times in a row along `axis`."""
     source = as_tensor(x)
     index = axis_of(axis, source.ndim, "repeat_elements")
-    if rep == 1:
+    times = whole_number(rep, "rep", "repeat_elements")
+    if times < 1:
+        raise ArgumentError(f"repeat_elements: rep {rep} isn't allowed", allowed="it must be 1 or more")
+    if times == 1:
         return source
-    return merge_axes(concatenate([expand_dims(source, index + 1)] * int(rep), index + 1), index, index + 1)
+    return merge_axes(concatenate([expand_dims(source, index + 1)] * times, index + 1), index, index + 1)
 
 
 def any_list(dims: Sequence[Any]) -> bool:
@@ -124,7 +141,7 @@ def repeat(x: Any, n: int) -> Tensor:
     x = as_tensor(x)
     if x.ndim != 2:
         raise rank_refused("repeat", "x", x.shape, ("samples", "dim"))
-    dims: list[Any] = [[0, 0] if x.shape[0] is None else x.shape[0], int(n)]
+    dims: list[Any] = [[0, 0] if x.shape[0] is None else x.shape[0], whole_number(n, "n", "repeat")]
     dims.append([0, 2] if x.shape[1] is None else x.shape[1])
     return apply("broadcast_to", expand_dims(x, 1), dims=dims)
 
@@ -138,6 +155,12 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") ->
         start, stop = 0, start
     chosen = check_dtype(dtype)
     if not builtins.any(isinstance(bound, Tensor) for bound in (start, stop, step)):
+        if not builtins.all(isinstance(bound, (int, float, np.number)) for bound in (start, stop, step)):
+            raise ArgumentError(
+                f"arange: {start!r}, {stop!r}, {step!r} can't be bounds and a step",
+                allowed="allowed are numbers and 0-d integer tensors",
+                next_step="K.arange(10)",
+            )
         if step == 0:
             raise ArgumentError("arange: step 0 isn't allowed", allowed="it must be positive or negative")
         return constant_node(np.arange(start, stop, step).astype(chosen))
@@ -161,7 +184,11 @@ def _padded(op: str, spatial: int, x: Any, pairs: Sequence[Sequence[int]], data_
     first = normalize_data_format(data_format) == "channels_first"
     if x.ndim != spatial + 2:
         raise rank_refused(op, "x", x.shape, image_axes(spatial, first))
-    if len(pairs) != spatial or not builtins.all(hasattr(pair, "__len__") and len(pair) == 2 for pair in pairs):
+    if (
+        not hasattr(pairs, "__len__")
+        or len(pairs) != spatial
+        or not builtins.all(hasattr(pair, "__len__") and len(pair) == 2 for pair in pairs)
+    ):
         example = ((1, 1),) * spatial if spatial > 1 else (1, 1)
         raise ArgumentError(
             f"{op}: padding {pairs if spatial > 1 else pairs[0]!r} isn't allowed",
@@ -230,7 +257,7 @@ def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
             allowed="bilinear needs a known height and width",
             next_step="give the placeholder both, or use interpolation='nearest'",
         )
-    wanted = length * int(factor)
+    wanted = length * whole_number(factor, "a factor", "resize_images")
     centres = np.clip((np.arange(wanted) + 0.5) / factor - 0.5, 0, length - 1)
     low = np.minimum(np.floor(centres).astype(int), builtins.max(length - 2, 0))
     weights = np.zeros((length, wanted))

@@ -8,7 +8,7 @@ from ..errors import ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .dtypes import as_tensor, operands
-from .shapes import axis_of, inner_refused, matmul, merge_axes
+from .shapes import axis_of, inner_refused, matmul, merge_axes, whole_number
 
 
 def dot(x: Any, y: Any) -> Tensor:
@@ -106,7 +106,8 @@ def transpose(x: Any) -> Tensor:
 def permute_dimensions(x: Any, pattern: Any) -> Tensor:
     """`x` with its axes in the order of `pattern`. Raises ShapeError unless it names each axis once."""
     x = as_tensor(x)
-    order = [int(i) for i in pattern]
+    pattern = pattern if hasattr(pattern, "__iter__") else [pattern]
+    order = [whole_number(i, "axis", "permute_dimensions") for i in pattern]
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(
             f"permute_dimensions: {tuple(order)} isn't an order of the {x.ndim} axes of shape {x.shape}",

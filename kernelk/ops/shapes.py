@@ -211,12 +211,31 @@ def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = 
     return apply("matmul", a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
+def whole_number(value: Any, name: str, op: str) -> int:
+    """An argument as an int. Raises ArgumentError where it isn't one; a float is taken if it is whole."""
+    try:
+        number = int(value)
+        if number == value:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ArgumentError(f"{op}: {name} {value!r} isn't allowed", allowed="it must be an int")
+
+
+def listed(value: Any, op: str) -> list[Any]:
+    """An argument that is a list of tensors. Raises ArgumentError where it is none."""
+    if not hasattr(value, "__iter__"):
+        raise ArgumentError(
+            f"{op}: {type(value).__name__} isn't a list of tensors",
+            allowed="it must be one",
+            next_step=f"K.{op}([x, y])",
+        )
+    return list(value)
+
+
 def axis_of(axis: Any, ndim: int, op: str) -> int:
     """`axis` as a non-negative int. Raises ShapeError where the tensor has no such axis."""
-    try:
-        index = int(axis)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{op}: axis {axis!r} isn't allowed", allowed="an axis must be an int") from None
+    index = whole_number(axis, "axis", op)
     if not -ndim <= index < ndim:
         raise ShapeError(
             f"{op}: axis {axis} is out of range for a tensor of {ndim} axes",

@@ -13,7 +13,7 @@ from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
 from .dtypes import INTEGERS, as_tensor, check_dtype, promote
 from .dtypes import cast as cast_to
-from .shapes import axis_of, broadcast_to, count, merge_axes, scalar_refused
+from .shapes import axis_of, broadcast_to, count, listed, merge_axes, scalar_refused, whole_number
 
 
 def shape(x: Any) -> Tensor:
@@ -207,7 +207,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
 
     Raises ShapeError where other axes differ.
     """
-    parts = [as_tensor(part) for part in tensors]
+    parts = [as_tensor(part) for part in listed(tensors, "concatenate")]
     if not parts:
         raise ArgumentError("concatenate: the list is empty", allowed="it needs at least one tensor")
     common = parts[0].dtype
@@ -223,7 +223,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
 
 def one_hot(indices: Any, num_classes: int) -> Tensor:
     """Integer indices of shape s as rows of floatx 0 and 1, shape s + (num_classes,); out of range gives zeros."""
-    return one_hot_as(as_tensor(indices), int(num_classes), config.floatx())
+    return one_hot_as(as_tensor(indices), whole_number(num_classes, "num_classes", "one_hot"), config.floatx())
 
 
 def one_hot_as(indices: Tensor, depth: int | None, dtype: str) -> Tensor:

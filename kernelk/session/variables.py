@@ -63,8 +63,8 @@ def _enter(array: Array, dtype: str, name: str | None, constraint: Any = None) -
 
 
 def _static(shape: Any, op: str) -> tuple[int, ...]:
-    lengths = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    if any(isinstance(n, Tensor) or n is None or int(n) < 0 for n in lengths):
+    lengths = tuple(shape) if hasattr(shape, "__iter__") and not isinstance(shape, Tensor) else (shape,)
+    if not all(isinstance(n, (int, float, np.number)) and float(n).is_integer() and n >= 0 for n in lengths):
         raise ArgumentError(
             f"{op}: {lengths} can't be a variable's shape",
             allowed="it needs known lengths of 0 or more",
@@ -98,8 +98,9 @@ def eye(size: Any, dtype: Any = None, name: str | None = None) -> Variable:
     """A variable with the identity matrix of `size` rows (or (rows, columns))."""
     rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
     chosen = check_dtype(dtype)
-    memory.require(2 * np.dtype(chosen).itemsize * int(rows) * int(columns), "eye")
-    return _enter(np.eye(int(rows), int(columns), dtype=chosen), chosen, name)
+    rows, columns = _static((rows, columns), "eye")
+    memory.require(2 * np.dtype(chosen).itemsize * rows * columns, "eye")
+    return _enter(np.eye(rows, columns, dtype=chosen), chosen, name)
 
 
 def random_uniform_variable(
@@ -142,6 +143,12 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
     """Sets several variables at once: all of them, or none if one value doesn't fit."""
 
     with memory.translated("set_value"), np.errstate(all="ignore"):
+        if not hasattr(tuples, "__iter__"):
+            raise ArgumentError(
+                f"batch_set_value: {type(tuples).__name__} isn't a list of pairs",
+                allowed="it must be one",
+                next_step="K.batch_set_value([(variable, value)])",
+            )
         checked = [(as_variable(x, "set_value"), _fitted(x, value)) for x, value in tuples]
         current().write(checked)
 

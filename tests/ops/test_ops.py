@@ -654,7 +654,7 @@ def test_the_guides_settings() -> None:
         (lambda x: K.concatenate([]), ArgumentError, "at least one"),
         (lambda x: K.sum(x, axis=2), ShapeError, "axis 2 is out of range for a tensor of 2 axes; allowed are -2 to 1"),
         (lambda x: K.sum(x, axis=(0, -2)), ArgumentError, "one axis twice"),
-        (lambda x: K.sum(x, axis="a"), ArgumentError, "axis must be an int"),
+        (lambda x: K.sum(x, axis="a"), ArgumentError, "it must be an int"),
         (lambda x: K.squeeze(x, 1), ShapeError, "has length 4, not 1"),
         (lambda x: x[:, 4], ShapeError, "index 4 is out of range for axis 1 of length 4"),
         (lambda x: x[0, 0, 0], ShapeError, "3 indices for a tensor of 2 axes"),

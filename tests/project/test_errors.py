@@ -4,11 +4,14 @@ import ast
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kernelk
+from kernelk import backend as K
 from kernelk import errors
 from kernelk.backends.errors import OptionError
 from kernelk.engines.host import refused_option
@@ -243,3 +246,34 @@ def test_the_check_sees_that_a_message_s_part_is_taken_apart():
 
 def test_the_check_sees_a_message_that_is_joined_by_hand():
     assert _by_hand(ast.parse("say(f'{x} is gone; next: run it')"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: K.zeros(("a",)),
+        lambda x: K.ones(2.5),
+        lambda x: K.eye("x"),
+        lambda x: K.tile(x, "a"),
+        lambda x: K.tile(x, 2.5),
+        lambda x: K.tile(x, None),
+        lambda x: K.repeat(x, "a"),
+        lambda x: K.repeat_elements(x, "a", 0),
+        lambda x: K.repeat_elements(x, 0, 0),
+        lambda x: K.arange("a"),
+        lambda x: K.one_hot(K.cast(x, "int32"), None),
+        lambda x: K.concatenate(3),
+        lambda x: K.stack(None),
+        lambda x: K.permute_dimensions(x, 1),
+        lambda x: K.permute_dimensions(x, "ab"),
+        lambda x: K.sum(x, axis=0.5),
+        lambda x: K.spatial_2d_padding(K.reshape(x, (1, 2, 3, 1)), 1),
+        lambda x: K.resize_images(K.reshape(x, (1, 2, 3, 1)), "a", 1, "channels_last"),
+        lambda x: K.resize_images(K.reshape(x, (1, 2, 3, 1)), 1.5, 1, "channels_last", "bilinear"),
+        lambda x: K.batch_set_value(3),
+    ],
+)
+def test_an_argument_of_another_kind_is_named_and_not_rounded(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(KernelKError) as caught:
+        call(K.ones((2, 3)))
+    assert caught.value.allowed or caught.value.next_step
