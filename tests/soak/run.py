@@ -51,7 +51,8 @@ def family(pid: int) -> list[int]:
 def sample() -> Sample:
     """The session's use of the machine: memory in bytes, and numbers of descriptors, threads, processes and segments.
 
-    Memory is the sum of proportional set sizes of this process and its workers, so that shared memory counts once.
+    Memory is what this process and its workers have for themselves, and their parts of the memory that they share; not
+    the pages of libraries' files, which count more or less as other processes come and go.
     """
     from kernelk.session.current import current
 
@@ -59,8 +60,9 @@ def sample() -> Sample:
     taken = {"memory": 0, "descriptors": 0, "threads": 0, "processes": 0}
     for pid in family(os.getpid()):
         with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            taken["memory"] += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                    taken["memory"] += 1024 * int(line.split()[1])
             taken["descriptors"] += len(os.listdir(f"/proc/{pid}/fd"))
             taken["threads"] += len(os.listdir(f"/proc/{pid}/task"))
             taken["processes"] += 1
