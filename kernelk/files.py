@@ -77,9 +77,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     It has the old file's permissions, or those of a new one. Raises OSError.
     """
     with _named():
-        place = Path(os.path.realpath(path))  # a link goes on leading to the file
+        target = Path(os.path.realpath(path))  # a link goes on leading to the file
         try:
-            mode = place.stat().st_mode
+            mode = target.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             require_regular(mode)
@@ -87,19 +87,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             mask = os.umask(0)
             os.umask(mask)
             mode = 0o666 & ~mask
-        handle, name = tempfile.mkstemp(prefix=f".{place.name[:40]}-", dir=place.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, mode & 0o777)
-        os.replace(name, place)
+        os.replace(name, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    _keep_name(place.parent)
+    _keep_name(target.parent)
 
 
 def _keep_name(folder: Path) -> None:

@@ -77,14 +77,14 @@ class Host:
         """One request and its reply, raised as EngineError where it holds an error."""
         raise NotImplementedError
 
-    def feed(self, places: list[Array], feeds: list[Array]) -> None:
-        """Readies the next run's feeds; `places`: their memory in the plan."""
-        for place, feed in zip(places, feeds):
-            place[...] = feed
+    def feed(self, views: list[Array], feeds: list[Array]) -> None:
+        """Readies the next run's feeds; `views`: their memory in the plan."""
+        for view, feed in zip(views, feeds):
+            view[...] = feed
 
-    def take(self, places: list[Array]) -> list[Any]:
-        """The outputs of the run that has just been, as new ndarrays; `places`: their memory in the plan."""
-        return [place.copy() for place in places]
+    def take(self, views: list[Array]) -> list[Any]:
+        """The outputs of the run that has just been, as new ndarrays; `views`: their memory in the plan."""
+        return [view.copy() for view in views]
 
     def held(self) -> contextlib.AbstractContextManager[Any]:
         """Around requests and the commit of what they did: Ctrl-C can't come between the two."""

@@ -150,11 +150,11 @@ class LocalHost(Host):
         self._results = reply.pop("results", [])
         return reply
 
-    def feed(self, places: list[Array], feeds: list[Array]) -> None:
+    def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
         self._fed = [np.asarray(feed, order="C") for feed in feeds]
 
-    def take(self, places: list[Array]) -> list[Any]:
+    def take(self, views: list[Array]) -> list[Any]:
         results, self._results = self._results, []
         return results
 

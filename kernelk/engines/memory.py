@@ -109,7 +109,7 @@ def _control_groups(proc: Path) -> Iterator[tuple[Path, bool]]:
         # Numbers, root, place and options; after a dash the kind, the source, and the file system's own options.
         if "-" not in fields or len(fields) < fields.index("-") + 4:
             continue
-        root, place, kind, own = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
+        root, mount_point, kind, own = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
         second = kind == "cgroup2"
         if not second and not (kind == "cgroup" and "memory" in own):
             continue
@@ -121,9 +121,9 @@ def _control_groups(proc: Path) -> Iterator[tuple[Path, bool]]:
             except ValueError:
                 # A container sees its own group as the root.
                 below = PurePosixPath()
-            folder = Path(place) / below
+            folder = Path(mount_point) / below
             yield folder, second
-            yield from ((parent, second) for parent in folder.parents if parent.is_relative_to(place))
+            yield from ((parent, second) for parent in folder.parents if parent.is_relative_to(mount_point))
 
 
 def _second(folder: Path, swap: int) -> list[tuple[int, str]]:

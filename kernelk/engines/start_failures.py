@@ -57,14 +57,14 @@ def free_memory() -> int | None:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds == "":
-                place, names = Path("/sys/fs/cgroup") / path.lstrip("/"), ("memory.max", "memory.current")
+                group, names = Path("/sys/fs/cgroup") / path.lstrip("/"), ("memory.max", "memory.current")
             elif "memory" in kinds.split(","):
-                place = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
+                group = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
                 names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
             else:
                 continue
             # "max" is no number, and the root has no such files.
             with contextlib.suppress(OSError, ValueError):
-                most, used = (int((place / name).read_text()) for name in names)
+                most, used = (int((group / name).read_text()) for name in names)
                 found.append(max(most - used, 0))
     return min(found, default=None)

@@ -153,8 +153,8 @@ class WorkerHost(Host):
     def _launch(self) -> None:
         assert self.interpreter is not None
         self._environment = WorkerEnvironment(self.engine, self.interpreter)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for connection in (ours, theirs):
+        kernel_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for connection in (kernel_end, worker_end):
             # The user's own default for connections isn't meant for this one.
             connection.settimeout(None)
         cache = cache_folder(self.engine)
@@ -167,20 +167,20 @@ class WorkerHost(Host):
         # At the last moment: until the worker runs, nobody removes it if the kernel is killed.
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
         options = {"cache": cache, "scratch": self._scratch, **self.options}
-        setup = [os.getpid(), str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
+        setup = [os.getpid(), str(_ISLAND), worker_end.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
         # One pipe for both, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._exchange = Exchange(ours, self._wait)
+        self._exchange = Exchange(kernel_end, self._wait)
         try:
-            with theirs, os.fdopen(write_fd, "wb"):
+            with worker_end, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
                     [str(self.interpreter), "-I", "-c", _BOOT, argument],
                     stdin=subprocess.DEVNULL,
                     stdout=write_fd,
                     stderr=write_fd,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[worker_end.fileno()],
                     env={**environment, "TMPDIR": self._scratch},
                     # A group of its own: the notebook's interrupt reaches the kernel alone.
                     start_new_session=True,
@@ -253,14 +253,14 @@ class WorkerHost(Host):
         change = environment.change() if environment is not None else ""
         if environment is None or not change:
             return made
-        place = f"its environment, {environment.folder}, was {change} while it ran"
+        cause = f"its environment, {environment.folder}, was {change} while it ran"
         if change == "removed":
-            made.remark(place)
+            made.remark(cause)
             made.next_step = self.engine.get
             return made
-        self._end(f"was ended, since {place}")
+        self._end(f"was ended, since {cause}")
         died = WorkerDiedError(
-            f"{self.engine.title}'s worker failed, since {place}", next_step="run the cell again, which restarts it"
+            f"{self.engine.title}'s worker failed, since {cause}", next_step="run the cell again, which restarts it"
         )
         # A request that fails changes nothing: it can be made again.
         died.before_call = True

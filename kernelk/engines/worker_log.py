@@ -128,8 +128,8 @@ def last_words(text: str) -> str:
     """The line of what a process said at its end that tells most, in brackets for an error message; "" if none does."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith("Fatal Python error")]
-    said = (fatal or lines)[-1:]
-    return f" ({said[0][:200]})" if said else ""
+    last = (fatal or lines)[-1:]
+    return f" ({last[0][:200]})" if last else ""
 
 
 def show(name: str, log: WorkerLog, mark: int) -> None:

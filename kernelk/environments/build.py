@@ -40,10 +40,10 @@ print(json.dumps([[str(tag) for tag in sys_tags()], where]))
 def size(folder: Path) -> int:
     """Bytes of all files below the folder; links count as themselves."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 
@@ -52,24 +52,24 @@ def site_packages(environment: Path, series: str) -> Path:
     return environment / "lib" / f"python{series}" / "site-packages"
 
 
-def enough_space(what: str, place: Path, needed: int, next_step: str) -> None:
+def enough_space(what: str, folder: Path, needed: int, next_step: str) -> None:
     """Raises InstallError if the disk of `place` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise InstallError(
-            f"{what} needs {megabytes(needed)} on the disk of {place}, but {megabytes(free)} are free",
+            f"{what} needs {megabytes(needed)} on the disk of {folder}, but {megabytes(free)} are free",
             next_step=f"free space, or choose another folder with KERNELK_ENVS, then {next_step}",
         )
 
 
-def disk_error(title: str, place: Path, error: OSError, next_step: str) -> InstallError:
+def disk_error(title: str, folder: Path, error: OSError, next_step: str) -> InstallError:
     """What the file system refused, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason, remedy = "no space left on the disk", "free space"
     else:
         reason, remedy = str(error.strerror or error), "make it writable"
     return InstallError(
-        f"{title} could not be installed in {place}: {reason}",
+        f"{title} could not be installed in {folder}: {reason}",
         next_step=f"{remedy}, or choose another folder with KERNELK_ENVS, then {next_step}",
     )
 
@@ -131,8 +131,8 @@ class Build:
                 self._write_stubs()
             self.run.say("checking that it works")
             check = [str(self.python), "-I", "-W", "ignore", "-c", self.recipe.check]
-            said = self.run("check", check, timeout=_CHECK_SECONDS).strip().splitlines()
-            engine = said[-1].strip() if said else "unknown"
+            printed = self.run("check", check, timeout=_CHECK_SECONDS).strip().splitlines()
+            engine = printed[-1].strip() if printed else "unknown"
             listed = self.run("pip list", [*pip_of(self.python), "list", "--format=json"])
             versions = json.loads(listed.splitlines()[-1])
             total = size(self.folder)

@@ -109,9 +109,9 @@ def install_recipe(
         _tidy(recipe, found, report)
         report(f"{name}: already installed in {found}")
         return python_in(found)
-    place = _writable_root(recipe, report, again)
-    found = _installed_before(recipe, place)
-    if found is not None and found.parent != place:
+    folder = _writable_root(recipe, report, again)
+    found = _installed_before(recipe, folder)
+    if found is not None and found.parent != folder:
         if not rebuild:
             report(f"{name}: already installed in {found}")
             return python_in(found)
@@ -124,21 +124,21 @@ def install_recipe(
         release()
     waiting = functools.partial(report, f"{name}: another process is installing it; waiting")
     try:
-        with one_at_a_time(_lock_of(recipe, place), waiting):
-            found = _installed_before(recipe, place)
+        with one_at_a_time(_lock_of(recipe, folder), waiting):
+            found = _installed_before(recipe, folder)
             if found is not None and not rebuild:
                 report(f"{name}: already installed in {found} (by the other process)")
                 return python_in(found)
-            enough_space(recipe.title, place, int(1.3 * recipe.bytes), again)
-            run = Runner(recipe.title, name, place / f"{name}.log", report, again)
-            interpreter = _interpreter(recipe, place, run, offline=wheels is not None)
-            _remove_unfinished(recipe, place, run.say)
-            target = free_slot(place / folder_name(recipe, interpreter.series))
-            python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, place))
-            for other in (path for path, _ in candidate_folders(recipe) if path.parent == place and path != target):
+            enough_space(recipe.title, folder, int(1.3 * recipe.bytes), again)
+            run = Runner(recipe.title, name, folder / f"{name}.log", report, again)
+            interpreter = _interpreter(recipe, folder, run, offline=wheels is not None)
+            _remove_unfinished(recipe, folder, run.say)
+            target = free_slot(folder / folder_name(recipe, interpreter.series))
+            python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, folder))
+            for other in (path for path, _ in candidate_folders(recipe) if path.parent == folder and path != target):
                 _remove(other, run.say)  # built before, or of another Python
             closed = private_part(interpreter.path)
-            if place != user_root() and closed is not None:
+            if folder != user_root() and closed is not None:
                 report(
                     f"{name}: only you can use it: its Python is inside {closed}, which others can't read; for a "
                     f"shared folder set another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
@@ -146,13 +146,13 @@ def install_recipe(
                 )
             return python
     except OSError as error:
-        raise disk_error(recipe.title, place, error, again) from error
+        raise disk_error(recipe.title, folder, error, again) from error
 
 
-def _latest(recipe: Recipe, place: Path) -> int:
+def _latest(recipe: Recipe, folder: Path) -> int:
     """The number of the latest build in a folder of environments."""
     markers = (
-        read_marker(path, recipe.hash(series)) for path, series in candidate_folders(recipe) if path.parent == place
+        read_marker(path, recipe.hash(series)) for path, series in candidate_folders(recipe) if path.parent == folder
     )
     return max((n for content in markers if content and isinstance(n := content.get("build"), int)), default=0)
 
@@ -161,22 +161,22 @@ def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
     """Removes what killed builds have left beside the complete environment, unless a build runs there now."""
     import filelock
 
-    def told(text: str) -> None:
+    def say(text: str) -> None:
         report(f"{recipe.name}: {text}")
 
     left = [path for path in leftovers(recipe.name) if path.parent == found.parent]
     if not left:
         return
     with contextlib.suppress(OSError, filelock.Timeout), filelock.FileLock(_lock_of(recipe, found.parent), timeout=0):
-        _remove_unfinished(recipe, found.parent, told)
+        _remove_unfinished(recipe, found.parent, say)
         for path in left:
-            _remove(path, told, _LEFT)
+            _remove(path, say, _LEFT)
 
 
-def _remove_unfinished(recipe: Recipe, place: Path, report: Report) -> None:
+def _remove_unfinished(recipe: Recipe, folder: Path, report: Report) -> None:
     """Removes what killed builds have left in a folder of environments. Called with its lock held."""
     for path in unfinished(recipe.name):
-        if path.parent == place:
+        if path.parent == folder:
             end_orphans(path)
             shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
             _remove(path, report, _LEFT)
@@ -209,8 +209,8 @@ def _remove(path: Path, report: Report, what: str = "") -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _lock_of(recipe: Recipe, place: Path) -> Path:
-    return place / f"{recipe.name}.lock"
+def _lock_of(recipe: Recipe, folder: Path) -> Path:
+    return folder / f"{recipe.name}.lock"
 
 
 def private_part(path: Path) -> Path | None:
@@ -221,36 +221,36 @@ def private_part(path: Path) -> Path | None:
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
     """The complete environment in a folder of the search up to `last`: one that comes later doesn't fill that one."""
-    for place, series in candidate_folders(recipe):
-        there = read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
-        if there and roots().index(place.parent) <= roots().index(last):
-            return place
+    for environment, series in candidate_folders(recipe):
+        there = read_marker(environment, recipe.hash(series)) is not None and os.path.exists(python_in(environment))
+        if there and roots().index(environment.parent) <= roots().index(last):
+            return environment
     return None
 
 
 def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
     """The first folder of environments that really takes a file. Raises InstallError where there is none."""
     refused = chosen_roots()[1]
-    for place in roots():
+    for folder in roots():
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_error(recipe.title, place, error, again) from error
-            refused.append(f"{place} ({error.strerror})")
+                raise disk_error(recipe.title, folder, error, again) from error
+            refused.append(f"{folder} ({error.strerror})")
             continue
         if refused:
-            report(f"{recipe.name}: installing in {place}, since {refused[0]} can't be written")
-        return place
+            report(f"{recipe.name}: installing in {folder}, since {refused[0]} can't be written")
+        return folder
     raise InstallError(
         f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}",
         next_step=f"choose another folder with KERNELK_ENVS, then {again}",
     )
 
 
-def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Interpreter:
+def _interpreter(recipe: Recipe, folder: Path, run: Runner, offline: bool) -> Interpreter:
     """An interpreter that fits: found, or else created by what is on this machine."""
     found = interpreters.search(recipe, roots())
     if found.interpreter is not None:
@@ -260,6 +260,6 @@ def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Int
         raise interpreters.nothing_found(recipe, found.broken)
     maker = makers[0]
     waiting = functools.partial(run.say, f"another process is creating a Python {maker.series}; waiting")
-    with one_at_a_time(place / f"python-{maker.series}.lock", waiting):
+    with one_at_a_time(folder / f"python-{maker.series}.lock", waiting):
         found = interpreters.search(recipe, roots())
-        return found.interpreter or create_interpreter(maker, place, run)
+        return found.interpreter or create_interpreter(maker, folder, run)

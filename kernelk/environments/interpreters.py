@@ -130,9 +130,9 @@ def clean_environment() -> dict[str, str]:
 def last_line(text: str) -> str:
     """The line that says what went wrong: pip's last ERROR, or else the last line that isn't a warning."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
+    notable = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
     wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
-    return (wrong or said or lines or ["it printed nothing"])[-1]
+    return (wrong or notable or lines or ["it printed nothing"])[-1]
 
 
 def _ask(command: list[str], settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -164,8 +164,8 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         version, executable = str(answer["version"]), Path(answer["executable"])
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
-        said = last_line(done.stdout + done.stderr)
-        raise BrokenError(f"it doesn't behave like a Python ({said})") from None
+        message = last_line(done.stdout + done.stderr)
+        raise BrokenError(f"it doesn't behave like a Python ({message})") from None
     if str(base) != prefix and not inside_environment:
         # A virtual environment's Python: build on the one under it, which outlives it.
         series = ".".join(version.split(".")[:2])

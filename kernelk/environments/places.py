@@ -59,12 +59,12 @@ def roots() -> list[Path]:
 
 def root() -> Path:
     """The folder that an install goes to: the first that can be written, as far as its permissions tell."""
-    for place in roots():
-        existing = place
-        while not os.path.lexists(existing) and existing != existing.parent:
-            existing = existing.parent
-        if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
-            return place
+    for folder in roots():
+        ancestor = folder
+        while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+            ancestor = ancestor.parent
+        if os.path.isdir(ancestor) and os.access(ancestor, os.W_OK | os.X_OK):
+            return folder
     return user_root()
 
 
@@ -84,9 +84,9 @@ def folder(name: str, series: str | None = None) -> Path:
 
 def candidate_folders(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """Where an environment of these pins may be, with the Python's series, best first."""
-    for place in roots():
+    for parent in roots():
         for series in recipe.pythons:
-            for path in slots(place / folder_name(recipe, series), recipe.hash(series)):
+            for path in slots(parent / folder_name(recipe, series), recipe.hash(series)):
                 yield path, series
 
 
@@ -118,10 +118,10 @@ def free_slot(base: Path) -> Path:
     return path
 
 
-def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
+def read_marker(environment: Path, hash_: str) -> dict[str, object] | None:
     """The marker of an environment with these pins; whether its Python is still there isn't looked at."""
     try:
-        content = json.loads(files.read_small(place / MARKER, _MOST_BYTES))
+        content = json.loads(files.read_small(environment / MARKER, _MOST_BYTES))
         if content["recipe"] != hash_:
             return None
         versions, count = content.get("versions"), content.get("bytes")
@@ -131,7 +131,7 @@ def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
             "engine": str(content.get("engine", "unknown")),
             "versions": versions if isinstance(versions, dict) else {},
             "bytes": count if isinstance(count, int) else 0,
-            "folder": str(place),
+            "folder": str(environment),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -140,10 +140,10 @@ def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
 def marker(name: str) -> dict[str, object] | None:
     """What was written down about the installed environment, with its `folder`; None where there is none."""
     recipe = recipe_for(name)
-    for place, series in candidate_folders(recipe):
-        content = read_marker(place, recipe.hash(series))
+    for environment, series in candidate_folders(recipe):
+        content = read_marker(environment, recipe.hash(series))
         # The link dangles once the Python under it was removed or moved, or may not be read: not installed either.
-        if content is not None and os.path.exists(python_in(place)):
+        if content is not None and os.path.exists(python_in(environment)):
             return content
     return None
 
@@ -157,10 +157,10 @@ def installed_python(name: str) -> Path | None:
 def without_python(name: str) -> str:
     """What has become of an environment that was complete and can't be used any more, in words; "" for all others."""
     recipe = recipe_for(name)
-    for place, series in candidate_folders(recipe):
-        if read_marker(place, recipe.hash(series)) is not None:
-            target = os.path.realpath(python_in(place))
-            return f"is installed in {place}, but its Python ({target}) is gone or can't be read"
+    for environment, series in candidate_folders(recipe):
+        if read_marker(environment, recipe.hash(series)) is not None:
+            target = os.path.realpath(python_in(environment))
+            return f"is installed in {environment}, but its Python ({target}) is gone or can't be read"
     return ""
 
 
@@ -189,9 +189,9 @@ def unfinished(name: str) -> list[Path]:
     """Folders of builds that were killed, or still run: they have no marker."""
     recipe = recipe_for(name)
     return [
-        place
-        for place, series in candidate_folders(recipe)
-        if os.path.isdir(place) and (read_marker(place, recipe.hash(series)) is None)
+        environment
+        for environment, series in candidate_folders(recipe)
+        if os.path.isdir(environment) and (read_marker(environment, recipe.hash(series)) is None)
     ]
 
 
@@ -205,9 +205,9 @@ def leftovers(name: str) -> list[Path]:
     return [path for path in beside if path != installed and os.path.isdir(path)]
 
 
-def users(place: Path) -> list[int]:
+def users(environment: Path) -> list[int]:
     """The processes that run in an environment, or build it; none where the system doesn't tell."""
-    folder = os.fsencode(place)
+    prefix = os.fsencode(environment)
     found = []
     with contextlib.suppress(OSError):
         for entry in os.listdir("/proc"):
@@ -216,7 +216,7 @@ def users(place: Path) -> list[int]:
             with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
                 words = file.read(1 << 16).split(b"\0")
                 # The second one for a program that is a script.
-                if any(word.startswith(folder + b"/bin/") for word in words[:2]) or folder in words:
+                if any(word.startswith(prefix + b"/bin/") for word in words[:2]) or prefix in words:
                     found.append(int(entry))
     return found
 
@@ -224,10 +224,10 @@ def users(place: Path) -> list[int]:
 def superseded(name: str) -> list[Path]:
     """Folders built with other pins, by another version of kernelk; nothing here uses them."""
     recipe = recipe_for(name)
-    current = {place for place, _ in candidate_folders(recipe)}
+    current = {environment for environment, _ in candidate_folders(recipe)}
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{10}}(-\d+)?|\.{re.escape(name)}-[0-9a-f]{{10}}\.previous")
     folders: list[Path] = []
-    for place in roots():
+    for parent in roots():
         with contextlib.suppress(OSError):
-            folders += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
-    return [place for place in folders if place not in current]
+            folders += [p for p in sorted(parent.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
+    return [folder for folder in folders if folder not in current]

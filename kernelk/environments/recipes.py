@@ -91,8 +91,8 @@ class Recipe:
 
     def locked(self) -> list[LockedFile]:
         """All files of the lock."""
-        place = self.lock or resources.files("kernelk.environments").joinpath("locks", f"{self.name}.txt")
-        lines = place.read_text(encoding="utf-8").splitlines()
+        lock = self.lock or resources.files("kernelk.environments").joinpath("locks", f"{self.name}.txt")
+        lines = lock.read_text(encoding="utf-8").splitlines()
         entries = [line.split() for line in lines if line.strip() and not line.startswith("#")]
         return [LockedFile(name, int(size), sha256) for name, size, sha256 in entries]
 
@@ -101,7 +101,7 @@ class Recipe:
 
         `where` names that Python in the error. Raises InstallError for a platform that a pin has no file for.
         """
-        rank = {tag: place for place, tag in reversed(list(enumerate(tags)))}
+        rank = {tag: index for index, tag in reversed(list(enumerate(tags)))}
         chosen = []
         for pin in pins:
             project, _, version = pin.partition("==")

@@ -132,17 +132,17 @@ class Runner:
         if late:
             raise self.failed(f"{what} took more than {timeout:.0f} s")
         if process.returncode:
-            said = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
+            message = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
             if process.returncode < 0:
-                said = f"ended by signal {-process.returncode}"
-            raise self._explained(what, said)
+                message = f"ended by signal {-process.returncode}"
+            raise self._explained(what, message)
         return "".join(output)
 
-    def _explained(self, what: str, said: str) -> InstallError:
+    def _explained(self, what: str, output: str) -> InstallError:
         """The failure of a command by what it said, with the next command that fits it."""
         wrong = re.search(
             r"^ *(\S+==\S+) from (\S+?)(?:#\S*)?(?: \(from .*\))?:\s*\n\s*Expected sha256 (\w+)\s+Got\s+(\w+)",
-            said,
+            output,
             re.M,
         )
         begin = f"{self.title} could not be {self._doing}"
@@ -155,24 +155,24 @@ class Runner:
                 next_step=f"`pip cache purge` and {self.again}, or, if that fails, another index (PIP_INDEX_URL)",
             )
         # venv, for one, keeps the reason to itself.
-        if _FULL.search(said) or shutil.disk_usage(self.log.parent).free < 4 << 20:
+        if _FULL.search(output) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
                 f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log})",
                 next_step=f"free space, or choose another folder with KERNELK_ENVS, then {self.again}",
             )
-        if _NO_NETWORK.search(said):
+        if _NO_NETWORK.search(output):
             return InstallError(
                 f"{begin}: {'the package index' if what == 'pip' else f'the server of {what}'} can't be reached "
                 f"(log: {self.log})",
                 next_step=f"check the network and the proxy, then {self.again}; with no network: "
                 "`kernelk install --from BUNDLE`",
             )
-        if missing_package(said):
+        if missing_package(output):
             return InstallError(
-                f"{begin}: {what} failed: {last_line(said)} (log: {self.log})",
-                next_step=f"{missing_package(said)}, then {self.again}",
+                f"{begin}: {what} failed: {last_line(output)} (log: {self.log})",
+                next_step=f"{missing_package(output)}, then {self.again}",
             )
-        return self.failed(f"{what} failed: {last_line(said)}")
+        return self.failed(f"{what} failed: {last_line(output)}")
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

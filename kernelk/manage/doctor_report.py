@@ -296,9 +296,9 @@ def _step(session: Session, host: Host) -> str:
 # ---------------------------------------------------------------------------- the machine
 
 
-def _access(place: Path) -> str:
+def _access(folder: Path) -> str:
     """Why a folder can't be written, or couldn't be made; "" if it can. Makes nothing that stays."""
-    existing = place
+    existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     try:
@@ -316,9 +316,9 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         ("machine", f"{platform.platform()}, {os.cpu_count()} processors"),
     ]
     refused = []
-    for place in places.roots():
-        words = _access(place)
-        facts.append(("environments", f"{place}, {f'not writable ({words})' if words else _free(place)}"))
+    for folder in places.roots():
+        words = _access(folder)
+        facts.append(("environments", f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
         refused.append(bool(words))
     if all(refused):
         problems.append(
@@ -362,8 +362,8 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
     return facts, problems
 
 
-def _free(place: Path) -> str:
-    existing = place
+def _free(folder: Path) -> str:
+    existing = folder
     while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     return f"writable, {size(shutil.disk_usage(existing).free)} free"

@@ -216,10 +216,10 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
-    places = {conditions.device.partition(":")[0] for _, conditions in known}
-    if len(places) > 1:
-        told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(joined(f"devices differ ({told})", next_step="--device cpu:0"))
+    kinds = {conditions.device.partition(":")[0] for _, conditions in known}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
+        notes.append(joined(f"devices differ ({listed})", next_step="--device cpu:0"))
     return notes
 
 

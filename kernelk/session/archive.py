@@ -53,21 +53,21 @@ def named_reason(error: BaseException) -> str:
     """What an error says, in a few words."""
     if isinstance(error, MemoryError):
         return "out of memory"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return plain(one_line(said), 120) or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return plain(one_line(reason), 120) or type(error).__name__
 
 
 class Archive:
     """An npz file, open while in its `with` block. All its methods raise FileError, and nothing else."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self._shown = printable(place, 300)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shown = printable(path, 300)
         self._heads: dict[str, Head] = {}
 
     def __enter__(self) -> Archive:
         with self._translated():
-            self._file = files.open_regular(self._place)
+            self._file = files.open_regular(self._path)
             try:
                 self._open(self._file)
             except BaseException:

@@ -146,9 +146,9 @@ def _let_go(kept):
 
 def _remove(folder):
     """Removes a folder as far as that goes. By itself: a watcher that has loaded `shutil` is a third larger."""
-    for place, folders, files in os.walk(folder, topdown=False):
+    for parent, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
-            path = os.path.join(place, name)
+            path = os.path.join(parent, name)
             with contextlib.suppress(OSError):
                 if os.path.isdir(path) and not os.path.islink(path):
                     os.rmdir(path)
