@@ -131,7 +131,7 @@ def last_line(text: str) -> str:
     """The line that says what went wrong: pip's last ERROR, or else the last line that isn't a warning."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     notable = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
-    wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
+    wrong = [line for line in notable if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
     return (wrong or notable or lines or ["it printed nothing"])[-1]
 
 

@@ -112,9 +112,9 @@ def _listed(names: list[str]) -> str:
 def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | None = None) -> Saved:
     """Writes the live variables (or those given, as variables or names) and the random state to an npz file.
 
-    The values are of one moment. An existing file is replaced once the new one is complete. `np.load(path)` reads it: one
-    array for each variable, under its name; of several with one name the newest has it, older ones are "w#2", "w#3".
-    Raises ArgumentError for a name that no live variable has, FileError where the file can't be written.
+    All values are of the same moment. An existing file is replaced once the new one is complete. `np.load(path)` reads
+    it: one array for each variable, under its name; if several have the same name, the newest keeps it and older ones
+    are "w#2", "w#3". Raises ArgumentError for a name that no live variable has, FileError if the file can't be written.
     """
     target = _npz_path(_named(path, "kernelk.save('weights.npz')"))
     session = current()
@@ -246,11 +246,11 @@ def load(
 ) -> Loaded:
     """Restores the live variables from an npz file, all of them or none, and the random state.
 
-    A variable is found by the name that it was given, one without a name by the line that made it; several of one
-    name, in the order in which they were made. `variables` restricts this to some (the random state stays then as it
-    is), or says under which key each is, as {variable: key}. The result is a mapping of all arrays in the file, with
-    `variables` of theirs: no other one is read. An npz file by others gives values by name. Raises FileError for a
-    file that can't be read, LoadRefusedError where a shape, a dtype or a number of namesakes doesn't fit.
+    A variable is found by the name that it was given, or, without one, by the line that made it; several with the same
+    name, in the order in which they were made. `variables` restricts this to some (the random state then stays as it
+    is), or maps each to its key, as {variable: key}. The result maps the keys in the file to their arrays; with
+    `variables`, only theirs are read. In an npz file that kernelk didn't write, values are found by name. Raises
+    FileError for a file that can't be read, LoadRefusedError if a shape, a dtype or a number of namesakes doesn't fit.
     """
     source = _named(path, "kernelk.load('weights.npz')")
     if not files.exists(source):

@@ -61,7 +61,7 @@ class _Warnings(object):
 
 
 def _attached(executor, sizes, files):
-    """Maps the segments [number, size]... that came with a request and returns the reply. If one fails, those before stay."""
+    """Maps the segments [number, size]... of a request and returns the reply. If one fails, the earlier ones stay."""
     try:
         for number, size in sizes:
             executor.attach(number, Segment.attach(files.pop(0), size))
