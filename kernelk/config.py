@@ -28,14 +28,14 @@ _MOST_BYTES = 1 << 20
 
 
 def path() -> Path:
-    """Where keras.json is: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
+    """Returns the path of keras.json: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
     home = os.environ.get("KERAS_HOME")
     # Not Path.home, which raises for a user without a home, as containers have them.
     return (Path(home) if home else Path(os.path.expanduser("~"), ".keras")) / "keras.json"
 
 
 def _check(field: str, value: Any) -> str | None:
-    """What is wrong with a field's value, None if nothing."""
+    """Returns what is wrong with a field's value; None if nothing."""
     if field == "floatx" and value not in FLOATX:
         return f"allowed are {', '.join(FLOATX)}"
     if field == "image_data_format" and value not in DATA_FORMATS:
@@ -262,7 +262,7 @@ def save_backend(name: str) -> str:
 
 
 def _stops_keras(name: str) -> str:
-    """What an installed Keras 3 makes of this name, where it can't take it; "" otherwise. Imports nothing of it."""
+    """Returns why an installed Keras 3 can't use this backend name; "" if it can. Doesn't import Keras."""
     from importlib import metadata
 
     try:
@@ -284,7 +284,7 @@ def _stops_keras(name: str) -> str:
 
 @dataclass
 class Limits:
-    """What the user may set beside keras.json: see `notebook.settings`, which describes and checks them."""
+    """The settings that aren't in keras.json; `notebook.settings` describes and checks them."""
 
     compiled_bytes: int = 2 << 30
     reevaluation_seconds: float = 2.0

@@ -113,7 +113,7 @@ def _asked_for(error: KernelKError) -> list[str] | None:
 
 
 class UnknownBackendError(KernelKError, ValueError):
-    """No registered backend has this name."""
+    """A name that no registered backend has."""
 
 
 class BackendNotInstalledError(KernelKError, ImportError):
@@ -172,7 +172,7 @@ class ForkedError(KernelKError, RuntimeError):
 
 
 class CopyRefusedError(KernelKError, TypeError):
-    """What can't leave its session was to be pickled or copied."""
+    """An attempt to pickle or copy an object that can't leave its session."""
 
 
 class FileError(KernelKError, OSError):

@@ -1,4 +1,4 @@
-"""Words the next commands that error messages name, in the forms for a shell and for a notebook."""
+"""Writes the next commands that messages name, in the forms for a shell and for a notebook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def in_shell_and_notebook(shell: str, notebook: str = "") -> str:
-    """One command in both its forms, for an error message; pip has the magic of its name, other programs have none."""
+    """Both forms of a command, for an error message. pip has a magic of the same name, other programs don't."""
     notebook = notebook or (f"%{shell}" if shell.startswith("pip ") else "")
     return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
 

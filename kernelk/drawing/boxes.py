@@ -90,14 +90,14 @@ class Graph:
     outputs: list[str]
 
     def sources(self) -> dict[str, list[str]]:
-        """For each box those that it is computed from, in the order of its operands."""
+        """Maps each box to its inputs, in the order of its operands."""
         sources: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
             sources[end].append(start)
         return sources
 
     def targets(self) -> dict[str, list[str]]:
-        """For each box those that are computed from it."""
+        """Maps each box to those that are computed from it."""
         targets: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
             targets[start].append(end)
@@ -135,7 +135,7 @@ def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
 
 
 def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, str]) -> Graph:
-    """All nodes that `roots` need as one box each; of a K.function its updates, too."""
+    """Returns one box for each node that `roots` need; for a K.function, its updates too."""
     order = walk(roots, lambda node: node.inputs)
     forward = None
     if isinstance(target, Function):
@@ -245,7 +245,7 @@ def with_times(graph: Graph, ops: Iterable[Any], alone: float) -> None:
 
 
 def ops_summary(boxes: Iterable[Box], most: int = 4) -> str:
-    """Which ops some boxes hold, the most frequent first: "12 tanh, 12 add, ..."."""
+    """Lists the ops in some boxes, the most frequent first: "12 tanh, 12 add, ..."."""
     counts: dict[str, int] = {}
     for box in boxes:
         if not box.is_leaf:

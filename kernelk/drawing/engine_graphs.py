@@ -52,7 +52,7 @@ class Views:
         self.notes = notes
 
     def text(self, engine: str) -> str:
-        """All of an engine's listing. Raises ArgumentError for one that isn't among them."""
+        """Returns an engine's whole listing. Raises ArgumentError for an engine that isn't in the result."""
         for view in self.views:
             if view.engine == engine:
                 return view.failure or view.text

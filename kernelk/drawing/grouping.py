@@ -55,7 +55,7 @@ def _note(graph: Graph, small: Graph) -> str:
 
 
 def _by_scope(graph: Graph, opened: Collection[str]) -> Graph:
-    """With as many levels of scopes opened as stay readable."""
+    """Opens as many levels of scopes as stay readable."""
     deepest = max((box.scope.count("/") + 1 for box in graph.boxes.values() if box.scope), default=0)
     small = _with_groups(graph, lambda box: _update_group(box, opened))
     if len(small.boxes) <= READABLE:
@@ -82,7 +82,7 @@ def _scope_group(box: Box, depth: int, opened: Collection[str]) -> tuple[str, st
 
 
 def _update_group(box: Box, opened: Collection[str]) -> tuple[str, str] | None:
-    """Of a function's updates what no scope holds: the optimiser's part."""
+    """The nodes of a function's updates that are in no scope: the optimiser's part."""
     if (box.kind == "update" or (box.part == "update" and not box.scope)) and "updates" not in opened:
         return "updates", "updates"
     return None
@@ -150,7 +150,7 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
 
 
 def _lines_of(boxes: list[Box]) -> str:
-    """From where to where in the code: "cell 3, line 2 to cell 4, line 1"."""
+    """The range in the code: "cell 3, line 2 to cell 4, line 1"."""
     ends = [box.where for box in (boxes[0], boxes[-1])]
     known = list(dict.fromkeys(end for end in ends if end))
     return " to ".join(known) or "one stretch"
@@ -186,7 +186,7 @@ def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]
 
 
 def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[str, Box]:
-    """Each box after what it is computed from; where groups give to one another, what was made first comes first."""
+    """Orders the boxes, each after its inputs; groups that depend on one another are ordered by their first node."""
     missing = dict.fromkeys(boxes, 0)
     users: dict[str, list[str]] = {key: [] for key in boxes}
     for start, end in arrows:

@@ -129,7 +129,7 @@ def _join(upper: _Spot, lower: _Spot) -> None:
 
 
 def _layers(graph: Graph) -> dict[str, int]:
-    """Each box below all that it is computed from, and where it can be, right above its first user."""
+    """Assigns layers: each box is below all its inputs and, if possible, right above its first user."""
     rank = {key: i for i, key in enumerate(graph.boxes)}
     forward: dict[str, list[str]] = {key: [] for key in graph.boxes}
     users: dict[str, list[str]] = {key: [] for key in graph.boxes}

@@ -101,7 +101,7 @@ def make_room(graph: Graph) -> None:
 
 
 def tooltip(box: Box) -> str:
-    """All that is known of a box, a line for each."""
+    """The text on a box's tooltip: everything known of it, a line for each fact."""
     lines = [f"{box.name}: {box.op}" if box.kind == "group" else f"{box.called}: {box.op}"]
     if box.kind not in ("op", "group"):
         lines[0] = f"{box.called}: {WORDS[box.kind]}"

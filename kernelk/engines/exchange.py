@@ -38,7 +38,7 @@ class Exchange:
         return is_inside(self, Exchange.ask.__code__, Exchange.post.__code__, Exchange.settle.__code__)
 
     def hello(self) -> dict[str, Any]:
-        """What the worker says by itself when it has started."""
+        """The message that the worker sends unasked once it has started."""
         self.under_way = True
         reply: dict[str, Any] = self._wire.receive(0)
         check_reply({"do": "facts"}, reply)

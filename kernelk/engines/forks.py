@@ -1,4 +1,4 @@
-"""Under all sessions: forks are counted here, and whatever holds things of its parent's is told so in a forked child.
+"""Counts forks, below all sessions, and notifies whatever holds its parent's resources in a forked child.
 
 A fork copies nothing. Memory that variables lie in is shared with the child, and from then on neither side writes to
 it: see `Storage`. Forks by C code run no hook of Python's: who enters a session compares the process's id, too.
@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """What has to know that it is in a forked child."""
+    """An object that has to react in a forked child."""
 
     def forked(self) -> None:
         """Lets go of what is the parent's, and leaves it as it is; raises nothing."""

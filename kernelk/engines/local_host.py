@@ -67,7 +67,7 @@ class LocalHost(Host):
         return os.getpid()
 
     def forked(self) -> None:
-        """In a forked child: an engine with threads of its own can't go on, and the folder is the parent's."""
+        """In a forked child: an engine with threads of its own can't continue, and the folder stays the parent's."""
         if self._scratch is not None:
             self._scratch.detach()
             self._scratch = None

@@ -67,7 +67,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _rooms(proc: Path = Path("/proc")) -> list[tuple[int, str]]:
-    """How many bytes each limit leaves, and what that is. A limit that can't be read is none."""
+    """Returns the bytes that each limit leaves, with the limit's name. Limits that can't be read are left out."""
     rooms: list[tuple[int, str]] = []
     machine = _fields(proc / "meminfo", 1024)
     swap = machine.get("SwapFree:", 0)

@@ -1,4 +1,4 @@
-"""What a worker may answer to each kind of request: the kernel believes nothing else of what comes over the wire."""
+"""Checks a worker's replies: for each kind of request, the kernel accepts nothing but the fields described here."""
 
 from __future__ import annotations
 

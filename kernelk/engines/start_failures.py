@@ -1,4 +1,4 @@
-"""What the user is told of a worker that ended while it started: who ended it, and what to do about it."""
+"""Explains to the user why a worker ended while it was starting, and what to do about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTR
 
 
 def signal_name(code: int) -> str:
-    """Of a process's return code: the signal that ended it, "" if none did."""
+    """Returns the name of the signal behind a process's return code; "" if no signal ended it."""
     if code >= 0:
         return ""
     try:

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Why it stands still, if it does: a key of REPORTED_AFTER."""
+        """Returns why it makes no progress: a key of REPORTED_AFTER; "" if it does."""
         return "stopped" if self.stopped else "locked" if self.lock_owner else "still"
 
 

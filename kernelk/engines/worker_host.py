@@ -396,7 +396,7 @@ class WorkerHost(Host):
         self._forget()
 
     def _wait(self) -> Wait:
-        """What looks at the worker while the kernel waits for it."""
+        """The watch on the worker while the kernel waits for it."""
         folder = Path(cache_folder(self.engine)) if self.engine.compiles_c else None
         return Wait(
             Worker(self.engine.title, self.pid or 0, self.facts.get("device"), folder), self._notify, self._end_stuck
@@ -411,7 +411,7 @@ class WorkerHost(Host):
         )
 
     def _ending(self) -> str:
-        """How the worker ended, in words."""
+        """Describes how the worker ended."""
         if self._ended:
             return self._ended
         assert self._process is not None
@@ -422,7 +422,7 @@ class WorkerHost(Host):
         return f"was killed by {signal_name(code)}" if code < 0 else f"ended with status {code}"
 
     def _last_words(self) -> str:
-        """What the worker said last, since its start or since the call began, for an error message."""
+        """The worker's last output, since its start or since the call began, for an error message."""
         self.log.drain()
         return last_words(self.log.since(self._mark)[0])
 
@@ -466,7 +466,7 @@ class WorkerHost(Host):
         self._ended = ""
 
     def forked(self) -> None:
-        """In a forked child: the worker is the parent's, and goes on; this host isn't started and can be."""
+        """In a forked child: the worker stays the parent's and keeps running; this host isn't started, and can be."""
         if self._exchange is not None:
             # Closed here alone: the worker still finds its kernel at the other end.
             self._exchange.close()

@@ -46,7 +46,7 @@ class WorkerLog:
         forks.tell(self)
 
     def forked(self) -> None:
-        """In a forked child: what was said up to now stays, and the parent alone goes on listening."""
+        """In a forked child: output so far stays, and only the parent keeps reading more."""
         # The thread that held the old one isn't in this process.
         self._lock = threading.Lock()
         for pipe in self._pipes:

@@ -126,7 +126,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except OSError as error:
         raise InstallError(f"{shown} can't be read: {error.strerror or error}", next_step="check the path") from error
-    # What zipfile, zlib and json raise for the bytes that they are given isn't written down anywhere.
+    # The errors that zipfile, zlib and json raise for damaged bytes aren't documented.
     except Exception as error:
         raise InstallError(
             f"{shown} isn't a bundle, or wasn't copied completely",

@@ -163,7 +163,7 @@ def is_stale(value: Tensor | Function) -> bool:
 
 
 def stale_reason(value: Tensor | Function) -> str:
-    """Whose it is, if it is stale."""
+    """Returns which session a stale tensor belongs to; "" if it isn't stale."""
     if _is_foreign(value):
         return joined("of another session of this process", next_step="make it again in this one")
     return joined("from before K.clear_session()", next_step="run its cells again")
@@ -182,7 +182,7 @@ def _tensors(value: Tensor | Function) -> list[Tensor]:
 
 
 def kind_of(value: Tensor | Function) -> str:
-    """Which of the four kinds it is."""
+    """Returns which of the four kinds it is."""
     if isinstance(value, Variable):
         return "variable"
     if isinstance(value, Placeholder):

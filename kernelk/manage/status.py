@@ -46,7 +46,7 @@ class EngineStatus:
 
     @property
     def running(self) -> bool:
-        """Whether the engine is up."""
+        """Whether the engine is running."""
         return self.pid is not None
 
     def cells(self) -> list[str]:
@@ -85,7 +85,7 @@ class BackendTable(Rendered):
     functions: list[tuple[str, int]] = field(default_factory=list)
 
     def table(self) -> Table:
-        """One row an engine."""
+        """One row per engine."""
         header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
         rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
         # What is of no engine here takes no room.

@@ -74,7 +74,7 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
 
 
 def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: Sequence[int]) -> ShapeError | None:
-    """What is wrong with a reshape whose slice takes one element where there is none: `x[10]`, as two ops."""
+    """Returns what is wrong with the reshape in an indexing like `x[10]`, whose slice found no element."""
     piece = inputs[0] - program.first
     if node.inputs[0].op != "slice" or piece < 0:
         return None

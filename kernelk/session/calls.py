@@ -1,4 +1,4 @@
-"""How a program is carried out on a host: placed, compiled, run and committed; `Session.calls` does it."""
+"""Executes a program on a host: places its arrays, compiles, runs and commits; `Session.calls` is its interface."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL_CALLS = 16
 
 
 class Plan(NamedTuple):
-    """What all calls of a program with feeds of certain shapes have in common on a host: see executor.Plan."""
+    """The parts that all calls of a program with feeds of certain shapes share on a host: see executor.Plan."""
 
     number: int
     segment: int | None
@@ -200,7 +200,7 @@ class Calls:
         return number, reply["compile"], reply["first"]
 
     def describe(self, host: Host, program: Program, feeds: list[Array], names: list[str]) -> dict[str, Any]:
-        """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
+        """Describes how a started host's engine compiles a program for these feeds' shapes: see `backends.describing`.
 
         `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
         EngineError.
@@ -252,7 +252,7 @@ class Calls:
         self._large = 0
 
     def forked(self) -> None:
-        """In a forked child: feeds and results go through memory of its own."""
+        """In a forked child: sends feeds and results through the child's own memory."""
         self.let_go()
 
     def drop_plans(self) -> None:

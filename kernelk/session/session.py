@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
 
 class Session(HasTraits):
-    """All that one notebook, or one visitor of a host, has.
+    """The state of one notebook, or of one visitor of a host.
 
     `active` (the engine) and `measurements` (the last result of each kind) can be observed; `chosen_by` says which
     setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
@@ -86,7 +86,7 @@ class Session(HasTraits):
     # --- processes ---
 
     def forked(self) -> None:
-        """In a forked child: from here on the session is the child's own, if nothing was under way at the fork."""
+        """In a forked child: makes the session the child's own, if nothing was running at the fork."""
         lock, self.lock = self.lock, threading.RLock()
         under_way = lock._is_owned() or not lock.acquire(blocking=False)  # type: ignore[attr-defined]
         # The notebook's page talks with the parent alone.
@@ -112,7 +112,7 @@ class Session(HasTraits):
         )
 
     def _after_fork(self) -> None:
-        """From now on calls write to memory that is newer than the last fork."""
+        """Makes calls write only to memory that was mapped after the last fork."""
         self._forks = forks.COUNT
         self.calls.drop_plans()
         if self.storage.read_only_count > MOST_READ_ONLY:
@@ -183,7 +183,7 @@ class Session(HasTraits):
         self.shown[tensor] = Shown(kept, value, versions, self.active)
 
     def live_variables(self) -> list[Variable]:
-        """All variables that somebody holds, oldest first."""
+        """All live variables, oldest first."""
         return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
 
     def read(self, variable: Variable) -> Array:
@@ -251,7 +251,7 @@ class Session(HasTraits):
         return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
 
     def log_of(self, name: str) -> WorkerLog:
-        """What an engine's workers have said, the dead ones too, for the whole life of the session."""
+        """The log of an engine's workers, including those that have ended, for the whole life of the session."""
         return self.logs.setdefault(name, WorkerLog())
 
     def stop_engines(self) -> None:
@@ -276,7 +276,7 @@ class Session(HasTraits):
         return host
 
     def announce(self, host: Host) -> None:
-        """One line says which engine is in use and which setting chose it."""
+        """Prints one line that says which engine is in use and which setting chose it."""
         self.announced = True
         line = f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})"
         messages.say(line, kind="announcement")

@@ -56,7 +56,7 @@ class SwapReport(Rendered):
 
     @property
     def total_seconds(self) -> float:
-        """All phases together."""
+        """The time of all phases together."""
         return sum(self.seconds.values())
 
     def table(self) -> Table:
@@ -104,7 +104,7 @@ class StopReport(Rendered):
     active: bool = False
 
     def table(self) -> Table:
-        """One line."""
+        """The report in one line."""
         if self.pid is None:
             return Table([], title=f"{self.name} isn't running")
         if self.placement == "kernel":
