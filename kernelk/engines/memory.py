@@ -59,7 +59,7 @@ def shown(what: str, error: MemoryError) -> OutOfMemoryError:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Inside, Python's and numpy's own MemoryError is made one of kernelk's."""
+    """Turns a MemoryError of Python's or numpy's inside the block into kernelk's."""
     try:
         yield
     except MemoryError as error:

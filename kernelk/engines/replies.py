@@ -1,4 +1,4 @@
-"""Checks a worker's replies: for each kind of request, the kernel accepts nothing but the fields described here."""
+"""Checks a worker's replies: which fields each kind of request has to be answered with, and of what type."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _ERROR: dict[str, Callable[[Any], bool]] = {
     "trace": _is_text,
 }
 
-# "facts" is what a worker says by itself when it has started. The methods of `Executor` say what the fields mean.
+# A worker sends "facts" unasked once it has started. The methods of `Executor` document the fields.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "facts": {
         "facts": _are_facts,

@@ -10,10 +10,10 @@ from ..display.tables import size
 from ..errors import EngineError
 from .descriptors import Engine
 
-# What helps against a signal from outside, if anything does.
+# The next step after a signal from outside.
 RUN_AGAIN = "run it again"
 
-# What a process does to itself, by an engine's code that fails; all other signals come from outside.
+# Signals of a crash in the engine's own code; all others come from outside.
 _CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
 
 
@@ -28,7 +28,7 @@ def signal_name(code: int) -> str:
 
 
 def failed_start(engine: Engine, code: int, words: str) -> EngineError:
-    """The error for a worker that ended with this return code; `words`: what it said last, in brackets."""
+    """The error for a worker that ended with this return code; `words`: its last output, in brackets."""
     name, problem = signal_name(code), f"{engine.title}'s worker ended while starting"
     if not name:
         return EngineError(f"{problem}{words}", next_step=engine.repair(words))

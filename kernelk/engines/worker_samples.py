@@ -57,7 +57,7 @@ def _thread_states(pid: int) -> set[str]:
 
 
 def lock_owner(folder: Path, group: set[int]) -> str:
-    """Names the process that holds a lock of Theano's compilation cache; "" if none does."""
+    """Names the other process that holds a lock of Theano's compilation cache; "" if none does."""
     for lock in folder.glob("*/*/lock_dir/lock"):
         try:
             number, _, host = lock.read_text(encoding="utf-8", errors="replace").split()[0].split("_", 2)

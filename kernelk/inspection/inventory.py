@@ -163,7 +163,7 @@ def is_stale(value: Tensor | Function) -> bool:
 
 
 def stale_reason(value: Tensor | Function) -> str:
-    """Returns which session a stale tensor belongs to; "" if it isn't stale."""
+    """Returns why a stale tensor or function can't be used, with the next step."""
     if _is_foreign(value):
         return joined("of another session of this process", next_step="make it again in this one")
     return joined("from before K.clear_session()", next_step="run its cells again")

@@ -127,7 +127,7 @@ def test_a_stopped_worker_is_named_and_goes_on(hang: Any) -> None:
     assert call([])[0].tolist() == [3.0]
     (line,) = lines
     assert f"Spare's worker (process {pid}) has been stopped since " in line
-    assert f"Ctrl-C ends it, and no variable is lost; `kill -CONT {pid}` lets it go on" in line
+    assert f"Ctrl-C ends it, and no variable is lost; `kill -CONT {pid}` resumes it" in line
     assert K.get_value(v).tolist() == [3.0]
     assert current().host().pid == pid
 
@@ -140,7 +140,7 @@ def test_one_that_makes_no_progress_is_named_once_and_ctrl_c_ends_it(hang: Any) 
         K.function([], [K.exp(v)], [K.update_add(v, 1.0)])([])
     (line,) = lines
     assert f"Spare's worker (process {pid}) has made no progress since " in line
-    assert "none of its processes computes, and no device works; Ctrl-C ends it, and no variable is lost" in line
+    assert "none of its processes is computing, and no device is busy; Ctrl-C ends it, and no variable is lost" in line
     assert wait_until(lambda: not alive(pid))
     assert K.get_value(v).tolist() == [1.0]
 
