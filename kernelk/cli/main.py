@@ -183,7 +183,7 @@ def _parser() -> _Parser:
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
     compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
-    compare.add_argument("--per-op", action="store_true", help="also time each op by itself on every engine")
+    compare.add_argument("--per-op", action="store_true", help="also time each op separately on every engine")
     measured = {"compare": compare}
     for name, what in (("time", "part by part"), ("profile", "op by op")):
         measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")

@@ -205,7 +205,7 @@ def _remove(path: Path, report: Report, what: str = "") -> None:
     if what:
         report(f"removing {path}{what}")
     with contextlib.suppress(OSError):
-        (path / MARKER).unlink(missing_ok=True)  # first: while files go, it isn't installed
+        (path / MARKER).unlink(missing_ok=True)  # first: from now on it isn't installed
     shutil.rmtree(path, ignore_errors=True)
 
 

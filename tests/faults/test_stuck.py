@@ -231,7 +231,7 @@ def test_who_waits_for_a_lock_is_told_whose_and_is_not_ended(
     )
     assert K.eval(K.exp(K.variable([1.0]))).tolist() == [1.0]
     (line,) = lines
-    assert f"for the lock of its compile cache, which process {os.getpid()} has; Ctrl-C ends it" in line
+    assert f"for the lock of its compile cache, which process {os.getpid()} holds; Ctrl-C ends it" in line
 
 
 def test_whose_a_lock_is(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_theanos_own_lock(tmp_path: Path) -> None:
     np.testing.assert_allclose(value, np.exp([0.5]) * np.sin([0.5]), rtol=1e-5)
     (line,) = lines
     assert "Theano's worker (process " in line
-    assert f"for the lock of its compile cache, which process {pid} has" in line
+    assert f"for the lock of its compile cache, which process {pid} holds" in line
 
 
 # --- devices, settings, lines ---------------------------------------------------------------------------------
