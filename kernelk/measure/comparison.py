@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..display.commands import in_ipython
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
@@ -212,7 +213,8 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
         # What runs in this process has the threads that its library was loaded with.
         others = [label for label, conditions in known if conditions.threads != int(threads)]
         if others:
-            remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before the notebook's kernel starts"
+            process = "the notebook's kernel" if in_ipython() else "Python"
+            remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before {process} starts"
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))

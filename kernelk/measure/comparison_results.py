@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..display.commands import in_ipython
 from ..display.tables import Rendered, Table, duration
 from ..errors import joined
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
@@ -189,7 +190,7 @@ class CompareResult(Result, Rendered):
                 assert reference is not None
                 lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
                 if not self.same_engine:
-                    lines[-1] = joined(lines[-1], next_step=f"%kdiff y {reference.label} {side.label}")
+                    lines[-1] = joined(lines[-1], next_step=_diff_command(reference.label, side.label))
             remark = unsteadiness(side.rounds) if not side.failure else ""
             if remark:
                 lines.append(f"{side.label}: unsteady ({remark})")
@@ -242,6 +243,13 @@ class CompareResult(Result, Rendered):
         """The bars of `plot`: each side's median."""
         working = [side for side in self.sides if not side.failure]
         return [side.label for side in working], [side.steady for side in working]
+
+
+def _diff_command(reference: str, other: str) -> str:
+    """The command that finds the first op on which two engines differ; scripts and shells have no magics."""
+    if in_ipython():
+        return f"%kdiff y {reference} {other}"
+    return f"add print(kernelk.diff(y, {reference!r}, {other!r})) to the script"
 
 
 @dataclass(repr=False)
