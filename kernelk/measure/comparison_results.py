@@ -18,7 +18,7 @@ from .timing import CallTime, Conditions, shown
 
 @dataclass
 class Side:
-    """One engine's, or one body's, part: its times, and how far its results are from the reference's.
+    """One engine's, or one body's, side: its times, and how far its results are from the reference's.
 
     `rounds`: the seconds of all the body's calls in each round. `ratio`: to the reference, in pairs of one round.
     `absolute`, `relative`: the largest differences of an element, the latter relative to it and its tensor's mean size
@@ -52,7 +52,7 @@ class Side:
 
 @dataclass(repr=False)
 class OpsResult(Result, Rendered):
-    """Each op of a call by itself on each engine: `labels` are the engines', `ops` a row of their times for each op."""
+    """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op."""
 
     labels: list[str]
     label: str
@@ -69,7 +69,7 @@ class OpsResult(Result, Rendered):
                 for op in ops
             ]
             rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
-        below = ["each op by itself, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
+        below = ["each op on its own, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
         failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
@@ -92,7 +92,7 @@ class OpsResult(Result, Rendered):
         ]
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured."""
+        """All measurements."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -110,8 +110,8 @@ class OpsResult(Result, Rendered):
 class CompareResult(Result, Rendered):
     """The result of a comparison: a side for each engine or body; the first that works is the reference.
 
-    `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
-    bodies. `per_op`: each op by itself, where that was asked for.
+    `python_seconds`: the body's time outside its calls, once, on the active engine. `same_engine`: the sides are
+    bodies. `per_op`: each op timed separately, if that was requested.
     """
 
     sides: list[Side]
@@ -140,7 +140,7 @@ class CompareResult(Result, Rendered):
         return not any(side.differing for side in self.sides)
 
     def table(self) -> Table:
-        """A row for each side, and what has to be known beside the figures."""
+        """A row for each side, and notes on the figures."""
         reference = self.reference
         what = "body" if self.same_engine else "engine"
         header = [what, "steady", "ratio", "verdict", "compile", "first run", "pays after", "abs", "rel", "threads"]
@@ -214,7 +214,7 @@ class CompareResult(Result, Rendered):
         return [*lines, *seen]
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict a side: the rows of `to_frame`."""
+        """One dict per side: the rows of `to_frame`."""
         rows = []
         for side in self.sides:
             row: dict[str, Any] = {"side": side.label, "failure": side.failure}
@@ -236,7 +236,7 @@ class CompareResult(Result, Rendered):
         return rows
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured, samples included."""
+        """All measurements, samples included."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -276,7 +276,7 @@ class SweepResult(Result, Rendered):
         return [{self.name: value, **row} for value, result in self.points for row in result.records()]
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured, samples included."""
+        """All measurements, samples included."""
         return {"name": self.name, "points": [[value, result.raw()] for value, result in self.points]}
 
     def plot(self, ax: Any = None) -> Any:

@@ -69,7 +69,7 @@ class Recording:
 
     @property
     def python_seconds(self) -> float:
-        """The seconds that the body took beside its calls."""
+        """The seconds that the body took outside its calls."""
         return max(0.0, self.seconds - sum(sum(call.seconds) for call in self.calls))
 
 

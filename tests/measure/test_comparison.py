@@ -228,7 +228,7 @@ def test_op_by_op_on_every_engine(every_engine: list[str]) -> None:
         assert len({(op.op, op.source, op.shape, op.count) for op in ops}) == 1
         assert all(op.steady.value > 0 and not op.failure for op in ops)
     text = repr(result)
-    assert "each op by itself, unfused, on the same operands; these aren't parts of the times above" in text
+    assert "each op on its own, unfused, on the same operands; these aren't parts of the times above" in text
     assert "matmul" in text
     assert "matmul" in result._repr_html_()
     frame = result.per_op.to_frame()
