@@ -278,7 +278,7 @@ class _Work:
         self._open.close()
 
     def prepare(self, side: Side, engine: str, recording: Recording) -> None:
-        """Makes the calls once, checks their results against the reference's, and prepares them; or notes the failure."""
+        """Makes the calls once, compares their results with the reference's, and prepares them; or notes why not."""
         session = self._session
         try:
             host = self._hosts.started(engine)
