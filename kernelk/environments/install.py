@@ -41,21 +41,21 @@ from .runner import Runner
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-# Without flock a file is the lock. Its owner touches it; left untouched for so long, as by another machine that has
-# gone, it is taken over.
+# Without flock a file is the lock. Its owner touches it; if it is left untouched for so long, as by a machine that was
+# switched off, it is taken over.
 _LEASE_SECONDS = 120
 _POLL_SECONDS = 0.2
 _ORPHAN_SECONDS = 5.0
 
 _LEFT = ", left by an earlier install"
 
-# What flock says where the system, or the file system, has none.
+# The errors of flock if the system, or the file system, doesn't support it.
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock file; `on_wait` is called once if another process holds it. A killed owner leaves it free."""
+    """Holds a lock file; `on_wait` is called once if another process holds it. The lock of a killed owner is free."""
     # Imported when something is installed: `kernelk list` has to stay light.
     import filelock
 
@@ -79,7 +79,7 @@ def _acquire(lock: BaseFileLock, on_wait: Callable[[], None]) -> None:
     from filelock import Timeout
 
     try:
-        # Some versions of filelock clear what a dead owner left at the first try, and take it at the next.
+        # Some versions of filelock clear a dead owner's lock at the first try, and take it at the next.
         lock.acquire(timeout=3 * _POLL_SECONDS)
     except Timeout:
         on_wait()
@@ -94,10 +94,10 @@ def install_recipe(
     again: str = "",
     release: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Builds a recipe's environment unless it is there; returns its interpreter. Raises InstallError.
+    """Builds a recipe's environment unless it is installed; returns its interpreter. Raises InstallError.
 
     `wheels`: a folder that holds every file, so that no network is needed. `again` is the command that the messages
-    name. `release` is called before a rebuild: it ends what runs in the environment, or raises InstallError.
+    name. `release` is called before a rebuild: it ends the workers in the environment, or raises InstallError.
     """
     name = recipe.name
     again = again or f"`kernelk install {name}`"
@@ -136,7 +136,7 @@ def install_recipe(
             target = free_slot(folder / folder_name(recipe, interpreter.series))
             python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, folder))
             for other in (path for path, _ in candidate_folders(recipe) if path.parent == folder and path != target):
-                _remove(other, run.say)  # built before, or of another Python
+                _remove(other, run.say)  # an older build, or one with another Python
             closed = private_part(interpreter.path)
             if folder != user_root() and closed is not None:
                 report(
@@ -158,7 +158,7 @@ def _latest(recipe: Recipe, folder: Path) -> int:
 
 
 def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
-    """Removes what killed builds have left beside the complete environment, unless a build runs there now."""
+    """Removes the leftovers of killed builds next to the complete environment, unless a build is running there."""
     import filelock
 
     def say(text: str) -> None:
@@ -174,7 +174,7 @@ def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
 
 
 def _remove_unfinished(recipe: Recipe, folder: Path, report: Report) -> None:
-    """Removes what killed builds have left in a folder of environments. Called with its lock held."""
+    """Removes the leftovers of killed builds in a folder of environments. Called with its lock held."""
     for path in unfinished(recipe.name):
         if path.parent == folder:
             end_orphans(path)
@@ -183,7 +183,7 @@ def _remove_unfinished(recipe: Recipe, folder: Path, report: Report) -> None:
 
 
 def end_orphans(path: Path) -> None:
-    """Ends what a killed build has started and left running: with the lock held, nobody waits for it any more."""
+    """Ends processes that a killed build left running: with the lock held, nothing waits for them any more."""
     for pid in users(path):
         with contextlib.suppress(OSError):
             # The runner's commands have sessions of their own, which a user's in a terminal share with its shell.
@@ -195,7 +195,7 @@ def end_orphans(path: Path) -> None:
 
 
 def _remove(path: Path, report: Report, what: str = "") -> None:
-    """Removes an environment, but for one that a process runs in: that one goes with a later install."""
+    """Removes an environment, unless a process runs in it: then a later install does."""
     if not os.path.isdir(path):
         return
     running = users(path)
@@ -214,13 +214,13 @@ def _lock_of(recipe: Recipe, folder: Path) -> Path:
 
 
 def private_part(path: Path) -> Path | None:
-    """The first folder on the way to a file that other users may not enter, if there is one."""
+    """The first folder on the path to a file that other users may not enter, if there is one."""
     folders = reversed(path.resolve().parents)
     return next((folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH), None)
 
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
-    """The complete environment in a folder of the search up to `last`: one that comes later doesn't fill that one."""
+    """The complete environment in a folder of the search up to `last`; those in later folders don't count."""
     for environment, series in candidate_folders(recipe):
         there = read_marker(environment, recipe.hash(series)) is not None and os.path.exists(python_in(environment))
         if there and roots().index(environment.parent) <= roots().index(last):
@@ -229,7 +229,7 @@ def _installed_before(recipe: Recipe, last: Path) -> Path | None:
 
 
 def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
-    """The first folder of environments that really takes a file. Raises InstallError where there is none."""
+    """The first folder of environments in which a file can really be created. Raises InstallError if there is none."""
     refused = chosen_roots()[1]
     for folder in roots():
         try:
@@ -251,7 +251,7 @@ def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
 
 
 def _interpreter(recipe: Recipe, folder: Path, run: Runner, offline: bool) -> Interpreter:
-    """An interpreter that fits: found, or else created by what is on this machine."""
+    """A suitable interpreter: found, or else created with conda or uv."""
     found = interpreters.search(recipe, roots())
     if found.interpreter is not None:
         return found.interpreter

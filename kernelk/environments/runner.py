@@ -1,4 +1,4 @@
-"""Runs the subprocesses of an installation: watches them, reads their output, puts a failure into one line."""
+"""Runs the subprocesses of an installation, reads their output, and reports a failure in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122
 
 
 def megabytes(count: float) -> str:
-    """Bytes for reading, always in MB."""
+    """A number of bytes as text, always in MB."""
     return f"{count / 1e6:.1f} MB"
 
 
@@ -52,7 +52,7 @@ class Runner:
         self._report = report
         self._moving = Moving(report)
         self._started = time.monotonic()
-        # A new file, whatever has this name: a link's target is left alone, and a FIFO isn't waited for.
+        # A new file, whatever has this name: a link's target stays untouched, and a FIFO isn't waited for.
         log.unlink(missing_ok=True)
         log.touch()
 
@@ -60,11 +60,11 @@ class Runner:
         return f"{self.name}: [{time.monotonic() - self._started:3.0f} s] {text}"
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Reports a line that stays."""
         self._report(self._stamped(text))
 
     def move(self, text: str) -> None:
-        """The line that moves."""
+        """Reports a line that the next one replaces."""
         self._moving(self._stamped(text))
 
     def failed(self, reason: str) -> InstallError:
@@ -139,7 +139,7 @@ class Runner:
         return "".join(output)
 
     def _explained(self, what: str, output: str) -> InstallError:
-        """The failure of a command by what it said, with the next command that fits it."""
+        """The error for a failed command, according to its output, with a suitable next command."""
         wrong = re.search(
             r"^ *(\S+==\S+) from (\S+?)(?:#\S*)?(?: \(from .*\))?:\s*\n\s*Expected sha256 (\w+)\s+Got\s+(\w+)",
             output,
@@ -154,7 +154,7 @@ class Runner:
                 f"another file (log: {self.log})",
                 next_step=f"`pip cache purge` and {self.again}, or, if that fails, another index (PIP_INDEX_URL)",
             )
-        # venv, for one, keeps the reason to itself.
+        # venv, for one, doesn't report the reason.
         if _FULL.search(output) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
                 f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log})",
@@ -184,7 +184,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Ends the command and whatever it has started."""
+    """Ends the command and the processes that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

@@ -50,7 +50,7 @@ _ITEMSIZE = {name: np.dtype(name).itemsize for name in ("float16", "float32", "f
 
 
 class Row(NamedTuple):
-    """One tensor or function; see the module's first lines. `ref()` is the object itself, None once it is gone.
+    """One tensor or function; see the module's docstring. `ref()` is the object itself, None once it is gone.
 
     `cell` is 0 where the source isn't a notebook's; `difference` None where the last swap didn't evaluate it again.
     """
@@ -90,7 +90,7 @@ class Row(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
     def as_dict(self) -> dict[str, Any]:
-        """Strict JSON, as the module's first lines describe it."""
+        """Strict JSON, as the module's docstring describes it."""
         reevaluated = None
         if self.difference is not None and self.swap is not None:
             origin, target = self.swap
@@ -170,7 +170,7 @@ def stale_reason(value: Tensor | Function) -> str:
 
 
 def _is_foreign(value: Tensor | Function) -> bool:
-    """Whether another session, which still goes on, has it."""
+    """Whether it belongs to another session that is still alive."""
     here = current_state().generation
     return any(x.generation is not here and not x.generation.ended for x in _tensors(value))
 

@@ -1,4 +1,4 @@
-"""Shows one tensor or function at the end of a cell, in a terminal and in a page; no engine computes for it."""
+"""Shows one tensor or function at the end of a cell, as text and as HTML, without computing anything."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _INPUTS = 6
 
 
 def page(thing: Tensor | Function) -> str:
-    """It as static HTML."""
+    """The object as static HTML."""
     return html(_table(thing))
 
 
 def pretty(thing: Tensor | Function, printer: Any) -> None:
-    """It as text, by IPython's printer: all that is known where it stands alone, one line in a list or dict."""
+    """The object as text, by IPython's printer: everything known if it stands alone, one line in a list or dict."""
     # The printer's stack holds what is being printed, this one last.
     printer.text(text(_table(thing)) if len(printer.stack) < 2 else repr(thing))
 

@@ -24,7 +24,7 @@ ABOUT = "kernelk"
 FORMAT = 1
 
 _MOST_ABOUT = 64 << 20
-# What numpy writes. Python's other decompressors give out at once whatever a block holds.
+# Those that numpy writes. Python's other decompressors return a block's whole content at once, however large.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Version 3 differs from 2 in the letters that names of fields may have, which no size depends on.
 _HEAD_READERS = {
