@@ -51,7 +51,7 @@ class Side(Answering):
 
 
 class Row:
-    """What was measured of one row."""
+    """The measurements of one row."""
 
     def __init__(self) -> None:
         self.this: list[float] = []
@@ -70,7 +70,7 @@ class Row:
         return high - low <= width
 
     def verdict(self) -> str:
-        """What the interval says."""
+        """The verdict from the interval."""
         _, low, high = self.ratio()
         if high < 1:
             return "faster"

@@ -48,7 +48,7 @@ def _check(field: str, value: Any) -> str | None:
 
 
 class _Fields(dict[str, Any]):
-    """A JSON object that knows which of its keys came more than once."""
+    """A JSON object that remembers which of its keys appeared more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -57,7 +57,7 @@ class _Fields(dict[str, Any]):
 
 
 def _parsed(content: bytes) -> _Fields:
-    """The fields of keras.json. Raises ValueError for what is none, in one line, whatever it is."""
+    """Parses keras.json. Raises ValueError, in one line, if it isn't a valid file."""
     try:
         fields = json.loads(content.decode("utf-8"), object_pairs_hook=_Fields)
     except (RecursionError, MemoryError):
@@ -68,7 +68,7 @@ def _parsed(content: bytes) -> _Fields:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON has it, on one line, its middle left out if it is long."""
+    """A value as JSON on one line, its middle left out if it is long."""
     try:
         return printable(json.dumps(value), 60)
     except (RecursionError, ValueError):
@@ -166,14 +166,14 @@ def settings() -> Config:
 
 
 def reload() -> Config:
-    """Forgets what was read or set, and reads again."""
+    """Discards all settings and reads the file again."""
     global _config
     _config = None
     return settings()
 
 
 def _keras() -> Any:
-    """The module with Keras 2's settings, if that runs on kernelk in this process: they are the only ones then."""
+    """The module with Keras 2's settings, if Keras runs on kernelk in this process: then only these count."""
     loader = sys.modules.get("keras.backend.load_backend")
     return sys.modules.get("keras.backend.common") if getattr(loader, "_BACKEND", "") == "kernelk.backend" else None
 
@@ -243,7 +243,7 @@ def chosen_backend() -> tuple[str, str]:
 
 
 def save_backend(name: str) -> str:
-    """Makes `name` the engine that keras.json chooses from now on; one line says what came of it. Raises nothing."""
+    """Writes `name` into keras.json as the engine to start with; returns the outcome in one line. Raises nothing."""
     try:
         settings().save("backend", name)
     except (OSError, ValueError) as error:

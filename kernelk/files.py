@@ -1,4 +1,4 @@
-"""Opens and replaces the files that users name: regular files alone, without ever waiting, whole or not at all."""
+"""Opens and replaces the files that users name: only regular files, without waiting, completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_regular(mode: int) -> None:
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-    """A name that no file can have, with a NUL or half a character, is an OSError like every other one."""
+    """Turns the ValueError for an impossible name, with a NUL or half a character, into an OSError."""
     try:
         yield
     except ValueError as error:
@@ -38,7 +38,7 @@ def _named() -> Iterator[None]:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether something is there, whatever the name; what can't be looked at isn't."""
+    """Whether the path exists; False for an impossible name, or if it can't be checked."""
     try:
         os.stat(path)
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, opened for reading. Raises OSError for all else, and waits for nothing."""
+    """Opens a regular file for reading. Raises OSError for anything else, and never blocks."""
     with _named():
         # Before it is opened, which does something to a device; and again after that, since names can change hands.
         require_regular(os.stat(path).st_mode)
@@ -103,7 +103,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _keep_name(folder: Path) -> None:
-    """Makes the new name last through a power cut, where the file system can do that."""
+    """Makes the new name survive a power cut, if the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -41,7 +41,7 @@ class Seeds:
         self.restart(None)
 
     def restart(self, seed: int | None) -> None:
-        """Begins anew, from entropy of the system's where there is no seed."""
+        """Restarts the draws, from the system's entropy if no seed is given."""
         self.fixed = 0 if seed is None else _seed_of(seed)
         self.stream = Stream(seed)
         # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
@@ -49,7 +49,7 @@ class Seeds:
 
     @contextlib.contextmanager
     def counted_from(self, counter: int) -> Iterator[None]:
-        """Runs inside draw what they would after so many runs; the count itself is afterwards as before."""
+        """Makes runs inside draw what they would after so many runs; the count is restored afterwards."""
         before, self.counter = self.counter, counter
         try:
             yield
@@ -57,7 +57,7 @@ class Seeds:
             self.counter = before
 
     def counter_kept(self) -> contextlib.AbstractContextManager[None]:
-        """Runs inside draw what the next call would, and leave those draws to it."""
+        """Makes runs inside draw what the next call would, without using those draws up."""
         return self.counted_from(self.counter)
 
     def state(self) -> dict[str, int]:

@@ -91,7 +91,7 @@ class _Recorder:
         kept: list[Array] | None = None
         self._bytes += sum(feed.nbytes for feed in feeds)
         if call is None or self._bytes <= KEPT_BYTES:
-            # The body may go on to change its arrays in place.
+            # The body may change its arrays in place later.
             kept = [feed.copy() for feed in feeds]
         if call is None:
             call = self._kinds[key] = Call(function, phase, kept or [], caller())

@@ -293,7 +293,7 @@ class Timed:
     def sample(self, times: int = 1, before: int = 0) -> list[float]:
         """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right.
 
-        `before`: so many runs are made first, and counted nowhere.
+        `before`: so many runs are made first, and not counted.
         """
         with self._host.held():
             reply = self._host.request(

@@ -305,7 +305,7 @@ def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Te
 
 
 def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Tensor | None:
-    """Which of `among` gives `gradient` if it is summed over the axes that `leaf` was broadcast along; None: none does.
+    """The tensor of `among` whose sum over the axes that `leaf` was broadcast along is `gradient`; None if none is.
 
     Where unknown lengths were 1, one of `among` may be a sum itself; over one of those axes that changes nothing.
     """

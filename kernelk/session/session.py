@@ -117,7 +117,7 @@ class Session(HasTraits):
         self.calls.drop_plans()
         if self.storage.read_only_count > MOST_READ_ONLY:
             old = [slots for slots in self._slots.values() if slots.is_read_only]
-            # Where there is no memory for it, they stay where they are.
+            # Without memory for a new segment, they stay where they are.
             with contextlib.suppress(OutOfMemoryError):
                 self.calls.write([(slots, slots.view()) for slots in old])
             for slots in self._slots.values():
@@ -135,7 +135,7 @@ class Session(HasTraits):
     # --- variables ---
 
     def adopt(self, variable: Variable, value: Array) -> None:
-        """Gives a new variable its place in shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
+        """Allocates a new variable's shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
         self.check_process()
         with self.lock:
             self.safe_point()
@@ -175,9 +175,9 @@ class Session(HasTraits):
             self.storage.released_segments.popleft()
 
     def show(self, tensor: Tensor, feeds: dict[Tensor, Any], value: Array, variables: list[Variable]) -> None:
-        """Remembers a value that the user has been shown, for the check after a swap."""
+        """Remembers a value that the user has seen, for the check after a swap."""
         self.shown.pop(tensor, None)
-        # Copies: the user may go on to change the arrays in place.
+        # Copies, since the user may change the arrays in place.
         kept = {placeholder: np.array(feed) for placeholder, feed in feeds.items()}
         versions = {variable.slots.number: variable.slots.version for variable in variables}
         self.shown[tensor] = Shown(kept, value, versions, self.active)
@@ -200,7 +200,7 @@ class Session(HasTraits):
                 return np.array(slots.view())
 
     def write(self, values: list[tuple[Variable, Array]]) -> None:
-        """Commits values of the right shapes, all at once or, where they don't fit into memory, none.
+        """Commits values of the right shapes: all at once, or none if they don't fit into memory.
 
         They are cast to the variables' dtypes. Raises OutOfMemoryError.
         """
@@ -220,7 +220,7 @@ class Session(HasTraits):
             self.check_process()
             self.calls.check_alone()
             self.state.clear()
-            # First what can't fail.
+            # First the steps that can't fail.
             self._unreferenced.extend(self._slots)
             self.functions.clear()
             self.shown.clear()
@@ -232,7 +232,7 @@ class Session(HasTraits):
     # --- engines ---
 
     def host(self, name: str | None = None) -> Host:
-        """The host of an engine (the active one by default), not necessarily started."""
+        """The host of an engine (the active one by default), which may not be started."""
         name = name or self.active
         host = self.hosts.get(name)
         if host is None:
@@ -240,7 +240,7 @@ class Session(HasTraits):
         return host
 
     def make_host(self, name: str, options: dict[str, Any], log: WorkerLog | None = None) -> Host:
-        """A new host, not started and not the session's own yet, for an engine with these options.
+        """A new host for an engine with these options, not started and not yet the session's own.
 
         `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
         `log`: where it is to be noted what its worker says, if not in the session's own.
@@ -255,7 +255,7 @@ class Session(HasTraits):
         return self.logs.setdefault(name, WorkerLog())
 
     def stop_engines(self) -> None:
-        """Stops every engine; variables stay, and the next use starts what it needs."""
+        """Stops every engine; variables are kept, and the next use starts the engine that it needs."""
         self.check_process()
         with self.lock:
             for host in self.hosts.values():

@@ -49,7 +49,7 @@ def activate(name: str) -> None:
 
 
 def reset() -> None:
-    """What a test may have changed, back to how a new session has it; workers go on running."""
+    """Resets what a test may have changed to the state of a new session; workers keep running."""
     K.clear_session()
     config.reload()
     CELL.number = 0

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Alarm(TimeoutError):
-    """What a decorator for timeouts raises in its signal's handler."""
+    """The exception that a timeout decorator raises in its signal handler."""
 
 
 # As a handler may raise them, and as the system does where memory or descriptors run out.

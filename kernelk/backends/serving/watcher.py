@@ -145,7 +145,7 @@ def _let_go(kept):
 
 
 def _remove(folder):
-    """Removes a folder as far as that goes. By itself: a watcher that has loaded `shutil` is a third larger."""
+    """Removes a folder as far as possible. Without `shutil`, which would make the watcher a third larger."""
     for parent, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             path = os.path.join(parent, name)
