@@ -72,12 +72,12 @@ def read_small(path: str | os.PathLike[str], most: int) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place at the end of the block; after an error nothing has changed.
+    """A new file next to `path` that replaces it at the end of the block; after an error nothing has changed.
 
     It has the old file's permissions, or those of a new one. Raises OSError.
     """
     with _named():
-        target = Path(os.path.realpath(path))  # a link goes on leading to the file
+        target = Path(os.path.realpath(path))  # follow links, so that they still lead to the file
         try:
             mode = target.stat().st_mode
             if stat.S_ISDIR(mode):

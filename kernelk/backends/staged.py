@@ -32,7 +32,7 @@ def compile_program(backend, program, constants):
 
 
 class _Staged(object):
-    """A program's straight parts, each compiled by itself, and the loops between them, in order.
+    """A program's loop-free parts, each compiled separately, and the loops between them, in order.
 
     Values stay the engine's own from one part to the next, but for sequences and stacked results.
     """

@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader left, as in `kernelk list | head`: nobody is there to complain to
         return 1
     except KeyboardInterrupt:
-        done = "the installation was not completed" if chosen.command == "install" else "nothing is left half done"
+        done = "the installation was not completed" if chosen.command == "install" else "nothing was left half-done"
         _complain(joined(f"stopped; {done}", next_step="run the same command again"))
         return 130
 

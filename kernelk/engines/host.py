@@ -182,7 +182,7 @@ class Host:
         known = [number for number in variables if self.versions.pop(number, None) is not None]
         plans: list[int] = []
         if segments:
-            # A plan holds views of the transfer segment; all are made anew at their next call.
+            # A plan holds views of the transfer segment; each is made again at its next call.
             plans = list(self.plans)
             self.plans.clear()
         if self.started and (known or segments or plans):

@@ -80,7 +80,7 @@ class LocalHost(Host):
         if self._executor is None:
             if self.engine.name in _unusable:
                 raise ForkedError(
-                    f"{self.engine.title} ran in this process's parent and can't go on in a forked child",
+                    f"{self.engine.title} ran in this process's parent and can't continue in a forked child",
                     allowed="allowed are numpy and engines in a worker",
                     next_step=f"kernelk.set_backend('{self.engine.name}', in_kernel=False)",
                 )
@@ -140,7 +140,7 @@ class LocalHost(Host):
             with held, np.errstate(all="ignore"):
                 reply: dict[str, Any] = self._executor.handle(message)
         except BaseException:
-            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded afresh.
+            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded again.
             self.versions.clear()
             raise
         finally:

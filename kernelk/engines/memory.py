@@ -85,7 +85,7 @@ def _rooms(proc: Path = Path("/proc")) -> list[tuple[int, str]]:
 
 
 def _address_space(proc: Path) -> list[tuple[int, str]]:
-    # RLIMIT_DATA isn't looked at: it doesn't count what is shared.
+    # RLIMIT_DATA isn't considered: it doesn't count shared memory.
     try:
         import resource
 

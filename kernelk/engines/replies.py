@@ -26,7 +26,7 @@ def check_reply(request: dict[str, Any], reply: dict[str, Any]) -> None:
 
 def _need(field: str, fits: bool) -> None:
     if not fits:
-        raise Malformed(f"its field '{field}' is missing or can't be so")
+        raise Malformed(f"its field '{field}' is missing or invalid")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Holds the variables' committed values, in shared memory that the kernel owns: two slots each, flipped at a commit.
 
 A forked child maps the same memory. From the fork on, neither side writes to what was there before it: the next value
-of a variable goes to a new place, and the child goes on reading the values of the moment of the fork.
+of a variable goes to new memory, and the child keeps reading the values from the moment of the fork.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Slots:
 
 
 class Journal:
-    """Commits the second slots of several variables: all of them or none, whatever comes in between.
+    """Commits the second slots of several variables: all of them or none, whatever interrupts.
 
     To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
     in between, whoever next uses the session settles it: to settle twice changes nothing.
@@ -281,7 +281,7 @@ class Transfer:
                 # It may fit without what the largest call so far has left.
                 self.let_go()
                 old, made = None, self._storage.new_segment(size, what)
-            # The old one goes last: whatever comes in, the session goes on with one of them.
+            # The old one is removed last: whatever interrupts, the session has one of them.
             self.segment = made
             if old is not None:
                 self._storage.drop_segment(old)

@@ -371,9 +371,9 @@ class WorkerHost(Host):
             raise self._death(error.unread) from error
         kept = "it was ended, and all variables are kept"
         if isinstance(error, Malformed):
-            self._end("was ended, since it sent what can't be right")
+            self._end("was ended, since it sent an invalid reply")
             raise EngineError(
-                f"{title}'s worker sent a reply that can't be right ({one_line(error)[:200]}): {kept}",
+                f"{title}'s worker sent an invalid reply ({one_line(error)[:200]}): {kept}",
                 next_step="run the cell again, which restarts the worker",
             ) from error
         self._end(f"was ended in the middle of a call by {type(error).__name__}")
@@ -433,7 +433,7 @@ class WorkerHost(Host):
                 f"{self.engine.title}'s worker {self._ended}", next_step="run the cell again, which restarts the worker"
             )
         else:
-            ending = self._ending() if self._process is not None else "isn't there any more"
+            ending = self._ending() if self._process is not None else "is gone"
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {ending} in the middle of a call{self._last_words()}: that call "
                 "did not happen, all earlier ones are kept",

@@ -180,7 +180,7 @@ class Tensor:
         return self is other
 
     def __copy__(self) -> Tensor:
-        # What is recorded never changes: the tensor goes on standing for the same op of the same variables.
+        # A recorded node never changes: the tensor still stands for the same op of the same variables.
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:

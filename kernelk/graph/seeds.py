@@ -17,7 +17,7 @@ class Stream:
     """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
 
     The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
-    was saved, and the same cells go on with the same draws.
+    was saved, and the same cells then get the same draws.
     """
 
     def __init__(self, entropy: int | None = None) -> None:
@@ -72,7 +72,7 @@ class Seeds:
     def restore(self, state: dict[str, int]) -> None:
         """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
 
-        Plans that hold a seed already have to be made anew.
+        Plans that already hold a seed have to be made again.
         """
         self.stream.entropy, self.stream.count = state["entropy"], state["count"]
         self.fixed, self.counter = state["fixed"], state["counter"]

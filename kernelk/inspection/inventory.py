@@ -42,7 +42,7 @@ from ..source import Lines
 
 # Names that IPython keeps for itself: results, inputs and their lists.
 _IPYTHONS = re.compile(r"_{1,3}|_\d+|_i{1,3}|_i\d+|_ih|_oh|_dh|__\w+__")
-# A list whose first so many entries hold no tensor holds none; and no more than so many are looked at in any.
+# At most so many entries of a list are searched; one without a tensor among its first entries counts as having none.
 _FIRST, _MOST = 1000, 100_000
 _LONGEST_KEY = 60
 

@@ -11,7 +11,7 @@ from ..session.function import Function
 from .inventory import is_stale, stale_reason
 from .summaries import Summary, known
 
-# Of larger values a sample is looked at: this is shown at the end of many cells.
+# Larger values are sampled: this is shown at the end of many cells.
 _MOST = 1 << 20
 _INPUTS = 6
 

@@ -43,12 +43,12 @@ from ..session.session import Session, Shown
 from .inventory import is_stale, number
 
 BINS = 20
-# Larger arrays are looked at in so many evenly spaced places; smaller ones wholly.
+# Larger arrays are sampled at so many evenly spaced positions.
 MOST_ELEMENTS = 1 << 24
 _SPACED = 1 << 20
 # Elements that are worked on at a time.
 _CHUNK = 1 << 20
-# A value that takes more isn't evaluated only to be looked at.
+# A value that takes more isn't evaluated just to be shown.
 MOST_BYTES = 1 << 28
 _SIDE = 32
 
@@ -301,7 +301,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
                 tensor.uid, note=joined(f"its value of shape {shape} takes {bytes_ >> 20} MiB", next_step=command)
             )
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])
-    note = "drawn anew at each call" if program.draws else ""
+    note = "drawn again at each call" if program.draws else ""
     if isinstance(tensor, Update):
         note = f"what '{names(tensor.variable)}' would become"
     elif value.nbytes <= SHOWN_BYTES:

@@ -102,7 +102,7 @@ class HealthReport(Rendered):
 def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
     """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
-    Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
+    Raises UnknownBackendError for a name that no engine has; problems of an engine are in the report.
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names

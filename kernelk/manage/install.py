@@ -114,7 +114,7 @@ def _require_unused(recipe: Recipe, path: Path) -> None:
     running = users(path)
     if running:
         raise InstallError(
-            f"{recipe.title} in {path} is in use by process {running[0]}, as of another notebook",
+            f"{recipe.title} in {path} is in use by process {running[0]}, perhaps another notebook's",
             next_step=f"kernelk.set_backend('numpy') there, or end it, then `kernelk uninstall {recipe.name}`",
         )
 

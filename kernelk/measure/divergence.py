@@ -97,7 +97,7 @@ class NodeDiff:
         """Its remarkable properties, for the table."""
         flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            flags.append("by itself")
+            flags.append("own error")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
@@ -217,7 +217,7 @@ class DiffReport(Rendered):
         positions = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(positions, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "own rel", "note"]
         rows = [
             [
                 row.op,

@@ -256,7 +256,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
 
     `target`: a body, as a function without arguments that evaluates something; or a tensor, several, or a K.function,
     with `feeds` (placeholder to array) or what its placeholders were fed last. It runs once as always; its calls are
-    then run again from the state that it left, for `budget` seconds in all beside compiling, and change nothing.
+    then run again from the state that it left, for `budget` seconds in total plus compilation, and change nothing.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
     __tracebackhide__ = True  # in an error of the body

@@ -107,7 +107,7 @@ class Session(HasTraits):
             problem = f"C code forked this process from {self.pid}, which may have changed the variables since"
             advice = "fork by os.fork or multiprocessing"
         raise ForkedError(
-            f"{problem}: kernelk can't go on here",
+            f"{problem}: kernelk can't continue here",
             next_step=f"{advice}, or start processes by multiprocessing's 'spawn'",
         )
 

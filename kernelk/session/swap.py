@@ -40,7 +40,7 @@ def set_backend(
     `device`: as the engine lists it, such as "cpu:0". `threads`: how many it may use. `in_kernel`: whether it runs in
     the notebook's own process. `compiler`: False has Theano compile no C, which answers at once and computes slower.
     What isn't given stays as it was asked for before; "default" leaves a device or a number of threads to the engine
-    again, and compiler=True the search for a compiler. An engine that runs with other options is started anew beside
+    again, and compiler=True the search for a compiler. An engine that runs with other options is started again beside
     the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
 
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
@@ -80,7 +80,7 @@ class Preparation:
 def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, beside: bool = False) -> Preparation:
     """Decides how `name` would become the active engine, with changes that are from `requested_options`.
 
-    `beside`: its host is to be started while the session's own goes on: it is a new one, unless that runs already.
+    `beside`: its host will be started while the session's own keeps working, so it is a new one unless already running.
     Raises UnknownBackendError, and ArgumentError for options that the engine can't have.
     """
     engine = registry.engine(name)

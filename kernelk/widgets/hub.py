@@ -1,6 +1,6 @@
 """Connects the session to the open panels: observes swaps, cells and timings, serves requests, updates all panels.
 
-What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it.
+A front end sends dicts with "do", one of the keys of `_DO`, and "request", its own number for the request.
 What it gets is a dict with "kind":
 
     ack        {"request"}                the kernel has the request
@@ -18,7 +18,7 @@ What it gets is a dict with "kind":
 
 A panel's requests are done on the kernel's main thread, between cells. Some front ends send them past a running cell,
 to a thread of their own; they wait for its end all the same, and so does one that comes while a cell awaits something.
-An engine starts beside that, in a thread, and only then takes over: cells can be run meanwhile. See `jobs`.
+An engine starts in a thread, and only then takes over, so cells can be run meanwhile. See `jobs`.
 """
 
 from __future__ import annotations

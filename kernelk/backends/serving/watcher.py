@@ -1,4 +1,4 @@
-"""The watcher, a small process beside each worker: it ends the worker and all that it has started with its kernel.
+"""The watcher, a small process next to each worker: when the kernel ends, it ends the worker and its children.
 
 A thread of the worker's can't: it waits for Python's lock, which an engine's C code may keep for minutes.
 """
@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-# So often, in seconds, processes are looked at where the system can't tell of their end.
+# Seconds between checks of the processes if the system can't report their end.
 EVERY = 0.2
 # So long, in seconds, it waits for what it has ended to be gone.
 PATIENCE = 10.0
@@ -103,7 +103,7 @@ class _Process(object):
 
 
 def _pidfd(pid):
-    """A descriptor that can be read from when the process has ended; None where there is no such thing."""
+    """A descriptor that becomes readable when the process ends; None if the system has none."""
     try:
         if hasattr(os, "pidfd_open"):
             return os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""Messages between the kernel and a worker: JSON over a socket pair, file descriptors beside it, never pickle.
+"""Messages between the kernel and a worker: JSON over a socket pair, with file descriptors, never pickle.
 
 A frame is the length of its body in 4 bytes (little endian), a kind of one byte, a number of 8 bytes, and the body.
 Both ends take turns: the kernel numbers its requests, and a reply carries the number of its request, so that no reply
@@ -202,9 +202,9 @@ class Wire(object):
     def _whole(self, filled, length, end):
         """The buffer, or a larger one, with the whole message in it. It grows as bytes arrive, not before."""
         if filled > end:
-            raise Malformed("%d bytes more than the message has came with it" % (filled - end))
+            raise Malformed("%d unexpected bytes follow it" % (filled - end))
         if length > MOST_BYTES:
-            raise Malformed("it is said to be %d MiB long" % (length >> 20))
+            raise Malformed("it claims to be %d MiB long" % (length >> 20))
         view = self._view
         while filled < end:
             if filled == len(view):

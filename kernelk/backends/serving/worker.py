@@ -96,7 +96,7 @@ def main(fileno, module, name, options):
         except WireClosed:
             break
         except Malformed as error:
-            print("kernelk: a request that can't be right: %s" % error, file=sys.stderr)
+            print("kernelk: an invalid request: %s" % error, file=sys.stderr)
             break
         if request["do"] == "attach":
             reply = _attached(executor, request["attach"], files)
