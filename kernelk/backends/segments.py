@@ -93,7 +93,7 @@ def compile_in_segments(compile, program, constants, most):
     start = 0
     while start < count:
         stop = min(start + most, count)
-        # A loop's many values don't leave its segment.
+        # The values of a loop stay in its segment.
         while stop < count and program.instructions[stop].op == "item":
             stop += 1
         wanted = set(number for number, index in last_use.items() if index >= stop).union(results)

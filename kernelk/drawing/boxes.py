@@ -15,7 +15,7 @@ from ..ops.gradients import of_a_gradient
 from ..session.function import Function
 from ..source import Source
 
-# What stands before an arrow's other end where an op's operands aren't alike.
+# Labels of an op's operands that have different roles.
 _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("condition", "if true", "if false")}
 
 
@@ -148,7 +148,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
             given = forward is None or id(node) in forward
             box.part = "gradient" if of_a_gradient(node) else "forward" if given else "update"
         boxes[box.key] = box
-        # The variable of an update is what its name says.
+        # An update is named after its variable.
         operands = list(enumerate(node.inputs))[1 if isinstance(node, Update) else 0 :]
         for index, x in operands:
             arrow = (str(x.uid), box.key)
@@ -225,7 +225,7 @@ def _box(node: Tensor, notebook: str) -> Box:
 
 def _update_box(variable: Variable, notebook: str, value: Tensor) -> Box:
     called = clean(notebook or variable.name)
-    # After everything else, whatever was made when.
+    # After everything else, regardless of when it was made.
     order = value.uid + (1 << 60)
     return Box(
         f"update-{variable.uid}", "update", "update", order, "", "", variable.shape, variable.dtype, "update",

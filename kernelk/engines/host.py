@@ -95,7 +95,7 @@ class Host:
         return waiting(f"{self.engine.title} is {doing}", self._hints(doing))
 
     def _hints(self, doing: str) -> list[str]:
-        """What the user can do while waiting, in a few words each."""
+        """Hints on what the user can do while waiting."""
         return []
 
     def listen(self) -> None:

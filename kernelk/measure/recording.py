@@ -104,7 +104,7 @@ class _Recorder:
         self._running = call
 
     def end(self, seconds: float) -> None:
-        """It has run."""
+        """Notes that the running call has ended, after so many seconds."""
         assert self._running is not None
         self._running.seconds.append(seconds)
         self._running = None

@@ -224,7 +224,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
             products[id(leaf)], rest = _outer_products(gradients_of.pop(id(leaf)), start)
             if rest is not None:
                 gradients_of[id(leaf)] = rest
-    # What all steps have of these is needed for the products: it is summed there and then, too.
+    # The products need the values of all steps, so these are summed there as well.
     factors = [x for pairs in products.values() for pair in pairs for x in pair]
     factors += [gradients_of[id(leaf)] for leaf in body.sequences if id(leaf) in gradients_of]
     reduced: dict[int, Tensor] = {}
@@ -280,7 +280,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
 
 
 def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-    """Those terms of a step's gradient that are transposed(a) @ b, as pairs; and the sum of the other ones.
+    """The terms of a step's gradient that are transposed(a) @ b, as pairs; and the sum of the others.
 
     The sum of such products over all steps is one product of all steps' rows, faster by far than one for each step.
     Nodes made before `start` aren't looked into.

@@ -263,6 +263,6 @@ class Executor(object):
         backend, self.backend = self.backend, None
         self.state, self.compiled, self.plans, self.timed = {}, {}, {}, {}
         backend.close()
-        # What an engine compiles refers to itself.
+        # Compiled programs contain reference cycles.
         del backend
         gc.collect()

@@ -122,7 +122,7 @@ class Timed(object):
         destinations = [np.empty_like(backend.to_numpy(value)) for value in self.outputs]
         for _ in range(times):
             start = clock()
-            # Kept until the clock has been read: releasing them is not part of the run.
+            # Kept until the clock has been read: releasing them isn't part of the run.
             loaded = [backend.load(array) for array in self.feeds]
             backend.synchronize()
             load.append(clock() - start)

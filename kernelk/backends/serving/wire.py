@@ -27,7 +27,7 @@ _MOST_FILES = 64
 CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
 _ANCILLARY = socket.CMSG_SPACE(_MOST_FILES * array.array("i").itemsize) if CAN_PASS_FILES else 0
 
-# No message is longer, in bytes: the largest programs take some megabytes.
+# The longest message in bytes: the largest programs take some megabytes.
 MOST_BYTES = 256 << 20
 
 
@@ -129,7 +129,7 @@ class Wire(object):
         except BlockingIOError:
             return False
         except OSError:
-            pass  # It is found again where it is received.
+            pass  # the receiver will find out
         return True
 
     def receive(self, number):

@@ -87,7 +87,7 @@ def main(fileno, module, name, options):
     except BaseException as error:
         wire.send({"error": describe(error)})
         raise
-    wire.send(hello)  # number 0: nobody has asked
+    wire.send(hello)  # number 0: unasked
     warned = _Warnings()
     patience = 0.0
     while True:
