@@ -4,7 +4,7 @@ from .lowering import InstructionError, Program
 
 
 class Segment(object):
-    """Instructions `start` to `stop` of a program, compiled by themselves.
+    """Instructions `start` to `stop` of a program, compiled separately.
 
     What they take from earlier segments comes in as further slots, since only slots hold an engine's own values.
     """

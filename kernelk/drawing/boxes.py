@@ -21,7 +21,7 @@ _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("conditio
 
 @dataclass(frozen=True)
 class Time:
-    """A box's time in a profile: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
+    """A box's time in a profile: seconds of one run of the box's ops on their own, and their share of all ops' time."""
 
     seconds: float
     share: float

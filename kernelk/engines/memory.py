@@ -45,7 +45,7 @@ def refused(nbytes: int, what: str, error: BaseException) -> OutOfMemoryError:
     """The error where the system wouldn't give that memory."""
     reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return OutOfMemoryError(
-        f"{what}: {size(nbytes)} of memory can't be had ({reason}); nothing was changed", next_step=_NEXT
+        f"{what}: {size(nbytes)} of memory can't be allocated ({reason}); nothing was changed", next_step=_NEXT
     )
 
 

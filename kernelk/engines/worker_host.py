@@ -352,7 +352,7 @@ class WorkerHost(Host):
         """Refuses a request while another is unfinished: it was made within that one, or that one was cut short."""
         if exchange.is_inside:
             raise EngineError(
-                f"{self.engine.title} is in the middle of a call, and this one came from a signal's handler or a "
+                f"{self.engine.title} is in the middle of a call, and this one came from a signal handler or a "
                 "finalizer within it",
                 next_step="make it after that call",
             )

@@ -39,8 +39,8 @@ def _table(thing: Tensor | Function) -> Table:
 
 def _function(function: Function) -> list[list[str]]:
     rows = [
-        ["takes", ", ".join(plain(x.name) for x in function.inputs) or "nothing"],
-        ["gives", ", ".join(plain(x.name) for x in function.outputs) or "nothing"],
+        ["inputs", ", ".join(plain(x.name) for x in function.inputs) or "none"],
+        ["outputs", ", ".join(plain(x.name) for x in function.outputs) or "none"],
     ]
     if function.updates:
         rows.append(["updates", ", ".join(plain(variable.name) for variable, _ in function.updates)])

@@ -131,7 +131,7 @@ class ProfileResult(Result, Rendered):
 
     @property
     def fusion(self) -> float:
-        """The time of all ops by themselves, as a multiple of the call's."""
+        """The time of all separate ops, as a multiple of the call's."""
         return self.alone / self.whole.steady.value
 
     def share(self, op: OpTime) -> float:
@@ -178,7 +178,7 @@ class ProfileResult(Result, Rendered):
             for op in self.ops[:SHOWN_ROWS]
         ]
         whole = self.whole.steady
-        verb = "fusion saves" if self.fusion >= 1 else "by themselves its ops take"
+        verb = "fusion saves" if self.fusion >= 1 else "separately its ops take"
         title = (
             f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
@@ -267,7 +267,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
 def _timed(
     session: Session, host: Host, outputs: list[Tensor], fed: list[tuple[Any, Array]], budget: float
 ) -> CallTime:
-    """Runs of these outputs by themselves. Raises KernelKError."""
+    """Times runs of these outputs on their own. Raises KernelKError."""
     function = Function([x for x, _ in fed], outputs, live=False)
     alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
     with ready(session, host, alone) as timed:

@@ -102,7 +102,7 @@ class Calls:
         """
         if self._under_way and is_inside(self, Calls.execute.__code__, Calls.write.__code__):
             raise EngineError(
-                "this came from a signal's handler or a finalizer in the middle of a call, whose memory it needs",
+                "this was called by a signal handler or a finalizer in the middle of a call, whose memory it needs",
                 next_step="do it after that call",
             )
         # Otherwise an exception cut that call short before its end was noted.

@@ -304,7 +304,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
         if reply["different"]:
             different = set(reply["different"])
             reasons = [
-                f"variable '{variable.name}' ({variable.dtype}, {variable.source}) doesn't come back bit for bit"
+                f"variable '{variable.name}' ({variable.dtype}, {variable.source}) isn't read back bit for bit"
                 for variable in variables
                 if variable.slots.number in different
             ]

@@ -25,7 +25,7 @@ def required() -> set[str]:
 
 def absent(name: str, reason: object) -> None:
     """Ends the test of an engine that isn't there: failed where it is required, else skipped with the reason."""
-    line = " ".join(f"{name} can't be had here: {reason}".split())
+    line = " ".join(f"{name} isn't available here: {reason}".split())
     if name in required():
         pytest.fail(f"{line} (KERNELK_REQUIRE names it)", pytrace=False)
     pytest.skip(line)

@@ -1,4 +1,4 @@
-"""Raises an exception at the n-th use of what a call needs of the system, as a signal's handler of the user's may."""
+"""Raises an exception at the n-th use of the system by a call, as one of the user's signal handlers might."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Executor(object):
         }
 
     def do_load(self, request):
-        """Fields: variables ([id, reference]...), verify. Replies with the ids that did not come back bit for bit."""
+        """Fields: variables ([id, reference]...), verify. Replies with the ids that were not read back bit for bit."""
         loaded, different = {}, []
         for number, reference in request["variables"]:
             source = self.array(reference)
