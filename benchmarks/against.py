@@ -53,7 +53,7 @@ class Side(Answering):
 
 
 class Row:
-    """What was measured of one row."""
+    """The measurements of one row."""
 
     def __init__(self, label: str = "") -> None:
         self.label = label
@@ -73,7 +73,7 @@ class Row:
         return high - low <= width
 
     def verdict(self) -> str:
-        """What the interval says."""
+        """The verdict from the interval."""
         _, low, high = self.ratio()
         if high < 1:
             return "faster"

@@ -1,4 +1,4 @@
-"""What choosing an engine costs: a worker's cold start, the Tab key, `kernelk doctor`, and processes left alone."""
+"""Measures the cost of choosing an engine: a worker's cold start, the Tab key, `kernelk doctor`, idle processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: both sides in one run, in turns of random order, medians with bootstrap intervals."""
+"""Measures two sides in one run, in turns of random order; reports medians with bootstrap intervals."""
 
 from __future__ import annotations
 

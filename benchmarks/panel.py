@@ -1,4 +1,4 @@
-"""How quick the panel is: to open, to show what a cell has changed, and what it costs while none is open."""
+"""Measures the panel: the time to open it and to show a cell's changes, and its cost while none is open."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def hooks(cells: int = 300) -> Row:
 
 
 def table(rounds: int = ROUNDS) -> list[Row]:
-    """All of it; without a browser, what needs none."""
+    """Runs all measurements; without a browser, those that need none."""
     reason = absent()
     if reason:
         print(reason)

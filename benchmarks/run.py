@@ -100,7 +100,7 @@ NOT_IN_NUMPY = {"lenet32", "lenet128", "lstm"}
 
 
 def calls(engine: str, rounds: int) -> tuple[list[Row], list[str]]:
-    """What kernelk adds to the engine's own call: an empty one, and training steps of several models; and why.
+    """Measures kernelk's overhead over the engine's own call: an empty one and several models' training steps; and why.
 
     The reasons are those of targets that are missed, as far as they are known.
     """

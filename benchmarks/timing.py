@@ -1,4 +1,4 @@
-"""Whether the timing tools tell the truth: against each engine's own loop, and against themselves."""
+"""Checks the timing tools against each engine's own loop, and against themselves."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def handed_over(y: Any, folder: Path) -> None:
 
 
 def fidelity(engine: str, native: Any, rounds: int) -> tuple[list[Row], list[str]]:
-    """What kernelk finds for single ops to what the engine's own harness finds, in pairs of random order; and reasons.
+    """Compares kernelk's times for single ops with those of the engine's own harness, in pairs of random order.
 
     `native(engine, case, folder)` starts the process in which both run. The engine is to be active.
     """

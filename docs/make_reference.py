@@ -70,7 +70,7 @@ examples run as tests, on numpy and on PyTorch; what they show holds on every en
 
 
 def module_of(name: str) -> str:
-    """Where the name is defined, without `kernelk.`."""
+    """The module that defines the name, without `kernelk.`."""
     return str(getattr(getattr(K, name), "__module__", "")).removeprefix("kernelk.")
 
 
@@ -81,7 +81,7 @@ def title_of(module: str) -> str:
 
 
 def signature_of(name: str) -> str:
-    """How the function is called; annotations are left out."""
+    """The function's signature, without annotations."""
     value = getattr(K, name)
     if inspect.isclass(value):
         return f"K.{name}"

@@ -28,14 +28,14 @@ _MOST_BYTES = 1 << 20
 
 
 def path() -> Path:
-    """Where keras.json is: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
+    """Returns the path of keras.json: in `$KERAS_HOME` if that is set, else in `$HOME/.keras`."""
     home = os.environ.get("KERAS_HOME")
     # Not Path.home, which raises for a user without a home, as containers have them.
     return (Path(home) if home else Path(os.path.expanduser("~"), ".keras")) / "keras.json"
 
 
 def _check(field: str, value: Any) -> str | None:
-    """What is wrong with a field's value, None if nothing."""
+    """Returns what is wrong with a field's value; None if nothing."""
     if field == "floatx" and value not in FLOATX:
         return f"allowed are {', '.join(FLOATX)}"
     if field == "image_data_format" and value not in DATA_FORMATS:
@@ -48,7 +48,7 @@ def _check(field: str, value: Any) -> str | None:
 
 
 class _Fields(dict[str, Any]):
-    """A JSON object that knows which of its keys came more than once."""
+    """A JSON object that remembers which of its keys appeared more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -57,7 +57,7 @@ class _Fields(dict[str, Any]):
 
 
 def _parsed(content: bytes) -> _Fields:
-    """The fields of keras.json. Raises ValueError for what is none, in one line, whatever it is."""
+    """Parses keras.json. Raises ValueError, in one line, if it isn't a valid file."""
     try:
         fields = json.loads(content.decode("utf-8"), object_pairs_hook=_Fields)
     except (RecursionError, MemoryError):
@@ -68,7 +68,7 @@ def _parsed(content: bytes) -> _Fields:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON has it, on one line, its middle left out if it is long."""
+    """A value as JSON on one line, its middle left out if it is long."""
     try:
         return printable(json.dumps(value), 60)
     except (RecursionError, ValueError):
@@ -166,14 +166,14 @@ def settings() -> Config:
 
 
 def reload() -> Config:
-    """Forgets what was read or set, and reads again."""
+    """Discards all settings and reads the file again."""
     global _config
     _config = None
     return settings()
 
 
 def _keras() -> Any:
-    """The module with Keras 2's settings, if that runs on kernelk in this process: they are the only ones then."""
+    """The module with Keras 2's settings, if Keras runs on kernelk in this process: then only these count."""
     loader = sys.modules.get("keras.backend.load_backend")
     return sys.modules.get("keras.backend.common") if getattr(loader, "_BACKEND", "") == "kernelk.backend" else None
 
@@ -243,7 +243,7 @@ def chosen_backend() -> tuple[str, str]:
 
 
 def save_backend(name: str) -> str:
-    """Makes `name` the engine that keras.json chooses from now on; one line says what came of it. Raises nothing."""
+    """Writes `name` into keras.json as the engine to start with; returns the outcome in one line. Raises nothing."""
     try:
         settings().save("backend", name)
     except (OSError, ValueError) as error:
@@ -262,7 +262,7 @@ def save_backend(name: str) -> str:
 
 
 def _stops_keras(name: str) -> str:
-    """What an installed Keras 3 makes of this name, where it can't take it; "" otherwise. Imports nothing of it."""
+    """Returns why an installed Keras 3 can't use this backend name; "" if it can. Doesn't import Keras."""
     from importlib import metadata
 
     try:
@@ -284,7 +284,7 @@ def _stops_keras(name: str) -> str:
 
 @dataclass
 class Limits:
-    """What the user may set beside keras.json: see `notebook.settings`, which describes and checks them."""
+    """The settings that aren't in keras.json; `notebook.settings` describes and checks them."""
 
     compiled_bytes: int = 2 << 30
     reevaluation_seconds: float = 2.0

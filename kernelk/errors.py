@@ -67,7 +67,7 @@ class KernelKError(Exception):
         return printable(f"{location}{joined(self.problem, self.allowed, self.next_step)}{remarks}")
 
     def __repr__(self) -> str:
-        # All of it: by itself Python would show the problem alone.
+        # The whole message: Python's own repr would only show the problem.
         return f"{type(self).__name__}({str(self)!r})"
 
     def remark(self, words: str) -> None:
@@ -113,7 +113,7 @@ def _asked_for(error: KernelKError) -> list[str] | None:
 
 
 class UnknownBackendError(KernelKError, ValueError):
-    """No registered backend has this name."""
+    """A name that no registered backend has."""
 
 
 class BackendNotInstalledError(KernelKError, ImportError):
@@ -168,11 +168,11 @@ class OutOfMemoryError(KernelKError, MemoryError):
 
 
 class ForkedError(KernelKError, RuntimeError):
-    """A forked child can't go on with its parent's session, which itself goes on undisturbed."""
+    """A forked child can't continue its parent's session, which isn't affected."""
 
 
 class CopyRefusedError(KernelKError, TypeError):
-    """What can't leave its session was to be pickled or copied."""
+    """An attempt to pickle or copy an object that can't leave its session."""
 
 
 class FileError(KernelKError, OSError):

@@ -10,7 +10,7 @@ Key = TypeVar("Key")
 
 
 def drop_oldest(entries: MutableMapping[Key, Any], most: int) -> list[Key]:
-    """Takes the oldest quarter out of a mapping that holds more than `most` entries; the keys that went."""
+    """Removes the oldest quarter of a mapping with more than `most` entries; returns the removed keys."""
     if len(entries) <= most:
         return []
     gone = list(itertools.islice(entries, len(entries) - most + most // 4))

@@ -1,4 +1,4 @@
-"""Opens and replaces the files that users name: regular files alone, without ever waiting, whole or not at all."""
+"""Opens and replaces the files that users name: only regular files, without waiting, completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_regular(mode: int) -> None:
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-    """A name that no file can have, with a NUL or half a character, is an OSError like every other one."""
+    """Turns the ValueError for an impossible name, with a NUL or half a character, into an OSError."""
     try:
         yield
     except ValueError as error:
@@ -38,7 +38,7 @@ def _named() -> Iterator[None]:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether something is there, whatever the name; what can't be looked at isn't."""
+    """Whether the path exists; False for an impossible name, or if it can't be checked."""
     try:
         os.stat(path)
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, opened for reading. Raises OSError for all else, and waits for nothing."""
+    """Opens a regular file for reading. Raises OSError for anything else, and never blocks."""
     with _named():
         # Before it is opened, which does something to a device; and again after that, since names can change hands.
         require_regular(os.stat(path).st_mode)
@@ -72,14 +72,14 @@ def read_small(path: str | os.PathLike[str], most: int) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place at the end of the block; after an error nothing has changed.
+    """A new file next to `path` that replaces it at the end of the block; after an error nothing has changed.
 
     It has the old file's permissions, or those of a new one. Raises OSError.
     """
     with _named():
-        place = Path(os.path.realpath(path))  # a link goes on leading to the file
+        target = Path(os.path.realpath(path))  # follow links, so that they still lead to the file
         try:
-            mode = place.stat().st_mode
+            mode = target.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             require_regular(mode)
@@ -87,23 +87,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             mask = os.umask(0)
             os.umask(mask)
             mode = 0o666 & ~mask
-        handle, name = tempfile.mkstemp(prefix=f".{place.name[:40]}-", dir=place.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, mode & 0o777)
-        os.replace(name, place)
+        os.replace(name, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    _keep_name(place.parent)
+    _keep_name(target.parent)
 
 
 def _keep_name(folder: Path) -> None:
-    """Makes the new name last through a power cut, where the file system can do that."""
+    """Makes the new name survive a power cut, if the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

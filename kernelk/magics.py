@@ -24,13 +24,13 @@ from .source import CELL
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
-    # What `%kbackend` does beside choosing an engine: options, and none goes with another one.
+    # The options of `%kbackend` that do something else than choosing an engine; each stands alone.
     actions = ("list", "stop", "install", "doctor", "log")
 
     @staticmethod
     def _act(action: str, value: Any) -> Any:
-        """Calls an action's Python twin; an option's value, where it was given, is the argument."""
-        # Imported when it is called, and none at the Tab key: `%load_ext kernelk` has to stay light.
+        """Calls an action's Python twin; the option's value, if given, is the argument."""
+        # Imported when called, and never at the Tab key: `%load_ext kernelk` has to stay light.
         if action == "stop":
             from .session.swap import stop_backend
 
@@ -74,15 +74,15 @@ class KernelKMagics(Magics):
         Examples::
 
           %kbackend                         the table of engines, and which setting chose the active one
-          %kbackend theano                  makes Theano the active engine: variables move, functions work on
-          %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether it runs already or not
+          %kbackend theano                  makes Theano the active engine: variables move, functions keep working
+          %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether or not it is running
           %kbackend jax --device cuda:0     on that device
-          %kbackend --threads default       the active engine decides again
+          %kbackend --threads default       lets the active engine decide again
           %kbackend torch --in-kernel       in the notebook's own process: tensors aren't copied
-          %kbackend theano --no-compiler    compiles no C: the first result comes at once, all later ones slower
+          %kbackend theano --no-compiler    compiles no C: the first result comes at once, later ones are slower
           %kbackend theano --compiler       undoes that
           %kbackend tensorflow --save       and in every session from now on
-          %kbackend --stop torch            frees its memory; it starts again when it is needed
+          %kbackend --stop torch            stops it and frees its memory; it starts again when needed
           %kbackend --install theano cntk   builds their environments
           %kbackend --doctor                checks every engine, and shows what is missing and the next command
           %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
@@ -122,7 +122,7 @@ class KernelKMagics(Magics):
 
     @staticmethod
     def _alone(action: str, value: Any) -> str:
-        """The line that does an action and nothing else."""
+        """The line that does this action alone."""
         names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         return " ".join(["%kbackend", f"--{action}", *names]).strip()
 
@@ -144,7 +144,7 @@ class _Loaded:
 
 
 def load(shell: InteractiveShell) -> None:
-    """Registers magics, settings and the cell counter, and says what is wrong with the settings' files, if anything."""
+    """Registers magics, settings and the cell counter, and reports problems in the settings' files."""
     if _Loaded.shell is not None:
         return
     from . import config
@@ -172,7 +172,7 @@ def load(shell: InteractiveShell) -> None:
 
     shell.events.register("pre_run_cell", show_cell)
     show_cell()
-    # This very cell has its input in the history already.
+    # The current cell's input is already in the history.
     CELL.number = max(CELL.number - 1, 1)
     _Loaded.shell, _Loaded.show_cell, _Loaded.settings = shell, show_cell, settings
     _Loaded.configuration = deepcopy(shell.config.get("KernelK"))
@@ -181,7 +181,7 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Takes back what `load` registered and stops all workers; variables stay, and the next use starts a worker."""
+    """Undoes `load` and stops all workers; variables are kept, and the next use starts a worker again."""
     if _Loaded.shell is None:
         return
 

@@ -9,7 +9,7 @@ import sys
 from types import CodeType
 from typing import NamedTuple
 
-# With the separator at its end: a file beside the package may begin with its name.
+# With a separator at the end, since a file next to the package may begin with its name.
 PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 

@@ -1,6 +1,6 @@
 """Executes a notebook in a real kernel, prints its final table and writes it as HTML, for `make demo` and the tests.
 
-Cells tagged with an engine's name are left out where that engine can't be had, and one line says what is missing.
+Cells tagged with an engine's name are left out if that engine isn't available, and one line says what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS_PER_CELL = 600
 
 
 def missing() -> dict[str, str]:
-    """The engines that can't be had here, each with the line that says why and what to do."""
+    """The engines that aren't available here, each with the line that says why and what to do."""
     lines = {}
     for name in registry.names():
         engine = registry.engine(name)
@@ -44,7 +44,7 @@ def missing() -> dict[str, str]:
 
 
 def leave_out(notebook: Any, absent: dict[str, str]) -> None:
-    """Replaces the cells of engines that can't be had by a line that says so."""
+    """Replaces the cells of unavailable engines by a line that says so."""
     for i, cell in enumerate(notebook.cells):
         for name in set(cell.metadata.get("tags", [])) & set(absent):
             notebook.cells[i] = nbformat.v4.new_markdown_cell(f"*Left out here: {absent[name]}*", id=cell.id)

@@ -58,7 +58,7 @@ def settled() -> None:
 
 @pytest.fixture(autouse=True)
 def clean(one_session: None) -> Iterator[None]:
-    """Each test starts on numpy with nothing in the session, and leaves it so, its engines' options included."""
+    """Starts each test on numpy with an empty session, and restores that after it, the engines' options included."""
     session = current()
     before = {name: dict(options) for name, options in session.engine_options.items()}
     yield
@@ -134,7 +134,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
-    """Which kernelk is under test."""
+    """Returns the header line that says which kernelk is under test."""
     return f"kernelk {kernelk.__version__}, Python {sys.version.split()[0]}, numpy {np.__version__}"
 
 

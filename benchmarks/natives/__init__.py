@@ -35,7 +35,7 @@ def backend(engine):
 
 
 def kernelks(backend, program, folder):
-    """What kernelk times for `program`, as its worker would; the constants and variables lie in `folder`."""
+    """The `Timed` that kernelk's worker would make of `program`; the constants and variables are in `folder`."""
     arrays = [
         [np.load(os.path.join(folder, file)) for file in sorted(os.listdir(folder)) if file.startswith(kind)]
         for kind in ("constant", "variable")

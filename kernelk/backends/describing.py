@@ -5,9 +5,9 @@ MOST_CHARACTERS = 400000
 
 
 def described(backend, program, run, names):
-    """{"kind", "ops", "text"}: what `run`, compiled from `program`, consists of in the engine's own words.
+    """Returns {"kind", "ops", "text"}: describes `run`, compiled from `program`, in the engine's own words.
 
-    `names` are those of the program's leaves. Of a program in parts, each is described by itself.
+    `names` are those of the program's leaves. The parts of a divided program are described separately.
     """
     parts = getattr(run, "parts", None)
     if parts is None:

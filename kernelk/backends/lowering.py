@@ -28,7 +28,7 @@ class Program(object):
 
     def __init__(self, encoded):
         self._encoded = encoded
-        # The backend's: how it carries out a loop's body.
+        # The backend's own compiled form of a loop's body.
         self.plan = None
         self.inputs = [(dtype, tuple(shape)) for dtype, shape in encoded["inputs"]]
         self.slots = [(dtype, tuple(shape)) for dtype, shape in encoded["slots"]]
@@ -50,7 +50,7 @@ class Program(object):
             self.values.append((dtype, tuple(shape)))
 
     def __repr__(self):
-        # Two equal programs read alike.
+        # Equal programs have equal text.
         return "Program(%r)" % (self._encoded,)
 
     def computed(self):

@@ -4,7 +4,7 @@ from .lowering import InstructionError, Program
 
 
 class Segment(object):
-    """Instructions `start` to `stop` of a program, compiled by themselves.
+    """Instructions `start` to `stop` of a program, compiled separately.
 
     What they take from earlier segments comes in as further slots, since only slots hold an engine's own values.
     """
@@ -50,7 +50,7 @@ class Segment(object):
         self.stages = getattr(self._run, "stages", None) or []
 
     def located(self, program):
-        """A context in which an error of one of the segment's instructions is told of the whole program's."""
+        """A context that reports an error in one of the segment's instructions by its index in the whole program."""
         return _Located(program, self.start)
 
     def run(self, values, draws, program):
@@ -79,7 +79,7 @@ class _Located(object):
 
 
 def compile_in_segments(compile, program, constants, most):
-    """As `Backend.compile`, by calls of `compile` for at most `most` instructions each.
+    """Like `Backend.compile`, by calls of `compile` for at most `most` instructions each.
 
     Values stay the engine's own from one segment to the next. Raises what `compile` raises.
     """
@@ -93,7 +93,7 @@ def compile_in_segments(compile, program, constants, most):
     start = 0
     while start < count:
         stop = min(start + most, count)
-        # A loop's many values don't leave its segment.
+        # The values of a loop stay in its segment.
         while stop < count and program.instructions[stop].op == "item":
             stop += 1
         wanted = set(number for number, index in last_use.items() if index >= stop).union(results)

@@ -22,7 +22,7 @@ def compile_program(backend, program, constants):
         return backend.compile(program, constants)
     staged = _Staged(backend, program, constants)
 
-    # Nothing is written in place: the executor commits what it is given.
+    # Nothing is written in place: the executor commits the returned values.
     def run(feeds, state, draws, into=None):
         return staged.run(feeds, state, draws)
 
@@ -32,7 +32,7 @@ def compile_program(backend, program, constants):
 
 
 class _Staged(object):
-    """A program's straight parts, each compiled by itself, and the loops between them, in order.
+    """A program's loop-free parts, each compiled separately, and the loops between them, in order.
 
     Values stay the engine's own from one part to the next, but for sequences and stacked results.
     """
@@ -79,7 +79,7 @@ class _Staged(object):
             start = index + 1
         straight(count)
         if start == count and any(number < first for number in results):
-            # Results that are leaves leave by way of an empty part.
+            # Results that are leaves are returned by an empty part.
             add(_Straight(self, Segment(program, count, count, results, constants, backend.compile)), count, count)
 
     def run(self, feeds, state, draws):
@@ -142,7 +142,7 @@ class _Host(object):
     """An instruction that numpy computes."""
 
     def __init__(self, staged, instruction):
-        # Not with this module: most programs have no such instruction, and the kernel imports the module early.
+        # Imported here: most programs have no such instruction, and the kernel imports this module early.
         from .numpy.ops import OPS
 
         self._compute = OPS[instruction.op]
@@ -213,7 +213,7 @@ class _Loop(object):
     def _room(self, position, shape, dtype):
         """An array for one of the stacked results: that of the run before, once nobody holds it any more."""
         kept = self._kept.pop(position, None)
-        # Whoever shares its memory, by a view or within an engine, holds the array: besides this name and the call.
+        # Views, or an engine that shares its memory, hold references to the array besides this name and the call.
         if kept is None or kept.shape != shape or kept.dtype != dtype or sys.getrefcount(kept) > 2:
             kept = np.empty(shape, dtype)
         if kept.nbytes <= KEPT_BYTES:

@@ -26,7 +26,7 @@ def trace_file(folder):
 
 
 def on_device(planes):
-    """Which lines count: (plane, line) names of a GPU's streams, or of the CPU's threads.
+    """The lines to evaluate: (plane, line) names of a GPU's streams, or of the CPU's threads.
 
     `planes`: {plane's name: its lines' names}.
     """

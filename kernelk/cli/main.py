@@ -80,11 +80,11 @@ def _list() -> int:
             _say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
-            for place in places.leftovers(name):
-                words = f"{place} was left by an earlier install, or is being built"
+            for folder in places.leftovers(name):
+                words = f"{folder} was left by an earlier install, or is being built"
                 _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}` removes it')}")
-            for place in places.superseded(name):
-                _say(f"{name}: {place} was built with other pins, {build.size(place) / 1e6:.0f} MB")
+            for folder in places.superseded(name):
+                _say(f"{name}: {folder} was built with other pins, {build.size(folder) / 1e6:.0f} MB")
     return 0
 
 
@@ -105,10 +105,10 @@ def _state(engine: Engine) -> str:
             f"installed, {engine.title} {marker['engine']}, Python {marker['python']}, numpy "
             f"{versions.get('numpy', 'unknown')}, {float(str(marker['bytes'])) / 1e6:.0f} MB in {marker['folder']}"
         )
-    rest = places.half_built(engine.recipe)
+    partial = places.half_built(engine.recipe)
     state = "not installed"
-    if rest:
-        state = places.without_python(engine.recipe) or f"only partly installed ({rest})"
+    if partial:
+        state = places.without_python(engine.recipe) or f"only partly installed ({partial})"
     pythons = " or ".join(RECIPES[engine.recipe].pythons)
     return joined(state, next_step=f"`kernelk install {engine.name}` (Python {pythons})")
 
@@ -186,7 +186,7 @@ def _parser() -> _Parser:
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
     compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
-    compare.add_argument("--per-op", action="store_true", help="also time each op by itself on every engine")
+    compare.add_argument("--per-op", action="store_true", help="also time each op separately on every engine")
     measured = {"compare": compare}
     for name, what in (("time", "part by part"), ("profile", "op by op")):
         measured[name] = commands.add_parser(name, help=f"time what a script evaluates, {what}")
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader left, as in `kernelk list | head`: nobody is there to complain to
         return 1
     except KeyboardInterrupt:
-        done = "the installation was not completed" if chosen.command == "install" else "nothing is left half done"
+        done = "the installation was not completed" if chosen.command == "install" else "nothing was left half-done"
         _complain(joined(f"stopped; {done}", next_step="run the same command again"))
         return 130
 

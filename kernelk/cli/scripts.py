@@ -13,15 +13,15 @@ from ..errors import ArgumentError, KernelKError, one_line
 
 
 def script(path: str) -> Callable[[], None]:
-    """A body that runs the script as Python itself would, each time anew. Raises ArgumentError if there is none.
+    """A body that runs the script as Python itself would, at each call. Raises ArgumentError if there is none.
 
-    What goes wrong in it is raised with the script's own line, as ArgumentError if it isn't kernelk's error.
+    Its errors are raised with the script's own line, as ArgumentError if they aren't kernelk's.
     """
     if not Path(path).is_file():
         raise ArgumentError(
             f"there is no script {path}", next_step="give the path of a Python file that evaluates something with K"
         )
-    # What a script leaves behind has to live as long as what it has evaluated is run again.
+    # A script's globals have to live as long as its calls are repeated.
     kept: list[Any] = []
 
     def run() -> None:
@@ -30,7 +30,7 @@ def script(path: str) -> Callable[[], None]:
         try:
             kept.append(runpy.run_path(path, run_name="__main__"))
         except KernelKError as error:
-            # An op that is refused as it is written says no line, as a notebook's traceback shows it.
+            # An error from recording an op names no line, since a notebook's traceback shows it.
             location = _location(path, error)
             if location not in error.locations:
                 error.location = location

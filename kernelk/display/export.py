@@ -11,7 +11,7 @@ from ..files import replacing
 
 
 def write_text(path: str | Path, text: str, command: str) -> None:
-    """Writes a file, as a whole or not at all. Raises FileError."""
+    """Writes a file, completely or not at all. Raises FileError."""
     try:
         with replacing(path) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
@@ -23,14 +23,14 @@ def write_text(path: str | Path, text: str, command: str) -> None:
 
 
 class Exported:
-    """A result that leaves as a data frame or JSON; subclasses say what its rows and its raw figures are."""
+    """A result that can be exported as a data frame or JSON; subclasses define its rows and its raw figures."""
 
     def records(self) -> list[dict[str, Any]]:
         """One dict for each row of `to_frame`; seconds are floats, sizes are bytes."""
         raise NotImplementedError
 
     def raw(self) -> dict[str, Any]:
-        """All of it as plain lists, dicts, strings and numbers."""
+        """The whole result as plain lists, dicts, strings and numbers."""
         raise NotImplementedError
 
     def to_frame(self) -> Any:
@@ -44,7 +44,7 @@ class Exported:
         return pandas.DataFrame(self.records())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All of it, raw samples included, as JSON text; written to `path` as well, if given. Raises FileError."""
+        """The whole result, raw samples included, as JSON text; also written to `path`, if given. Raises FileError."""
         text = json.dumps(self.raw(), indent=1)
         if path is not None:
             write_text(path, text + "\n", "to_json")

@@ -1,4 +1,4 @@
-"""Prints kernelk's own lines for the user, and tells whether they are captured."""
+"""Prints kernelk's own messages for the user, unless they are captured or the user wants quiet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def quiet() -> bool:
 
 def stream() -> TextIO:
     """The stream for lines to the user: a notebook cell's output, or a script's standard error."""
-    # A notebook paints standard error as if something had gone wrong.
+    # A notebook colours standard error as if something had gone wrong.
     return sys.stdout if in_notebook() else sys.stderr
 
 
@@ -42,7 +42,7 @@ _CAPTURED: contextvars.ContextVar[list[Line] | None] = contextvars.ContextVar("k
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[Line]]:
-    """Inside, what would be said in a cell is left to the caller, who shows it elsewhere."""
+    """Collects the lines that would be shown in a cell, for the caller to show elsewhere."""
     lines: list[Line] = []
     token = _CAPTURED.set(lines)
     try:
@@ -52,7 +52,7 @@ def captured() -> Iterator[list[Line]]:
 
 
 def is_captured() -> bool:
-    """Whether this is inside `captured`: no line is to appear in a cell."""
+    """Whether this is inside `captured`, so that no line appears in a cell."""
     return _CAPTURED.get() is not None
 
 

@@ -15,24 +15,24 @@ from . import messages
 
 Report = Callable[[str], None]
 
-# Where no line can be overwritten, what moves is said this often, in seconds.
+# Where no line can be overwritten, progress is printed this often, in seconds.
 EVERY = 5.0
 
-# What takes no longer than this, in seconds, needs no line.
+# Nothing is shown for a wait of at most so many seconds.
 DELAY = 1.5
 
 
 def _width() -> int:
-    """So much of a line fits: one that wraps could not be overwritten."""
+    """The number of characters that fit on a line: one that wraps can't be overwritten."""
     return shutil.get_terminal_size((120, 24)).columns - 1
 
 
 class Progress:
-    """A report that prints, by default to standard output; in terminals and notebooks what moves stays on one line."""
+    """A report that prints, by default to standard output; in terminals and notebooks, progress stays on one line."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        # Nobody can overwrite a line of a file or a pipe: there, what moves is a line from time to time.
+        # A line in a file or a pipe can't be overwritten: progress there is a new line from time to time.
         overwrites = messages.in_notebook() or (stream or sys.stdout).isatty()
         self.moving: Report | None = self._move if overwrites else None
         self._shown = 0
@@ -42,12 +42,12 @@ class Progress:
         self._print(f"{self._cleared()}{text}\n")
 
     def clear(self) -> None:
-        """Takes the line that moves away."""
+        """Erases the line that is rewritten."""
         if self._shown:
             self._print(self._cleared())
 
     def _move(self, text: str) -> None:
-        """Prints the line that moves, in place of the one before."""
+        """Prints the line that is rewritten, in place of the one before."""
         shown = text[: _width()]
         self._print(f"{self._cleared()}{shown}")
         self._shown = len(shown)
@@ -61,7 +61,7 @@ class Progress:
 
 
 class Moving:
-    """Says what moves: by the report's own `moving` if it has one, else as a line from time to time."""
+    """Reports progress: by the report's own `moving` if it has one, else as a line from time to time."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -69,7 +69,7 @@ class Moving:
         self._last = time.monotonic()
 
     def __call__(self, text: str) -> None:
-        """Says it, or leaves it out."""
+        """Reports the text, or skips it if the last line is too recent."""
         if self._moving is not None:
             self._moving(text)
         elif time.monotonic() - self._last >= EVERY:
@@ -77,20 +77,20 @@ class Moving:
             self._report(text)
 
 
-# --- what nobody knew would take long -------------------------------------------------------------------------
+# --- waits of unknown length -------------------------------------------------------------------------------
 
 
 class _Output:
-    """A line that moves as an output of its own in a notebook's cell.
+    """A line that is rewritten as an output of its own in a notebook's cell.
 
-    Carriage returns would take a line along that the user's own code has begun, and stand in the saved notebook.
+    Carriage returns would erase a line that the user's own code has begun, and remain in the saved notebook.
     """
 
     def __init__(self) -> None:
         self._handle: Any = None
 
     def moving(self, text: str) -> None:
-        """Shows the line, in place of the one before."""
+        """Shows the text in place of the one before."""
         from IPython.display import display
 
         if self._handle is None:
@@ -101,7 +101,7 @@ class _Output:
     __call__ = moving
 
     def clear(self) -> None:
-        """Leaves an output of no height: none can be taken away alone."""
+        """Leaves an empty output: a single output can't be removed."""
         if self._handle is not None:
             self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
 
@@ -111,28 +111,28 @@ _COUNTING: list[_Output | Progress] = []
 
 
 def make_room() -> None:
-    """Takes the line that counts seconds away until its next second: another one is to be said now."""
+    """Erases the line that counts seconds until its next second, so that another line can be printed."""
     for line in _COUNTING:
-        # In a notebook it is an output of its own, in nobody's way.
+        # In a notebook it is a separate output, which can stay.
         if isinstance(line, Progress):
             line.clear()
 
 
 @contextlib.contextmanager
 def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
-    """While the block takes longer than DELAY, a line counts the seconds, "Theano is starting: 3 s (Ctrl-C cancels)".
+    """Counts seconds on a line once the block takes longer than DELAY: "Theano is starting: 3 s (Ctrl-C cancels)".
 
-    `hints` stand in the brackets, as many as fit. The line goes away with the block. It is the main thread's alone, the
-    one that Ctrl-C reaches, and nothing is said where the user wants it quiet. A block inside another has no line.
+    `hints` are shown in the brackets, as many as fit. The line disappears with the block. Only the main thread shows
+    it, the one that Ctrl-C reaches, and not if the user wants quiet. A block inside another shows no line.
     """
-    told_elsewhere = messages.quiet() or messages.is_captured()
-    if told_elsewhere or _COUNTING or threading.current_thread() is not threading.main_thread():
+    hidden = messages.quiet() or messages.is_captured()
+    if hidden or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return
     line = _Output() if messages.in_notebook() else Progress(messages.stream())
     _COUNTING.append(line)
     over = threading.Event()
-    # The context says which cell's output it is.
+    # The context holds the cell that the output belongs to.
     run = contextvars.copy_context().run
     arguments = (_count, over, doing, hints, line)
     thread = threading.Thread(target=run, args=arguments, name="kernelk-waiting", daemon=True)
@@ -149,7 +149,7 @@ def _count(over: threading.Event, doing: str, hints: Sequence[str], line: _Outpu
     begin = time.monotonic()
     move = Moving(line)
     wait = DELAY
-    # Whoever reads the line may be gone.
+    # The reader of the stream may be gone.
     with contextlib.suppress(OSError, ValueError):
         while not over.wait(wait):
             move(_hinted(f"{doing}: {time.monotonic() - begin:.0f} s", hints))
@@ -158,7 +158,7 @@ def _count(over: threading.Event, doing: str, hints: Sequence[str], line: _Outpu
 
 
 def _hinted(text: str, hints: Sequence[str]) -> str:
-    """The line with its hints; the last ones are left out where it would get too long."""
+    """The line with its hints; the last ones are left out if it would get too long."""
     for count in range(len(hints), 0, -1):
         whole = f"{text} ({'; '.join(hints[:count])})"
         if len(whole) <= _width():

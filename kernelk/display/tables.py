@@ -68,7 +68,7 @@ class Rendered:
 
 
 def _printable(table: Table) -> Table:
-    """With what doesn't print written out, as a terminal's commands in a name."""
+    """The table with unprintable characters escaped, such as a terminal's control codes in a name."""
     return replace(
         table,
         rows=[[printable(cell) for cell in row] for row in table.rows],

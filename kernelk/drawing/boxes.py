@@ -15,13 +15,13 @@ from ..ops.gradients import of_a_gradient
 from ..session.function import Function
 from ..source import Source
 
-# What stands before an arrow's other end where an op's operands aren't alike.
+# Labels of an op's operands that have different roles.
 _OPERANDS = {"phase_select": ("in training", "in testing"), "select": ("condition", "if true", "if false")}
 
 
 @dataclass(frozen=True)
 class Time:
-    """A box's time in a profile: seconds of one run of the box's ops by themselves, and their part of all ops' time."""
+    """A box's time in a profile: seconds of one run of the box's ops on their own, and their share of all ops' time."""
 
     seconds: float
     share: float
@@ -90,14 +90,14 @@ class Graph:
     outputs: list[str]
 
     def sources(self) -> dict[str, list[str]]:
-        """For each box those that it is computed from, in the order of its operands."""
+        """Maps each box to its inputs, in the order of its operands."""
         sources: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
             sources[end].append(start)
         return sources
 
     def targets(self) -> dict[str, list[str]]:
-        """For each box those that are computed from it."""
+        """Maps each box to those that are computed from it."""
         targets: dict[str, list[str]] = {key: [] for key in self.boxes}
         for start, end in self.arrows:
             targets[start].append(end)
@@ -135,7 +135,7 @@ def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:
 
 
 def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, str]) -> Graph:
-    """All nodes that `roots` need as one box each; of a K.function its updates, too."""
+    """Returns one box for each node that `roots` need; for a K.function, its updates too."""
     order = walk(roots, lambda node: node.inputs)
     forward = None
     if isinstance(target, Function):
@@ -148,7 +148,7 @@ def graph_of_tensors(target: Any, roots: Sequence[Tensor], names: Mapping[int, s
             given = forward is None or id(node) in forward
             box.part = "gradient" if of_a_gradient(node) else "forward" if given else "update"
         boxes[box.key] = box
-        # The variable of an update is what its name says.
+        # An update is named after its variable.
         operands = list(enumerate(node.inputs))[1 if isinstance(node, Update) else 0 :]
         for index, x in operands:
             arrow = (str(x.uid), box.key)
@@ -225,7 +225,7 @@ def _box(node: Tensor, notebook: str) -> Box:
 
 def _update_box(variable: Variable, notebook: str, value: Tensor) -> Box:
     called = clean(notebook or variable.name)
-    # After everything else, whatever was made when.
+    # After everything else, regardless of when it was made.
     order = value.uid + (1 << 60)
     return Box(
         f"update-{variable.uid}", "update", "update", order, "", "", variable.shape, variable.dtype, "update",
@@ -245,7 +245,7 @@ def with_times(graph: Graph, ops: Iterable[Any], alone: float) -> None:
 
 
 def ops_summary(boxes: Iterable[Box], most: int = 4) -> str:
-    """Which ops some boxes hold, the most frequent first: "12 tanh, 12 add, ..."."""
+    """Lists the ops in some boxes, the most frequent first: "12 tanh, 12 add, ..."."""
     counts: dict[str, int] = {}
     for box in boxes:
         if not box.is_leaf:

@@ -19,7 +19,7 @@ from .layout import Point, lay_out
 from .svg import WORDS, Picture, embedded, make_room, picture, tooltip
 from .text import listing
 
-# So many of a group's nodes are named in `as_dict`; `holds` counts all.
+# At most so many of a group's nodes are listed in `as_dict`; `holds` counts all.
 MOST_MEMBERS = 200
 
 
@@ -231,7 +231,7 @@ def _profiled(target: Any, feeds: Any) -> Any:
     updated += [x.inputs[0] for x in roots if isinstance(x, Update)]  # type: ignore[misc]
     session = current()
     with session.lock:
-        # Here, since the profile would tell how itself is given feeds.
+        # Checked here, since the profile's error would name another command.
         known_feeds(target, roots, feeds or {}, "draw", "%kgraph y --times --feed x=array")
         before = [(variable, session.read(variable)) for variable in updated]
         with session.state.seeds.counter_kept():

@@ -23,9 +23,9 @@ from ..session.session import Session
 from ..session.untouched import untouched
 from .boxes import clean, counted, graph_of_tensors, notebook_names, shown_names, shown_shape
 
-# Of a longer listing the result shows so many lines; `text` has all.
+# The result shows at most so many lines of a listing; `text` has all.
 SHOWN_LINES = 40
-# What an unknown length is taken for, where nothing was fed.
+# The value of an unknown length if nothing was fed.
 BATCH = 32
 
 
@@ -52,7 +52,7 @@ class Views:
         self.notes = notes
 
     def text(self, engine: str) -> str:
-        """All of an engine's listing. Raises ArgumentError for one that isn't among them."""
+        """Returns an engine's whole listing. Raises ArgumentError for an engine that isn't in the result."""
         for view in self.views:
             if view.engine == engine:
                 return view.failure or view.text
@@ -149,7 +149,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
             engine = registry.engine(name)
             host = session.host(name)
             try:
-                # One engine after the other: Ctrl-C ends the one at hand.
+                # One engine after the other: Ctrl-C ends the current one.
                 if not host.started:
                     host.start()
                 with untouched(session, [host]):

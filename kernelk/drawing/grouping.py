@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Iterable
 
 from .boxes import Box, Graph, Time, counted, ops_summary
 
-# Beyond so many boxes a graph is collapsed unless its reader asks for all.
+# A graph with more boxes is collapsed unless the user asks for all.
 READABLE = 200
-# No more than these are ever drawn or listed.
+# At most so many are ever drawn or listed.
 MOST_DRAWN = 1000
-# Shorter rows of ops are drawn one by one.
+# The ops of shorter rows are drawn one by one.
 SHORTEST_ROW = 4
-# Of a row's variables and placeholders, so many stay outside.
+# So many of a row's variables and placeholders stay outside its box.
 MOST_LEAVES = 8
-# Into so many stretches is cut what neither scopes nor rows make small.
+# A graph that neither scopes nor rows make small is cut into so many parts.
 STRETCHES = 40
 
 
@@ -41,7 +41,7 @@ def collapsed(graph: Graph, depth: int | str | None, opened: Collection[str]) ->
         if len(small.boxes) > READABLE:
             small = step(small, opened)
     if len(small.boxes) > MOST_DRAWN:
-        # What was opened is more than can be drawn.
+        # The opened groups are more than can be drawn.
         small = _by_stretches(small, ())
     return small, _note(graph, small)
 
@@ -55,7 +55,7 @@ def _note(graph: Graph, small: Graph) -> str:
 
 
 def _by_scope(graph: Graph, opened: Collection[str]) -> Graph:
-    """With as many levels of scopes opened as stay readable."""
+    """Opens as many levels of scopes as stay readable."""
     deepest = max((box.scope.count("/") + 1 for box in graph.boxes.values() if box.scope), default=0)
     small = _with_groups(graph, lambda box: _update_group(box, opened))
     if len(small.boxes) <= READABLE:
@@ -82,7 +82,7 @@ def _scope_group(box: Box, depth: int, opened: Collection[str]) -> tuple[str, st
 
 
 def _update_group(box: Box, opened: Collection[str]) -> tuple[str, str] | None:
-    """Of a function's updates what no scope holds: the optimiser's part."""
+    """The nodes of a function's updates that are in no scope: the optimiser's part."""
     if (box.kind == "update" or (box.part == "update" and not box.scope)) and "updates" not in opened:
         return "updates", "updates"
     return None
@@ -117,7 +117,7 @@ def _by_rows(graph: Graph, opened: Collection[str]) -> Graph:
         members = set(row)
         leaves = {x for member in row for x in sources[member] if graph.boxes[x].is_leaf}
         if len(leaves) <= MOST_LEAVES:
-            # A few inputs are what a reader looks for.
+            # A few inputs help the reader.
             leaves = {x for x in leaves if graph.boxes[x].kind == "constant"}
         members.update(x for x in leaves if all(user in members for user in targets[x]) and x not in outputs)
         groups.update(dict.fromkeys(members, (key, f"{len(row):,} ops in a row")))
@@ -131,7 +131,7 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
     """
     kept = {key for key in graph.outputs}
     inner = sorted((box for box in graph.boxes.values() if box.key not in kept), key=lambda box: box.order)
-    # An input or two of everything is what a reader looks for.
+    # One or two inputs of everything help the reader.
     leaves = [box for box in inner if box.is_leaf]
     if len(leaves) <= READABLE // 4:
         inner = [box for box in inner if not box.is_leaf]
@@ -145,12 +145,12 @@ def _by_stretches(graph: Graph, opened: Collection[str]) -> Graph:
     small = _with_groups(graph, lambda box: groups.get(box.key))
     if len(small.boxes) <= MOST_DRAWN:
         return small
-    # So many outputs: they are drawn as one, too.
+    # With so many outputs, they are drawn as one too.
     return _with_groups(small, lambda box: ("outputs", "outputs") if box.key in kept else None)
 
 
 def _lines_of(boxes: list[Box]) -> str:
-    """From where to where in the code: "cell 3, line 2 to cell 4, line 1"."""
+    """The range in the code: "cell 3, line 2 to cell 4, line 1"."""
     ends = [box.where for box in (boxes[0], boxes[-1])]
     known = list(dict.fromkeys(end for end in ends if end))
     return " to ".join(known) or "one stretch"
@@ -163,7 +163,7 @@ def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]
     groups = {box.key: group_of(box) for box in graph.boxes.values()}
     for key, users in graph.targets().items():
         if graph.boxes[key].kind == "constant" and len({groups[user] for user in users}) == 1:
-            # It says something there and nowhere else.
+            # It is used there only.
             groups[key] = groups[users[0]]
     for box in graph.boxes.values():
         group = groups[box.key]
@@ -186,7 +186,7 @@ def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]
 
 
 def _ordered(boxes: dict[str, Box], arrows: Iterable[tuple[str, str]]) -> dict[str, Box]:
-    """Each box after what it is computed from; where groups give to one another, what was made first comes first."""
+    """Orders the boxes, each after its inputs; groups that depend on one another are ordered by their first node."""
     missing = dict.fromkeys(boxes, 0)
     users: dict[str, list[str]] = {key: [] for key in boxes}
     for start, end in arrows:

@@ -9,9 +9,9 @@ from .boxes import Graph
 
 # Between boxes of a layer, between layers, and around it all, in pixels.
 GAP, LAYER_GAP, MARGIN = 22.0, 38.0, 16.0
-# What an arrow that passes a layer takes there.
+# The width of an arrow that passes a layer.
 PASSING = 12.0
-# How often places are improved, each time downwards and upwards.
+# The number of passes that improve positions, each downwards and upwards.
 SWEEPS = 8
 
 Point = tuple[float, float]
@@ -97,7 +97,7 @@ def lay_out(graph: Graph) -> tuple[dict[tuple[str, str], list[Point]], float, fl
             spot.x -= left
             if spot.key:
                 box = graph.boxes[spot.key]
-                # In the middle of their layer, whatever their heights.
+                # In the middle of their layer, regardless of their heights.
                 box.x, box.y = spot.x - box.width / 2, y + (height - box.height) / 2
         y += height + LAYER_GAP
     ports = _ports(graph, paths)
@@ -129,7 +129,7 @@ def _join(upper: _Spot, lower: _Spot) -> None:
 
 
 def _layers(graph: Graph) -> dict[str, int]:
-    """Each box below all that it is computed from, and where it can be, right above its first user."""
+    """Assigns layers: each box is below all its inputs and, if possible, right above its first user."""
     rank = {key: i for i, key in enumerate(graph.boxes)}
     forward: dict[str, list[str]] = {key: [] for key in graph.boxes}
     users: dict[str, list[str]] = {key: [] for key in graph.boxes}
@@ -141,7 +141,7 @@ def _layers(graph: Graph) -> dict[str, int]:
     for key in graph.boxes:
         layers[key] = 1 + max((layers[x] for x in forward[key]), default=-1)
     for key in reversed(graph.boxes):
-        # Where that makes arrows no longer on the whole.
+        # Only if that doesn't make the arrows longer in total.
         if users[key] and len(forward[key]) <= len(users[key]):
             layers[key] = min(layers[x] for x in users[key]) - 1
     lowest = min(layers.values())
@@ -154,18 +154,18 @@ def _spread(rows: list[list[_Spot]]) -> None:
     """Keeps igraph's order in each layer, makes room for the boxes' widths, and straightens the arrows."""
     for row in rows:
         _fit(row, [spot.x for spot in row], [1.0] * len(row))
-    # The last pass goes downwards: what has one operand stands right below it.
+    # The last pass goes downwards, so that a box with one operand is right below it.
     for sweep in range(2 * SWEEPS + 1):
         downwards = sweep % 2 == 0
         for row in rows if downwards else reversed(rows):
             wanted, weights = [], []
             for spot in row:
                 near = (spot.up if downwards else spot.down) or spot.up + spot.down
-                # Inputs and passing arrows stand beside the main line, and don't draw it aside.
+                # Inputs and passing arrows are placed next to the main line, and don't shift it.
                 pulls = [4.0 if x.key and x.up and x.down else 0.5 for x in near]
                 whole = sum(pulls)
                 wanted.append(sum(x.x * pull for x, pull in zip(near, pulls)) / whole if near else spot.x)
-                # An arrow that passes should go straight on, above all between layers that it passes.
+                # A passing arrow should be straight, especially between layers that it passes.
                 weights.append(1.0 if spot.key else 4.0 + 8.0 * sum(not x.key for x in spot.up + spot.down))
             _fit(row, wanted, weights)
 

@@ -17,7 +17,7 @@ LINE, PADDING, CORNER = 18.0, 11.0, 6.0
 TITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 14.0, 12.0, 11.0
 LONGEST = 34
 
-# Fill and border of each kind: all with text of 7:1 contrast on them, and told apart by their borders and words, too.
+# Fill and border of each kind: text on them has a contrast of 7:1, and borders and words distinguish them too.
 COLOURS = {
     "variable": ("#e3efdc", "#4c7a34"),
     "placeholder": ("#dcebf9", "#2b6aa6"),
@@ -101,7 +101,7 @@ def make_room(graph: Graph) -> None:
 
 
 def tooltip(box: Box) -> str:
-    """All that is known of a box, a line for each."""
+    """The text on a box's tooltip: everything known of it, a line for each fact."""
     lines = [f"{box.name}: {box.op}" if box.kind == "group" else f"{box.called}: {box.op}"]
     if box.kind not in ("op", "group"):
         lines[0] = f"{box.called}: {WORDS[box.kind]}"
@@ -186,12 +186,12 @@ def _arrow(path: Sequence[tuple[float, float]], label: str) -> str:
             middle = (y + to_y) / 2
             curve += f"C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
         x, y = to_x, to_y
-    # A head of its own for each: pages with several pictures would share a marker's name.
+    # Each arrow has its own head: a marker's name would clash on pages with several pictures.
     head = -6.5 if down else 6.5
     drawn = f'<path d="{curve}" fill="none" stroke="{ARROW}" stroke-width="1.4"/>'
     drawn += f'<path d="M{x:.1f} {y:.1f}l-4 {head}h8z" fill="{ARROW}"/>'
     if label:
-        # On a background of its own; not all programs know `paint-order`.
+        # With a background rectangle, since not all programs support `paint-order`.
         at = f'x="{x:.1f}" y="{y - 11:.1f}" font-size="{LABEL_SIZE:.0f}" text-anchor="middle"'
         text = escape(cut(label))
         drawn += f'<text {at} stroke="{BACKGROUND}" stroke-width="4">{text}</text>'
@@ -202,7 +202,7 @@ def _arrow(path: Sequence[tuple[float, float]], label: str) -> str:
 def _drawn(box: Box, output: bool) -> str:
     fill, border = COLOURS[box.kind]
     if box.time is not None:
-        # From white to amber by the square root: a few large ones would leave all others white.
+        # From white to amber by the square root, so that a few large values don't leave all others white.
         strength = min(1.0, box.time.share) ** 0.5
         fill = "#" + "".join(f"{round(255 + (c - 255) * strength):02x}" for c in (0xFF, 0xA6, 0x4D))
     x, y, w, h = box.x, box.y, box.width, box.height

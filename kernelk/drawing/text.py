@@ -6,7 +6,7 @@ from collections import deque
 
 from .boxes import Box, Graph
 
-# What lies deeper is listed further below, under its name.
+# Deeper nodes are listed further below, under their names.
 DEEPEST = 12
 # Longer lines push their columns to the right.
 WIDEST = 60
@@ -15,7 +15,7 @@ WIDEST = 60
 def listing(graph: Graph) -> str:
     """The lines. What is used more than once, or written out further below, has a name, and is written out once."""
     sources = graph.sources()
-    lines: list[tuple[str, str, str]] = []  # what stands before, the box's key, where else it is written out
+    lines: list[tuple[str, str, str]] = []  # indentation and label, the box's key, where else it is written out
     done: set[str] = set()
     begun = dict.fromkeys(graph.outputs)
     pending = deque(graph.outputs)
@@ -28,7 +28,7 @@ def listing(graph: Graph) -> str:
             key, depth, label = stack.pop()
             before = "  " * depth + (f"{label}: " if label else "")
             if key in done:
-                # A number is said again.
+                # Numbers are repeated.
                 elsewhere = "" if graph.boxes[key].kind == "constant" else "above"
                 lines.append((before, key, elsewhere))
             elif depth and (key in begun or (depth >= DEEPEST and sources[key])):

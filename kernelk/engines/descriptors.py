@@ -8,7 +8,7 @@ from typing import Any
 
 from ..display.commands import in_shell_and_notebook, missing_package
 
-# What a device or a number of threads is set to where the engine is to decide again.
+# The value of a device or a number of threads that lets the engine decide again.
 DEFAULT = "default"
 
 
@@ -20,7 +20,7 @@ class Engine:
     ("package.module").
     `in_kernel`: it runs in the notebook's own process unless its user asks for a worker; `in_kernel_too`: it runs in a
     worker unless its user asks for the notebook's own process.
-    `compiles_c`: what it makes of a program is C code where there is a compiler, and its user may do without.
+    `compiles_c`: it compiles programs to C where there is a compiler, and its user may turn that off.
     `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
     `kernelk install` builds for it.
     """
@@ -53,7 +53,7 @@ class Engine:
         return bool(options.get("in_kernel", self.in_kernel))
 
     def repair(self, words: str) -> str:
-        """The command for an engine that is there and fails with these words: `install` would find nothing to do."""
+        """The command that repairs an installed engine after this error; `install` would find nothing to do."""
         package = missing_package(words)
         if package:
             return package

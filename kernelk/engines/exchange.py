@@ -1,7 +1,7 @@
-"""The kernel's end of the wire to one worker: the only place that sends a request and takes a reply.
+"""The kernel's end of the wire to one worker: the only code that sends requests and takes replies.
 
-Between the first byte of a request and the last one of its reply anything may come in: Ctrl-C, a signal's handler that
-raises, no more memory. `under_way` is set until the whole reply is there, and whoever finds it set ends that worker.
+Between the first byte of a request and the last one of its reply anything may interrupt: Ctrl-C, a signal handler that
+raises, a lack of memory. `under_way` is set until the whole reply is there, and whoever finds it set ends that worker.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .waits import in_steps
 
 
 class Exchange:
-    """Requests and replies by turns, each pair with a number of its own; the worker's first words have number 0.
+    """Requests and replies in turn, each pair with its own number; the worker's first message has number 0.
 
     A request whose reply isn't needed now is posted: its reply is `owed`, and is taken before the next request.
-    All methods raise WireClosed, Malformed, or whatever came in; then the exchange is of no use any more.
+    All methods raise WireClosed, Malformed, or the exception that interrupted them; the exchange is then unusable.
     """
 
     def __init__(self, connection: socket.socket, waiting: Callable[[], Callable[[], None]]) -> None:
@@ -29,16 +29,16 @@ class Exchange:
         self._wire = Wire(connection)
         self._wire.waiting = waiting
         self._number = 0
-        self.owed = 0  # the number of a request whose reply is to come; 0: none
+        self.owed = 0  # the number of a request whose reply is still to come; 0: none
         self.under_way = False
 
     @property
     def is_inside(self) -> bool:
-        """Whether this code runs within an exchange: called by a signal's handler that came in there."""
+        """Whether this code runs within an exchange, called by a signal handler that interrupted it."""
         return is_inside(self, Exchange.ask.__code__, Exchange.post.__code__, Exchange.settle.__code__)
 
     def hello(self) -> dict[str, Any]:
-        """What the worker says by itself when it has started."""
+        """The message that the worker sends unasked once it has started."""
         self.under_way = True
         reply: dict[str, Any] = self._wire.receive(0)
         check_reply({"do": "facts"}, reply)
@@ -58,7 +58,7 @@ class Exchange:
         return reply
 
     def post(self, message: dict[str, Any], wait: bool) -> bool:
-        """Sends a request whose reply is taken later; whether it could be sent at once, if not to `wait`."""
+        """Sends a request whose reply is taken later. Without `wait`, returns False if it couldn't be sent at once."""
         number = self._number + 1
         frame = encode(message, number)
         self.under_way = True
@@ -72,7 +72,7 @@ class Exchange:
         return True
 
     def settle(self, wait: bool) -> dict[str, Any] | None:
-        """Takes the reply that is owed, {} if none is; None if it isn't there yet and not to be waited for."""
+        """Takes the reply that is owed, {} if none is; without `wait`, None if it isn't there yet."""
         if not self.owed:
             return {}
         if not wait and not self._wire.arrived():
@@ -87,7 +87,7 @@ class Exchange:
         return reply
 
     def finish(self) -> None:
-        """Lets the worker end when it has done what it is at."""
+        """Lets the worker exit after its current request."""
         self._wire.finish()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Under all sessions: forks are counted here, and whatever holds things of its parent's is told so in a forked child.
+"""Counts forks, below all sessions, and notifies whatever holds its parent's resources in a forked child.
 
-A fork copies nothing. Memory that variables lie in is shared with the child, and from then on neither side writes to
-it: see `Storage`. Forks by C code run no hook of Python's: who enters a session compares the process's id, too.
+A fork copies nothing. The memory of variables is shared with the child, and from then on neither side writes to it:
+see `Storage`. Forks by C code run none of Python's hooks, so entering a session compares the process's id too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """What has to know that it is in a forked child."""
+    """An object that has to react in a forked child."""
 
     def forked(self) -> None:
-        """Lets go of what is the parent's, and leaves it as it is; raises nothing."""
+        """Drops the parent's resources without touching them; raises nothing."""
 
 
-# Goes up at each fork, on both sides: memory that was there before it is written no more.
+# Goes up at each fork, on both sides: memory from before a fork is never written to again.
 COUNT = 0
-# The process that these modules know to be in; its parent at the last fork.
+# The process that these modules believe they run in; its parent at the last fork.
 PID = PARENT = os.getpid()
 
 _holders: weakref.WeakSet[Forked] = weakref.WeakSet()
@@ -33,7 +33,7 @@ def tell(holder: Forked) -> None:
 
 
 def in_own_process() -> bool:
-    """Whether this process is the one that these modules know of, and not a child that C code has forked."""
+    """Whether this process is the expected one, and not a child that C code has forked."""
     return os.getpid() == PID
 
 
@@ -53,7 +53,7 @@ def _in_child() -> None:
     COUNT += 1
     PID = os.getpid()
     for holder in tuple(_holders):
-        # A fork that only starts a program doesn't care, and a session that wasn't told refuses to go on.
+        # A child that only starts a program doesn't need it, and a session that missed it refuses to work.
         with contextlib.suppress(Exception):
             holder.forked()
 

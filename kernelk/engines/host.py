@@ -1,4 +1,4 @@
-"""Where a backend runs, behind one interface: `LocalHost` is the kernel's own process, `worker_host` another one."""
+"""The interface to a running backend: `LocalHost` runs it in the kernel's own process, `worker_host` in another."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MOST_PLANS = 1024
 # The kinds of things that an engine is told to forget: the fields of the request "release".
 RELEASED = ("variables", "plans", "programs", "segments", "timed")
 
-# So many keys of programs that were dropped are known, to count those that are compiled again.
+# At most this many keys of dropped programs are remembered, to count recompilations.
 MOST_DROPPED = 4096
 
 
 class Host:
-    """One engine at work. `versions` and `compiled` say what of the session it holds already."""
+    """One running engine. `versions` and `compiled` record what it already holds of the session."""
 
     placement = ""  # "kernel" or "worker"
 
@@ -40,11 +40,11 @@ class Host:
         self.ops: frozenset[str] = frozenset()
         self.dtypes: frozenset[str] = frozenset()
         self.specialises = "ones"
-        self.profiler: dict[str, Any] | None = None  # what the engine's own says of itself
+        self.profiler: dict[str, Any] | None = None  # the facts of the engine's own profiler
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
-        # Variables whose new values, computed in a call, the engine may have: no others know of them yet.
+        # Variables whose new values the engine may have computed in a call that isn't committed yet.
         self.uncommitted: list[Slots] | None = None
         self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
         self.compile_count = 0  # programs compiled so far, the dropped ones and those compiled again included
@@ -56,7 +56,7 @@ class Host:
 
     @property
     def started(self) -> bool:
-        """Whether the engine is up."""
+        """Whether the engine is running."""
         raise NotImplementedError
 
     @property
@@ -70,39 +70,39 @@ class Host:
         return (resident_bytes(self.pid) or None) if self.started else None
 
     def start(self) -> None:
-        """Starts the engine if it isn't up. Raises BackendNotInstalledError or EngineError."""
+        """Starts the engine if it isn't running. Raises BackendNotInstalledError or EngineError."""
         raise NotImplementedError
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One request and its reply, raised as EngineError where it holds an error."""
+        """Sends a request and returns the reply. Raises EngineError if the reply holds an error."""
         raise NotImplementedError
 
-    def feed(self, places: list[Array], feeds: list[Array]) -> None:
-        """Readies the next run's feeds; `places`: their memory in the plan."""
-        for place, feed in zip(places, feeds):
-            place[...] = feed
+    def feed(self, views: list[Array], feeds: list[Array]) -> None:
+        """Readies the next run's feeds; `views`: their memory in the plan."""
+        for view, feed in zip(views, feeds):
+            view[...] = feed
 
-    def take(self, places: list[Array]) -> list[Any]:
-        """The outputs of the run that has just been, as new ndarrays; `places`: their memory in the plan."""
-        return [place.copy() for place in places]
+    def take(self, views: list[Array]) -> list[Any]:
+        """Returns the outputs of the last run, as new ndarrays; `views`: their memory in the plan."""
+        return [view.copy() for view in views]
 
     def held(self) -> contextlib.AbstractContextManager[Any]:
-        """Around requests and the commit of what they did: Ctrl-C can't come between the two."""
+        """A context for requests and the commit of their results: Ctrl-C can't come between the two."""
         raise NotImplementedError
 
     def waiting(self, doing: str) -> contextlib.AbstractContextManager[None]:
-        """Around what may take seconds ("starting", "compiling"): the user sees a line that counts them."""
+        """A context for what may take seconds ("starting", "compiling"): a line that counts them is shown."""
         return waiting(f"{self.engine.title} is {doing}", self._hints(doing))
 
     def _hints(self, doing: str) -> list[str]:
-        """What the user can do about it."""
+        """Hints on what the user can do while waiting."""
         return []
 
     def listen(self) -> None:
-        """From here on, what the engine prints and warns of is the present call's."""
+        """Attributes what the engine prints and warns of from here on to the current call."""
 
     def tell(self) -> None:
-        """Shows what the engine has said since `listen`, and warns of what it was warned of."""
+        """Shows what the engine has printed since `listen`, and raises its warnings in the kernel."""
 
     def stop(self) -> None:
         """Ends the engine and gives its memory back."""
@@ -137,7 +137,7 @@ class Host:
             self.versions[slots.number] = slots.version
 
     def forget(self, variables: list[Slots]) -> None:
-        """Notes that what the engine has of these is no committed value: it is loaded afresh."""
+        """Notes that the engine's values of these aren't the committed ones: they are loaded again."""
         for slots in variables:
             self.versions.pop(slots.number, None)
 
@@ -182,7 +182,7 @@ class Host:
         known = [number for number in variables if self.versions.pop(number, None) is not None]
         plans: list[int] = []
         if segments:
-            # A plan holds views of the transfer segment; all are made anew at their next call.
+            # A plan holds views of the transfer segment; each is made again at its next call.
             plans = list(self.plans)
             self.plans.clear()
         if self.started and (known or segments or plans):

@@ -1,6 +1,6 @@
-"""Ctrl-C during a call: deferred to the end of a commit; a worker that computes on is ended after a grace period.
+"""Handles Ctrl-C during a call: defers it to the end of a commit, and ends a busy worker after a grace period.
 
-Also what else can come in anywhere: a signal's handler of the user's that raises, or one that makes a call itself.
+Also detects calls made by the user's own signal handlers in the middle of another call.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DeferInterrupt:
                     _open = weakref.ref(self)
                     self._previous = _previous
                     self._holding = True
-            # A process that ignores Ctrl-C goes on ignoring it.
+            # A process that ignores Ctrl-C keeps ignoring it.
             elif callable(previous):
                 self._previous = _previous = previous
                 _open = weakref.ref(self)
@@ -91,7 +91,7 @@ class DeferInterrupt:
         return self
 
     def interrupt(self) -> None:
-        """What Ctrl-C does while the block is open."""
+        """Handles Ctrl-C while the block is open."""
         if self.interrupted or self._grace <= 0:
             self.interrupted = True
             self._give_up()
@@ -124,7 +124,7 @@ def _give_up_on(block: weakref.ref[DeferInterrupt]) -> None:
 
 
 def shield() -> DeferInterrupt:
-    """A block that must not be cut in two: it goes on to its end, and Ctrl-C counts after it."""
+    """A block that runs to its end: Ctrl-C inside takes effect after it."""
     return DeferInterrupt(_give_nothing_up, 0.0)
 
 
@@ -133,7 +133,7 @@ def _give_nothing_up() -> None:
 
 
 def is_inside(owner: object, *codes: CodeType) -> bool:
-    """Whether one of these methods of `owner` is at work further out: this is a signal's handler then, or a finalizer.
+    """Whether one of these methods of `owner` is running further out: then this is a signal handler or a finalizer.
 
     For a check that is called where such a method begins: that one itself isn't meant.
     """

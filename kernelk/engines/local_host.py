@@ -67,7 +67,7 @@ class LocalHost(Host):
         return os.getpid()
 
     def forked(self) -> None:
-        """In a forked child: an engine with threads of its own can't go on, and the folder is the parent's."""
+        """In a forked child: an engine with threads of its own can't continue, and the folder stays the parent's."""
         if self._scratch is not None:
             self._scratch.detach()
             self._scratch = None
@@ -80,7 +80,7 @@ class LocalHost(Host):
         if self._executor is None:
             if self.engine.name in _unusable:
                 raise ForkedError(
-                    f"{self.engine.title} ran in this process's parent and can't go on in a forked child",
+                    f"{self.engine.title} ran in this process's parent and can't continue in a forked child",
                     allowed="allowed are numpy and engines in a worker",
                     next_step=f"kernelk.set_backend('{self.engine.name}', in_kernel=False)",
                 )
@@ -140,7 +140,7 @@ class LocalHost(Host):
             with held, np.errstate(all="ignore"):
                 reply: dict[str, Any] = self._executor.handle(message)
         except BaseException:
-            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded afresh.
+            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded again.
             self.versions.clear()
             raise
         finally:
@@ -150,11 +150,11 @@ class LocalHost(Host):
         self._results = reply.pop("results", [])
         return reply
 
-    def feed(self, places: list[Array], feeds: list[Array]) -> None:
+    def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
         self._fed = [np.asarray(feed, order="C") for feed in feeds]
 
-    def take(self, places: list[Array]) -> list[Any]:
+    def take(self, views: list[Array]) -> list[Any]:
         results, self._results = self._results, []
         return results
 

@@ -45,7 +45,7 @@ def refused(nbytes: int, what: str, error: BaseException) -> OutOfMemoryError:
     """The error where the system wouldn't give that memory."""
     reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return OutOfMemoryError(
-        f"{what}: {size(nbytes)} of memory can't be had ({reason}); nothing was changed", next_step=_NEXT
+        f"{what}: {size(nbytes)} of memory can't be allocated ({reason}); nothing was changed", next_step=_NEXT
     )
 
 
@@ -59,7 +59,7 @@ def shown(what: str, error: MemoryError) -> OutOfMemoryError:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Inside, Python's and numpy's own MemoryError is made one of kernelk's."""
+    """Turns a MemoryError of Python's or numpy's inside the block into kernelk's."""
     try:
         yield
     except MemoryError as error:
@@ -67,7 +67,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _rooms(proc: Path = Path("/proc")) -> list[tuple[int, str]]:
-    """How many bytes each limit leaves, and what that is. A limit that can't be read is none."""
+    """Returns the bytes that each limit leaves, with the limit's name. Limits that can't be read are left out."""
     rooms: list[tuple[int, str]] = []
     machine = _fields(proc / "meminfo", 1024)
     swap = machine.get("SwapFree:", 0)
@@ -85,7 +85,7 @@ def _rooms(proc: Path = Path("/proc")) -> list[tuple[int, str]]:
 
 
 def _address_space(proc: Path) -> list[tuple[int, str]]:
-    # RLIMIT_DATA isn't looked at: it doesn't count what is shared.
+    # RLIMIT_DATA isn't considered: it doesn't count shared memory.
     try:
         import resource
 
@@ -109,7 +109,7 @@ def _control_groups(proc: Path) -> Iterator[tuple[Path, bool]]:
         # Numbers, root, place and options; after a dash the kind, the source, and the file system's own options.
         if "-" not in fields or len(fields) < fields.index("-") + 4:
             continue
-        root, place, kind, own = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
+        root, mount_point, kind, own = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
         second = kind == "cgroup2"
         if not second and not (kind == "cgroup" and "memory" in own):
             continue
@@ -121,9 +121,9 @@ def _control_groups(proc: Path) -> Iterator[tuple[Path, bool]]:
             except ValueError:
                 # A container sees its own group as the root.
                 below = PurePosixPath()
-            folder = Path(place) / below
+            folder = Path(mount_point) / below
             yield folder, second
-            yield from ((parent, second) for parent in folder.parents if parent.is_relative_to(place))
+            yield from ((parent, second) for parent in folder.parents if parent.is_relative_to(mount_point))
 
 
 def _second(folder: Path, swap: int) -> list[tuple[int, str]]:

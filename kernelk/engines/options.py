@@ -15,7 +15,7 @@ from .host import Host, refused_option
 
 
 def most_threads() -> int:
-    """The largest number of threads that may be asked for: more than there are processors is worth a try, not 1000."""
+    """The largest number of threads that may be asked for: more than the processors may make sense, 1000 doesn't."""
     return max(16, 4 * (os.cpu_count() or 1))
 
 
@@ -26,9 +26,9 @@ def requested_options(
     in_kernel: bool | None = None,
     compiler: bool | None = None,
 ) -> dict[str, Any]:
-    """The options of an engine that a user wants changed; None leaves one as it is, "default" takes it back.
+    """The options of an engine that a user wants changed; None leaves one as it is, "default" resets it.
 
-    In the result None means taken back. Raises ArgumentError for what no engine, or not this one, can have.
+    In the result None means reset. Raises ArgumentError for a value that no engine, or not this one, can take.
     """
     changes: dict[str, Any] = {}
     if device is not None:
@@ -77,9 +77,9 @@ def _threads(engine: Engine, threads: Any) -> int:
 
 
 def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
-    """The options after these changes; a host that runs already knows its devices, and nothing is started to ask.
+    """The options after these changes. A running host knows its devices; no engine is started to find out.
 
-    Raises ArgumentError for one that it has not.
+    Raises ArgumentError for a device that it doesn't have.
     """
     options = {name: value for name, value in {**options, **changes}.items() if value is not None}
     here = host is not None and host.started and (host.placement == "kernel") == host.engine.runs_in_kernel(options)
@@ -95,7 +95,7 @@ def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host
 
 
 def runs_with(host: Host | None, options: dict[str, Any]) -> bool:
-    """Whether a host has these options: as it was started, or because what it took by itself is the very same."""
+    """Whether a host already has these options: it was started with them, or chose the same values itself."""
     if host is None or not host.started:
         return False
     differing = {name for name in {*host.options, *options} if host.options.get(name) != options.get(name)}
@@ -106,7 +106,7 @@ def runs_with(host: Host | None, options: dict[str, Any]) -> bool:
 
 
 def check_honoured(host: Host, options: dict[str, Any]) -> None:
-    """Raises ArgumentError where a host that has just been started says that it uses another number of threads."""
+    """Raises ArgumentError if a host that has just been started reports another number of threads."""
     threads = options.get("threads")
     used = host.facts.get("threads")
     if threads is not None and used != threads:

@@ -1,4 +1,4 @@
-"""What a worker may answer to each kind of request: the kernel believes nothing else of what comes over the wire."""
+"""Checks a worker's replies: which fields each kind of request has to be answered with, and of what type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_reply(request: dict[str, Any], reply: dict[str, Any]) -> None:
 
 def _need(field: str, fits: bool) -> None:
     if not fits:
-        raise Malformed(f"its field '{field}' is missing or can't be so")
+        raise Malformed(f"its field '{field}' is missing or invalid")
 
 
 def _is_number(value: Any) -> bool:
@@ -105,7 +105,7 @@ _ERROR: dict[str, Callable[[Any], bool]] = {
     "trace": _is_text,
 }
 
-# "facts" is what a worker says by itself when it has started. The methods of `Executor` say what the fields mean.
+# A worker sends "facts" unasked once it has started. The methods of `Executor` document the fields.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "facts": {
         "facts": _are_facts,

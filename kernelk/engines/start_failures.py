@@ -1,4 +1,4 @@
-"""What the user is told of a worker that ended while it started: who ended it, and what to do about it."""
+"""Explains to the user why a worker ended while it was starting, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..display.tables import size
 from ..errors import EngineError
 from .descriptors import Engine
 
-# What helps against a signal from outside, if anything does.
+# The next step after a signal from outside.
 RUN_AGAIN = "run it again"
 
-# What a process does to itself, by an engine's code that fails; all other signals come from outside.
+# Signals of a crash in the engine's own code; all others come from outside.
 _CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
 
 
 def signal_name(code: int) -> str:
-    """Of a process's return code: the signal that ended it, "" if none did."""
+    """Returns the name of the signal behind a process's return code; "" if no signal ended it."""
     if code >= 0:
         return ""
     try:
@@ -28,7 +28,7 @@ def signal_name(code: int) -> str:
 
 
 def failed_start(engine: Engine, code: int, words: str) -> EngineError:
-    """The error for a worker that ended with this return code; `words`: what it said last, in brackets."""
+    """The error for a worker that ended with this return code; `words`: its last output, in brackets."""
     name, problem = signal_name(code), f"{engine.title}'s worker ended while starting"
     if not name:
         return EngineError(f"{problem}{words}", next_step=engine.repair(words))
@@ -57,14 +57,14 @@ def free_memory() -> int | None:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds == "":
-                place, names = Path("/sys/fs/cgroup") / path.lstrip("/"), ("memory.max", "memory.current")
+                group, names = Path("/sys/fs/cgroup") / path.lstrip("/"), ("memory.max", "memory.current")
             elif "memory" in kinds.split(","):
-                place = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
+                group = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
                 names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
             else:
                 continue
             # "max" is no number, and the root has no such files.
             with contextlib.suppress(OSError, ValueError):
-                most, used = (int((place / name).read_text()) for name in names)
+                most, used = (int((group / name).read_text()) for name in names)
                 found.append(max(most - used, 0))
     return min(found, default=None)

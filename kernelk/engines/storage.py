@@ -1,7 +1,7 @@
-"""Where variables live: committed values in shared memory that the kernel owns, two slots each, flipped at a commit.
+"""Holds the variables' committed values, in shared memory that the kernel owns: two slots each, flipped at a commit.
 
 A forked child maps the same memory. From the fork on, neither side writes to what was there before it: the next value
-of a variable goes to a new place, and the child goes on reading the values of the moment of the fork.
+of a variable goes to new memory, and the child keeps reading the values from the moment of the fork.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Storage:
 
     @property
     def read_only_count(self) -> int:
-        """How many segments of variables are only read any more."""
+        """The number of variables' segments that are now read-only."""
         return sum(self.read_only(number) for number in self._free)
 
     def release_moved(self) -> None:
@@ -185,7 +185,7 @@ class Slots:
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes `write` will have to find."""
+        """The number of bytes that `write` will allocate."""
         block = self._blocks[1 - self.active]
         return self.nbytes if block is None or self._storage.read_only(block.segment) else 0
 
@@ -194,12 +194,12 @@ class Slots:
         return self._storage.array(self._committed(), self.dtype, self.shape)
 
     def reference(self) -> Reference:
-        """Where the committed value is."""
+        """The location of the committed value."""
         block = self._committed()
         return [block.segment, block.offset, self.dtype, list(self.shape)]
 
     def references(self) -> list[Reference]:
-        """Where both slots are, to be written to by turns. Raises OutOfMemoryError."""
+        """The locations of both slots, which are written to in turn. Raises OutOfMemoryError."""
         blocks = [self._writable(0), self._writable(1)]
         return [[block.segment, block.offset, self.dtype, list(self.shape)] for block in blocks]
 
@@ -231,7 +231,7 @@ class Slots:
 
 
 class Journal:
-    """Commits the second slots of several variables: all of them or none, whatever comes in between.
+    """Commits the second slots of several variables: all of them or none, whatever interrupts.
 
     To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
     in between, whoever next uses the session settles it: to settle twice changes nothing.
@@ -252,7 +252,7 @@ class Journal:
 
 
 def flipped(variables: Iterable[Slots]) -> list[tuple[Slots, int, int]]:
-    """What the variables' active slots and versions will be once the values in their second slots are committed."""
+    """The variables' active slots and versions as they will be once the values in their second slots are committed."""
     return [(slots, 1 - slots.active, slots.version + 1) for slots in variables]
 
 
@@ -281,7 +281,7 @@ class Transfer:
                 # It may fit without what the largest call so far has left.
                 self.let_go()
                 old, made = None, self._storage.new_segment(size, what)
-            # The old one goes last: whatever comes in, the session goes on with one of them.
+            # The old one is removed last: whatever interrupts, the session has one of them.
             self.segment = made
             if old is not None:
                 self._storage.drop_segment(old)

@@ -1,17 +1,17 @@
-"""Judges from samples of a worker whether it gets on while the kernel waits for it; reads and says nothing itself."""
+"""Decides from samples of a worker whether it makes progress while the kernel waits; reads nothing itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# What the threads of an idle engine use, in CPU seconds for each second, and what clocks are wrong by.
+# What the threads of an idle engine use, in CPU seconds per second, and the resolution of the clocks.
 IDLE_SHARE = 0.005
 TICK = 0.01
-# One that waits for a lock looks at it several times a second.
+# A process that waits for a lock polls it several times a second.
 LOCKED_SHARE = 0.05
 
-# So many seconds it stands still until its user is told: of a long step nobody is told, of what is certain soon.
+# Seconds without progress until the user is told: long where it may be a long step, short where it is certain.
 REPORTED_AFTER = {"stopped": 3.0, "locked": 5.0, "still": 30.0}
 
 
@@ -32,12 +32,12 @@ class Sample(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Why it stands still, if it does: a key of REPORTED_AFTER."""
+        """The kind of standstill that this would be: a key of REPORTED_AFTER."""
         return "stopped" if self.stopped else "locked" if self.lock_owner else "still"
 
 
 def got_on(before: Sample, now: Sample) -> bool:
-    """Whether anything of the worker's has made progress between two samples."""
+    """Whether any process of the worker has made progress between two samples."""
     if now.runs or (now.device_works and not now.stopped) or before.cpu.keys() != now.cpu.keys():
         # A process that has started or ended is progress too: compilers are short.
         return True
@@ -47,15 +47,15 @@ def got_on(before: Sample, now: Sample) -> bool:
 
 
 def standing_since(before: Sample, now: Sample) -> Sample:
-    """The sample since which it stands still, after a further one; `before`: that of the samples until then."""
+    """The sample since which there is no progress, given a new one; `before`: the result for the samples until then."""
     return now if now.kind != before.kind or got_on(before, now) else before
 
 
 def is_reported(since: Sample, now: Sample) -> bool:
-    """Whether it stands still for so long that its user is to know."""
+    """Whether it has made no progress for so long that the user should know."""
     return now.at - since.at >= REPORTED_AFTER[now.kind]
 
 
 def is_over(since: Sample, now: Sample, limit: float) -> bool:
-    """Whether it is to be ended, at `limit` seconds (0: never). One that waits for a lock will get it."""
+    """Whether it is to be ended, after `limit` seconds (0: never). One that waits for a lock will get it."""
     return 0 < limit <= now.at - since.at and now.kind != "locked"

@@ -1,4 +1,4 @@
-"""While the kernel waits for a worker: looks at it once a second, and says, or ends, what makes no progress."""
+"""Checks a worker once a second while the kernel waits for it; reports one that makes no progress, or ends it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..display import progress
 from .stuck import Sample, is_over, is_reported, standing_since
 from .worker_samples import sample
 
-# So often, in seconds, a worker is looked at.
+# Seconds between two checks of a worker.
 EVERY = 1.0
 
 _PROBLEMS = {
     "stopped": "has been stopped since {since}",
-    "locked": "waits since {since} for the lock of its compile cache, which {owner} has",
-    "still": "has made no progress since {since}: none of its processes computes, and no device works",
+    "locked": "has been waiting since {since} for the lock of its compile cache, which {owner} holds",
+    "still": "has made no progress since {since}: none of its processes is computing, and no device is busy",
 }
 
 
 class Worker(NamedTuple):
-    """Whom the kernel waits for: see `engines.worker_samples`."""
+    """The worker that the kernel waits for: see `engines.worker_samples`."""
 
     title: str
     pid: int
@@ -35,17 +35,17 @@ class Worker(NamedTuple):
 
 
 def in_steps(connection: socket.socket) -> None:
-    """Makes a blocking socket give up after EVERY seconds, by BlockingIOError: it costs nothing where none pass."""
+    """Makes a blocking socket raise BlockingIOError after EVERY seconds; a shorter wait costs nothing extra."""
     step = struct.pack("ll", int(EVERY), int(EVERY % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, step)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, step)
 
 
 class Wait:
-    """One wait for a worker, called each time that EVERY seconds of it are over.
+    """One wait for a worker, called every EVERY seconds while it lasts.
 
-    `notify(text)` shows the user a line, once for each time that the worker comes to stand still; `end(words)`, which
-    raises, is called where it is to be ended, and `words` say why.
+    `notify(text)` shows the user a line, once for each time that the worker stops making progress; `end(words)`, which
+    raises, is called to end it, with the reason.
     """
 
     def __init__(self, worker: Worker, notify: Callable[[str], None], end: Callable[[str], None]) -> None:
@@ -76,4 +76,4 @@ class Wait:
         # Ctrl-C reaches the main thread alone.
         main = threading.current_thread() is threading.main_thread()
         ends = f"{'Ctrl-C' if main else f'`kill -9 {pid}`'} ends it, and no variable is lost"
-        return f"{ends}; `kill -CONT {pid}` lets it go on" if now.stopped else ends
+        return f"{ends}; `kill -CONT {pid}` resumes it" if now.stopped else ends

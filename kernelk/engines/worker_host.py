@@ -1,4 +1,4 @@
-"""A backend in a process of its own: started, asked over the wire, interrupted, restarted when it has died."""
+"""Runs a backend in a process of its own: starts it, sends requests over the wire, and restarts it when it has died."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from .waits import Wait, Worker
 from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
 
-# A message that lets a worker forget names at most so many things: it is taken whole where nobody is to wait for it.
+# At most so many things are named in one "release" message: small enough to be sent without waiting for the worker.
 _MOST_RELEASED = 500
 
 _ISLAND = Path(__file__).parent.parent / "backends"
 
-# The worker's first lines. The island is loaded from its folder under its own name, and `kernelk` itself only as the
-# place where it lies: nothing of it is run, and neither its folder nor the notebook's comes into an old interpreter's
-# path. A third party's module finds the same `kernelk.backends.base` there as the island does.
+# The worker's first lines. The island is loaded from its folder under its own name, and `kernelk` itself is only a
+# namespace around it: none of its code is run, and neither its folder nor the notebook's gets into an old
+# interpreter's path. A third party's module finds the same `kernelk.backends.base` there as the island does.
 _BOOT = """
 import importlib, importlib.util, json, os, sys, types
 kernel, folder, fileno, module, backend, options, paths = json.loads(sys.argv[1])
@@ -71,8 +71,8 @@ def kill_group(pid: int) -> None:
 class WorkerHost(Host):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
-    `notify(text)` shows the user a line, e.g. when a worker that has died is started again; `log` takes what
-    its workers say.
+    `notify(text)` shows the user a line, e.g. when a worker that has died is started again; `log` takes its workers'
+    output.
     """
 
     placement = "worker"
@@ -93,7 +93,7 @@ class WorkerHost(Host):
         self._attached: set[int] = set()
         self._was_started = False
         self._ended = ""  # how this side has ended the worker, in words
-        self._gone: dict[str, list[Any]] = {}  # what it may forget and hasn't been told of yet
+        self._gone: dict[str, list[Any]] = {}  # released here, but not yet in the worker
         self.interpreter: Path | None = None
         self._environment: WorkerEnvironment | None = None
         self.log = log
@@ -103,7 +103,7 @@ class WorkerHost(Host):
 
     @property
     def started(self) -> bool:
-        # A worker that was told to end may take a moment to be gone.
+        # A worker that was told to end may take a moment to exit.
         return self._process is not None and not self._ended and self._process.poll() is None
 
     @property
@@ -146,41 +146,41 @@ class WorkerHost(Host):
         if died and self._was_started:
             self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
-        # What is said at a start is for the log alone.
+        # Output during the start is only kept in the log.
         self.log.drain()
         self.listen()
 
     def _launch(self) -> None:
         assert self.interpreter is not None
         self._environment = WorkerEnvironment(self.engine, self.interpreter)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for connection in (ours, theirs):
-            # The user's own default for connections isn't meant for this one.
+        kernel_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for connection in (kernel_end, worker_end):
+            # The user's own default timeout isn't meant for this socket.
             connection.settimeout(None)
         cache = cache_folder(self.engine)
         own = self.interpreter == Path(sys.executable)
         environment = dict(os.environ)
         if not own:
-            # What the kernel's interpreter is told must not reach another version's.
+            # Settings for the kernel's interpreter must not reach one of another version.
             for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
                 environment.pop(name, None)
-        # At the last moment: until the worker runs, nobody removes it if the kernel is killed.
+        # Made as late as possible: until the worker runs, nothing removes it if the kernel is killed.
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
         options = {"cache": cache, "scratch": self._scratch, **self.options}
-        setup = [os.getpid(), str(_ISLAND), theirs.fileno(), self.engine.path, self.engine.backend, options]
+        setup = [os.getpid(), str(_ISLAND), worker_end.fileno(), self.engine.path, self.engine.backend, options]
         argument = json.dumps([*setup, [path for path in sys.path if path] if own else []])
-        # One pipe for both, so that they stay in order.
+        # One pipe for both streams, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._exchange = Exchange(ours, self._wait)
+        self._exchange = Exchange(kernel_end, self._wait)
         try:
-            with theirs, os.fdopen(write_fd, "wb"):
+            with worker_end, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
                     [str(self.interpreter), "-I", "-c", _BOOT, argument],
                     stdin=subprocess.DEVNULL,
                     stdout=write_fd,
                     stderr=write_fd,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[worker_end.fileno()],
                     env={**environment, "TMPDIR": self._scratch},
                     # A group of its own: the notebook's interrupt reaches the kernel alone.
                     start_new_session=True,
@@ -195,7 +195,7 @@ class WorkerHost(Host):
 
     def listen(self) -> None:
         if self._warned:
-            # Of what no call asked for, such as a swap's loading.
+            # Warnings outside any call, such as those of a swap's loading.
             note(self._warned, self.log)
             self._warned.clear()
         self._mark = self.log.total
@@ -228,10 +228,10 @@ class WorkerHost(Host):
             reply = self._exchange.hello()
         except BaseException as error:
             self._raise_broken(error)
-        return self._heard(reply)
+        return self._accepted(reply)
 
-    def _heard(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """A reply without what was warned of meanwhile; raised where it is an error."""
+    def _accepted(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Takes the warnings out of a reply and returns it. Raises the error that it holds, if any."""
         if "warnings" in reply:
             self._warned += reply.pop("warnings")
         if "error" in reply:
@@ -253,14 +253,14 @@ class WorkerHost(Host):
         change = environment.change() if environment is not None else ""
         if environment is None or not change:
             return made
-        place = f"its environment, {environment.folder}, was {change} while it ran"
+        cause = f"its environment, {environment.folder}, was {change} while it ran"
         if change == "removed":
-            made.remark(place)
+            made.remark(cause)
             made.next_step = self.engine.get
             return made
-        self._end(f"was ended, since {place}")
+        self._end(f"was ended, since {cause}")
         died = WorkerDiedError(
-            f"{self.engine.title}'s worker failed, since {place}", next_step="run the cell again, which restarts it"
+            f"{self.engine.title}'s worker failed, since {cause}", next_step="run the cell again, which restarts it"
         )
         # A request that fails changes nothing: it can be made again.
         died.before_call = True
@@ -269,7 +269,7 @@ class WorkerHost(Host):
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         if is_deferred():
             return self._request(message)
-        # A worker isn't lost for a Ctrl-C that comes a moment before its reply.
+        # A Ctrl-C just before the reply must not cost the worker.
         with self.held():
             return self._request(message)
 
@@ -290,7 +290,7 @@ class WorkerHost(Host):
             reply = exchange.ask(message)
         except BaseException as error:
             self._raise_broken(error)
-        return reply if len(reply) == 1 and "seconds" in reply else self._heard(reply)
+        return reply if len(reply) == 1 and "seconds" in reply else self._accepted(reply)
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]
@@ -302,16 +302,16 @@ class WorkerHost(Host):
         if "error" in reply:
             wanted, reason = sum(segment.size for segment in segments), one_line(reply["error"]["message"])
             raise memory.refused(wanted, f"{self.engine.title}'s worker", MemoryError(reason))
-        self._heard(reply)
+        self._accepted(reply)
         self._attached.update(numbers)
 
     def _release(self, **gone: list[Any]) -> None:
-        """Lets the worker forget these, without waiting for it: an idle one that hangs holds nobody up."""
+        """Lets the worker forget these without waiting for it, so that one that hangs delays nothing."""
         for kind, items in gone.items():
             if items:
                 self._gone[kind] = [*self._gone.get(kind, ()), *items]
         exchange = self._exchange
-        # Within another request, it is told before the next one.
+        # During another request, this is sent before the next one.
         if exchange is None or exchange.under_way:
             return
         with self.held():
@@ -319,7 +319,7 @@ class WorkerHost(Host):
                 self._post_gone(exchange, False)
             except BaseException as error:
                 with contextlib.suppress(KernelKError):
-                    # Nothing is lost, and its next use says what was the matter.
+                    # Nothing is lost, and the next use reports what went wrong.
                     self._raise_broken(error)
 
     def _release_all(self, exchange: Exchange) -> None:
@@ -349,10 +349,10 @@ class WorkerHost(Host):
             self._gone = rest
 
     def _refuse_second(self, exchange: Exchange) -> NoReturn:
-        """Another request is under way: this one comes from within it, or an exception kept that from being noted."""
+        """Refuses a request while another is unfinished: it was made within that one, or that one was cut short."""
         if exchange.is_inside:
             raise EngineError(
-                f"{self.engine.title} is in the middle of a call, and this one came from a signal's handler or a "
+                f"{self.engine.title} is in the middle of a call, and this one came from a signal handler or a "
                 "finalizer within it",
                 next_step="make it after that call",
             )
@@ -360,24 +360,24 @@ class WorkerHost(Host):
         raise self._death(True)
 
     def _raise_broken(self, error: BaseException) -> NoReturn:
-        """Called where an exchange was cut short, by whatever: ends the worker, and raises what the user is told."""
+        """Called when an exchange was cut short: ends the worker, and raises the error for the user."""
         exchange, title = self._exchange, self.engine.title
         if isinstance(error, TooLong):
             raise EngineError(f"{title} can't be sent this: {error}", next_step="write a smaller graph") from error
         if exchange is not None and not exchange.under_way:
-            # Before the first byte, or after the last.
+            # Before the first byte or after the last one.
             raise error
         if isinstance(error, WireClosed):
             raise self._death(error.unread) from error
         kept = "it was ended, and all variables are kept"
         if isinstance(error, Malformed):
-            self._end("was ended, since it sent what can't be right")
+            self._end("was ended, since it sent an invalid reply")
             raise EngineError(
-                f"{title}'s worker sent a reply that can't be right ({one_line(error)[:200]}): {kept}",
+                f"{title}'s worker sent an invalid reply ({one_line(error)[:200]}): {kept}",
                 next_step="run the cell again, which restarts the worker",
             ) from error
         self._end(f"was ended in the middle of a call by {type(error).__name__}")
-        # What a signal's handler raises, TimeoutError too, has no number of the system's.
+        # An error raised by a signal handler, a TimeoutError too, has no errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise EngineError(
                 f"the connection to {title}'s worker failed ({error}): {kept}",
@@ -386,17 +386,17 @@ class WorkerHost(Host):
         raise error
 
     def _end(self, words: str) -> None:
-        """Ends the worker, in whatever state it is; its next use starts another one, and loads all variables."""
+        """Ends the worker, whatever its state; the next use starts another one and loads all variables."""
         self._ended = self._ended or words
         self._kill()
         if self._process is not None:
-            # Until it is gone, it may write to memory that others use.
+            # Until it is gone, it may write to memory that is used again.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
         self._forget()
 
     def _wait(self) -> Wait:
-        """What looks at the worker while the kernel waits for it."""
+        """The watch on the worker while the kernel waits for it."""
         folder = Path(cache_folder(self.engine)) if self.engine.compiles_c else None
         return Wait(
             Worker(self.engine.title, self.pid or 0, self.facts.get("device"), folder), self._notify, self._end_stuck
@@ -411,7 +411,7 @@ class WorkerHost(Host):
         )
 
     def _ending(self) -> str:
-        """How the worker ended, in words."""
+        """Describes how the worker ended."""
         if self._ended:
             return self._ended
         assert self._process is not None
@@ -422,18 +422,18 @@ class WorkerHost(Host):
         return f"was killed by {signal_name(code)}" if code < 0 else f"ended with status {code}"
 
     def _last_words(self) -> str:
-        """What the worker said last, since its start or since the call began, for an error message."""
+        """The worker's last output, since its start or since the call began, for an error message."""
         self.log.drain()
         return last_words(self.log.since(self._mark)[0])
 
     def _death(self, before_call: bool) -> WorkerDiedError:
         if self._ended:
-            # By this side: what it was ended by is being told already.
+            # This side ended it: the reason is being reported already.
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {self._ended}", next_step="run the cell again, which restarts the worker"
             )
         else:
-            ending = self._ending() if self._process is not None else "isn't there any more"
+            ending = self._ending() if self._process is not None else "is gone"
             error = WorkerDiedError(
                 f"{self.engine.title}'s worker {ending} in the middle of a call{self._last_words()}: that call "
                 "did not happen, all earlier ones are kept",
@@ -448,7 +448,7 @@ class WorkerHost(Host):
         self._gone = {}
 
     def _clean_up(self) -> None:
-        # If this is cut short, the next start begins with it.
+        # If this is cut short, the next start repeats it.
         self._ended = self._ended or "was stopped"
         if self._exchange is not None:
             self._exchange.close()
@@ -466,12 +466,12 @@ class WorkerHost(Host):
         self._ended = ""
 
     def forked(self) -> None:
-        """In a forked child: the worker is the parent's, and goes on; this host isn't started and can be."""
+        """In a forked child: the worker stays the parent's and keeps running; this host isn't started, and can be."""
         if self._exchange is not None:
-            # Closed here alone: the worker still finds its kernel at the other end.
+            # Closed in the child only: the parent's end of the connection stays open.
             self._exchange.close()
         if self._process is not None:
-            self._process.returncode = 0  # It is the parent's to wait for.
+            self._process.returncode = 0  # only the parent can wait for it
         self._process = self._exchange = self._scratch = None
         self._ended, self._was_started, self._warned = "", False, []
         self._attached.clear()

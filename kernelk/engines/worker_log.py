@@ -21,19 +21,19 @@ from ..errors import joined
 from ..source import PACKAGE
 from . import forks
 
-# Of what is said in one call, a cell shows this much at most, and a log that is shown, this many lines.
+# At most so much of one call's output is shown in a cell, and so many lines of a log.
 SHOWN_BYTES = 10_000
 SHOWN_LINES = 200
 
-# A pipe holds less than this: what was said before a reply has been read after so many bytes.
+# A pipe holds less than this: after so many bytes, all output from before a reply has been read.
 _MOST_IN_PIPE = 1 << 20
 _CHUNK = 1 << 16
 
 
 class WorkerLog:
-    """The last bytes that one engine's workers wrote to their standard output and error, the dead ones' too.
+    """The last bytes that one engine's workers wrote to standard output and error, including those that have ended.
 
-    `total` counts all of them, so that it marks a moment: `since(mark)` is what was said after it.
+    `total` counts all bytes ever written, so that it can serve as a mark: `since(mark)` is the output after it.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,12 @@ class WorkerLog:
         self._held = 0
         self._pieces: deque[bytes] = deque()
         self._lock = threading.Lock()
-        # The pipes that are open, and what tells whether one holds anything: a read that finds nothing costs 10 us.
+        # The open pipes, each with a poll for data: a read that finds none would cost 10 us.
         self._pipes: dict[int, select.poll] = {}
         forks.tell(self)
 
     def forked(self) -> None:
-        """In a forked child: what was said up to now stays, and the parent alone goes on listening."""
+        """In a forked child: output so far stays, and only the parent keeps reading more."""
         # The thread that held the old one isn't in this process.
         self._lock = threading.Lock()
         for pipe in self._pipes:
@@ -55,9 +55,9 @@ class WorkerLog:
         self._pipes = {}
 
     def follow(self, pipe: int) -> None:
-        """Reads from a pipe's end, which is non-blocking and closed at the end, until nobody can write to it any more.
+        """Reads from a non-blocking pipe until its last writer is gone, and closes it.
 
-        By a thread, so that a worker never waits for a reader, whatever the kernel does in the meantime.
+        A thread does it, so that a worker never waits for a reader, whatever the kernel is doing.
         """
         ready = select.poll()
         ready.register(pipe, select.POLLIN)
@@ -98,12 +98,12 @@ class WorkerLog:
             self._held -= len(self._pieces.popleft())
 
     def add(self, line: str) -> None:
-        """Enters a line of kernelk's own."""
+        """Adds a line of kernelk's own."""
         with self._lock:
             self._add(f"{line}\n".encode())
 
     def drain(self) -> int:
-        """Reads what has been written up to now, and returns `total`."""
+        """Reads everything written so far, and returns `total`."""
         # Under the lock: the thread may have read something that it hasn't entered yet.
         with self._lock:
             for pipe, ready in self._pipes.items():
@@ -125,15 +125,15 @@ class WorkerLog:
 
 
 def last_words(text: str) -> str:
-    """The line of what a process said at its end that tells most, in brackets for an error message; "" if none does."""
+    """The most telling line of a process's last output, in brackets for an error message; "" if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     fatal = [line for line in lines if line.startswith("Fatal Python error")]
-    said = (fatal or lines)[-1:]
-    return f" ({said[0][:200]})" if said else ""
+    last = (fatal or lines)[-1:]
+    return f" ({last[0][:200]})" if last else ""
 
 
 def show(name: str, log: WorkerLog, mark: int) -> None:
-    """Prints what was said after a mark, in the cell that runs now, unless the user wants it quiet."""
+    """Prints the output after a mark, in the cell that is running, unless the user wants quiet."""
     if messages.quiet():
         return
     text, lost = log.since(mark)
@@ -148,13 +148,13 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
 
 
 def note(caught: list[list[Any]], log: WorkerLog) -> None:
-    """Enters warnings of an engine's process into its log."""
+    """Adds warnings of an engine's process to its log."""
     for names, text, file, line in caught:
         log.add(f"{file}:{line}: {names[0]}: {text}")
 
 
 def warn_again(title: str, caught: list[list[Any]], log: WorkerLog) -> None:
-    """Warns of what an engine's process was warned of, at the user's own line, so that Python's filters hold for it.
+    """Repeats the warnings of an engine's process, at the user's own line, so that Python's filters apply to them.
 
     `caught`: [names of the category and its bases, text, file, line]...
     """
@@ -174,7 +174,7 @@ def warn_again(title: str, caught: list[list[Any]], log: WorkerLog) -> None:
 
 
 def _category(names: list[str]) -> type[Warning]:
-    """The nearest class of warnings that this process has as well."""
+    """The nearest class of warnings that exists in this process too."""
     for name in names:
         for home in (builtins, np.exceptions):
             category = getattr(home, name, None)

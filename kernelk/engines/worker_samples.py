@@ -43,7 +43,7 @@ def _processes() -> list[int]:
 
 
 def _stat(path: str) -> list[str]:
-    """What stands behind the name of a process or thread: its state, parent, group ...; nothing if it is gone."""
+    """The fields after the name in a process's or thread's `stat`: state, parent, group ...; empty if it is gone."""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(")")[2].split()
     return []
@@ -57,7 +57,7 @@ def _thread_states(pid: int) -> set[str]:
 
 
 def lock_owner(folder: Path, group: set[int]) -> str:
-    """Who else has a lock of Theano's in its cache, in words; "" if nobody has."""
+    """Names the other process that holds a lock of Theano's compilation cache; "" if none does."""
     for lock in folder.glob("*/*/lock_dir/lock"):
         try:
             number, _, host = lock.read_text(encoding="utf-8", errors="replace").split()[0].split("_", 2)

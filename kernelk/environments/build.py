@@ -1,8 +1,7 @@
 """Builds one environment for `install`, in its final folder: venv, pip with hashes, stubs, the check, then the marker.
 
-`install` says where and when: in a folder that isn't there yet, also for a rebuild. Whatever ends a build before its
-marker is written leaves what was installed before, or nothing; but for a process that was killed, nothing of the build
-stays except its log.
+`install` decides where and when: always in a new folder, also for a rebuild. A build that ends before its marker is
+written doesn't touch what was installed before. Unless its process was killed, it leaves nothing but its log.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .runner import Runner, megabytes
 
 _CHECK_SECONDS = 300
 
-# Run by the environment's own Python once it has the pinned pip: what wheels it takes, best first, and its platform.
+# Run by the environment's own Python with the pinned pip: prints the wheel tags that it accepts, and its platform.
 _TAGS = """
 import json, platform, sys
 from pip._vendor.packaging.tags import sys_tags
@@ -40,42 +39,42 @@ print(json.dumps([[str(tag) for tag in sys_tags()], where]))
 def size(folder: Path) -> int:
     """Bytes of all files below the folder; links count as themselves."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 
 def site_packages(environment: Path, series: str) -> Path:
-    """Where the environment's packages are."""
+    """The folder of the environment's packages."""
     return environment / "lib" / f"python{series}" / "site-packages"
 
 
-def enough_space(what: str, place: Path, needed: int, next_step: str) -> None:
-    """Raises InstallError if the disk of `place` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(place).free
+def enough_space(what: str, folder: Path, needed: int, next_step: str) -> None:
+    """Raises InstallError if the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise InstallError(
-            f"{what} needs {megabytes(needed)} on the disk of {place}, but {megabytes(free)} are free",
+            f"{what} needs {megabytes(needed)} on the disk of {folder}, but {megabytes(free)} are free",
             next_step=f"free space, or choose another folder with KERNELK_ENVS, then {next_step}",
         )
 
 
-def disk_error(title: str, place: Path, error: OSError, next_step: str) -> InstallError:
-    """What the file system refused, in one line."""
+def disk_error(title: str, folder: Path, error: OSError, next_step: str) -> InstallError:
+    """The error for an install that the file system refused, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason, remedy = "no space left on the disk", "free space"
     else:
         reason, remedy = str(error.strerror or error), "make it writable"
     return InstallError(
-        f"{title} could not be installed in {place}: {reason}",
+        f"{title} could not be installed in {folder}: {reason}",
         next_step=f"{remedy}, or choose another folder with KERNELK_ENVS, then {next_step}",
     )
 
 
 def create_interpreter(maker: Maker, root: Path, run: Runner) -> Interpreter:
-    """A Python made by conda or uv in a folder beside the environments; half of one is cleared first."""
+    """Creates a Python with conda or uv in a folder next to the environments; a partial one is removed first."""
     folder = created_folder(root, maker.series)
     shutil.rmtree(folder, ignore_errors=True)
     run.say(f"creating a Python {maker.series} with {maker.program.name} in {folder}")
@@ -98,7 +97,7 @@ def create_interpreter(maker: Maker, root: Path, run: Runner) -> Interpreter:
 class Build:
     """One build of one environment, in its final place: its scripts hold their path, so it can't move.
 
-    `wheels`: a folder to take the files from, in place of the package index.
+    `wheels`: a folder to take the files from instead of the package index.
     """
 
     def __init__(
@@ -110,13 +109,13 @@ class Build:
         self.python = python_in(folder)
         self.run = run
         self._wheels = wheels
-        # pip's own temporary files: on the same disk, seen while they grow, and gone with the build.
+        # For pip's own temporary files: on the same disk, visible while they grow, and removed with the build.
         self._scratch = folder.with_name(f".{folder.name}.partial")
 
     def build(self, number: int) -> Path:
-        """All steps; the environment's interpreter. Raises InstallError, and leaves nothing but the log then.
+        """Runs all steps and returns the environment's interpreter. Raises InstallError, and then leaves only the log.
 
-        `number`: higher than that of the environments of the same recipe that are there.
+        `number`: higher than those of the existing environments of the recipe.
         """
         with self._cleared():
             python = f"Python {self.interpreter.version} ({self.interpreter.source})"
@@ -131,8 +130,8 @@ class Build:
                 self._write_stubs()
             self.run.say("checking that it works")
             check = [str(self.python), "-I", "-W", "ignore", "-c", self.recipe.check]
-            said = self.run("check", check, timeout=_CHECK_SECONDS).strip().splitlines()
-            engine = said[-1].strip() if said else "unknown"
+            printed = self.run("check", check, timeout=_CHECK_SECONDS).strip().splitlines()
+            engine = printed[-1].strip() if printed else "unknown"
             listed = self.run("pip list", [*pip_of(self.python), "list", "--format=json"])
             versions = json.loads(listed.splitlines()[-1])
             total = size(self.folder)
@@ -153,7 +152,7 @@ class Build:
 
     @contextlib.contextmanager
     def _cleared(self) -> Iterator[None]:
-        """A scratch folder for the build; after a build that doesn't come to its end, its folder is gone again."""
+        """Makes a scratch folder for the build, and removes the build's own folder if the build doesn't finish."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         try:
@@ -196,7 +195,7 @@ class Build:
         libs = site_packages(self.folder, self.interpreter.series) / "cntk" / "libs"
         mpi_stub.write_mpi_stubs(libs)
         if not self.interpreter.shared:
-            # The Python program itself has every symbol then; only the library's name is missing.
+            # Then the Python program itself has every symbol; only the library's name is missing.
             mpi_stub.write(libs / LIBPYTHON36)
 
     def _mark(self, content: dict[str, object]) -> None:
@@ -222,7 +221,7 @@ def pip_of(python: Path) -> list[str]:
 
 
 class Downloads:
-    """Tells how far pip is, from its lines and from the growth of the file that it downloads into `scratch`."""
+    """Reports pip's progress, from its output and from the growth of the file that it downloads into `scratch`."""
 
     def __init__(self, files: list[LockedFile], scratch: Path, run: Runner) -> None:
         self._files = {file.name: file for file in files}
@@ -233,7 +232,7 @@ class Downloads:
         self._run = run
 
     def line(self, text: str) -> None:
-        """Takes a line of pip's."""
+        """Takes a line of pip's output."""
         match = re.match(r"\s*(Downloading|Using cached|Processing|Building wheel for|Saved) (\S+)(.*)", text)
         if match:
             what, name = match[1].lower(), match[2].rpartition("/")[2]
@@ -258,7 +257,7 @@ class Downloads:
             self._current = None
 
     def tick(self) -> None:
-        """Says how much of the present file is there."""
+        """Reports how much of the current file has arrived."""
         if self._current is None:
             return
         for path in below(self._scratch, f"*/{self._current.name}"):

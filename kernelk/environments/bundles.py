@@ -1,7 +1,7 @@
-"""Writes and installs bundles: one file with all that an environment is built from, for machines without a network.
+"""Writes and installs bundles: one file with everything that an environment is built from, for offline machines.
 
 A bundle is a zip file: `bundle.json` says for which engines and Pythons, `files/` has what pip installs. Its files are
-compared with the lock of the kernelk that installs them, so that a bundle needs no trust of its own.
+compared with the lock of the kernelk that installs them, so a bundle itself needn't be trusted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .runner import Runner, megabytes
 _CONTENTS = "bundle.json"
 _FORMAT = 1
 _MOST_CONTENTS = 1 << 20
-# Python's other decompressors give out at once whatever a block holds.
+# Python's other decompressors return a block's whole content at once, however large.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Engine(NamedTuple):
-    """What a bundle says of an engine: the Python's series that it is for, and the names of its files."""
+    """A bundle's entry for an engine: the Python series that it is for, and the names of its files."""
 
     python: str
     files: list[str]
@@ -46,8 +46,8 @@ class _Engine(NamedTuple):
 def bundle(names: Sequence[str], output: Path, report: Report | None = None) -> Path:
     """Writes a bundle of these engines, for machines of this kind. `kernelk bundle NAME... --output FILE`.
 
-    An engine that isn't installed yet is installed first: what a bundle holds has been seen to work. Raises
-    InstallError.
+    An engine that isn't installed yet is installed first, so that a bundle only holds what has been seen to work.
+    Raises InstallError.
     """
     report = report or Progress()
     output = _absolute(output)
@@ -90,7 +90,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _download(recipe: Recipe, python: Path, folder: Path, output: Path, report: Report) -> list[LockedFile]:
-    """All files of the environment, taken by its own pip from the index or from pip's cache, and checked."""
+    """Downloads all files of the environment with its own pip, from the index or from pip's cache, and checks them."""
     again = f"`kernelk bundle {recipe.name} --output {output}`"
     run = Runner(recipe.title, recipe.name, folder / f"{recipe.name}.log", report, again, "bundled")
     locked = [*bootstrap_of(recipe), *packages_for(recipe, python, run)]
@@ -110,14 +110,14 @@ def _download(recipe: Recipe, python: Path, folder: Path, output: Path, report: 
 
 
 def contents(path: Path) -> dict[str, str]:
-    """The engines of a bundle, each with the Python's series that it is for. Raises InstallError for what is none."""
+    """The engines of a bundle, each with the Python series that it is for. Raises InstallError if it isn't a bundle."""
     with _opened(path) as archive:
         return {name: engine.python for name, engine in _engines(path, archive).items()}
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The bundle. Whatever is wrong with the file is one InstallError, raised here; the block does nothing but read."""
+    """Opens the bundle. Any error in the block, which only reads the file, becomes an InstallError."""
     shown = printable(path, 300)
     try:
         with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -126,7 +126,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except OSError as error:
         raise InstallError(f"{shown} can't be read: {error.strerror or error}", next_step="check the path") from error
-    # What zipfile, zlib and json raise for the bytes that they are given isn't written down anywhere.
+    # The errors that zipfile, zlib and json raise for damaged bytes aren't documented.
     except Exception as error:
         raise InstallError(
             f"{shown} isn't a bundle, or wasn't copied completely",
@@ -135,7 +135,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
-    """A file in the archive. Raises ValueError for one that has more than `most` bytes or isn't plainly readable."""
+    """A file in the archive. Raises ValueError if it has more than `most` bytes, is encrypted or oddly compressed."""
     info = archive.getinfo(name)
     if info.file_size > most or info.flag_bits & 1 or info.compress_type not in _COMPRESSIONS:
         raise ValueError(f"{name} isn't as kernelk writes it")
@@ -143,7 +143,7 @@ def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
 
 
 def _engines(path: Path, archive: zipfile.ZipFile) -> dict[str, _Engine]:
-    """The engines of a bundle. Raises whatever its bytes lead to."""
+    """The engines of a bundle. May raise anything if the file is damaged."""
     found = json.loads(archive.read(_member(archive, _CONTENTS, _MOST_CONTENTS)))
     if found["format"] != _FORMAT:
         raise InstallError(
@@ -182,7 +182,7 @@ def install(
         try:
             with tempfile.TemporaryDirectory(prefix="kernelk-bundle-") as scratch:
                 _extract(path, recipe, engines[name], Path(scratch), again)
-                # The bundle's own Python, even where another one would be better.
+                # The bundle's own Python, even if another one would be preferred.
                 narrowed = dataclasses.replace(recipe, pythons=(engines[name].python,))
                 made[name] = install_recipe(narrowed, report, rebuild, Path(scratch), again)
         except OSError as error:
@@ -201,7 +201,7 @@ def _extract(path: Path, recipe: Recipe, engine: _Engine, folder: Path, again: s
         )
     chosen = []
     for name in engine.files:
-        # A name of the lock leads nowhere but into the folder.
+        # A name from the lock can't lead outside the folder.
         file = locked.get(name) if isinstance(name, str) else None
         if file is None:
             raise InstallError(
@@ -225,7 +225,7 @@ def _extract(path: Path, recipe: Recipe, engine: _Engine, folder: Path, again: s
 
 
 def _blocks(path: Path, archive: zipfile.ZipFile, file: LockedFile) -> Iterator[bytes]:
-    """A file of the bundle, piece by piece. Raises InstallError, after the last one too, where it isn't the lock's."""
+    """Yields a file of the bundle in blocks. Raises InstallError, even after the last one, if it isn't the lock's."""
     digest = hashlib.sha256()
     try:
         with archive.open(_member(archive, f"files/{file.name}", file.size)) as source:

@@ -41,21 +41,21 @@ from .runner import Runner
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-# Without flock a file is the lock. Its owner touches it; left untouched for so long, as by another machine that has
-# gone, it is taken over.
+# Without flock a file is the lock. Its owner touches it; if it is left untouched for so long, as by a machine that was
+# switched off, it is taken over.
 _LEASE_SECONDS = 120
 _POLL_SECONDS = 0.2
 _ORPHAN_SECONDS = 5.0
 
 _LEFT = ", left by an earlier install"
 
-# What flock says where the system, or the file system, has none.
+# The errors of flock if the system, or the file system, doesn't support it.
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock file; `on_wait` is called once if another process holds it. A killed owner leaves it free."""
+    """Holds a lock file; `on_wait` is called once if another process holds it. The lock of a killed owner is free."""
     # Imported when something is installed: `kernelk list` has to stay light.
     import filelock
 
@@ -79,7 +79,7 @@ def _acquire(lock: BaseFileLock, on_wait: Callable[[], None]) -> None:
     from filelock import Timeout
 
     try:
-        # Some versions of filelock clear what a dead owner left at the first try, and take it at the next.
+        # Some versions of filelock clear a dead owner's lock at the first try, and take it at the next.
         lock.acquire(timeout=3 * _POLL_SECONDS)
     except Timeout:
         on_wait()
@@ -94,10 +94,10 @@ def install_recipe(
     again: str = "",
     release: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Builds a recipe's environment unless it is there; returns its interpreter. Raises InstallError.
+    """Builds a recipe's environment unless it is installed; returns its interpreter. Raises InstallError.
 
     `wheels`: a folder that holds every file, so that no network is needed. `again` is the command that the messages
-    name. `release` is called before a rebuild: it ends what runs in the environment, or raises InstallError.
+    name. `release` is called before a rebuild: it ends the workers in the environment, or raises InstallError.
     """
     name = recipe.name
     again = again or f"`kernelk install {name}`"
@@ -109,9 +109,9 @@ def install_recipe(
         _tidy(recipe, found, report)
         report(f"{name}: already installed in {found}")
         return python_in(found)
-    place = _writable_root(recipe, report, again)
-    found = _installed_before(recipe, place)
-    if found is not None and found.parent != place:
+    folder = _writable_root(recipe, report, again)
+    found = _installed_before(recipe, folder)
+    if found is not None and found.parent != folder:
         if not rebuild:
             report(f"{name}: already installed in {found}")
             return python_in(found)
@@ -124,21 +124,21 @@ def install_recipe(
         release()
     waiting = functools.partial(report, f"{name}: another process is installing it; waiting")
     try:
-        with one_at_a_time(_lock_of(recipe, place), waiting):
-            found = _installed_before(recipe, place)
+        with one_at_a_time(_lock_of(recipe, folder), waiting):
+            found = _installed_before(recipe, folder)
             if found is not None and not rebuild:
                 report(f"{name}: already installed in {found} (by the other process)")
                 return python_in(found)
-            enough_space(recipe.title, place, int(1.3 * recipe.bytes), again)
-            run = Runner(recipe.title, name, place / f"{name}.log", report, again)
-            interpreter = _interpreter(recipe, place, run, offline=wheels is not None)
-            _remove_unfinished(recipe, place, run.say)
-            target = free_slot(place / folder_name(recipe, interpreter.series))
-            python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, place))
-            for other in (path for path, _ in candidate_folders(recipe) if path.parent == place and path != target):
-                _remove(other, run.say)  # built before, or of another Python
+            enough_space(recipe.title, folder, int(1.3 * recipe.bytes), again)
+            run = Runner(recipe.title, name, folder / f"{name}.log", report, again)
+            interpreter = _interpreter(recipe, folder, run, offline=wheels is not None)
+            _remove_unfinished(recipe, folder, run.say)
+            target = free_slot(folder / folder_name(recipe, interpreter.series))
+            python = Build(recipe, interpreter, target, run, wheels).build(1 + _latest(recipe, folder))
+            for other in (path for path, _ in candidate_folders(recipe) if path.parent == folder and path != target):
+                _remove(other, run.say)  # an older build, or one with another Python
             closed = private_part(interpreter.path)
-            if place != user_root() and closed is not None:
+            if folder != user_root() and closed is not None:
                 report(
                     f"{name}: only you can use it: its Python is inside {closed}, which others can't read; for a "
                     f"shared folder set another Python by KERNELK_PYTHON{interpreter.series.replace('.', '')}, then "
@@ -146,44 +146,44 @@ def install_recipe(
                 )
             return python
     except OSError as error:
-        raise disk_error(recipe.title, place, error, again) from error
+        raise disk_error(recipe.title, folder, error, again) from error
 
 
-def _latest(recipe: Recipe, place: Path) -> int:
+def _latest(recipe: Recipe, folder: Path) -> int:
     """The number of the latest build in a folder of environments."""
     markers = (
-        read_marker(path, recipe.hash(series)) for path, series in candidate_folders(recipe) if path.parent == place
+        read_marker(path, recipe.hash(series)) for path, series in candidate_folders(recipe) if path.parent == folder
     )
     return max((n for content in markers if content and isinstance(n := content.get("build"), int)), default=0)
 
 
 def _tidy(recipe: Recipe, found: Path, report: Report) -> None:
-    """Removes what killed builds have left beside the complete environment, unless a build runs there now."""
+    """Removes the leftovers of killed builds next to the complete environment, unless a build is running there."""
     import filelock
 
-    def told(text: str) -> None:
+    def say(text: str) -> None:
         report(f"{recipe.name}: {text}")
 
     left = [path for path in leftovers(recipe.name) if path.parent == found.parent]
     if not left:
         return
     with contextlib.suppress(OSError, filelock.Timeout), filelock.FileLock(_lock_of(recipe, found.parent), timeout=0):
-        _remove_unfinished(recipe, found.parent, told)
+        _remove_unfinished(recipe, found.parent, say)
         for path in left:
-            _remove(path, told, _LEFT)
+            _remove(path, say, _LEFT)
 
 
-def _remove_unfinished(recipe: Recipe, place: Path, report: Report) -> None:
-    """Removes what killed builds have left in a folder of environments. Called with its lock held."""
+def _remove_unfinished(recipe: Recipe, folder: Path, report: Report) -> None:
+    """Removes the leftovers of killed builds in a folder of environments. Called with its lock held."""
     for path in unfinished(recipe.name):
-        if path.parent == place:
+        if path.parent == folder:
             end_orphans(path)
             shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
             _remove(path, report, _LEFT)
 
 
 def end_orphans(path: Path) -> None:
-    """Ends what a killed build has started and left running: with the lock held, nobody waits for it any more."""
+    """Ends processes that a killed build left running: with the lock held, nothing waits for them any more."""
     for pid in users(path):
         with contextlib.suppress(OSError):
             # The runner's commands have sessions of their own, which a user's in a terminal share with its shell.
@@ -195,7 +195,7 @@ def end_orphans(path: Path) -> None:
 
 
 def _remove(path: Path, report: Report, what: str = "") -> None:
-    """Removes an environment, but for one that a process runs in: that one goes with a later install."""
+    """Removes an environment, unless a process runs in it: then a later install does."""
     if not os.path.isdir(path):
         return
     running = users(path)
@@ -205,53 +205,53 @@ def _remove(path: Path, report: Report, what: str = "") -> None:
     if what:
         report(f"removing {path}{what}")
     with contextlib.suppress(OSError):
-        (path / MARKER).unlink(missing_ok=True)  # first: while files go, it isn't installed
+        (path / MARKER).unlink(missing_ok=True)  # first: from now on it isn't installed
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _lock_of(recipe: Recipe, place: Path) -> Path:
-    return place / f"{recipe.name}.lock"
+def _lock_of(recipe: Recipe, folder: Path) -> Path:
+    return folder / f"{recipe.name}.lock"
 
 
 def private_part(path: Path) -> Path | None:
-    """The first folder on the way to a file that other users may not enter, if there is one."""
+    """The first folder on the path to a file that other users may not enter, if there is one."""
     folders = reversed(path.resolve().parents)
     return next((folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH), None)
 
 
 def _installed_before(recipe: Recipe, last: Path) -> Path | None:
-    """The complete environment in a folder of the search up to `last`: one that comes later doesn't fill that one."""
-    for place, series in candidate_folders(recipe):
-        there = read_marker(place, recipe.hash(series)) is not None and os.path.exists(python_in(place))
-        if there and roots().index(place.parent) <= roots().index(last):
-            return place
+    """The complete environment in a folder of the search up to `last`; those in later folders don't count."""
+    for environment, series in candidate_folders(recipe):
+        there = read_marker(environment, recipe.hash(series)) is not None and os.path.exists(python_in(environment))
+        if there and roots().index(environment.parent) <= roots().index(last):
+            return environment
     return None
 
 
 def _writable_root(recipe: Recipe, report: Report, again: str) -> Path:
-    """The first folder of environments that really takes a file. Raises InstallError where there is none."""
+    """The first folder of environments in which a file can really be created. Raises InstallError if there is none."""
     refused = chosen_roots()[1]
-    for place in roots():
+    for folder in roots():
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_error(recipe.title, place, error, again) from error
-            refused.append(f"{place} ({error.strerror})")
+                raise disk_error(recipe.title, folder, error, again) from error
+            refused.append(f"{folder} ({error.strerror})")
             continue
         if refused:
-            report(f"{recipe.name}: installing in {place}, since {refused[0]} can't be written")
-        return place
+            report(f"{recipe.name}: installing in {folder}, since {refused[0]} can't be written")
+        return folder
     raise InstallError(
         f"{recipe.title} could not be installed: no folder for it can be written: {', '.join(refused)}",
         next_step=f"choose another folder with KERNELK_ENVS, then {again}",
     )
 
 
-def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Interpreter:
-    """An interpreter that fits: found, or else created by what is on this machine."""
+def _interpreter(recipe: Recipe, folder: Path, run: Runner, offline: bool) -> Interpreter:
+    """A suitable interpreter: found, or else created with conda or uv."""
     found = interpreters.search(recipe, roots())
     if found.interpreter is not None:
         return found.interpreter
@@ -260,6 +260,6 @@ def _interpreter(recipe: Recipe, place: Path, run: Runner, offline: bool) -> Int
         raise interpreters.nothing_found(recipe, found.broken)
     maker = makers[0]
     waiting = functools.partial(run.say, f"another process is creating a Python {maker.series}; waiting")
-    with one_at_a_time(place / f"python-{maker.series}.lock", waiting):
+    with one_at_a_time(folder / f"python-{maker.series}.lock", waiting):
         found = interpreters.search(recipe, roots())
-        return found.interpreter or create_interpreter(maker, place, run)
+        return found.interpreter or create_interpreter(maker, folder, run)

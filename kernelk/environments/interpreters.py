@@ -1,6 +1,6 @@
-"""Finds the Python interpreters that `install` builds on, or names the program that can create one; installs nothing.
+"""Finds the Python interpreters that `install` builds on, or a program that can create one; installs nothing.
 
-An interpreter counts only once it was run and has given its version.
+An interpreter counts only if it was run and has printed its version.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Interpreter:
 
     @property
     def series(self) -> str:
-        """Such as "3.6"."""
+        """The major and minor version, such as "3.6"."""
         return series_of(self.version)
 
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """A program on this machine that can create a Python of this series: conda and its kin, or uv."""
+    """A program on this machine that can create a Python of this series: conda, mamba, micromamba or uv."""
 
     program: Path
     series: str
@@ -55,43 +55,43 @@ class Maker:
         return self.program.name.startswith("uv")
 
     def command(self, folder: Path) -> list[str]:
-        """What creates it in this folder."""
+        """The command that creates it in this folder."""
         if self.is_uv:
             return [str(self.program), "python", "install", self.series]
-        # One well-known channel, whatever this user's configuration lists: its old releases stay.
+        # One well-known channel, whatever the user's configuration lists: it keeps old releases.
         channel = ["--override-channels", "--channel", "conda-forge"]
         return [str(self.program), "create", "--yes", "--prefix", str(folder), *channel, f"python={self.series}"]
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Settings for that command."""
+        """The environment variables for that command."""
         return {"UV_PYTHON_INSTALL_DIR": str(folder)} if self.is_uv else {}
 
     def python(self, folder: Path) -> Path | None:
-        """The Python that it has created there, None where there is none."""
+        """The Python that it has created there; None if there is none."""
         patterns = [f"cpython-{self.series}.*/bin/python{self.series}"] if self.is_uv else [f"bin/python{self.series}"]
         return next((path for pattern in patterns for path in below(folder, pattern)), None)
 
 
 def series_of(version: str) -> str:
-    """Such as "3.6" of "3.6.15"."""
+    """The major and minor version, such as "3.6" for "3.6.15"."""
     return ".".join(version.split(".")[:2])
 
 
 def below(folder: Path, pattern: str) -> list[Path]:
-    """The paths in a folder that match, sorted; none where it may not be read, for which `Path.glob` raises."""
+    """The paths in a folder that match, sorted; none if it can't be read, where `Path.glob` would raise."""
     return [folder / name for name in sorted(glob.glob(pattern, root_dir=folder))]
 
 
 def created_folder(root: Path, series: str) -> Path:
-    """Where, below a folder of environments, a Python of this series is created."""
+    """The folder, inside a folder of environments, in which a Python of this series is created."""
     return root / f"python-{series}"
 
 
-# Written for any Python, 2 included, so that a wrong version is named and not merely "broken".
+# Written for any Python, 2 included, so that a wrong version is reported as such and not just as "broken".
 _PROBE = """
 import sys
 try:
-    # Before any other import: what matters is the program itself, whatever its extension modules bring.
+    # Before any other import: it is about the program itself, not the libraries of its extension modules.
     with open("/proc/self/maps") as maps:
         shared = "/libpython%d.%d" % sys.version_info[:2] in maps.read()
 except (IOError, OSError):
@@ -114,7 +114,7 @@ class BrokenError(Exception):
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment for another Python: without what was set up for this one, or sends pip elsewhere."""
+    """The environment variables for another Python: without those for this one, and those that redirect pip."""
     elsewhere = {"TARGET", "PREFIX", "ROOT", "CONSTRAINT", "REQUIREMENT", "NO_BINARY", "ONLY_BINARY", "QUIET"}
     elsewhere.add("NO_CACHE_DIR")  # stops the pip that old Pythons bring: `build.pip_of` gives it as an option
     kept = {
@@ -130,13 +130,13 @@ def clean_environment() -> dict[str, str]:
 def last_line(text: str) -> str:
     """The line that says what went wrong: pip's last ERROR, or else the last line that isn't a warning."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
-    wrong = [line for line in said if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
-    return (wrong or said or lines or ["it printed nothing"])[-1]
+    notable = [line for line in lines if not line.startswith(("WARNING:", "You should", "[notice]"))]
+    wrong = [line for line in notable if re.match(r"(ERROR: |\w*(Error|Exception): )", line)]
+    return (wrong or notable or lines or ["it printed nothing"])[-1]
 
 
 def _ask(command: list[str], settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a program for what it prints, in a folder where no file of the user's changes the answer."""
+    """Runs a program and captures its output, in a folder where none of the user's files changes the answer."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -164,10 +164,10 @@ def probe(path: Path, source: str, inside_environment: bool = False) -> Interpre
         version, executable = str(answer["version"]), Path(answer["executable"])
         fit, shared, base, prefix = answer["fit"], answer["shared"], Path(answer["base"]), answer["prefix"]
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
-        said = last_line(done.stdout + done.stderr)
-        raise BrokenError(f"it doesn't behave like a Python ({said})") from None
+        message = last_line(done.stdout + done.stderr)
+        raise BrokenError(f"it doesn't behave like a Python ({message})") from None
     if str(base) != prefix and not inside_environment:
-        # A virtual environment's Python: build on the one under it, which outlives it.
+        # The Python of a virtual environment: use the one that it is based on, which outlives it.
         series = ".".join(version.split(".")[:2])
         under = base / "bin" / f"python{series}"
         return probe(under, source, inside_environment=True)
@@ -235,7 +235,7 @@ def _conda_environments() -> Iterator[Path]:
 
 
 def _uv_pythons(series: str) -> Iterator[Path]:
-    """Those that uv manages."""
+    """The Pythons that uv manages."""
     uv = shutil.which("uv")
     if uv:
         settings = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_DOWNLOADS": "never"}
@@ -249,7 +249,7 @@ def _uv_pythons(series: str) -> Iterator[Path]:
 
 
 def _candidates(series: str, roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Paths where a Python of this series may be, with the place's name, in the order of the search."""
+    """Paths where a Python of this series may be, each with a name for the location, in the order of the search."""
     if series == f"{sys.version_info[0]}.{sys.version_info[1]}":
         yield "the kernel's own", Path(sys.executable)
     for name in (f"python{series}", "python3", "python"):
@@ -275,7 +275,7 @@ def _candidates(series: str, roots: Sequence[Path]) -> Iterator[tuple[str, Path]
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a search has found: the interpreter, or None, and the Pythons of the right name that can't be used."""
+    """The result of a search: the interpreter, or None, and the Pythons of the right name that can't be used."""
 
     interpreter: Interpreter | None
     broken: list[str]
@@ -311,7 +311,7 @@ def search(recipe: Recipe, roots: Sequence[Path] = ()) -> Search:
 
 
 def makers(recipe: Recipe) -> list[Maker]:
-    """The programs on this machine that can create a Python for the recipe, the best version's first."""
+    """The programs on this machine that can create a Python for the recipe, the preferred version's first."""
     usable = []
     conda = next((path for name in ("mamba", "conda", "micromamba") if (path := shutil.which(name))), None)
     uv = shutil.which("uv")
@@ -332,7 +332,7 @@ def _uv_offers(uv: str, series: str) -> bool:
 
 
 def nothing_found(recipe: Recipe, broken: list[str]) -> BackendNotInstalledError:
-    """The error for a recipe that no interpreter was found for, with where was looked and what gets one."""
+    """The error for a recipe without an interpreter, with the places searched and the command that installs one."""
     first = recipe.pythons[0]
     by_pyenv = f"`pyenv install {_LAST_RELEASES.get(first, first)}`"
     by_conda = f"`conda create -n py{first.replace('.', '')} -c conda-forge python={first}`"

@@ -1,9 +1,9 @@
-"""Tells where an environment is and whether it is complete; runs no process, so that listing engines stays cheap.
+"""Finds an environment and tells whether it is complete; runs no process, so that listing engines stays cheap.
 
-The environments of one recipe and Python stand beside each other in a folder of environments: "theano-0123456789", and
-with "-2", "-3" behind it those that were built while that one was there. A build writes its marker last, and of those
-that have one the latest build counts. So nothing moves: whenever a build is killed, the one before it is still the
-installed one, and a worker that runs in an environment keeps it.
+The environments of one recipe and Python are next to each other in a folder of environments: "theano-0123456789", and
+with the suffix "-2", "-3" those that were built while that one existed. A build writes its marker last, and among those
+with a marker the latest build counts. Environments are never moved: if a build is killed, the one before it is still
+the installed one, and a worker keeps the environment that it runs in.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def user_root() -> Path:
 
 
 def chosen_roots() -> tuple[list[Path], list[str]]:
-    """The folders that `KERNELK_ENVS` names, and those of its parts that can't name one, each in a few words."""
+    """The folders that `KERNELK_ENVS` names, and its parts that can't be a folder's name, each with the reason."""
     parts = [part for part in os.environ.get("KERNELK_ENVS", "").split(os.pathsep) if part]
     found, unfit = [], []
     for part in parts:
-        # Scripts and markers in an environment hold its path as a line of text.
+        # Scripts and markers in an environment contain its path as a line of text.
         if not part.isprintable():
             unfit.append(f"{printable(part, 200)} (not a line of text)")
             continue
@@ -59,22 +59,22 @@ def roots() -> list[Path]:
 
 def root() -> Path:
     """The folder that an install goes to: the first that can be written, as far as its permissions tell."""
-    for place in roots():
-        existing = place
-        while not os.path.lexists(existing) and existing != existing.parent:
-            existing = existing.parent
-        if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
-            return place
+    for folder in roots():
+        ancestor = folder
+        while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+            ancestor = ancestor.parent
+        if os.path.isdir(ancestor) and os.access(ancestor, os.W_OK | os.X_OK):
+            return folder
     return user_root()
 
 
 def folder_name(recipe: Recipe, series: str) -> str:
-    # Another version of kernelk, with other pins, builds beside it and breaks nothing that is in use.
+    # A version of kernelk with other pins builds another folder, and breaks nothing that is in use.
     return f"{recipe.name}-{recipe.hash(series)[:10]}"
 
 
 def folder(name: str, series: str | None = None) -> Path:
-    """Where the environment would be built; by default for the recipe's best Python.
+    """The folder in which the environment would be built; by default for the recipe's preferred Python.
 
     Its name holds a hash of the pins and of the Python's series.
     """
@@ -83,19 +83,19 @@ def folder(name: str, series: str | None = None) -> Path:
 
 
 def candidate_folders(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """Where an environment of these pins may be, with the Python's series, best first."""
-    for place in roots():
+    """The folders where an environment with these pins may be, each with its Python series, best first."""
+    for parent in roots():
         for series in recipe.pythons:
-            for path in slots(place / folder_name(recipe, series), recipe.hash(series)):
+            for path in slots(parent / folder_name(recipe, series), recipe.hash(series)):
                 yield path, series
 
 
 def slots(base: Path, hash_: str) -> list[Path]:
-    """The folder of a recipe's environment and those that stand beside it for the same; complete ones first, by age."""
+    """The folder of a recipe's environment and its numbered alternatives; complete ones first, the latest first."""
     pattern = re.compile(rf"{re.escape(base.name)}-\d+|\.{re.escape(base.name)}\.previous")
     beside: list[Path] = []
     with contextlib.suppress(OSError):
-        # An earlier layout put an environment aside as ".previous" while it was built again.
+        # An earlier layout renamed an environment to ".previous" while it was rebuilt.
         beside = sorted(base.with_name(name) for name in os.listdir(base.parent) if pattern.fullmatch(name))
     if not beside:
         return [base]
@@ -111,17 +111,17 @@ def slots(base: Path, hash_: str) -> list[Path]:
 
 
 def free_slot(base: Path) -> Path:
-    """The first of the folders for an environment that isn't there."""
+    """The first of an environment's folders that doesn't exist yet."""
     number = 1
     while os.path.lexists(path := base if number == 1 else base.with_name(f"{base.name}-{number}")):
         number += 1
     return path
 
 
-def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
-    """The marker of an environment with these pins; whether its Python is still there isn't looked at."""
+def read_marker(environment: Path, hash_: str) -> dict[str, object] | None:
+    """The marker of an environment with these pins; doesn't check whether its Python still exists."""
     try:
-        content = json.loads(files.read_small(place / MARKER, _MOST_BYTES))
+        content = json.loads(files.read_small(environment / MARKER, _MOST_BYTES))
         if content["recipe"] != hash_:
             return None
         versions, count = content.get("versions"), content.get("bytes")
@@ -131,19 +131,19 @@ def read_marker(place: Path, hash_: str) -> dict[str, object] | None:
             "engine": str(content.get("engine", "unknown")),
             "versions": versions if isinstance(versions, dict) else {},
             "bytes": count if isinstance(count, int) else 0,
-            "folder": str(place),
+            "folder": str(environment),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def marker(name: str) -> dict[str, object] | None:
-    """What was written down about the installed environment, with its `folder`; None where there is none."""
+    """The marker of the installed environment, with its `folder`; None if there is none."""
     recipe = recipe_for(name)
-    for place, series in candidate_folders(recipe):
-        content = read_marker(place, recipe.hash(series))
-        # The link dangles once the Python under it was removed or moved, or may not be read: not installed either.
-        if content is not None and os.path.exists(python_in(place)):
+    for environment, series in candidate_folders(recipe):
+        content = read_marker(environment, recipe.hash(series))
+        # If the Python behind the link was removed, moved or made unreadable, it doesn't count as installed.
+        if content is not None and os.path.exists(python_in(environment)):
             return content
     return None
 
@@ -155,17 +155,17 @@ def installed_python(name: str) -> Path | None:
 
 
 def without_python(name: str) -> str:
-    """What has become of an environment that was complete and can't be used any more, in words; "" for all others."""
+    """Explains why a complete environment can't be used any more; "" for all others."""
     recipe = recipe_for(name)
-    for place, series in candidate_folders(recipe):
-        if read_marker(place, recipe.hash(series)) is not None:
-            target = os.path.realpath(python_in(place))
-            return f"is installed in {place}, but its Python ({target}) is gone or can't be read"
+    for environment, series in candidate_folders(recipe):
+        if read_marker(environment, recipe.hash(series)) is not None:
+            target = os.path.realpath(python_in(environment))
+            return f"is installed in {environment}, but its Python ({target}) is gone or can't be read"
     return ""
 
 
 def missing(name: str) -> str:
-    """Why the engine's environment can't be used, in words, for one that isn't complete."""
+    """Explains why an engine's environment can't be used; called only if it can't."""
     return without_python(name) or ("is only partly installed" if half_built(name) else "is not installed")
 
 
@@ -181,22 +181,22 @@ def require_python(name: str) -> Path:
 
 
 def half_built(name: str) -> Path | None:
-    """The folder of an install that was killed, or None; of a rebuild's too where nothing complete is left."""
+    """The folder of an install or rebuild that was killed, or None; None too if a complete environment exists."""
     return next(iter(unfinished(name)), None) if installed_python(name) is None else None
 
 
 def unfinished(name: str) -> list[Path]:
-    """Folders of builds that were killed, or still run: they have no marker."""
+    """Folders of builds that were killed or are still running: they have no marker."""
     recipe = recipe_for(name)
     return [
-        place
-        for place, series in candidate_folders(recipe)
-        if os.path.isdir(place) and (read_marker(place, recipe.hash(series)) is None)
+        environment
+        for environment, series in candidate_folders(recipe)
+        if os.path.isdir(environment) and (read_marker(environment, recipe.hash(series)) is None)
     ]
 
 
 def leftovers(name: str) -> list[Path]:
-    """What builds that were killed have left beside the installed environment; a build that runs now is there, too."""
+    """Leftovers of killed builds next to the installed environment; includes a build that is running now."""
     content = marker(name)
     if content is None:
         return []
@@ -205,9 +205,9 @@ def leftovers(name: str) -> list[Path]:
     return [path for path in beside if path != installed and os.path.isdir(path)]
 
 
-def users(place: Path) -> list[int]:
-    """The processes that run in an environment, or build it; none where the system doesn't tell."""
-    folder = os.fsencode(place)
+def users(environment: Path) -> list[int]:
+    """The processes that run in an environment or build it; none if the system doesn't tell."""
+    prefix = os.fsencode(environment)
     found = []
     with contextlib.suppress(OSError):
         for entry in os.listdir("/proc"):
@@ -215,8 +215,8 @@ def users(place: Path) -> list[int]:
                 continue
             with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
                 words = file.read(1 << 16).split(b"\0")
-                # The second one for a program that is a script.
-                if any(word.startswith(folder + b"/bin/") for word in words[:2]) or folder in words:
+                # The second word is the program if it is a script.
+                if any(word.startswith(prefix + b"/bin/") for word in words[:2]) or prefix in words:
                     found.append(int(entry))
     return found
 
@@ -224,10 +224,10 @@ def users(place: Path) -> list[int]:
 def superseded(name: str) -> list[Path]:
     """Folders built with other pins, by another version of kernelk; nothing here uses them."""
     recipe = recipe_for(name)
-    current = {place for place, _ in candidate_folders(recipe)}
+    current = {environment for environment, _ in candidate_folders(recipe)}
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{10}}(-\d+)?|\.{re.escape(name)}-[0-9a-f]{{10}}\.previous")
     folders: list[Path] = []
-    for place in roots():
+    for parent in roots():
         with contextlib.suppress(OSError):
-            folders += [p for p in sorted(place.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
-    return [place for place in folders if place not in current]
+            folders += [p for p in sorted(parent.iterdir()) if pattern.fullmatch(p.name) and p.is_dir()]
+    return [folder for folder in folders if folder not in current]

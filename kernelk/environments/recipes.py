@@ -1,7 +1,7 @@
 """Describes what `build` builds: for each old engine its pins, the lock file with the allowed files, and the check.
 
-`build` builds what stands here. A lock (`locks/NAME.txt` beside this file) lists, for every platform and Python at
-once, each file with its size and SHA-256; `choose` takes those that one Python on one platform needs.
+A lock (`locks/NAME.txt` beside this file) lists each file with its size and SHA-256, for every platform and Python;
+`choose` takes those that one Python on one platform needs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from ..errors import BackendNotInstalledError, InstallError
 from . import mpi_stub
 
-# Raise it when a build writes something else beside pip's packages: older environments are then rebuilt.
+# Raise it when a build's own files change: environments with an older layout then no longer count as installed.
 _LAYOUT = 1
 
 
 def normalized(project: str) -> str:
-    """A project's name as an index compares it."""
+    """A project's name, normalised as package indexes do."""
     return re.sub(r"[-_.]+", "-", project).lower()
 
 
@@ -39,12 +39,12 @@ class LockedFile:
 
     @property
     def is_wheel(self) -> bool:
-        """Whether it is ready to be unpacked, and no source."""
+        """Whether it is a wheel, not a source archive."""
         return self.name.endswith(".whl")
 
     @property
     def pin(self) -> str:
-        """Such as "numpy==1.19.5"."""
+        """The pin, such as "numpy==1.19.5"."""
         if self.is_wheel:
             project, version = self.name.split("-")[:2]
         else:
@@ -53,7 +53,7 @@ class LockedFile:
 
     @property
     def tags(self) -> list[str]:
-        """What a wheel fits: "cp36-cp36m-manylinux2010_x86_64" and the like; none for a source, which fits all."""
+        """A wheel's tags, such as "cp36-cp36m-manylinux2010_x86_64"; none for a source archive, which fits all."""
         if not self.is_wheel:
             return []
         parts = [part.split(".") for part in self.name.removesuffix(".whl").split("-")[-3:]]
@@ -62,7 +62,7 @@ class LockedFile:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an engine's environment is made; every pin is exact, so that it is the same one everywhere."""
+    """The recipe of an engine's environment; every pin is exact, so that it is the same everywhere."""
 
     name: str
     title: str
@@ -75,7 +75,7 @@ class Recipe:
     lock: Path | None = None  # the lock file; by default kernelk's own of this name
 
     def refusal(self) -> InstallError | None:
-        """The error for a machine that it can't be installed on whatever is done, None if it can."""
+        """The error on a machine where it can never be installed; None if it can."""
         if self.platform in (None, (sys.platform, platform.machine())):
             return None
         return InstallError(
@@ -85,14 +85,14 @@ class Recipe:
         )
 
     def hash(self, series: str) -> str:
-        """Of the pins and the Python's series: environments of one hash hold the same."""
+        """A hash of the pins and the Python series: environments with the same hash have the same content."""
         pins = json.dumps([_LAYOUT, self.bootstrap, self.requirements, series])
         return hashlib.sha256(pins.encode()).hexdigest()
 
     def locked(self) -> list[LockedFile]:
         """All files of the lock."""
-        place = self.lock or resources.files("kernelk.environments").joinpath("locks", f"{self.name}.txt")
-        lines = place.read_text(encoding="utf-8").splitlines()
+        lock = self.lock or resources.files("kernelk.environments").joinpath("locks", f"{self.name}.txt")
+        lines = lock.read_text(encoding="utf-8").splitlines()
         entries = [line.split() for line in lines if line.strip() and not line.startswith("#")]
         return [LockedFile(name, int(size), sha256) for name, size, sha256 in entries]
 
@@ -101,7 +101,7 @@ class Recipe:
 
         `where` names that Python in the error. Raises InstallError for a platform that a pin has no file for.
         """
-        rank = {tag: place for place, tag in reversed(list(enumerate(tags)))}
+        rank = {tag: index for index, tag in reversed(list(enumerate(tags)))}
         chosen = []
         for pin in pins:
             project, _, version = pin.partition("==")

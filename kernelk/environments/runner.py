@@ -1,4 +1,4 @@
-"""Runs the subprocesses of an installation: watches them, reads their output, puts a failure into one line."""
+"""Runs the subprocesses of an installation, reads their output, and reports a failure in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122
 
 
 def megabytes(count: float) -> str:
-    """Bytes for reading, always in MB."""
+    """A number of bytes as text, always in MB."""
     return f"{count / 1e6:.1f} MB"
 
 
@@ -52,7 +52,7 @@ class Runner:
         self._report = report
         self._moving = Moving(report)
         self._started = time.monotonic()
-        # A new file, whatever has this name: a link's target is left alone, and a FIFO isn't waited for.
+        # A new file, whatever has this name: a link's target stays untouched, and a FIFO isn't waited for.
         log.unlink(missing_ok=True)
         log.touch()
 
@@ -60,11 +60,11 @@ class Runner:
         return f"{self.name}: [{time.monotonic() - self._started:3.0f} s] {text}"
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Reports a line that stays."""
         self._report(self._stamped(text))
 
     def move(self, text: str) -> None:
-        """The line that moves."""
+        """Reports a line that the next one replaces."""
         self._moving(self._stamped(text))
 
     def failed(self, reason: str) -> InstallError:
@@ -132,17 +132,17 @@ class Runner:
         if late:
             raise self.failed(f"{what} took more than {timeout:.0f} s")
         if process.returncode:
-            said = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
+            message = self.log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
             if process.returncode < 0:
-                said = f"ended by signal {-process.returncode}"
-            raise self._explained(what, said)
+                message = f"ended by signal {-process.returncode}"
+            raise self._explained(what, message)
         return "".join(output)
 
-    def _explained(self, what: str, said: str) -> InstallError:
-        """The failure of a command by what it said, with the next command that fits it."""
+    def _explained(self, what: str, output: str) -> InstallError:
+        """The error for a failed command, according to its output, with a suitable next command."""
         wrong = re.search(
             r"^ *(\S+==\S+) from (\S+?)(?:#\S*)?(?: \(from .*\))?:\s*\n\s*Expected sha256 (\w+)\s+Got\s+(\w+)",
-            said,
+            output,
             re.M,
         )
         begin = f"{self.title} could not be {self._doing}"
@@ -154,25 +154,25 @@ class Runner:
                 f"another file (log: {self.log})",
                 next_step=f"`pip cache purge` and {self.again}, or, if that fails, another index (PIP_INDEX_URL)",
             )
-        # venv, for one, keeps the reason to itself.
-        if _FULL.search(said) or shutil.disk_usage(self.log.parent).free < 4 << 20:
+        # venv, for one, doesn't report the reason.
+        if _FULL.search(output) or shutil.disk_usage(self.log.parent).free < 4 << 20:
             return InstallError(
                 f"{begin}: no space left on the disk of {self.log.parent} (log: {self.log})",
                 next_step=f"free space, or choose another folder with KERNELK_ENVS, then {self.again}",
             )
-        if _NO_NETWORK.search(said):
+        if _NO_NETWORK.search(output):
             return InstallError(
                 f"{begin}: {'the package index' if what == 'pip' else f'the server of {what}'} can't be reached "
                 f"(log: {self.log})",
                 next_step=f"check the network and the proxy, then {self.again}; with no network: "
                 "`kernelk install --from BUNDLE`",
             )
-        if missing_package(said):
+        if missing_package(output):
             return InstallError(
-                f"{begin}: {what} failed: {last_line(said)} (log: {self.log})",
-                next_step=f"{missing_package(said)}, then {self.again}",
+                f"{begin}: {what} failed: {last_line(output)} (log: {self.log})",
+                next_step=f"{missing_package(output)}, then {self.again}",
             )
-        return self.failed(f"{what} failed: {last_line(said)}")
+        return self.failed(f"{what} failed: {last_line(output)}")
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
@@ -184,7 +184,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Ends the command and whatever it has started."""
+    """Ends the command and the processes that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

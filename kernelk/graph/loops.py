@@ -22,7 +22,7 @@ def per_step(node: Tensor) -> bool:
 class Closure:
     """Finds what `roots` take from outside a body whose leaves are given.
 
-    `captures`: tensors that are the same at each step, as large as can be, so that nothing is computed anew at each
+    `captures`: tensors that are the same at each step, as large as possible, so that nothing is recomputed at each
     step that doesn't vary. `residuals`: tensors that the loop over another body has at each step. What was made
     before `start` is outside; `varies` tells which of those tensors belong to the other body's steps.
     Raises UpdateError for an update made in the step.

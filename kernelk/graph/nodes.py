@@ -64,7 +64,7 @@ class Tensor:
     sparse = False
     # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
     __array_ufunc__ = None
-    # Keras reads both of any tensor, and sets its own.
+    # Keras reads both on any tensor, and sets its own.
     _keras_shape = _StaticShape()
     _uses_learning_phase = False
 
@@ -180,14 +180,14 @@ class Tensor:
         return self is other
 
     def __copy__(self) -> Tensor:
-        # What is recorded never changes: the tensor goes on standing for the same op of the same variables.
+        # A recorded node never changes: the tensor still stands for the same op of the same variables.
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self
 
     def __repr__(self) -> str:
-        # A name that was given doesn't tell the op.
+        # A given name doesn't show the op.
         op = f" op={self.op}" if self._name and type(self) is Tensor else ""
         return f"<{type(self).__name__} {self.name!r}{op} shape={self.shape} dtype={self.dtype}>"
 
@@ -346,7 +346,7 @@ def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]
     """All nodes that `roots` need, each after its inputs; without recursion, for graphs of any depth."""
     order: list[Tensor] = []
     seen: set[int] = set()
-    # None stands above a tensor whose inputs are done by then.
+    # None marks the tensor below it on the stack, whose inputs are done by then.
     stack: list[Tensor | None] = list(reversed(roots))
     while stack:
         tensor = stack.pop()

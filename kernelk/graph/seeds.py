@@ -17,7 +17,7 @@ class Stream:
     """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
 
     The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
-    was saved, and the same cells go on with the same draws.
+    was saved, and the same cells then get the same draws.
     """
 
     def __init__(self, entropy: int | None = None) -> None:
@@ -41,7 +41,7 @@ class Seeds:
         self.restart(None)
 
     def restart(self, seed: int | None) -> None:
-        """Begins anew, from entropy of the system's where there is no seed."""
+        """Restarts the draws, from the system's entropy if no seed is given."""
         self.fixed = 0 if seed is None else _seed_of(seed)
         self.stream = Stream(seed)
         # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
@@ -49,7 +49,7 @@ class Seeds:
 
     @contextlib.contextmanager
     def counted_from(self, counter: int) -> Iterator[None]:
-        """Runs inside draw what they would after so many runs; the count itself is afterwards as before."""
+        """Makes runs inside draw what they would after so many runs; the count is restored afterwards."""
         before, self.counter = self.counter, counter
         try:
             yield
@@ -57,7 +57,7 @@ class Seeds:
             self.counter = before
 
     def counter_kept(self) -> contextlib.AbstractContextManager[None]:
-        """Runs inside draw what the next call would, and leave those draws to it."""
+        """Makes runs inside draw what the next call would, without using those draws up."""
         return self.counted_from(self.counter)
 
     def state(self) -> dict[str, int]:
@@ -72,7 +72,7 @@ class Seeds:
     def restore(self, state: dict[str, int]) -> None:
         """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
 
-        Plans that hold a seed already have to be made anew.
+        Plans that already hold a seed have to be made again.
         """
         self.stream.entropy, self.stream.count = state["entropy"], state["count"]
         self.fixed, self.counter = state["fixed"], state["counter"]

@@ -28,7 +28,7 @@ class Generation:
 
 
 class State:
-    """Everything that recording an op reads or changes beside the graph itself. Each session has one."""
+    """Everything that recording an op reads or changes besides the graph itself. Each session has one."""
 
     __slots__ = (
         "__weakref__",
@@ -87,5 +87,5 @@ class _Entered:
 
 
 def entered(state: State) -> AbstractContextManager[None]:
-    """Inside, in this thread or asyncio task, ops are recorded for the session that the state belongs to."""
+    """Records ops inside the block, in this thread or asyncio task, for the session that the state belongs to."""
     return _Entered(state)

@@ -42,7 +42,7 @@ from ..source import Lines
 
 # Names that IPython keeps for itself: results, inputs and their lists.
 _IPYTHONS = re.compile(r"_{1,3}|_\d+|_i{1,3}|_i\d+|_ih|_oh|_dh|__\w+__")
-# A list whose first so many entries hold no tensor holds none; and no more than so many are looked at in any.
+# At most so many entries of a list are searched; one without a tensor among its first entries counts as having none.
 _FIRST, _MOST = 1000, 100_000
 _LONGEST_KEY = 60
 
@@ -50,7 +50,7 @@ _ITEMSIZE = {name: np.dtype(name).itemsize for name in ("float16", "float32", "f
 
 
 class Row(NamedTuple):
-    """One tensor or function; see the module's first lines. `ref()` is the object itself, None once it is gone.
+    """One tensor or function; see the module's docstring. `ref()` is the object itself, None once it is gone.
 
     `cell` is 0 where the source isn't a notebook's; `difference` None where the last swap didn't evaluate it again.
     """
@@ -90,7 +90,7 @@ class Row(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
     def as_dict(self) -> dict[str, Any]:
-        """Strict JSON, as the module's first lines describe it."""
+        """Strict JSON, as the module's docstring describes it."""
         reevaluated = None
         if self.difference is not None and self.swap is not None:
             origin, target = self.swap
@@ -163,14 +163,14 @@ def is_stale(value: Tensor | Function) -> bool:
 
 
 def stale_reason(value: Tensor | Function) -> str:
-    """Whose it is, if it is stale."""
+    """Returns why a stale tensor or function can't be used, with the next step."""
     if _is_foreign(value):
         return joined("of another session of this process", next_step="make it again in this one")
     return joined("from before K.clear_session()", next_step="run its cells again")
 
 
 def _is_foreign(value: Tensor | Function) -> bool:
-    """Whether another session, which still goes on, has it."""
+    """Whether it belongs to another session that is still alive."""
     here = current_state().generation
     return any(x.generation is not here and not x.generation.ended for x in _tensors(value))
 
@@ -182,7 +182,7 @@ def _tensors(value: Tensor | Function) -> list[Tensor]:
 
 
 def kind_of(value: Tensor | Function) -> str:
-    """Which of the four kinds it is."""
+    """Returns which of the four kinds it is."""
     if isinstance(value, Variable):
         return "variable"
     if isinstance(value, Placeholder):

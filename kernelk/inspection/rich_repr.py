@@ -1,4 +1,4 @@
-"""Shows one tensor or function at the end of a cell, in a terminal and in a page; no engine computes for it."""
+"""Shows one tensor or function at the end of a cell, as text and as HTML, without computing anything."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..session.function import Function
 from .inventory import is_stale, stale_reason
 from .summaries import Summary, known
 
-# Of larger values a sample is looked at: this is shown at the end of many cells.
+# Larger values are sampled: this is shown at the end of many cells.
 _MOST = 1 << 20
 _INPUTS = 6
 
 
 def page(thing: Tensor | Function) -> str:
-    """It as static HTML."""
+    """The object as static HTML."""
     return html(_table(thing))
 
 
 def pretty(thing: Tensor | Function, printer: Any) -> None:
-    """It as text, by IPython's printer: all that is known where it stands alone, one line in a list or dict."""
+    """The object as text, by IPython's printer: everything known if it stands alone, one line in a list or dict."""
     # The printer's stack holds what is being printed, this one last.
     printer.text(text(_table(thing)) if len(printer.stack) < 2 else repr(thing))
 
@@ -39,8 +39,8 @@ def _table(thing: Tensor | Function) -> Table:
 
 def _function(function: Function) -> list[list[str]]:
     rows = [
-        ["takes", ", ".join(plain(x.name) for x in function.inputs) or "nothing"],
-        ["gives", ", ".join(plain(x.name) for x in function.outputs) or "nothing"],
+        ["inputs", ", ".join(plain(x.name) for x in function.inputs) or "none"],
+        ["outputs", ", ".join(plain(x.name) for x in function.outputs) or "none"],
     ]
     if function.updates:
         rows.append(["updates", ", ".join(plain(variable.name) for variable, _ in function.updates)])

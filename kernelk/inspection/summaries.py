@@ -43,12 +43,12 @@ from ..session.session import Session, Shown
 from .inventory import is_stale, number
 
 BINS = 20
-# Larger arrays are looked at in so many evenly spaced places; smaller ones wholly.
+# Larger arrays are sampled at so many evenly spaced positions.
 MOST_ELEMENTS = 1 << 24
 _SPACED = 1 << 20
 # Elements that are worked on at a time.
 _CHUNK = 1 << 20
-# A value that takes more isn't evaluated only to be looked at.
+# A value that takes more isn't evaluated just to be shown.
 MOST_BYTES = 1 << 28
 _SIDE = 32
 
@@ -64,7 +64,7 @@ class Histogram:
 
     @property
     def bars(self) -> str:
-        """It as one line of block characters; an empty bin is an underscore, since a page would swallow spaces."""
+        """The histogram as a line of block characters; an empty bin is an underscore, since HTML collapses spaces."""
         most = max(self.counts, default=0)
         return "".join("_" if not n else BARS[min(7, 8 * n // (most + 1))] for n in self.counts)
 
@@ -79,7 +79,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Summary:
-    """A value in numbers, or in `note` why there is none; see the module's first lines."""
+    """A value in numbers, or in `note` why there is none; see the module's docstring."""
 
     key: int
     origin: str = ""
@@ -100,7 +100,7 @@ class Summary:
     preview: Preview | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Strict JSON, as the module's first lines describe it."""
+        """Strict JSON, as the module's docstring describes it."""
         histogram = preview = None
         if self.histogram is not None:
             edges = [number(edge) for edge in self.histogram.edges]
@@ -138,7 +138,7 @@ def summary(
 
     It is evaluated on the active engine, if that runs, with what its placeholders were fed last; nothing is committed,
     printed or counted as a draw. `names` (of `inventory.names_of`) are used in notes; arrays of more than `most`
-    elements are looked at in evenly spaced places, and the note says so. Whatever fails is told in the note.
+    elements are sampled at even distances, and the note says so. Errors are reported in the note.
     """
     with session.lock:
         try:
@@ -152,7 +152,7 @@ def summary(
 def summaries(
     session: Session, tensors: Sequence[Any], names: Mapping[int, Sequence[str]] | None, seconds: float
 ) -> list[Summary]:
-    """The summaries of several; what is left when these seconds have passed isn't looked at, and says so."""
+    """The summaries of several; those left when these seconds have passed are skipped, with a note."""
     results = []
     end = time.perf_counter() + seconds
     for tensor in tensors:
@@ -219,7 +219,7 @@ def _summary(session: Session, tensor: Any, names: _Names, most: int) -> Summary
 
 
 def known(session: Session, tensor: Tensor, most: int = MOST_ELEMENTS) -> Summary | None:
-    """The summary of a value that is there already: committed, fed, or shown and not changed since. Asks no engine."""
+    """The summary of a value that is already known: committed, fed, or shown and unchanged since. Asks no engine."""
     with session.lock:
         return None if is_stale(tensor) else _known(session, tensor, most)
 
@@ -301,7 +301,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
                 tensor.uid, note=joined(f"its value of shape {shape} takes {bytes_ >> 20} MiB", next_step=command)
             )
         value = np.asarray(session.calls.execute(host, program, fed, commit=False)[0])
-    note = "drawn anew at each call" if program.draws else ""
+    note = "drawn again at each call" if program.draws else ""
     if isinstance(tensor, Update):
         note = f"what '{names(tensor.variable)}' would become"
     elif value.nbytes <= SHOWN_BYTES:

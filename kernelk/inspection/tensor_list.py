@@ -22,7 +22,7 @@ from .summaries import Summary, summaries
 SHOWN_ROWS = 40
 # Notes and stale names that are listed below it.
 SHOWN_NOTES = 10
-# Seconds after which no further value is looked at.
+# Seconds after which no further value is read.
 VALUE_SECONDS = 5.0
 
 _TEXTS = ("name", "kind", "op", "dtype", "device")

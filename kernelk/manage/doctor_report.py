@@ -40,7 +40,7 @@ from ..session.function import Function
 from ..session.session import Session
 from ..source import caller
 
-# A trial that takes longer is ended, and reported.
+# A test that takes longer is ended, and reported as failed.
 TRIAL_SECONDS = 120.0
 
 
@@ -89,7 +89,7 @@ class HealthReport(Rendered):
         return all(engine.state == "works" for engine in self.engines)
 
     def table(self) -> Table:
-        """One row an engine; below it the advice, the problems and the machine."""
+        """One row per engine; below them the advice, the problems and the machine."""
         header = ["engine", "state", "version", "interpreter", "device", "mode", "self-test"]
         advice = [line for engine in self.engines if (line := engine.advice())]
         below = [*advice, *self.problems]
@@ -102,7 +102,7 @@ class HealthReport(Rendered):
 def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
     """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
-    Raises UnknownBackendError for a name that no engine has; whatever is wrong with an engine is in the report.
+    Raises UnknownBackendError for a name that no engine has; problems of an engine are in the report.
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
@@ -133,7 +133,7 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
 
 
 def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any) -> EngineHealth:
-    """An engine with an error's words, and the error's own next command, unless there is a better one."""
+    """The health of an engine with this error: its message, and its own next command unless there is a better one."""
     if isinstance(error, KernelKError):
         words, next_step = joined(error.problem, error.allowed), error.next_step
     else:
@@ -170,7 +170,7 @@ def _absent(engine: Engine) -> EngineHealth | None:
             problem += f"; {makers[0].program.name} can create the Python {makers[0].series} that it needs"
         else:
             nothing = _ill(engine.name, "not installed", interpreters.nothing_found(recipe, found.broken))
-            # That it is installed, if partly or on a Python that can't be reached, says more.
+            # A partial install, or one whose Python is gone, is the better explanation.
             partly = places.without_python(engine.recipe) or places.half_built(engine.recipe)
             before = f"{problem}; " if partly else ""
             return replace(nothing, problem=before + nothing.problem)
@@ -178,7 +178,7 @@ def _absent(engine: Engine) -> EngineHealth | None:
 
 
 def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
-    """Tries the engines at the same time; those of the kernel's own process first, since they take no time."""
+    """Tests the engines in parallel; those in the kernel's own process first, since they take no time."""
     engines = list(engines)
     health_of = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
     outside = [engine for engine in engines if not engine.in_kernel]
@@ -187,7 +187,7 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     hosts: list[Host] = []
     with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
         futures: dict[str, Future[EngineHealth]] = {
-            # A thread of its own context would look for the options of another session.
+            # A thread with a new context would find another session's options.
             e.name: pool.submit(contextvars.copy_context().run, _trial, e, hosts)
             for e in outside
         }
@@ -256,7 +256,7 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
 
 
 def _hint(mode: str) -> dict[str, Any]:
-    """A hint for an engine that works, as `problem` and `next`; nothing if there is none."""
+    """A hint for a working engine, as `problem` and `next`; empty if there is none."""
     if "g++ isn't found" not in mode:
         return {}
     makers = {
@@ -270,7 +270,7 @@ def _hint(mode: str) -> dict[str, Any]:
 
 
 def _step(session: Session, host: Host) -> str:
-    """Checks a forward pass, a gradient and an update: the first wrong value in words, "" if all are right."""
+    """Checks a forward pass, a gradient and an update. Returns the first wrong value in words, "" if all are right."""
     start = np.array([[1, 2], [3, 4], [5, 6]], "float32")
     x_value = np.array([[1, 0, 2], [0, 1, 1]], "float32")
     w = Variable("variable", (), {}, start.shape, "float32", caller(), "w")
@@ -296,9 +296,9 @@ def _step(session: Session, host: Host) -> str:
 # ---------------------------------------------------------------------------- the machine
 
 
-def _access(place: Path) -> str:
-    """Why a folder can't be written, or couldn't be made; "" if it can. Makes nothing that stays."""
-    existing = place
+def _access(folder: Path) -> str:
+    """Returns why a folder can't be created or written to; "" if it can. Leaves nothing behind."""
+    existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     try:
@@ -316,9 +316,9 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
         ("machine", f"{platform.platform()}, {os.cpu_count()} processors"),
     ]
     refused = []
-    for place in places.roots():
-        words = _access(place)
-        facts.append(("environments", f"{place}, {f'not writable ({words})' if words else _free(place)}"))
+    for folder in places.roots():
+        words = _access(folder)
+        facts.append(("environments", f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
         refused.append(bool(words))
     if all(refused):
         problems.append(
@@ -355,15 +355,15 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
                 next_step=f"choose one of {', '.join(registry.names())}",
             )
         )
-    # As it is now, which may not be as it was when this process read it.
+    # Read again: the file may have changed since this process read it.
     if os.path.exists(config.path()):
         problems += config.Config().read().problems
     facts.append(("keras.json", str(config.path())))
     return facts, problems
 
 
-def _free(place: Path) -> str:
-    existing = place
+def _free(folder: Path) -> str:
+    existing = folder
     while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     return f"writable, {size(shutil.disk_usage(existing).free)} free"

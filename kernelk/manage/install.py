@@ -1,4 +1,4 @@
-"""Installs and removes engines by name, above `environments.install`: ends this session's workers in them."""
+"""Installs and removes engines by name with `environments.install`, and ends this session's workers in them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..environments.recipes import RECIPES, Recipe
 from ..errors import BackendNotInstalledError, InstallError
 from ..session.current import existing
 
-# Other builds of an engine's package, under the names that people know them by, and the engine.
+# Other builds of an engine's package by their common names, each with the engine.
 BUILDS = {"tensorflow-cpu": "tensorflow"}
 
 
 def install(name: str, report: Report | None = None, rebuild: bool = False) -> Path:
     """Builds the engine's environment, unless it is there, and returns its interpreter. `kernelk install NAME`.
 
-    `report(text)` gets lines of progress; what moves goes to its attribute `moving(text)` if it has one. By default
-    they are printed. An engine that is in the kernel's own environment is there already. Raises UnknownBackendError,
-    BackendNotInstalledError where pip has to install it or no Python fits, and InstallError; then, as after Ctrl-C,
-    it isn't installed, or in a `rebuild` the one from before is.
+    `report(text)` gets lines of progress; those that replace one another go to its attribute `moving(text)` if it has
+    one. By default they are printed. An engine in the kernel's own environment is already installed. Raises
+    UnknownBackendError, BackendNotInstalledError if pip has to install it or no Python fits, and InstallError. After
+    an error or Ctrl-C it isn't installed; a `rebuild` keeps the old environment then.
     """
     report = report or Progress()
     own = _recipe_of(name)
@@ -58,9 +58,9 @@ def _recipe_of(name: str) -> Recipe | None:
 def uninstall(name: str, report: Report | None = None) -> list[Path]:
     """Removes the engine's environments, those of older pins and half-built ones too. `kernelk uninstall NAME`.
 
-    It works in the one folder that an install goes to; what another folder of the search holds stays, and is told.
-    Returns the folders that it has removed. Raises InstallError where one can't be, where it is in use in this
-    notebook, or where only pip can remove it.
+    Only the folder that an install goes to is changed; environments in the other folders of the search are reported.
+    Returns the folders that it has removed. Raises InstallError if one can't be removed or is in use in this notebook,
+    or if only pip can remove it.
     """
     report = report or Progress()
     recipe = _recipe_of(name)
@@ -108,26 +108,26 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
 
 
 def _require_unused(recipe: Recipe, path: Path) -> None:
-    """Raises InstallError for an environment that a process runs in; what a killed build has left running is ended."""
+    """Raises InstallError for an environment that is in use, after ending what a killed build left running."""
     if path in unfinished(recipe.name):
         end_orphans(path)
     running = users(path)
     if running:
         raise InstallError(
-            f"{recipe.title} in {path} is in use by process {running[0]}, as of another notebook",
+            f"{recipe.title} in {path} is in use by process {running[0]}, perhaps another notebook's",
             next_step=f"kernelk.set_backend('numpy') there, or end it, then `kernelk uninstall {recipe.name}`",
         )
 
 
 def _remove(path: Path, report: Report, name: str) -> None:
     freed = size(path)
-    (path / MARKER).unlink(missing_ok=True)  # first: while files go, it isn't installed
+    (path / MARKER).unlink(missing_ok=True)  # first: from now on it isn't installed
     shutil.rmtree(path)
     report(f"{name}: removed {path}, {freed / 1e6:.0f} MB")
 
 
 def _unused_pythons(folder: Path) -> list[Path]:
-    """Pythons that were created beside the environments, and that none of them is built on any more."""
+    """Pythons that were created next to the environments and that no environment uses any more."""
     created = [path for path in interpreters.below(folder, "python-*") if os.path.isdir(path)]
     used = [os.path.realpath(python_in(path)) for path in interpreters.below(folder, "*-*") if path not in created]
     return [path for path in created if not any(Path(python).is_relative_to(path.resolve()) for python in used)]

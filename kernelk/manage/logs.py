@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True, repr=False)
 class LogReport:
-    """Output of an engine's workers: `text` as far as it is held, `dropped` bytes before it. Shows its last lines."""
+    """Output of an engine's workers: the `text` that is kept, after `dropped` older bytes. Shows its last lines."""
 
     engine: str
     text: str

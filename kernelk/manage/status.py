@@ -18,10 +18,10 @@ from ..session.session import Session
 class EngineStatus:
     """One engine: state is "active", "warm" (started earlier, quick to swap to), "installed" or "not installed".
 
-    `pid`, `memory` (resident bytes of that process), `device`, `devices` and `threads`, as the engine reports them, are
-    those of one that runs; None or empty where they aren't known. `options` is what its user asked for. `compiled`
-    programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` gave way to others (the
-    bound is on bytes), and `recompiled` of these were compiled again.
+    `pid`, `memory` (resident bytes of that process), `device`, `devices` and `threads` are a running engine's, as it
+    reports them; None or empty where they aren't known. `options` are those that the user asked for. `compiled`
+    programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were evicted (there is a
+    limit on bytes), and `recompiled` of these were compiled again.
     """
 
     name: str
@@ -46,7 +46,7 @@ class EngineStatus:
 
     @property
     def running(self) -> bool:
-        """Whether the engine is up."""
+        """Whether the engine is running."""
         return self.pid is not None
 
     def cells(self) -> list[str]:
@@ -85,7 +85,7 @@ class BackendTable(Rendered):
     functions: list[tuple[str, int]] = field(default_factory=list)
 
     def table(self) -> Table:
-        """One row an engine."""
+        """One row per engine."""
         header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
         rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
         # What is of no engine here takes no room.
@@ -109,7 +109,7 @@ def list_backends() -> BackendTable:
 
 
 def _functions(session: Session) -> list[tuple[str, int]]:
-    """Each function that the active engine holds compiled, with the number of its forms."""
+    """Each function that the active engine holds compiled, with the number of its specialisations."""
     host = session.hosts.get(session.active)
     if host is None:
         return []

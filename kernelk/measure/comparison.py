@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..display.commands import in_ipython
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
@@ -32,10 +33,10 @@ from .results import noted
 from .timing import SETTLE_SECONDS, WARM_UP, Conditions, Timed, checked_budget, ready
 
 BUDGET = 10.0
-# So many rounds are aimed at: enough to tell 5 % on a machine whose samples spread by as much.
+# The target number of rounds: enough to see 5 % on a machine whose samples spread by as much.
 ROUNDS = 100
 MOST_ROUNDS = 300
-# The longest sample, in seconds, where a run is shorter: whoever is compared gets its turn soon.
+# The longest sample, in seconds, if a run is shorter: the sides alternate quickly.
 LONGEST_SAMPLE = 0.03
 
 
@@ -52,11 +53,11 @@ def compare(
 
     `what`: engines' names, and targets as `kernelk.time` takes them. One target is compared on all named engines (all
     that are installed, if none is named); several on one engine (the active one). A target runs once, on the active
-    engine; its calls are then done again on each side from the state before. `budget`: seconds of running in all.
+    engine; its calls are then repeated on each side from the state before. `budget`: seconds of running in total.
     `device`, `threads`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`: {"n": values}
-    runs the body, a function of `n`, for each. `per_op`: then each op of the call that took longest is timed by itself
-    on every engine, for as many seconds again. The session is afterwards as after the targets' one run.
-    Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
+    runs the body, a function of `n`, for each. `per_op`: then each op of the slowest call is timed separately on every
+    engine, for as many seconds again. Afterwards the session is as after one run of the targets. Raises
+    ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     __tracebackhide__ = True  # in an error of a body
     seconds = checked_budget(budget, "compare")
@@ -182,7 +183,7 @@ def _compare(
             with waiting(f"comparing, for {budget:g} s in all", ["Ctrl-C cancels"]):
                 work.run(budget)
             if per_op:
-                with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+                with waiting("timing each op separately", ["Ctrl-C cancels"]):
                     result.per_op = work.op_by_op(recordings[0], budget)
         finally:
             work.close()
@@ -191,12 +192,12 @@ def _compare(
 
 
 def _installed(active: str) -> list[str]:
-    """The active engine, then all others that can be had here."""
+    """The active engine, then all others that are installed."""
     return [active, *(name for name in registry.names() if name != active and registry.installed(name))]
 
 
 def _names(targets: list[Any]) -> list[str]:
-    """What the bodies are called: their functions' names where these tell them apart."""
+    """The labels of the bodies: their functions' names if these are distinct."""
     names = [str(getattr(target, "__name__", getattr(target, "name", ""))) for target in targets]
     if len(set(names)) == len(names) and all(name and name != "<lambda>" for name in names):
         return names
@@ -204,27 +205,28 @@ def _names(targets: list[Any]) -> list[str]:
 
 
 def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[str]:
-    """What isn't the same for all sides, in words; `threads` as they were asked for."""
+    """Returns notes on conditions that differ between the sides; `threads` as requested."""
     notes = []
     known = [(side.label, side.conditions) for side in sides if side.conditions is not None and not side.failure]
     listed = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
     if threads is not None and threads != DEFAULT:
-        # What runs in this process has the threads that its library was loaded with.
+        # An engine in this process has the threads that its library was loaded with.
         others = [label for label, conditions in known if conditions.threads != int(threads)]
         if others:
-            remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before the notebook's kernel starts"
+            process = "the notebook's kernel" if in_ipython() else "Python"
+            remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before {process} starts"
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
-    places = {conditions.device.partition(":")[0] for _, conditions in known}
-    if len(places) > 1:
-        told = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(joined(f"devices differ ({told})", next_step="--device cpu:0"))
+    kinds = {conditions.device.partition(":")[0] for _, conditions in known}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
+        notes.append(joined(f"devices differ ({listed})", next_step="--device cpu:0"))
     return notes
 
 
 class _Hosts:
-    """The engines' hosts: the session's own, or others with the options that are asked for, ended at the exit."""
+    """The engines' hosts: the session's own, or others with the requested options, ended at the exit."""
 
     def __init__(self, session: Session, device: str | None, threads: int | str | None) -> None:
         self._session = session
@@ -242,7 +244,7 @@ class _Hosts:
     def started(self, name: str) -> Host:
         """The host of an engine, started. Raises KernelKError."""
         session, engine = self._session, registry.engine(name)
-        # What runs in this process has the threads that it has, and a note says how many.
+        # An engine in this process keeps its threads, and a note says how many there are.
         threads = None if engine.in_kernel else self._threads
         changes = requested_options(engine, self._device, threads)
         if not changes:
@@ -260,7 +262,7 @@ class _Hosts:
 
 
 class _Work:
-    """All sides on their hosts, readied one after the other and then run in turns."""
+    """Runs the sides on their hosts: prepares one after the other, then times them in turns."""
 
     def __init__(self, session: Session, hosts: _Hosts, rewind: Any, result: CompareResult) -> None:
         self._session = session
@@ -272,11 +274,11 @@ class _Work:
         self._expected: list[list[Array]] | None = None
 
     def close(self) -> None:
-        """Lets the engines forget what they were given."""
+        """Lets the engines forget the prepared calls."""
         self._open.close()
 
     def prepare(self, side: Side, engine: str, recording: Recording) -> None:
-        """Does the calls once, compares their results with the reference's, and readies them; or notes the failure."""
+        """Makes the calls once, compares their results with the reference's, and prepares them; or notes why not."""
         session = self._session
         try:
             host = self._hosts.started(engine)
@@ -321,7 +323,7 @@ class _Work:
             side.differing += gap.beyond
 
     def run(self, budget: float) -> None:
-        """Warms the sides up, and runs rounds for the rest of the budget; each round has every side once."""
+        """Warms the sides up, and runs rounds for the rest of the budget; each round runs every side once."""
         sides = [side for side in self._result.sides if id(side) in self._ready]
         if not sides:
             return
@@ -360,7 +362,7 @@ class _Work:
             self._result.notes.append(joined(few, next_step=f"--budget {enough}"))
 
     def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
-        """Each op of the call that took longest, by itself on every engine that works; None if none does."""
+        """Times each op of the slowest call separately on every engine that works; None if none does."""
         hosts = {side.label: self._hosts.started(side.label) for side in self._result.sides if id(side) in self._ready}
         if not hosts:
             return None
@@ -372,7 +374,7 @@ class _Work:
 
     @staticmethod
     def _break_even(sides: list[Side]) -> None:
-        """After how many runs a side that takes longer to build is ahead of the one that is ready first."""
+        """Computes after how many runs a side with a longer build overtakes the one that is ready first."""
         if not sides:
             return
         first = min(sides, key=lambda side: side.built)

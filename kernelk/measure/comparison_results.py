@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..display.commands import in_ipython
 from ..display.tables import Rendered, Table, duration
 from ..errors import joined
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
@@ -17,7 +18,7 @@ from .timing import CallTime, Conditions, shown
 
 @dataclass
 class Side:
-    """One engine's, or one body's, part: its times, and how far its results are from the reference's.
+    """One engine's, or one body's, side: its times, and how far its results are from the reference's.
 
     `rounds`: the seconds of all the body's calls in each round. `ratio`: to the reference, in pairs of one round.
     `absolute`, `relative`: the largest differences of an element, the latter relative to it and its tensor's mean size
@@ -51,7 +52,7 @@ class Side:
 
 @dataclass(repr=False)
 class OpsResult(Result, Rendered):
-    """Each op of a call by itself on each engine: `labels` are the engines', `ops` a row of their times for each op."""
+    """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op."""
 
     labels: list[str]
     label: str
@@ -68,7 +69,7 @@ class OpsResult(Result, Rendered):
                 for op in ops
             ]
             rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
-        below = ["each op by itself, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
+        below = ["each op on its own, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
         failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
@@ -91,7 +92,7 @@ class OpsResult(Result, Rendered):
         ]
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured."""
+        """All measurements."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -109,8 +110,8 @@ class OpsResult(Result, Rendered):
 class CompareResult(Result, Rendered):
     """The result of a comparison: a side for each engine or body; the first that works is the reference.
 
-    `python_seconds`: what the body did beside its calls, once, on the active engine alone. `same_engine`: the sides are
-    bodies. `per_op`: each op by itself, where that was asked for.
+    `python_seconds`: the body's time outside its calls, once, on the active engine. `same_engine`: the sides are
+    bodies. `per_op`: each op timed separately, if that was requested.
     """
 
     sides: list[Side]
@@ -139,7 +140,7 @@ class CompareResult(Result, Rendered):
         return not any(side.differing for side in self.sides)
 
     def table(self) -> Table:
-        """A row for each side, and what has to be known beside the figures."""
+        """A row for each side, and notes on the figures."""
         reference = self.reference
         what = "body" if self.same_engine else "engine"
         header = [what, "steady", "ratio", "verdict", "compile", "first run", "pays after", "abs", "rel", "threads"]
@@ -189,7 +190,7 @@ class CompareResult(Result, Rendered):
                 assert reference is not None
                 lines.append(f"{side.label}: {side.differing} elements differ from {reference.label}'s beyond rounding")
                 if not self.same_engine:
-                    lines[-1] = joined(lines[-1], next_step=f"%kdiff y {reference.label} {side.label}")
+                    lines[-1] = joined(lines[-1], next_step=_diff_command(reference.label, side.label))
             remark = unsteadiness(side.rounds) if not side.failure else ""
             if remark:
                 lines.append(f"{side.label}: unsteady ({remark})")
@@ -213,7 +214,7 @@ class CompareResult(Result, Rendered):
         return [*lines, *seen]
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict a side: the rows of `to_frame`."""
+        """One dict per side: the rows of `to_frame`."""
         rows = []
         for side in self.sides:
             row: dict[str, Any] = {"side": side.label, "failure": side.failure}
@@ -235,13 +236,20 @@ class CompareResult(Result, Rendered):
         return rows
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured, samples included."""
+        """All measurements, samples included."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
         """The bars of `plot`: each side's median."""
         working = [side for side in self.sides if not side.failure]
         return [side.label for side in working], [side.steady for side in working]
+
+
+def _diff_command(reference: str, other: str) -> str:
+    """The command that finds the first op on which two engines differ; scripts and shells have no magics."""
+    if in_ipython():
+        return f"%kdiff y {reference} {other}"
+    return f"add print(kernelk.diff(y, {reference!r}, {other!r})) to the script"
 
 
 @dataclass(repr=False)
@@ -268,7 +276,7 @@ class SweepResult(Result, Rendered):
         return [{self.name: value, **row} for value, result in self.points for row in result.records()]
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured, samples included."""
+        """All measurements, samples included."""
         return {"name": self.name, "points": [[value, result.raw()] for value, result in self.points]}
 
     def plot(self, ax: Any = None) -> Any:

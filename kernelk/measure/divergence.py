@@ -71,7 +71,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class NodeDiff:
-    """One node on both engines. `own`: the gap that remains when the op is fed the reference's inputs (None: unknown).
+    """One node on both engines. `own`: the gap that remains when the op gets the reference's inputs (None: unknown).
 
     `source`: your line, at `location`. `ranges`: the values' range on each engine. `inputs`: the operands' rows in the
     report.
@@ -97,7 +97,7 @@ class NodeDiff:
         """Its remarkable properties, for the table."""
         flags = [f"{self.gap.beyond} of {self.gap.size} differ"] if self.gap.beyond else []
         if self.own is not None and self.own.beyond:
-            flags.append("by itself")
+            flags.append("own error")
         for what, counts in (("NaN", [r.nans for r in self.ranges]), ("inf", [r.infinities for r in self.ranges])):
             named = [engine for engine, count in zip(engines, counts) if count]
             if named:
@@ -217,7 +217,7 @@ class DiffReport(Rendered):
         positions = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(positions, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "rel by itself", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "own rel", "note"]
         rows = [
             [
                 row.op,
@@ -251,7 +251,7 @@ def diff(
     """Computes every node that `y` needs on two engines, and finds the first that differs. The twin of `%kdiff`.
 
     `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
-    arrays; those left out take what they were fed last. `tolerance`: relative, to an element and to its tensor's mean
+    arrays; those left out take their last feed. `tolerance`: relative, to an element and to its tensor's mean
     size; 1e-2, 1e-4 and 1e-8 for the three floats unless given, while integers and bools must be equal.
     Both engines get the same feeds, variables and random draws. Nothing is committed and the active engine stays.
     Raises ArgumentError, FeedError, UnknownBackendError, BackendNotInstalledError or EngineError.
@@ -288,7 +288,7 @@ def _checked(tolerance: Any) -> float:
 
 
 class _Comparison(Nodes):
-    """All nodes of some tensors on two started hosts.
+    """Compares all nodes of some tensors on two started hosts.
 
     Values are computed for some nodes at a time, compared and released; only sizes and ranges are kept.
     """
@@ -376,7 +376,7 @@ class _Comparison(Nodes):
         self._origin(result, row, number)
 
     def _origin(self, result: DiffReport, row: NodeDiff, number: int) -> None:
-        """Notes the row if a NaN or an infinity begins there, on whichever engine, and none of its kind did before."""
+        """Notes the row if it is the first where a NaN or an infinity appears, on either engine."""
         for kind in ("NaN", "inf"):
             if any(origin.kind == kind for origin in result.origins):
                 continue
@@ -435,7 +435,7 @@ def gap_of(a: Array, b: Array, tolerance: float, size: float) -> Gap:
         magnitude = np.maximum(np.abs(wide_a), np.abs(wide_b))
         finite = np.isfinite(absolute) & ~same
         relative = np.where(finite, absolute / magnitude, absolute)
-        # A small element beside large ones carries their rounding.
+        # A small element next to large ones carries their rounding error.
         scaled = np.where(finite, absolute / (magnitude + size), absolute)
     beyond = scaled > tolerance if a.dtype.name in FLOATS else ~same
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(scaled)), a.shape))

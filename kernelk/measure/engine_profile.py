@@ -28,7 +28,7 @@ EVENTS = 5
 
 @dataclass
 class EngineRow:
-    """One thing that ran, by the engine's own name for it.
+    """One row of an engine's profile, by the engine's own name for it.
 
     `calls` in a run, and `seconds` of all of them in a run, without what they called. `source`: your line,
     at `location`, where the profile tells which op it belongs to; of several fused ones it is one of them.
@@ -103,11 +103,11 @@ class EngineProfile(Result, Rendered):
         return [*lines, self.remark] if self.remark else lines
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict for each thing that ran: the rows of `to_frame`."""
+        """One dict for each row of `to_frame`."""
         return [{**asdict(row), "share": self.share(row)} for row in self.rows]
 
     def raw(self) -> dict[str, Any]:
-        """All that was seen."""
+        """The whole profile."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -136,7 +136,7 @@ def check_profiler(host: Host) -> None:
 def engine_profile(session: Session, host: Host, call: Call, budget: float) -> EngineProfile:
     """Runs one kind of call under the engine's own profiler. `budget`: seconds to run for, not counting compilation.
 
-    The call is compiled anew for it, and nothing of the session changes. Raises EngineError.
+    The call is compiled again for it, and nothing in the session changes. Raises EngineError.
     """
     program = call.program(session, host.ops)
     specialisation = program.specialise(tuple(feed.shape for feed in call.feeds), host.specialises)

@@ -13,7 +13,7 @@ import numpy as np
 # another, and tell less than as many independent samples would.
 CONFIDENCE = 0.99
 
-# Two times that are nearer than this are not told apart: the place of the same program in memory makes as much.
+# Times closer than this count as equal: where a program lies in memory makes as much of a difference.
 RESOLUTION = 0.01
 
 # Samples whose halves, or whose middle half, differ by more than this are called unsteady.

@@ -1,4 +1,4 @@
-"""Profiles a recorded call for `%kprofile`: each node by itself on its real inputs, beside the call as compiled."""
+"""Profiles a recorded call for `%kprofile`: each node separately on its real inputs, and the call as compiled."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Machine:
 
 @dataclass
 class OpTime:
-    """One op by itself, of your line `source` at `location`. `part`: "forward", "gradient" or "update". `count` nodes
-    are alike, and `steady` is of one.
+    """One op, timed separately, of your line `source` at `location`. `part`: "forward", "gradient" or "update". `count`
+    nodes are equal, and `steady` is the time of one.
 
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
     why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
@@ -101,13 +101,13 @@ class OpTime:
 
     @property
     def total(self) -> float:
-        """Seconds of all that are alike."""
+        """The seconds of all equal nodes."""
         return 0.0 if self.failure else self.count * self.steady.value
 
 
 @dataclass(repr=False)
 class ProfileResult(Result, Rendered):
-    """The result of `%kprofile`: `ops`, the slowest first, each by itself and unfused; `whole`: the call as compiled.
+    """The result of `%kprofile`: `ops`, the slowest first, each separately and unfused; `whole`: the call as compiled.
 
     `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
     """
@@ -126,12 +126,12 @@ class ProfileResult(Result, Rendered):
 
     @property
     def alone(self) -> float:
-        """All ops one after the other, each by itself, in seconds: not a time of the call."""
+        """The sum of all ops' separate times, in seconds: not the time of the call."""
         return sum(op.total for op in self.ops)
 
     @property
     def fusion(self) -> float:
-        """The time of all ops by themselves, as a multiple of the call's."""
+        """The time of all separate ops, as a multiple of the call's."""
         return self.alone / self.whole.steady.value
 
     def share(self, op: OpTime) -> float:
@@ -178,7 +178,7 @@ class ProfileResult(Result, Rendered):
             for op in self.ops[:SHOWN_ROWS]
         ]
         whole = self.whole.steady
-        verb = "fusion saves" if self.fusion >= 1 else "by themselves its ops take"
+        verb = "fusion saves" if self.fusion >= 1 else "separately its ops take"
         title = (
             f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
@@ -225,7 +225,7 @@ class ProfileResult(Result, Rendered):
         ]
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured."""
+        """All measurements."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -235,7 +235,7 @@ class ProfileResult(Result, Rendered):
 
 
 def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
-    """Times each op of a call by itself on the active engine. The Python twin of `%kprofile`.
+    """Times each op of a call separately on the active engine. The Python twin of `%kprofile`.
 
     `target`, `feeds`: as in `kernelk.time`; of several kinds of calls, the one that took longest is profiled. `budget`:
     seconds of running in all; compiling each op comes on top. Nothing is committed but by the body itself. `engine`:
@@ -255,7 +255,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
         with untouched(session, [host]):
             whole = measured(session, host, call, seconds / 5)
             machine = _machine(session, host, seconds / 20)
-            with waiting("timing each op by itself", ["Ctrl-C cancels"]):
+            with waiting("timing each op separately", ["Ctrl-C cancels"]):
                 ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
             own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
@@ -267,7 +267,7 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
 def _timed(
     session: Session, host: Host, outputs: list[Tensor], fed: list[tuple[Any, Array]], budget: float
 ) -> CallTime:
-    """Runs of these outputs by themselves. Raises KernelKError."""
+    """Times runs of these outputs on their own. Raises KernelKError."""
     function = Function([x for x, _ in fed], outputs, live=False)
     alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
     with ready(session, host, alone) as timed:
@@ -282,12 +282,12 @@ def _machine(session: Session, host: Host, budget: float) -> Machine:
     square, long = np.full((n, n), 1 / n, np.float32), np.ones(m, np.float32)
     product = _timed(session, host, [dot(a, a)], [(a, square)], budget)
     total = _timed(session, host, [b + b], [(b, long)], budget)
-    # What it can do, and not what it does beside other work.
+    # The machine's capacity, not what is left beside other work.
     return Machine(2.0 * n**3 / min(product.samples), 2.0 * long.nbytes / min(total.samples))
 
 
 def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float) -> list[list[OpTime]]:
-    """Each kind of op of a call by itself on each of these started hosts, in turns of random order.
+    """Times each kind of op of a call separately on each of these started hosts, in turns of random order.
 
     Every host computes from the same operands, those of the first. `budget`: seconds of running in all.
     """
@@ -336,10 +336,10 @@ def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
 def _by_itself(
     session: Session, host: Host, nodes: Nodes, number: int, known: dict[int, Array], budget: float
 ) -> Estimate:
-    """The time of this node by itself; `known`: the values of what it takes. Raises KernelKError."""
+    """The time of this node on its own; `known`: the values of its operands. Raises KernelKError."""
     node = nodes.nodes[number]
     if number < nodes.program.first:
-        # A draw: what it needs are lengths, of whatever is fed.
+        # A draw needs only the lengths of its operands, whatever is fed.
         return _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget).steady
     if node.op == "scan":
         outputs, leaves = nodes.loop_alone(number)

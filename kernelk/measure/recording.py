@@ -69,7 +69,7 @@ class Recording:
 
     @property
     def python_seconds(self) -> float:
-        """The seconds that the body took beside its calls."""
+        """The seconds that the body took outside its calls."""
         return max(0.0, self.seconds - sum(sum(call.seconds) for call in self.calls))
 
 
@@ -91,7 +91,7 @@ class _Recorder:
         kept: list[Array] | None = None
         self._bytes += sum(feed.nbytes for feed in feeds)
         if call is None or self._bytes <= KEPT_BYTES:
-            # The body may go on to change its arrays in place.
+            # The body may change its arrays in place later.
             kept = [feed.copy() for feed in feeds]
         if call is None:
             call = self._kinds[key] = Call(function, phase, kept or [], caller())
@@ -104,7 +104,7 @@ class _Recorder:
         self._running = call
 
     def end(self, seconds: float) -> None:
-        """It has run."""
+        """Notes that the running call has ended, after so many seconds."""
         assert self._running is not None
         self._running.seconds.append(seconds)
         self._running = None

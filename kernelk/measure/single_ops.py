@@ -1,4 +1,4 @@
-"""Takes a graph apart for `divergence` and `profiling`: each node by itself, to be computed on its own."""
+"""Takes a graph apart for `divergence` and `profiling`, so that each node can be computed on its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK_BYTES = 1 << 28
 
 
 class Nodes:
-    """All nodes of some tensors, by their numbers in the neutral program: their operands, shapes, and values on a host.
+    """The nodes of some tensors, by their numbers in the neutral program: their operands, shapes, and values on a host.
 
     Every op stands as the user's lines recorded it, however the engines compose it.
     """
@@ -139,7 +139,7 @@ class Nodes:
         return dict(zip(numbers, self.run(host, self.placeholders, [self.nodes[n] for n in numbers], self.feeds)))
 
     def alone(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Placeholder]]:
-        """Each of these nodes as an op by itself, and the placeholders that stand for its computed or fed operands.
+        """Each of these nodes as a graph of its own, and the placeholders for its computed or fed operands.
 
         Ops that can't stand alone (a draw, a loop and its items) are left out.
         """
@@ -156,7 +156,7 @@ class Nodes:
         return tensors, leaves.fed
 
     def loop_alone(self, number: int) -> tuple[list[Tensor], dict[int, Placeholder]]:
-        """All values that are used of a loop, as a loop by itself, and its placeholders: see `alone`."""
+        """All values of a loop that are used, as a loop on its own, and its placeholders: see `alone`."""
         node, inputs, _, loop = self.program.instructions[number - self.program.first]
         assert isinstance(node, Scan)
         assert loop is not None

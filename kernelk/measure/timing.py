@@ -1,4 +1,4 @@
-"""Times recorded calls for `%ktime`: compile, first run, steady state and transfer, each figure by itself."""
+"""Times recorded calls for `%ktime`: compile, first run, steady state and transfer, each separately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .results import Result, noted
 
 # A sample lasts at least this long, in seconds, so that reading the clock is less than a thousandth of it.
 SHORTEST_SAMPLE = 1e-3
-# One request asks for samples of about this many seconds together: Ctrl-C is heard between requests.
+# One request asks for samples of about this many seconds in total: Ctrl-C takes effect between requests.
 REQUEST = 0.1
 # The share of the budget, at most, that goes by until the times are steady.
 WARM_UP = 0.25
@@ -34,7 +34,7 @@ CACHE_WARM_FRACTION = 0.25
 # After an engine's turn, others wait this long in seconds: OpenBLAS's threads spin for up to 2**26 cycles before they
 # sleep, and take a core from whoever runs in another process meanwhile.
 SETTLE_SECONDS = 0.03
-# Updates begin anew at each sample, which costs its first run something: so many runs share it, where they are short.
+# Each sample restarts the updates, which slows its first run: short runs share that cost in samples of so many.
 RUNS_WITH_UPDATES = 4
 BUDGET = 2.0
 
@@ -57,7 +57,7 @@ class Conditions:
 
     @classmethod
     def of(cls, host: Host) -> Conditions:
-        """Those of a started host."""
+        """The conditions of a started host."""
         facts = host.facts
         on_cpu = str(facts.get("device", "cpu")).startswith("cpu")
         return cls(
@@ -75,7 +75,7 @@ class Conditions:
         )
 
     def words(self) -> str:
-        """All of them, for a line below a table."""
+        """All conditions in words, for a line below a table."""
         where = "in the kernel" if self.placement == "kernel" else "in a worker"
         parts = [
             f"{self.engine} {self.version} ({self.interpreter}) {where}",
@@ -102,7 +102,7 @@ class CallTime:
 
     `compile_seconds`: the engine's building of the program; `first_seconds`: its first run; `samples`: one run each,
     the mean of `loops`, when it is warm; `load`, `deliver`, `commit`: to hand its feeds over, to get its outputs back,
-    to write new values down; `whole`: all of a call as K.function makes it. `count`: how often the body makes it.
+    to commit new values; `whole`: a whole call as K.function makes it. `count`: how often the body makes it.
     """
 
     label: str
@@ -140,7 +140,7 @@ def shown(estimate: Estimate) -> str:
 class TimeResult(Result, Rendered):
     """The result of `%ktime`: the times of each kind of call that the body makes, under these conditions.
 
-    `python_seconds`: what the body did beside its calls, once.
+    `python_seconds`: the body's time outside its calls, once.
     """
 
     conditions: Conditions
@@ -150,7 +150,7 @@ class TimeResult(Result, Rendered):
 
     @property
     def steady(self) -> float:
-        """All warm runs of the body together, in seconds."""
+        """The time of all the body's calls when warm, in seconds."""
         return sum(call.count * call.steady.value for call in self.calls)
 
     def notes(self) -> list[str]:
@@ -207,7 +207,7 @@ class TimeResult(Result, Rendered):
         return rows
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict a call: the rows of `to_frame`."""
+        """One dict per call: the rows of `to_frame`."""
         rows = []
         for call in self.calls:
             low, high = call.steady.low, call.steady.high
@@ -230,7 +230,7 @@ class TimeResult(Result, Rendered):
         return rows
 
     def raw(self) -> dict[str, Any]:
-        """All that was measured, samples included."""
+        """All measurements, samples included."""
         return asdict(self)
 
     def bars(self) -> tuple[list[str], list[Estimate]]:
@@ -256,7 +256,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
 
     `target`: a body, as a function without arguments that evaluates something; or a tensor, several, or a K.function,
     with `feeds` (placeholder to array) or what its placeholders were fed last. It runs once as always; its calls are
-    then run again from the state that it left, for `budget` seconds in all beside compiling, and change nothing.
+    then run again from the state that it left, for `budget` seconds in total plus compilation, and change nothing.
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
     __tracebackhide__ = True  # in an error of the body
@@ -272,7 +272,7 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
 
 
 def measured(session: Session, host: Host, call: Call, budget: float) -> CallTime:
-    """One kind of call, measured on a started host for about `budget` seconds beside its compilation."""
+    """Measures one kind of call on a started host for about `budget` seconds, plus its compilation."""
     with ready(session, host, call) as timed:
         timed.warm_up(budget * WARM_UP)
         timed.sample_for(budget)
@@ -282,7 +282,7 @@ def measured(session: Session, host: Host, call: Call, budget: float) -> CallTim
 
 
 class Timed:
-    """One kind of call that stands ready on a host to be run again and again."""
+    """One kind of call that is prepared on a host to be run repeatedly."""
 
     def __init__(self, host: Host, number: int, call_time: CallTime, runs: int) -> None:
         self._host = host
@@ -293,7 +293,7 @@ class Timed:
     def sample(self, times: int = 1, before: int = 0) -> list[float]:
         """The seconds of a run, `times` times; each is the mean of as many runs as `warm_up` found right.
 
-        `before`: so many runs are made first, and counted nowhere.
+        `before`: so many runs are made first, and not counted.
         """
         with self._host.held():
             reply = self._host.request(
@@ -308,7 +308,7 @@ class Timed:
         return list(reply["samples"])
 
     def in_turn(self, longest: float) -> float:
-        """One sample, after runs that have the caches filled again with what this call needs.
+        """Takes one sample, after runs that fill the caches again with what this call needs.
 
         Where it took far longer than `longest`, since the machine is busy, the next one is shorter.
         """

@@ -27,7 +27,7 @@ argument: Callable[..., Callable[[Any], Any]] = _ipython.argument
 def magic_arguments(takes: str, example: str) -> Callable[[Any], Any]:
     """Declares a magic that `argument` decorates, for `parse`.
 
-    `takes` says what it takes beside options ("one engine's name"), `example` is a line that works.
+    `takes` says what it takes besides options ("one engine's name"), `example` is a line that works.
     """
 
     def declare(magic: Any) -> Any:
@@ -35,9 +35,9 @@ def magic_arguments(takes: str, example: str) -> Callable[[Any], Any]:
         written = example.split()[0].removeprefix("%")
         magic = _ipython.magic_arguments(written)(magic)  # type: ignore[no-untyped-call]
         magic.parser.takes, magic.parser.example = takes, example
-        # By itself argparse would leave only the text of what went wrong.
+        # Otherwise argparse would exit, and only its message would be left.
         magic.parser.exit_on_error = False
-        # A prefix that means one option today would mean another one once there are more.
+        # An abbreviation would become ambiguous once there are more options.
         magic.parser.allow_abbrev = False
         return magic
 
@@ -46,9 +46,9 @@ def magic_arguments(takes: str, example: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class Expression:
-    """The type of a first argument that is Python text up to the first option; `purpose` is what happens to it.
+    """The type of a first argument that is Python text up to the first option; `purpose` is the verb for messages.
 
-    Engines' names may stand between the two: those of the magic's next argument, as many as its `nargs` says.
+    Engines' names may come between the two: they are the magic's next argument, as many as its `nargs` says.
     """
 
     purpose: str
@@ -79,7 +79,7 @@ feed_argument = argument(
     action="append",
     type=feed,
     default=[],
-    help="a placeholder's value, both as Python; once for each",
+    help="a placeholder and its value, both Python expressions; repeat it for others",
 )
 
 
@@ -126,7 +126,7 @@ def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Nam
             reason = f"{error.argument_name}: {error.message}"
             for action in magic.parser._actions:
                 wrong = action.metavar and "/".join(action.option_strings) == error.argument_name
-                # An example has this option with a value; where an expression is needed, too, the magic's is better.
+                # The example shows this option with a value; if an expression is needed too, the magic's own is better.
                 if wrong and not isinstance(python_kind(magic), Expression):
                     example = f"{name} {action.option_strings[0]} {action.metavar}"
         raise ArgumentError(
@@ -141,7 +141,7 @@ def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Nam
 
 
 def _split_options(magic: Any, line: str) -> tuple[str, list[str]]:
-    """What stands before the first option, and each option with all the text up to the next one."""
+    """Splits a line into the text before the first option, and each option with the text up to the next one."""
     known = "|".join(re.escape(option) for option in options(magic))
     pattern = rf"(?:^|(?<=\s))((?:{known})(?=[\s=]|$)|--\w[\w-]*(?=\s|$))"
     head, *pieces = re.split(pattern, line.strip())
@@ -159,7 +159,7 @@ def _no_option(magic: Any, option: str) -> ArgumentError:
         return ArgumentError(f"{name} takes no options", next_step=name)
     if option in ("-h", "--help"):
         return ArgumentError(f"{name} has no option {option}", next_step=f"{name}? shows options and examples")
-    # All begin with "--", which makes no two of them alike.
+    # All begin with "--", which would make any two of them look similar.
     hint = did_you_mean(option.lstrip("-"), [one.lstrip("-") for one in known], "--{}", cutoff=0.5)
     return ArgumentError(
         f"{name} has no option {option}",
@@ -169,7 +169,7 @@ def _no_option(magic: Any, option: str) -> ArgumentError:
 
 
 def _check_order(magic: Any, words: list[str]) -> None:
-    """Raises ArgumentError if the expression stands after these options, where it would be the last one's value."""
+    """Raises ArgumentError if the expression comes after these options, where it would be the last one's value."""
     *before, last = words
     option, _, text = last.partition("=")
     value, _, expression = text.partition(" ") if takes_value(magic, option) else ("", "", text)
@@ -186,7 +186,7 @@ def _check_code(magic: Any, words: list[str], code: str) -> None:
     known = "|".join(re.escape(option) for option in options(magic))
     for match in re.finditer(rf"\s({known})(?=[\s=]|$)", code):
         head, tail = code[: match.start()].strip(), code[match.start() :].strip()
-        # Not where it stands in quotes or brackets: what comes before it is no Python then.
+        # Inside quotes or brackets it is part of the code: then the text before it isn't valid Python.
         try:
             ast.parse(head)
         except (SyntaxError, ValueError):
@@ -196,7 +196,7 @@ def _check_code(magic: Any, words: list[str], code: str) -> None:
 
 
 def _split_names(magic: Any, text: str, count: int | str | None, line: str) -> tuple[str, list[str]]:
-    """The expression, and the names after it: so many, or for "*" all that are engines'. Commas may part them."""
+    """The expression and the names after it: `count` of them, or for "*" all that are engines. Commas are allowed."""
     if isinstance(count, int):
         parts = text.rsplit(None, count)
         if len(parts) <= count:
@@ -238,7 +238,7 @@ def _positionals(magic: Any) -> list[argparse.Action]:
 
 
 def python_kind(magic: Any) -> Expression | Code | None:
-    """What of a declared magic's line is Python: an Expression, Code, or nothing."""
+    """The Python part of a declared magic's line: an Expression, Code, or nothing."""
     kind = next((action.type for action in _positionals(magic)), None)
     return kind if isinstance(kind, (Expression, Code)) else None
 

@@ -1,4 +1,4 @@
-"""Between a magic and what measures: turns a cell's text into a function that runs in the notebook's own names."""
+"""Turns the cell of a measuring magic into a function that runs in the notebook's namespace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..source import CELL
 def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callable[..., Any]:
     """A function that runs the text in the shell's namespace, with keyword arguments as names while it runs.
 
-    Its lines show in errors as those of a cell. Raises ArgumentError for text that is empty or no Python.
+    Errors show its lines as those of a cell. Raises ArgumentError for text that is empty or no Python.
     """
     if not text.strip():
         raise ArgumentError(f"{magic} was given nothing to run", next_step=example)
@@ -41,7 +41,7 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
             exec(statements, namespace)
             return eval(expression, namespace) if expression is not None else None
         finally:
-            # The names are the user's own, whatever they stood for.
+            # These names may be the user's own: restore them.
             for name in names:
                 if name not in before:
                     namespace.pop(name, None)

@@ -38,7 +38,7 @@ _LINE = re.compile(rf"\s*(?:\w+\s*=\s*)?%{{0,2}}(kbackend|{'|'.join(_MAGICS)})\s
 
 
 def matcher(magics: Any) -> Any:
-    """A matcher for IPython's completer: of the lines of these magics alone, where it knows better than all others."""
+    """A matcher for IPython's completer that takes over the lines of these magics, and no others."""
 
     @context_matcher(identifier="kernelk.magics", priority=1000)  # type: ignore[untyped-decorator]
     def kernelk_magics(context: Any) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def matcher(magics: Any) -> Any:
             offered = list(_tensors(magics.shell.user_ns, before, word))
         else:
             offered = list(_compare(before, word) if name == "kcompare" else _beside_python(magic, before, word))
-        # Nothing that the other matchers know belongs on these lines, and Jedi would take its time to say so.
+        # The other matchers offer nothing that belongs on these lines, and Jedi would take long to find that out.
         alone = python_kind(magic) is None or any(text.startswith(word) for text in offered)
         fitting = [SimpleCompletion(text) for text in offered if text.startswith(word)]
         if alone and not fitting:
-            # Who offers nothing suppresses nothing: every magic there is would come, or what Python knows.
+            # A matcher without an offer suppresses none of the others, which would list every magic or Python name.
             fitting = [SimpleCompletion(word)]
-        # IPython would take "cpu:0" for two words.
+        # IPython would split "cpu:0" into two words.
         return {"completions": fitting, "matched_fragment": word, "suppress": alone}
 
     return kernelk_magics
@@ -73,7 +73,7 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     actions = [f"--{name}" for name in magics.actions]
     action = next((name for name in before if name in actions), None)
     if action is not None:
-        # Names go with it and no option: one, or as many as there are.
+        # It takes names and no options: one name, or any number of them.
         more = action in ("--install", "--doctor") or (last == action and action != "--list")
         return [name for name in registry.names() if name not in before] if more else []
     if last == "--device":
@@ -102,7 +102,7 @@ def _threads() -> list[str]:
 
 
 def _beside_python(magic: Any, before: list[str], word: str) -> Iterable[str]:
-    """Options and engines; the expression or the code is IPython's to complete, and a feed's value is one, too."""
+    """Options and engines; expressions, code and the values of feeds are left to IPython."""
     if word.startswith("-"):
         return options(magic) if isinstance(python_kind(magic), Expression) or not _code_begun(magic, before) else []
     if not before or any(name.startswith("--") for name in before) or not takes_engines(magic):
@@ -134,7 +134,7 @@ def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterabl
     if last == "--sort":
         return COLUMNS
     left = [name for name in options(InspectionMagics.ktensors) if name not in before]
-    # Without a session no tensor has been made.
+    # Without a session there are no tensors yet.
     names: Iterable[str] = ()
     if not word.startswith("-") and existing() is not None:
         from ..inspection.inventory import names_of
@@ -144,21 +144,21 @@ def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterabl
 
 
 def devices(name: str | None) -> list[str]:
-    """The devices of an engine (the active one by default): all where it has been started, else those it surely has."""
+    """The devices of an engine (the active one by default): all of them once it has started, until then cpu:0."""
     session = existing()
     host = session.hosts.get(name or session.active) if session is not None else None
     return list(host.facts.get("devices", ())) if host is not None and host.facts else ["cpu:0"]
 
 
 def load(shell: InteractiveShell, magics: Any) -> None:
-    """Adds the matcher to the shell's completer; one without a completer goes without."""
+    """Adds the matcher to the shell's completer, if the shell has one."""
     completer: Any = shell.Completer
     if completer is not None:
         completer.custom_matchers.append(matcher(magics))
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Takes it back."""
+    """Removes the matcher again."""
     completer: Any = shell.Completer
     if completer is not None:
         completer.custom_matchers[:] = [

@@ -1,4 +1,4 @@
-"""What Python text in a magic's line stands for: evaluates expressions and feeds in the notebook's names."""
+"""Evaluates the Python text in a magic's line, expressions and feeds, in the notebook's namespace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "
     except KernelKError:
         raise  # as of an op that is refused: it says itself what to do
     except Exception as error:
-        # Python's own text names a line of a file "<string>".
+        # Python's own message would name a line of a file "<string>".
         reason = error.msg if isinstance(error, SyntaxError) else error
         raise ArgumentError(
             f"{magic}: {expression} can't be evaluated: {type(error).__name__}: {one_line(reason)}",
@@ -32,7 +32,7 @@ def value_of(shell: InteractiveShell, expression: str, magic: str, hint: str = "
 
 
 def engine_hint(expression: str) -> str:
-    """For an expression that can't be evaluated: the engines, if its last word may be meant for one."""
+    """The hint for an expression that can't be evaluated: the engines, if its last word may be meant for one."""
     words = expression.split()
     if len(words) < 2:
         return ""
@@ -42,11 +42,11 @@ def engine_hint(expression: str) -> str:
 
 
 def feeds_of(shell: InteractiveShell, texts: Iterable[tuple[str, str]], magic: str) -> dict[Any, Any]:
-    """The values of `--feed` options by placeholder: the one that a notebook name stands for, else that name."""
+    """The values of `--feed` options by placeholder: the notebook variable of that name, else the name itself."""
     feeds: dict[Any, Any] = {}
     for name, value in texts:
         placeholder: Any = name
-        # Where it is no name of the notebook's, it may be a placeholder's own; whoever takes the feed knows.
+        # If it isn't a variable of the notebook, it may be a placeholder's own name; that is checked with the feeds.
         with contextlib.suppress(ArgumentError):
             placeholder = value_of(shell, name, magic)
         feeds[placeholder] = value_of(shell, value, magic)

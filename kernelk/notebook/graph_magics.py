@@ -21,13 +21,13 @@ def _depth(text: str) -> int:
 
 @magics_class
 class GraphMagics(Magics):
-    """What is shown is an expression's value: a tensor, several, or a K.function."""
+    """Magics that show an expression's value: a tensor, several, or a K.function."""
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments("an expression", "%kgraph loss --depth 1")
     @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
-    @argument("--times", action="store_true", help="with the time of each op by itself on the active engine")
+    @argument("--times", action="store_true", help="show the time of each op on its own on the active engine")
     @argument("--depth", metavar="N", type=_depth, help="how many levels of name scopes are opened")
     @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
     @feed_argument
@@ -38,12 +38,12 @@ class GraphMagics(Magics):
         Examples::
 
           %kgraph loss                      as a picture in a notebook, as text in a terminal
-          %kgraph train --times             with the time of each op by itself on the active engine
+          %kgraph train --times             with the time of each op on its own on the active engine
           %kgraph loss --depth 1            one level of name scopes opened; 0: each scope is one box
           %kgraph loss --all                nothing collapsed, up to 1,000 nodes
           %kgraph loss --times --feed x=batch
 
-        More than 200 nodes are collapsed by name scope, then by rows of ops. What it returns has .save("graph.svg").
+        More than 200 nodes are collapsed by name scope, then by rows of ops. The result has .save("graph.svg").
         Python twin: kernelk.draw(loss, depth=1, times=True, feeds={x: batch}).
         """
         given = parse(self.kgraph, line)
@@ -79,8 +79,8 @@ class GraphMagics(Magics):
           %kshow train theano --feed x=batch       of a K.function, for feeds of these shapes
 
         TensorFlow: the concrete function. Theano: the optimised graph. CNTK: its Functions. JAX: the jaxpr and what XLA
-        makes of it. PyTorch: the function that calls its kernels. numpy: the program, op by op. Nothing is run. What it
-        returns has .text("theano"), the whole of a long listing.
+        makes of it. PyTorch: the function that calls its kernels. numpy: the program, op by op. Nothing is run. The
+        result has .text("theano"), which returns a long listing in full.
         Python twin: kernelk.show(y, "tensorflow", "theano", feeds={x: array}).
         """
         given = parse(self.kshow, line)

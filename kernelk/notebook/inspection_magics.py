@@ -28,13 +28,13 @@ class InspectionMagics(Magics):
 
           %ktensors                        all of them, in the order in which they were made
           %ktensors --values               with statistics of their values
-          %ktensors --values loss          of one
-          %ktensors layers*                those whose name, or whose op's name, matches
+          %ktensors --values loss          with statistics of one tensor
+          %ktensors layers*                tensors whose name, or op, matches
           %ktensors --kind variable --sort bytes
-          %ktensors --sort nan             those with most NaNs first
+          %ktensors --sort nan             tensors with the most NaNs first
 
-        A value is a variable's own, what a placeholder was fed last, or else evaluated with that on the active engine,
-        if it runs; missing values are explained. What it returns has .rows, .summaries, .to_frame() and .to_json().
+        Values are the variables' own, the placeholders' last feeds, or computed from these on the active engine, if it
+        is running; missing values are explained. The result has .rows, .summaries, .to_frame() and .to_json().
         Python twin: kernelk.tensors("loss", values=True, kind="tensor", sort="bytes").
         """
         from ..inspection.tensor_list import tensors
@@ -52,7 +52,7 @@ class InspectionMagics(Magics):
 
           %kpanel             one click or key swaps the engine; changes are shown at once
 
-        Any number may be open, in other notebooks' views of this kernel, too. It needs kernelk[panel]. Python twin:
+        Any number of panels can be open, also in other views of the notebook. Needs kernelk[panel]. Python twin:
         kernelk.panel().
         """
         from ..widgets import panel

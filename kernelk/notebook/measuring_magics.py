@@ -11,7 +11,7 @@ from .arguments import Code, Expression, argument, feed_argument, magic_argument
 from .cell_body import body
 from .expressions import engine_hint, feeds_of, value_of
 
-_OPTIONS_ALONE = "no arguments but options; the code is the cell"
+_OPTIONS_ALONE = "only options; the code is the cell"
 
 
 @magics_class
@@ -21,20 +21,20 @@ class MeasuringMagics(Magics):
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments(_OPTIONS_ALONE, "%ktime K.dot(a, b)")
-    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
+    @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (2)")
     @line_cell_magic
     def ktime(self, line: str, cell: str | None = None) -> Any:
-        """Times an expression, or a cell, on the active engine: compile, first run, steady state, transfer.
+        """Times an expression or a cell on the active engine: compile, first run, steady state, transfer.
 
         Examples::
 
           %ktime K.dot(a, b)               a tensor: it is evaluated
           %ktime f([x])                    a call of a K.function
           %ktime --budget 10 f([x])        for 10 seconds
-          %%ktime                          all that the cell evaluates, each kind of call by itself
+          %%ktime                          everything that the cell evaluates, each kind of call separately
 
-        What it returns has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
+        The result has .to_frame(), .to_json() and .plot(). Python twin: kernelk.time(lambda: f([x])).
         """
         __tracebackhide__ = True  # in an error of the user's own code
         from ..measure.timing import time
@@ -43,21 +43,21 @@ class MeasuringMagics(Magics):
 
     @no_var_expand
     @magic_arguments(_OPTIONS_ALONE, "%kprofile K.dot(a, b)")
-    @argument("code", nargs="?", type=Code(), help="the code, where it isn't a cell")
+    @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (5)")
     @argument("--engine", action="store_true", help="also run the engine's own profiler on the call")
     @line_cell_magic
     def kprofile(self, line: str, cell: str | None = None) -> Any:
-        """Times each op of a call by itself, on its real inputs, beside the call as the engine compiles it.
+        """Times each op of a call separately, on its real inputs, next to the call as the engine compiles it.
 
         Examples::
 
-          %kprofile f([x])                 each op of a call of a K.function, with your lines
+          %kprofile f([x])                 each op of a call of a K.function, with its source line
           %kprofile K.softmax(y)           a tensor: it is evaluated
-          %%kprofile --budget 20           the call of the cell that takes longest
+          %%kprofile --budget 20           the slowest call in the cell
           %kprofile --engine f([x])        also with the engine's own profiler, which sees fused ops
 
-        What it returns has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
+        The result has .ops, .engine_profile, .to_frame(), .to_json() and .plot(). Python twin:
         kernelk.profile(lambda: f([x]), engine=True).
         """
         __tracebackhide__ = True
@@ -66,7 +66,7 @@ class MeasuringMagics(Magics):
         return self._measured(profile, self.kprofile, line, cell)
 
     def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
-        """What the twin makes of the line's code or the cell, with the line's options."""
+        """Calls the twin on the line's code or the cell, with the line's options."""
         __tracebackhide__ = True
         given = parse(magic, line, cell)
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
@@ -79,7 +79,7 @@ class MeasuringMagics(Magics):
     @argument("--budget", metavar="S", default="10", help="seconds to run for in total, not counting compilation (10)")
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     @argument("--threads", metavar="N", help="the same number of threads for all")
-    @argument("--per-op", action="store_true", help="also time each op by itself on every engine, for as long again")
+    @argument("--per-op", action="store_true", help="also time each op separately on every engine, for as long again")
     @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
     @cell_magic
     def kcompare(self, line: str, cell: str) -> Any:
@@ -92,7 +92,7 @@ class MeasuringMagics(Magics):
           %%kcompare tensorflow jax --sweep n=128,256,512
           %%kcompare theano torch --per-op
 
-        The cell runs once, on the active engine, which stays active. What it returns has .to_frame(), .to_json() and
+        The cell runs once, on the active engine, which stays active. The result has .to_frame(), .to_json() and
         .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
         bodies on one engine.
         """
@@ -105,7 +105,7 @@ class MeasuringMagics(Magics):
         sweep = None if given.sweep is None else _swept(given.sweep)
         return compare(
             run,
-            # Commas may part them.
+            # Names may be separated by commas.
             *[name for word in given.engines for name in word.split(",") if name],
             budget=given.budget,
             device=given.device,
@@ -119,7 +119,7 @@ class MeasuringMagics(Magics):
     @argument("target", type=Expression("compare"), help="an expression: a tensor, a list of them, or a K.function")
     @argument("engines", nargs=2, metavar="ENGINE", help="the two engines' names")
     @feed_argument
-    @argument("--tolerance", metavar="T", help="what may differ, relative to the values' size")
+    @argument("--tolerance", metavar="T", help="how much values may differ, relative to their size")
     @line_magic
     def kdiff(self, line: str) -> Any:
         """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.

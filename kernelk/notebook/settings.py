@@ -1,4 +1,4 @@
-"""Takes settings from `%config KernelK` and ipython_config.py (`c.KernelK`), each in force at once."""
+"""Takes settings from `%config KernelK` and ipython_config.py (`c.KernelK`); each takes effect at once."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class KernelK(Configurable):
     ).tag(config=True)
     stuck_seconds = Float(
         config.LIMITS.stuck_seconds,
-        help="Seconds after which a worker that makes no progress is ended: where nobody watches, who would press "
+        help="Seconds after which a worker that makes no progress is ended, for runs where nobody is there to press "
         "Ctrl-C; 0 waits for ever.",
     ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
-        self._following = True  # nothing is swapped while the settings of a file are taken
+        self._following = True  # nothing is swapped while a file's settings are read
         self._session: Any = None
         super().__init__(**kwargs)
         self._following = False
         config.LIMITS.backend = self.backend
 
     def update_config(self, given: Any) -> None:
-        """What `%config` calls. Only what it gives is set: an engine chosen by it earlier mustn't come back."""
+        """Called by `%config`. Sets only what it is given: an engine that it chose earlier mustn't come back."""
         known = self.traits(config=True)
         for name, value in given.get("KernelK", {}).items():
             if name not in known:
@@ -73,7 +73,7 @@ class KernelK(Configurable):
     @validate("backend")
     def _known(self, proposal: Any) -> Any:
         if self._session is not None and proposal["value"] == self._session.active:
-            # Shown as it is; an unknown name in an environment variable is told of at the first use.
+            # Shown as it is; an unknown name in an environment variable is reported at the first use.
             return proposal["value"]
         from ..engines import registry
 
@@ -111,7 +111,7 @@ class KernelK(Configurable):
         self._show(change["new"])
 
     def follow(self) -> None:
-        """From now on `backend` is the active engine of the process's session, as soon as there is one."""
+        """Makes `backend` follow the active engine of the process's session, as soon as there is one."""
         PROCESS.observe(self._on_made, "session")
         if PROCESS.session is not None:
             self._attach(PROCESS.session)
@@ -122,13 +122,13 @@ class KernelK(Configurable):
     def _attach(self, session: Any) -> None:
         self._session = session
         if not session.announced:
-            # Nothing has been computed, and nobody has chosen by hand.
+            # Nothing has been computed, and the user hasn't chosen an engine.
             session.active, session.chosen_by = config.chosen_backend()
         session.observe(self._on_active, "active")
         self._show(session.active)
 
     def detach(self) -> None:
-        """Forgets the session, and puts every setting back to its default."""
+        """Forgets the session and resets every setting to its default."""
         PROCESS.unobserve(self._on_made, "session")
         if self._session is not None:
             self._session.unobserve(self._on_active, "active")

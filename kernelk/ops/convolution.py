@@ -40,7 +40,7 @@ def separable_conv1d(
     data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Tensor:
-    """Convolves each channel by itself (size, channels, multiplier), then across (1, channels * multiplier, filters).
+    """Convolves each channel separately (size, channels, multiplier), then across (1, channels * multiplier, filters).
 
     Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """
@@ -71,7 +71,7 @@ def depthwise_conv2d(
     data_format: Any = None,
     dilation_rate: Any = (1, 1),
 ) -> Tensor:
-    """Convolves each channel by itself with (rows, columns, channels, multiplier) to channels * multiplier channels.
+    """Convolves each channel separately with (rows, columns, channels, multiplier) to channels * multiplier channels.
 
     Raises ShapeError, DTypeError for anything but floats, ArgumentError.
     """

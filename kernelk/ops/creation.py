@@ -61,7 +61,7 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
         if array.dtype.kind not in "biuf":
             raise TypeError
     except KernelKError:
-        raise  # as of a tensor in a list: it knows better
+        raise  # such as that of a tensor in a list: it is more precise
     except (TypeError, ValueError):
         raise ArgumentError(
             f"constant: {type(value).__name__} isn't an array of numbers",

@@ -227,7 +227,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
             products[id(leaf)], rest = _outer_products(gradients_of.pop(id(leaf)), start)
             if rest is not None:
                 gradients_of[id(leaf)] = rest
-    # What all steps have of these is needed for the products: it is summed there and then, too.
+    # The products need the values of all steps, so these are summed there as well.
     factors = [x for pairs in products.values() for pair in pairs for x in pair]
     factors += [gradients_of[id(leaf)] for leaf in body.sequences if id(leaf) in gradients_of]
     reduced: dict[int, Tensor] = {}
@@ -283,7 +283,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
 
 
 def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-    """Those terms of a step's gradient that are transposed(a) @ b, as pairs; and the sum of the other ones.
+    """The terms of a step's gradient that are transposed(a) @ b, as pairs; and the sum of the others.
 
     The sum of such products over all steps is one product of all steps' rows, faster by far than one for each step.
     Nodes made before `start` aren't looked into.
@@ -308,7 +308,7 @@ def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Te
 
 
 def _summed_over(gradient: Tensor, leaf: Tensor, among: Sequence[Tensor]) -> Tensor | None:
-    """Which of `among` gives `gradient` if it is summed over the axes that `leaf` was broadcast along; None: none does.
+    """The tensor of `among` whose sum over the axes that `leaf` was broadcast along is `gradient`; None if none is.
 
     Where unknown lengths were 1, one of `among` may be a sum itself; over one of those axes that changes nothing.
     """

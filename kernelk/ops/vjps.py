@@ -182,7 +182,7 @@ def of_cumsum(node: Tensor, g: Tensor) -> Gradients:
 
 
 def of_cumprod(node: Tensor, g: Tensor) -> Gradients:
-    """By all products that leave one factor out, so that zeros are right; of unknown length, by division."""
+    """Sums the products that leave one factor out, so that zeros are handled; divides if the length is unknown."""
     (x,) = node.inputs
     axis = node.attrs["axis"]
     n = x.shape[axis]

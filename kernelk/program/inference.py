@@ -39,7 +39,7 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
     specs += [Spec(x.shape, x.dtype) for x in program.slots]
     specs += [Spec((), x.dtype) for x in program.draws]
     specs += [Spec(x.shape, x.dtype) for x in program.constants]
-    # Room for the instructions', each entered in its turn.
+    # Space for the shapes of the instructions, entered one by one.
     specs += [Spec((), "")] * len(instructions)
     loops: dict[int, LoopShapes] = {}
     for number in program.schedule:
@@ -53,7 +53,7 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
         if loop is not None:
             given = len(loop.program.inputs)
             made = loops[number] = _infer_loop(loop, [specs[n].shape for n in inputs[:given]], node.source)
-            # Its draws are made for all steps at once.
+            # Draws are made for all steps at once.
             body = loop.program.first_draw
             for n, shape in zip(inputs[given:], made.body[body : body + len(loop.program.draws)]):
                 specs[n] = Spec((made.length, *shape), specs[n].dtype)
@@ -74,7 +74,7 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
 
 
 def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: Sequence[int]) -> ShapeError | None:
-    """What is wrong with a reshape whose slice takes one element where there is none: `x[10]`, as two ops."""
+    """Returns what is wrong with the reshape in an indexing like `x[10]`, whose slice found no element."""
     piece = inputs[0] - program.first
     if node.inputs[0].op != "slice" or piece < 0:
         return None
@@ -122,7 +122,7 @@ def outputs_from_shapes(program: Program, feed_shapes: Sequence[Shape]) -> list[
 
     Nothing that a length is asked of is computed: `K.shape(y)` costs no `y`.
     """
-    # Writing a graph imports no backend.
+    # Imported here: recording a graph imports no backend.
     from ..backends.numpy.ops import OPS as NUMPY
 
     shapes = infer(program, feed_shapes)

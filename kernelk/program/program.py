@@ -26,11 +26,11 @@ from .leaves import Content, content_of, not_fed, phase_constant
 from .resolve import Resolver
 from .specialisation import Specialisation
 
-# What is known of a program at certain feed shapes is kept for so many of them, fewer where the program is long.
+# Specialisations of a program are kept for so many feed shapes, fewer if the program is long.
 MOST_SHAPES = 1024
 MOST_SHAPED_VALUES = 500_000
 
-# Of a program's key; what is compiled has the shapes after it.
+# The length of a program's key; compiled forms have the shapes after it.
 KEY_LENGTH = 32
 
 _JSON = json.JSONEncoder(separators=(",", ":"))
@@ -90,7 +90,7 @@ class Loop:
         self.sequences = sum(id(x) in kept for x in body.sequences)
         self.states = len(carried)
         self.reverse = body.reverse
-        # Where the node's values stand among those of the program.
+        # The positions of the node's values among those of the program.
         self.positions = {i: position for position, i in enumerate([*sorted(carried), *results])}
         self.prints = [Print(one.node, (node, *one.loops), stacked(node, one.value)) for one in self.program.prints]
         for position, one in enumerate(self.prints, len(outputs)):
@@ -130,7 +130,7 @@ class Program:
     ) -> None:
         resolver = Resolver(inputs, phase, ops, values or {})
         self._specialised: dict[Any, Specialisation] = {}
-        self.plans: dict[Any, Any] = {}  # the session's: how each kind of call is carried out
+        self.plans: dict[Any, Any] = {}  # filled by the session: the plan of each kind of call
         self.printed: list[tuple[Print, Array]] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
@@ -208,7 +208,7 @@ class Program:
             constant_of.append((id(alias), index))
 
         for node in order:
-            # Nearly all are computed, and have no number yet.
+            # Most of them are computed, and have no number yet.
             if type(node) is Tensor or id(node) in numbers:
                 continue
             if isinstance(node, Constant):
@@ -275,7 +275,7 @@ class Program:
             inputs += [self.first_draw + i for i in self._loop_draws[key]]
             inputs += [numbers[id(x)] for x in loop.program.constants]
             add(node, tuple(inputs), loop.attrs(), loop)
-            # Right behind it: no engine holds many values in one for longer.
+            # Directly after it, so that no engine holds many values in one for long.
             for picked in dict.fromkeys([*items[key], *(one.value for one in loop.prints)]):
                 add(picked, (numbers[key],), {"index": loop.positions[picked.attrs["index"]]})
         return numbered

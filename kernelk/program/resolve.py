@@ -17,7 +17,7 @@ _VALUED = ("dims", "pads", "slices")
 
 
 class NeedsValuesError(Exception):
-    """Linearisation needs the values of these integer tensors first: they decide shapes."""
+    """Signals that linearisation needs the values of these integer tensors first, since they decide shapes."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__(tensors)

@@ -28,14 +28,14 @@ class Specialisation:
         for slot, n in program.updates:
             variable = program.slots[slot]
             if exact[n] != variable.shape:
-                # Unknown lengths let it be written; a backend might spread it over the variable.
+                # Unknown lengths allowed it to be recorded; a backend might broadcast it to the variable.
                 raise ShapeError(
                     f"update: variable '{variable.name}' ({variable.source}) has shape {variable.shape}, "
                     f"at this call the value {exact[n]}",
                     allowed="they must be equal",
                 )
         self.shapes: list[Any] = exact
-        # What a loop without steps would have made can be told from exact shapes only.
+        # The results of a loop without steps are known only from exact shapes.
         if mode == "all" or _without_steps(exact):
             suffix = str(feed_shapes)
         else:
@@ -100,10 +100,10 @@ def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], list[T
             continue
         if loop is not None:
             attrs = {**attrs, "body": _encode(loop.program, shape.body)[0]}
-            # Its values have shapes of their own; items tell them.
+            # Its values have different shapes, which their items hold.
             shape = ()
         if "result" in attrs:
-            # The result's dtype stands in the instruction itself.
+            # The result's dtype is in the instruction itself.
             attrs = {name: value for name, value in attrs.items() if name != "result"}
         moved.append(emit(node, node.op, operands, attrs, shape))
     draws = program.first_draw

@@ -48,7 +48,7 @@ def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
 
 
 def after(tensor: Tensor, updates: Sequence[tuple[Variable, Tensor]]) -> Tensor:
-    """`tensor` as it is once these updates are done: written anew on the variables' new values."""
+    """`tensor` as it is after these updates: rewritten in terms of the variables' new values."""
     renewed: dict[int, Tensor] = {id(variable): value for variable, value in updates}
     for node in walk([tensor], lambda node: node.inputs):
         inputs = tuple(renewed.get(id(x), x) for x in node.inputs)

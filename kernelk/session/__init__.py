@@ -15,7 +15,7 @@ __all__ = ["Session", "current", "entered", "existing"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when first asked for: it needs numpy, and to ask whether there is a session does not.
+    # Imported on first use: it needs numpy, which checking for a session doesn't.
     if name == "Session":
         from .session import Session
 

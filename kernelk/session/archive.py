@@ -1,4 +1,4 @@
-"""Reads npz files for `kernelk.load`: only what is asked for; whatever is wrong with a file is one line."""
+"""Reads npz files for `kernelk.load`: only the arrays that are asked for. A damaged file is an error of one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ABOUT = "kernelk"
 FORMAT = 1
 
 _MOST_ABOUT = 64 << 20
-# What numpy writes. Python's other decompressors give out at once whatever a block holds.
+# Those that numpy writes. Python's other decompressors return a block's whole content at once, however large.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Version 3 differs from 2 in the letters that names of fields may have, which no size depends on.
 _HEAD_READERS = {
@@ -35,7 +35,7 @@ _HEAD_READERS = {
 
 
 class Head(NamedTuple):
-    """What an array's first bytes say of it."""
+    """The header of an array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -43,31 +43,31 @@ class Head(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a file says of itself: the random state, and each key with what its variable is known by, (kind, text)."""
+    """The header of a file: the random state, and for each key the kind and text that identify its variable."""
 
     random: dict[str, int] | None
     variables: list[tuple[str, str, str]]
 
 
 def named_reason(error: BaseException) -> str:
-    """What an error says, in a few words."""
+    """Returns an error's reason in a few words."""
     if isinstance(error, MemoryError):
         return "out of memory"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return plain(one_line(said), 120) or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return plain(one_line(reason), 120) or type(error).__name__
 
 
 class Archive:
     """An npz file, open while in its `with` block. All its methods raise FileError, and nothing else."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self._shown = printable(place, 300)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shown = printable(path, 300)
         self._heads: dict[str, Head] = {}
 
     def __enter__(self) -> Archive:
         with self._translated():
-            self._file = files.open_regular(self._place)
+            self._file = files.open_regular(self._path)
             try:
                 self._open(self._file)
             except BaseException:
@@ -91,7 +91,7 @@ class Archive:
             return self._head(key, self._members[key])
 
     def read(self, keys: Iterable[str]) -> dict[str, Array]:
-        """These arrays. No more is read than their heads where they don't fit into memory."""
+        """Returns these arrays. If they don't fit into memory, only their headers are read."""
         keys = list(dict.fromkeys(keys))
         with self._translated():
             needed = sum(self._head(key, self._members[key]).nbytes for key in keys)
@@ -115,7 +115,7 @@ class Archive:
             raise FileError(
                 f"{self._shown} doesn't exist", next_step="check the path, or run kernelk.save first"
             ) from None
-        # What zipfile, zlib, json and numpy raise for the bytes that they are given isn't written down anywhere.
+        # The errors that zipfile, zlib, json and numpy raise for damaged bytes aren't documented.
         except Exception as error:
             raise FileError(
                 f"{self._shown} can't be read: {named_reason(error)}; nothing was changed", next_step=foreign
@@ -130,7 +130,7 @@ class Archive:
         self._archive = zipfile.ZipFile(file)
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
-            # By its whole name: numpy takes "w.npy" for "w".
+            # By its full name: numpy reads "w.npy" as "w".
             key = info.filename.removesuffix(".npy")
             if key == info.filename:
                 continue
@@ -148,7 +148,7 @@ class Archive:
             self.about = self._parsed_about(header)
 
     def _parsed_about(self, info: zipfile.ZipInfo) -> About:
-        """What the file says of itself, if it is as `save` writes it."""
+        """Parses the header of a file that `save` wrote."""
         head = self._head(ABOUT, info)
         if head.dtype.kind != "U" or head.shape or head.nbytes > _MOST_ABOUT:
             raise ValueError(f"its list of variables, '{ABOUT}', is none")
@@ -165,7 +165,7 @@ class Archive:
                 next_step="pip install --upgrade kernelk",
             )
         random = {name: header["random"][name] for name in ("entropy", "count", "fixed", "counter")}
-        # The counters have room to count on; a seed has 64 bits.
+        # The counters must have room to grow; a seed has 64 bits.
         ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
         if not all(type(number) is int and 0 <= number < ends[name] for name, number in random.items()):
             raise ValueError("its random state is damaged")
@@ -187,7 +187,7 @@ class Archive:
             if dtype.hasobject:
                 raise ValueError("it contains Python objects")
             nbytes = math.prod(shape) * dtype.itemsize
-            # So that nothing is allocated for what an array only claims to be.
+            # So that no memory is allocated for a size that the file only claims.
             if min(shape, default=0) < 0 or begin + nbytes != info.file_size:
                 raise ValueError(f"'{plain(key)}' in it isn't as long as its shape and dtype say")
             self._heads[key] = Head(shape, dtype, nbytes)
@@ -196,5 +196,5 @@ class Archive:
     def _array(self, info: zipfile.ZipInfo) -> Array:
         with self._archive.open(info) as member:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
-            member.read(1)  # nothing is left, and the checksum has been compared by now
+            member.read(1)  # reaches the end, where the checksum is compared
             return array

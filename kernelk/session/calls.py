@@ -1,4 +1,4 @@
-"""How a program is carried out on a host: placed, compiled, run and committed; `Session.calls` does it."""
+"""Executes a program on a host: places its arrays, compiles, runs and commits; `Session.calls` is its interface."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ..program.specialisation import Specialisation
 _plan_numbers = itertools.count()
 _timed_numbers = itertools.count()
 
-# How each kind of call is carried out is kept for so many kinds of one program.
+# Plans are kept for so many kinds of calls of one program.
 MOST_PROGRAM_PLANS = 256
 
-# A transfer segment of this size or more is given back after so many calls in a row that need less than a quarter.
+# A transfer segment of at least this size is freed after so many calls in a row that need less than a quarter.
 LARGE_TRANSFER = 16 << 20
 SMALL_CALLS = 16
 
 
 class Plan(NamedTuple):
-    """What all calls of a program with feeds of certain shapes have in common on a host: see executor.Plan."""
+    """The parts that all calls of a program with feeds of certain shapes share on a host: see executor.Plan."""
 
     number: int
     segment: int | None
@@ -57,7 +57,7 @@ class Calls:
         self._seeds = state.seeds
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
-        self._large = 0  # the transfer segment's size, where that is to be watched
+        self._large = 0  # the transfer segment's size, while it may be freed
         self._small_calls = 0
 
     def execute(self, host: Host, program: Program, feeds: list[Array], commit: bool = True) -> list[Array]:
@@ -80,11 +80,11 @@ class Calls:
             except WorkerDiedError as error:
                 if not error.before_call:
                     raise
-                # It was gone before this call reached it, which nobody could know: as if it had been found out earlier.
+                # It ended before this call reached it: restart it, as if that had been noticed earlier.
                 host.start()
                 values = self._execute(host, program, specialisation, feeds, commit)
         except KernelKError:
-            # It may be too large for the engine's process, which would be asked to map it again at each call.
+            # It may be too large for the engine's process, which would try to map it again at each call.
             if self._large:
                 self.let_go()
             raise
@@ -96,16 +96,16 @@ class Calls:
         return values
 
     def check_alone(self) -> None:
-        """Raises EngineError for what a signal's handler or a finalizer asks for in the middle of a call or a commit.
+        """Raises EngineError for a call made by a signal handler or a finalizer in the middle of a call or a commit.
 
         It would use the same memory.
         """
         if self._under_way and is_inside(self, Calls.execute.__code__, Calls.write.__code__):
             raise EngineError(
-                "this came from a signal's handler or a finalizer in the middle of a call, whose memory it needs",
+                "this was called by a signal handler or a finalizer in the middle of a call, whose memory it needs",
                 next_step="do it after that call",
             )
-        # Else an exception kept the end of that call from being noted.
+        # Otherwise an exception cut that call short before its end was noted.
         self._under_way = False
 
     def write(self, values: list[tuple[Slots, Array]], random: dict[str, int] | None = None) -> None:
@@ -125,7 +125,7 @@ class Calls:
             if random is not None:
                 self.drop_plans()  # they hold the seeds
                 self._seeds.restore(random)
-            # A signal's handler comes in where a function begins: not between these.
+            # Signal handlers run where a function begins, so not between these statements.
             self.journal.unsettled = changed
             self.journal.settle()
         finally:
@@ -163,7 +163,7 @@ class Calls:
     def make_timed(
         self, host: Host, program: Program, feeds: list[Array], profiled: bool = False
     ) -> tuple[int, float, float]:
-        """Readies a call on a started host for the requests "sample" and "transfers": see `backends.serving.timed`.
+        """Prepares a call on a started host for the requests "sample" and "transfers": see `backends.serving.timed`.
 
         `profiled`: and for "watch", which asks the engine's own profiler. Returns its number, and the seconds of its
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
@@ -200,7 +200,7 @@ class Calls:
         return number, reply["compile"], reply["first"]
 
     def describe(self, host: Host, program: Program, feeds: list[Array], names: list[str]) -> dict[str, Any]:
-        """What a started host's engine makes of a program at these feeds' shapes: see `backends.describing`.
+        """Describes how a started host's engine compiles a program for these feeds' shapes: see `backends.describing`.
 
         `names` are those of the program's leaves. Called with the lock held; nothing of the session changes. Raises
         EngineError.
@@ -218,7 +218,7 @@ class Calls:
             raise _blamed(error, program, specialisation) from None
 
     def _written(self, arrays: list[Array]) -> list[Reference]:
-        """Copies arrays into the transfer segment; where they lie there."""
+        """Copies arrays into the transfer segment and returns their locations there."""
         self._begin(sum(aligned(array.nbytes) for array in arrays))
         references = []
         for array in arrays:
@@ -228,7 +228,7 @@ class Calls:
         return references
 
     def _begin(self, size: int) -> None:
-        """Readies the transfer segment; where another one is needed, no plan may keep the old one's memory."""
+        """Prepares the transfer segment; before it is replaced, all plans have to drop the old one's memory."""
         before = self.transfer.segment
         self.transfer.begin(size)
         if self.transfer.segment != before:
@@ -237,7 +237,7 @@ class Calls:
             self._small_calls = 0
 
     def _watch(self, feeds: list[Array], values: list[Any]) -> None:
-        """Gives a large transfer segment back once calls don't need one any more."""
+        """Frees a large transfer segment once calls no longer need one."""
         if 4 * sum(getattr(array, "nbytes", 0) for array in (*feeds, *values)) > self._large:
             self._small_calls = 0
             return
@@ -246,23 +246,23 @@ class Calls:
             self.let_go()
 
     def let_go(self) -> None:
-        """Gives the transfer segment's memory back."""
+        """Frees the transfer segment's memory."""
         self.drop_plans()
         self.transfer.let_go()
         self._large = 0
 
     def forked(self) -> None:
-        """In a forked child: feeds and results go through memory of its own."""
+        """In a forked child: sends feeds and results through the child's own memory."""
         self.let_go()
 
     def drop_plans(self) -> None:
-        """Makes every plan anew at its next call: what they hold is no longer so."""
+        """Drops all plans, since what they hold is outdated; each is made again at its next call."""
         for program in self._planned:
             program.plans.clear()
         self._planned.clear()
 
     def _plan(self, host: Host, program: Program, specialisation: Specialisation, feeds: list[Array]) -> Plan:
-        """The plan of this call, made at the first one of its kind."""
+        """The plan of this call, made at the first call of its kind."""
         key = (host, tuple([feed.shape for feed in feeds]))
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):
@@ -315,11 +315,11 @@ class Calls:
             "sides": [1 - slot.active for slot in updated],
             "counter": self._seeds.counter,
         }
-        # Noted before: whatever comes in from here to the commit, the engine's newer values are forgotten.
+        # Noted first: if anything interrupts from here to the commit, the engine's newer values are forgotten.
         host.uncommitted = updated or None
         try:
             reply = host.request(message)
-            # Before `define`, which may make a request of its own, to let the oldest plan go.
+            # Before `define`, which may itself make a request, to release the oldest plan.
             values = host.take(plan.outputs)
             if not known:
                 host.define(plan.number, specialisation.key)
@@ -329,7 +329,7 @@ class Calls:
             counter = self._seeds.counter + bool(program.draws)
             if updated and commit:
                 changed = flipped(updated)
-                # A signal's handler comes in where a function begins: not between these.
+                # Signal handlers run where a function begins, so not between these statements.
                 self._seeds.counter = counter
                 self.journal.unsettled = changed
                 self.journal.settle()
@@ -343,7 +343,7 @@ class Calls:
 
 
 def _check_able(host: Host, program: Program) -> None:
-    """Raises EngineError with all that the engine lacks for this program."""
+    """Raises EngineError with everything that the engine lacks for this program."""
     reasons = program.lacking(host.ops, host.dtypes)
     reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
     if reasons:

@@ -27,7 +27,7 @@ _getpid = os.getpid
 
 def _forked() -> None:
     global _lock
-    # Another thread of the parent's may hold the old one.
+    # One of the parent's threads may hold the old lock.
     _lock = threading.Lock()
 
 
@@ -36,7 +36,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Process(HasTraits):
-    """`session` is the process's own one, None until it is needed: observe it to know when it is made."""
+    """Holds the process's own `session`, None until it is needed: observe it to learn when it is made."""
 
     session = Any(None)
 
@@ -45,7 +45,7 @@ PROCESS = _Process()
 
 
 def current() -> Session:
-    """The session that this code belongs to; the process's own one is made at the first call.
+    """The session that this code belongs to; the process's own session is made at the first call.
 
     Raises ForkedError in a forked child that can't use its parent's.
     """
@@ -70,12 +70,12 @@ def _made() -> Session:
 
 
 def existing() -> Session | None:
-    """The current session if there is one already; none is made, and nothing is imported."""
+    """The current session, or None if there is none yet. Makes none, and imports nothing."""
     return current_state().session  # type: ignore[no-any-return]
 
 
 def entered(session: Session) -> AbstractContextManager[None]:
-    """Inside, in this thread or asyncio task, `current()` is this session."""
+    """Makes `current()` this session inside the block, in this thread or asyncio task."""
     if not isinstance(getattr(session, "state", None), state.State):
         raise ArgumentError(
             f"entered: a session is needed, not {type(session).__name__}", next_step="with entered(Session()): ..."
@@ -84,7 +84,7 @@ def entered(session: Session) -> AbstractContextManager[None]:
 
 
 def stop_engines() -> None:
-    """Stops every engine of the session, if there is one; variables stay, and the next use starts what it needs."""
+    """Stops every engine of the session, if there is one; variables are kept, and the next use starts an engine."""
     session = existing()
     if session is not None:
         session.stop_engines()

@@ -51,7 +51,7 @@ def known_feeds(
     magic: str,
     otherwise: Callable[[Placeholder], Array] | None = None,
 ) -> tuple[int, dict[Placeholder, Array]]:
-    """The learning phase, and an array for each placeholder that is needed: given, or what it was fed last.
+    """The learning phase, and an array for each placeholder that is needed: given, or its last feed.
 
     `asker` and `magic` say in errors who asks, and how feeds are given to it; `otherwise` makes what isn't known.
     Raises FeedError.
@@ -70,7 +70,7 @@ def known_feeds(
         if isinstance(key, LearningPhase):
             continue
         if isinstance(y, Function) and any(key is x for x in y.inputs) and not any(key is x for x in needed):
-            # Its call takes a value for it, and does nothing with it.
+            # The call takes a value for it, and doesn't use it.
             continue
         matching = [x for x in needed if x is key or (isinstance(key, str) and x.name == key)]
         if len(matching) != 1:

@@ -32,13 +32,13 @@ SHOWN_BYTES = 1 << 20
 SHAPES_KEPT = 256
 
 
-# A function that is compiled for this many different shapes, call after call, is mentioned once.
+# After so many calls in a row that had to be compiled for different shapes, a message is shown once.
 MANY_SHAPES = 8
 
-# So many programs of one function are known, where it needs another for each value of some length.
+# At most so many programs of one function are kept, if each value of some length needs another.
 MANY_KEYS = 1024
 
-# Functions are numbered downwards from -1: tensors' numbers, which make up their names, are left to them.
+# Functions are numbered downwards from -1, so that they take no numbers from tensors, whose names contain them.
 _numbers = itertools.count(-1, -1)
 
 
@@ -69,7 +69,7 @@ class Function:
             )
         self.outputs = [as_tensor(x) for x in listed]
         self.updates = compose(updates or ())
-        # Keras's mark of a metric: what its state gives with the call's own batch in it.
+        # Keras marks a metric's result like this: it is computed from the state after the call's own batch.
         self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
         self._programs: dict[Any, Program] = {}
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
@@ -80,7 +80,7 @@ class Function:
         session = current()
         self.generation = session.state.generation
         if live:
-            # A swap checks live functions against its target; an evaluation's passing one isn't among them.
+            # A swap checks live functions against its target, but not the temporary one of an evaluation.
             session.functions.add(self)
 
     def __call__(self, inputs: Any = ()) -> Any:
@@ -153,11 +153,11 @@ class Function:
         elif needs == "shapes":
             drop_oldest(self._programs, SHAPES_KEPT)
             self._programs[phase, ops, shapes] = program
-        # Else it isn't kept, since the values may be others at the next call.
+        # Otherwise it isn't kept, since the values may differ at the next call.
         return program
 
     def _count(self, host: Host, program: Program, feeds: list[Array]) -> None:
-        """Notes a call that had to be compiled, and says so once if they follow one another."""
+        """Counts calls in a row that had to be compiled, and shows a message once if there are many."""
         call = (program.key, [feed.shape for feed in feeds])
         if self._hint_shown or call in self._row:
             return
@@ -193,7 +193,7 @@ class Function:
         return self._keys.keys()
 
     def __copy__(self) -> Function:
-        # It has no state but what it has compiled.
+        # Its only state is its compiled programs.
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
@@ -232,7 +232,7 @@ def function(inputs: Any, outputs: Any, updates: Any = None, **kwargs: Any) -> F
 
 
 def _as_list(value: Any, what: str, example: str) -> list[Any]:
-    # A tensor is a sequence, too, of its rows.
+    # A tensor is also a sequence of its rows.
     if isinstance(value, (Tensor, str)) or not isinstance(value, Iterable):
         given = "a tensor" if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentError(f"K.function: {what}, not {given}", next_step=example)
@@ -259,7 +259,7 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
         return session.read(tensor)
     if feeds:
         checked_keys(feeds)
-    # Converted once, and looked at twice.
+    # Converted once, since it is used twice.
     feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []
     call = Function(list(feeds), [tensor], updates, live=False)

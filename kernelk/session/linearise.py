@@ -49,5 +49,5 @@ def linearised(
             if lengths is None:
                 lengths = session.calls.execute(host, program, feeds)
             values.update({id(tensor): value for tensor, value in zip(needed.tensors, lengths)})
-            # What is printed on the way stands behind the outputs that were asked for.
+            # Printed values follow the requested outputs.
             printed += [*program.printed, *zip(program.prints, lengths[len(needed.tensors) :])]

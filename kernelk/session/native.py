@@ -19,7 +19,7 @@ def native(x: Any, feeds: dict[Tensor, Any] | None = None) -> Any:
     Only where the engine runs in the notebook's own process (`%kbackend torch --in-kernel`); on numpy, an ndarray.
     `feeds` maps placeholders to arrays or tensors. An update is performed, and its variable's new value returned.
     The tensor is the caller's alone, to keep and to write to: a computed value is handed out without a copy, one
-    that kernelk goes on using (a variable's value, a constant, a feed, or a view of one) is copied.
+    that kernelk keeps using (a variable's value, a constant, a feed, or a view of one) is copied.
     Raises ArgumentError for an engine in a worker, and the errors of `K.eval`.
     """
     tensor = as_tensor(x)

@@ -13,7 +13,7 @@ from ..program.program import Print
 
 
 def show_prints(prints: Sequence[tuple[Print, Array]]) -> None:
-    """Shows what `K.print_tensor` asked for, once for each, in the order in which the lines were written.
+    """Prints the tensors of `K.print_tensor`, each once, in the order in which the lines were written.
 
     What stands in a loop's step is shown step by step, in the order of the steps.
     """

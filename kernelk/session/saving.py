@@ -24,12 +24,12 @@ from .archive import ABOUT, FORMAT, Archive, named_reason
 from .current import current
 from .session import Session
 
-# A longer name stands in the list of the file alone: a zip file's own names end at 65,535 bytes.
+# A longer name is kept in full only in the file's own list: names in a zip file end at 65,535 bytes.
 _LONGEST_KEY = 1000
 
 
 class Identity(NamedTuple):
-    """What a variable is known by: the name that it was given, else the line that made it."""
+    """Identifies a variable: by the name that it was given, else by the line that made it."""
 
     kind: str  # "name" or "line"
     text: str
@@ -44,7 +44,7 @@ def _identity(variable: Variable) -> Identity:
 
 
 def _grouped(variables: Iterable[Variable]) -> dict[Identity, list[Variable]]:
-    """Live variables by identity, the newest of each first: it is what the name means today."""
+    """Live variables by identity, the newest of each first: the name now stands for that one."""
     groups: dict[Identity, list[Variable]] = {}
     for variable in variables:
         groups.setdefault(_identity(variable), []).insert(0, variable)
@@ -53,21 +53,21 @@ def _grouped(variables: Iterable[Variable]) -> dict[Identity, list[Variable]]:
 
 @dataclass(frozen=True, repr=False)
 class Saved(Rendered):
-    """What was written: the file, the keys of its arrays, and their bytes."""
+    """The result of `save`: the file, the keys of its arrays, and their bytes."""
 
     path: Path
     names: list[str]
     bytes: int
 
     def table(self) -> Table:
-        """Pairs of what and how much."""
+        """Pairs of a heading and the names under it."""
         rows = [["variables", f"{len(self.names)} ({size(self.bytes)}): {_listed(self.names)}"]]
         return Table(rows, title=f"saved to {printable(self.path)}")
 
 
 @dataclass(frozen=True, repr=False)
 class Loaded(Rendered, Mapping[str, Array]):
-    """What a file gave: a mapping from its keys to its arrays, those without a variable here included.
+    """The result of `load`: a mapping from the file's keys to its arrays, those without a variable here included.
 
     `restored`: the keys whose values went into variables. `unused`: keys that no variable here is known by.
     `missing`: variables here that the file doesn't have; they keep their values. `random`: whether the next draws are
@@ -92,7 +92,7 @@ class Loaded(Rendered, Mapping[str, Array]):
         return len(self.values_by_name)
 
     def table(self) -> Table:
-        """Pairs of what and how much."""
+        """Pairs of a heading and the names under it."""
         rows = [["restored", f"{len(self.restored)} ({size(self.bytes)}): {_listed(self.restored)}"]]
         if self.unused:
             rows.append(["no variable here", f"{len(self.unused)}: {_listed(self.unused)}"])
@@ -112,13 +112,13 @@ def _listed(names: list[str]) -> str:
 def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | None = None) -> Saved:
     """Writes the live variables (or those given, as variables or names) and the random state to an npz file.
 
-    The values are of one moment. An existing file is replaced once the new one is whole. `np.load(path)` reads it: one
-    array for each variable, under its name; of several with one name the newest has it, older ones are "w#2", "w#3".
-    Raises ArgumentError for a name that no live variable has, FileError where the file can't be written.
+    All values are of the same moment. An existing file is replaced once the new one is complete. `np.load(path)` reads
+    it: one array for each variable, under its name; if several have the same name, the newest keeps it and older ones
+    are "w#2", "w#3". Raises ArgumentError for a name that no live variable has, FileError if the file can't be written.
     """
-    place = _npz_path(_named(path, "kernelk.save('weights.npz')"))
+    target = _npz_path(_named(path, "kernelk.save('weights.npz')"))
     session = current()
-    # What only a cycle of garbage holds is no variable of the user's any more.
+    # A variable that only a garbage cycle holds is no longer the user's.
     gc.collect()
     with session.lock:
         session.safe_point()
@@ -134,20 +134,20 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
             "variables": [[key, *_identity(variable)] for key, variable in listed],
         }
         try:
-            with files.replacing(place) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+            with files.replacing(target) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
                 _write(archive, ABOUT, np.array(json.dumps(about)))
                 for key, variable in listed:
-                    # One after the other: a copy of all would double the memory.
+                    # One at a time: copying all at once would double the memory.
                     _write(archive, key, session.read(variable))
         except KernelKError:
             raise
         except (OSError, ValueError, RuntimeError, MemoryError, struct.error) as error:
             raise FileError(
-                f"{_shown(place)} can't be written: {named_reason(error)}; nothing was saved, and an existing file is "
+                f"{_shown(target)} can't be written: {named_reason(error)}; nothing was saved, and an existing file is "
                 "unchanged",
                 next_step="use kernelk.save with another path",
             ) from error
-    return Saved(place, [key for key, _ in listed], sum(variable.slots.nbytes for _, variable in listed))
+    return Saved(target, [key for key, _ in listed], sum(variable.slots.nbytes for _, variable in listed))
 
 
 def _named(path: str | os.PathLike[str], example: str) -> Path:
@@ -159,19 +159,19 @@ def _named(path: str | os.PathLike[str], example: str) -> Path:
     except TypeError:
         raise ArgumentError(f"expected a path, not {type(path).__name__}", next_step=example) from None
     # Which leaves "~nobody" as it is, as a shell does.
-    place = Path(os.path.expanduser(text))
-    if not place.name:
+    expanded = Path(os.path.expanduser(text))
+    if not expanded.name:
         raise FileError(f"{text!r} names no file", next_step=example)
-    return place
+    return expanded
 
 
-def _npz_path(place: Path) -> Path:
-    """With numpy's suffix."""
-    return place if place.suffix == ".npz" else place.with_name(place.name + ".npz")
+def _npz_path(path: Path) -> Path:
+    """The path with numpy's suffix, added if it is missing."""
+    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
 
 
-def _shown(place: Path) -> str:
-    return printable(place, 300)
+def _shown(path: Path) -> str:
+    return printable(path, 300)
 
 
 def _chosen(given: Iterable[Variable | str], live: list[Variable]) -> list[Variable]:
@@ -217,7 +217,7 @@ def _keys(live: list[Variable]) -> list[tuple[str, Variable]]:
         for variable in variables:
             if id(variable) in keys:
                 continue
-            # No given name gives way to a key that is only made up.
+            # A generated key must not displace a name that the user gave.
             while (key := f"{base or 'variable'}#{number}") in taken or (number == 1 and base not in ("", ABOUT)):
                 number += 1
             taken.add(key)
@@ -246,32 +246,32 @@ def load(
 ) -> Loaded:
     """Restores the live variables from an npz file, all of them or none, and the random state.
 
-    A variable is found by the name that it was given, one without a name by the line that made it; several of one
-    name, in the order in which they were made. `variables` restricts this to some (the random state stays then as it
-    is), or says under which key each is, as {variable: key}. The result is a mapping of all arrays in the file, with
-    `variables` of theirs: no other one is read. An npz file by others gives values by name. Raises FileError for a
-    file that can't be read, LoadRefusedError where a shape, a dtype or a number of namesakes doesn't fit.
+    A variable is found by the name that it was given, or, without one, by the line that made it; several with the same
+    name, in the order in which they were made. `variables` restricts this to some (the random state then stays as it
+    is), or maps each to its key, as {variable: key}. The result maps the keys in the file to their arrays; with
+    `variables`, only theirs are read. In an npz file that kernelk didn't write, values are found by name. Raises
+    FileError for a file that can't be read, LoadRefusedError if a shape, a dtype or a number of namesakes doesn't fit.
     """
-    place = _named(path, "kernelk.load('weights.npz')")
-    if not files.exists(place):
-        place = _npz_path(place)
+    source = _named(path, "kernelk.load('weights.npz')")
+    if not files.exists(source):
+        source = _npz_path(source)
     session = current()
-    with Archive(place) as archive, session.lock:
+    with Archive(source) as archive, session.lock:
         known: dict[Identity, list[str]] = {}
         for key, kind, text in reversed(archive.about.variables):
             known.setdefault(Identity(kind, text), []).append(key)
         pairs, missing = _pairs(session, archive.keys, known, variables)
-        # By the arrays' heads: what doesn't fit isn't read.
+        # Checked by the arrays' headers: nothing is read that doesn't fit.
         reasons = [reason for key, variable in pairs if (reason := _unfit(key, archive, variable))]
         if reasons:
-            raise LoadRefusedError(f"{_shown(place)} doesn't match, nothing was changed", reasons)
+            raise LoadRefusedError(f"{_shown(source)} doesn't match, nothing was changed", reasons)
         values = archive.read(archive.keys if variables is None else [key for key, _ in pairs])
         random = archive.about.random if variables is None else None
         session.restore([(variable, values[key]) for key, variable in pairs], random)
     restored = [key for key, _ in pairs]
     unused = [key for key in values if key not in restored] if variables is None else []
     count = sum(variable.slots.nbytes for _, variable in pairs)
-    return Loaded(place, values, restored, unused, missing, random is not None, count)
+    return Loaded(source, values, restored, unused, missing, random is not None, count)
 
 
 def _pairs(
@@ -280,7 +280,7 @@ def _pairs(
     known: dict[Identity, list[str]],
     given: Iterable[Variable | str] | Mapping[Variable | str, str] | None,
 ) -> tuple[list[tuple[str, Variable]], list[str]]:
-    """Which key goes into which variable, and the names of variables that the file hasn't."""
+    """Returns pairs of a key and its variable, and the names of variables that the file doesn't have."""
     live = session.live_variables()
     if isinstance(given, Mapping):
         pairs = []
@@ -311,7 +311,7 @@ def _pairs(
 
 
 def _unfit(key: str, archive: Archive, variable: Variable) -> str | None:
-    """Why the array can't be the variable's value, None if it can."""
+    """Returns why the array can't be the variable's value; None if it can."""
     there = archive.head(key)
     if there.shape == variable.shape and there.dtype.name == variable.dtype:
         return None

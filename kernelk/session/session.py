@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
 
 class Session(HasTraits):
-    """All that one notebook, or one visitor of a host, has.
+    """The state of one notebook, or of one visitor of a host.
 
     `active` (the engine) and `measurements` (the last result of each kind) can be observed; `chosen_by` says which
     setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
@@ -86,7 +86,7 @@ class Session(HasTraits):
     # --- processes ---
 
     def forked(self) -> None:
-        """In a forked child: from here on the session is the child's own, if nothing was under way at the fork."""
+        """In a forked child: makes the session the child's own, if nothing was running at the fork."""
         lock, self.lock = self.lock, threading.RLock()
         under_way = lock._is_owned() or not lock.acquire(blocking=False)  # type: ignore[attr-defined]
         # The notebook's page talks with the parent alone.
@@ -107,17 +107,17 @@ class Session(HasTraits):
             problem = f"C code forked this process from {self.pid}, which may have changed the variables since"
             advice = "fork by os.fork or multiprocessing"
         raise ForkedError(
-            f"{problem}: kernelk can't go on here",
+            f"{problem}: kernelk can't continue here",
             next_step=f"{advice}, or start processes by multiprocessing's 'spawn'",
         )
 
     def _after_fork(self) -> None:
-        """From now on calls write to memory that is newer than the last fork."""
+        """Makes calls write only to memory that was mapped after the last fork."""
         self._forks = forks.COUNT
         self.calls.drop_plans()
         if self.storage.read_only_count > MOST_READ_ONLY:
             old = [slots for slots in self._slots.values() if slots.is_read_only]
-            # Where there is no memory for it, they stay where they are.
+            # Without memory for a new segment, they stay where they are.
             with contextlib.suppress(OutOfMemoryError):
                 self.calls.write([(slots, slots.view()) for slots in old])
             for slots in self._slots.values():
@@ -135,7 +135,7 @@ class Session(HasTraits):
     # --- variables ---
 
     def adopt(self, variable: Variable, value: Array) -> None:
-        """Gives a new variable its place in shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
+        """Allocates a new variable's shared memory, with `value` cast to its dtype. Raises OutOfMemoryError."""
         self.check_process()
         with self.lock:
             self.safe_point()
@@ -175,15 +175,15 @@ class Session(HasTraits):
             self.storage.released_segments.popleft()
 
     def show(self, tensor: Tensor, feeds: dict[Tensor, Any], value: Array, variables: list[Variable]) -> None:
-        """Remembers a value that the user has been shown, for the check after a swap."""
+        """Remembers a value that the user has seen, for the check after a swap."""
         self.shown.pop(tensor, None)
-        # Copies: the user may go on to change the arrays in place.
+        # Copies, since the user may change the arrays in place.
         kept = {placeholder: np.array(feed) for placeholder, feed in feeds.items()}
         versions = {variable.slots.number: variable.slots.version for variable in variables}
         self.shown[tensor] = Shown(kept, value, versions, self.active)
 
     def live_variables(self) -> list[Variable]:
-        """All variables that somebody holds, oldest first."""
+        """All live variables, oldest first."""
         return [variable for ref in list(self.variables.values()) if (variable := ref()) is not None]
 
     def read(self, variable: Variable) -> Array:
@@ -200,7 +200,7 @@ class Session(HasTraits):
                 return np.array(slots.view())
 
     def write(self, values: list[tuple[Variable, Array]]) -> None:
-        """Commits values of the right shapes, all at once or, where they don't fit into memory, none.
+        """Commits values of the right shapes: all at once, or none if they don't fit into memory.
 
         They are cast to the variables' dtypes. Raises OutOfMemoryError.
         """
@@ -220,7 +220,7 @@ class Session(HasTraits):
             self.check_process()
             self.calls.check_alone()
             self.state.clear()
-            # First what can't fail.
+            # First the steps that can't fail.
             self._unreferenced.extend(self._slots)
             self.functions.clear()
             self.shown.clear()
@@ -232,7 +232,7 @@ class Session(HasTraits):
     # --- engines ---
 
     def host(self, name: str | None = None) -> Host:
-        """The host of an engine (the active one by default), not necessarily started."""
+        """The host of an engine (the active one by default), which may not be started."""
         name = name or self.active
         host = self.hosts.get(name)
         if host is None:
@@ -240,7 +240,7 @@ class Session(HasTraits):
         return host
 
     def make_host(self, name: str, options: dict[str, Any], log: WorkerLog | None = None) -> Host:
-        """A new host, not started and not the session's own yet, for an engine with these options.
+        """A new host for an engine with these options, not started and not yet the session's own.
 
         `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
         `log`: where it is to be noted what its worker says, if not in the session's own.
@@ -251,11 +251,11 @@ class Session(HasTraits):
         return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
 
     def log_of(self, name: str) -> WorkerLog:
-        """What an engine's workers have said, the dead ones too, for the whole life of the session."""
+        """The log of an engine's workers, including those that have ended, for the whole life of the session."""
         return self.logs.setdefault(name, WorkerLog())
 
     def stop_engines(self) -> None:
-        """Stops every engine; variables stay, and the next use starts what it needs."""
+        """Stops every engine; variables are kept, and the next use starts the engine that it needs."""
         self.check_process()
         with self.lock:
             for host in self.hosts.values():
@@ -276,7 +276,7 @@ class Session(HasTraits):
         return host
 
     def announce(self, host: Host) -> None:
-        """One line says which engine is in use and which setting chose it."""
+        """Prints one line that says which engine is in use and which setting chose it."""
         self.announced = True
         line = f"Using {host.engine.title} {host.facts['version']} backend (chosen by {self.chosen_by})"
         messages.say(line, kind="announcement")

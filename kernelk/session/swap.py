@@ -1,4 +1,4 @@
-"""The swap: another engine takes the session over, as a transaction that either completes or changes nothing."""
+"""Moves the session to another engine, in a transaction that either completes or changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def set_backend(
     `device`: as the engine lists it, such as "cpu:0". `threads`: how many it may use. `in_kernel`: whether it runs in
     the notebook's own process. `compiler`: False has Theano compile no C, which answers at once and computes slower.
     What isn't given stays as it was asked for before; "default" leaves a device or a number of threads to the engine
-    again, and compiler=True the search for a compiler. An engine that runs with other options is started anew beside
+    again, and compiler=True the search for a compiler. An engine that runs with other options is started again beside
     the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
 
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
@@ -70,7 +70,7 @@ class Preparation:
     known_options: dict[str, Any]
 
     def holds(self, session: Session) -> bool:
-        """Whether it would be decided so now as well: meanwhile, cells may have used or swapped to the engine."""
+        """Whether the decision still holds: meanwhile, cells may have used or swapped to the engine."""
         host, name = session.hosts.get(self.engine.name), self.engine.name
         if host is not self.known_host or session.engine_options.get(name, {}) != self.known_options:
             return False
@@ -80,7 +80,7 @@ class Preparation:
 def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, beside: bool = False) -> Preparation:
     """Decides how `name` would become the active engine, with changes that are from `requested_options`.
 
-    `beside`: its host is to be started while the session's own goes on: it is a new one, unless that runs already.
+    `beside`: its host will be started while the session's own keeps working, so it is a new one unless already running.
     Raises UnknownBackendError, and ArgumentError for options that the engine can't have.
     """
     engine = registry.engine(name)
@@ -109,7 +109,7 @@ def swap(session: Session, name: str, chosen_by: str, changes: dict[str, Any] | 
 
 
 def take_over(session: Session, prepared: Preparation, chosen_by: str) -> SwapReport:
-    """The transaction. Where the preparation doesn't hold any more, its host is stopped and it is decided anew."""
+    """Carries out the swap. If the preparation no longer holds, its host is stopped and the swap is prepared again."""
     with session.lock, entered(session):
         try:
             if not prepared.holds(session):
@@ -118,7 +118,7 @@ def take_over(session: Session, prepared: Preparation, chosen_by: str) -> SwapRe
                 prepared = prepare(session, prepared.engine.name, prepared.changes)
             return _transaction(session, prepared, chosen_by)
         except SwapRefusedError as error:
-            # A notebook keeps its last error, whose frames would keep the very variables alive that stand in the way.
+            # A notebook keeps its last error, whose frames would keep alive the variables that prevent the swap.
             raise error.with_traceback(None) from None
 
 
@@ -130,7 +130,7 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
     report = SwapReport(session.active, engine.name, chosen_by)
     clock = _Clock(report.seconds)
     if not replaces:
-        # It stays warm where the session can't move to it.
+        # If the session can't move to it, it stays warm.
         session.hosts[engine.name] = target
     try:
         report.started = target is not own or not target.started
@@ -159,7 +159,7 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
             session.chosen_by = chosen_by
             session.active = engine.name
     finally:
-        # Whichever of the two the session doesn't have now.
+        # Stop the host that the session doesn't use now.
         for host in (target, own):
             if host is not None and host is not session.hosts.get(engine.name):
                 host.stop()
@@ -183,7 +183,7 @@ def using(
     in_kernel: bool | None = None,
     compiler: bool | None = None,
 ) -> Iterator[SwapReport]:
-    """`with kernelk.using("theano"):` has that engine active inside; arguments and errors are those of `set_backend`.
+    """`with kernelk.using("theano"):` makes that engine active inside; arguments and errors are those of `set_backend`.
 
     On any exit, by an exception or Ctrl-C too, the engine from before is active again and every engine has the options
     from before, whatever the body has done; variables keep the values that the body gave them.
@@ -209,14 +209,14 @@ class _Choice:
         self.started = host is not None and host.started
 
     def restore(self, session: Session) -> None:
-        """Makes it so again. An engine that can't take over now has the session all the same, and starts at its next
+        """Restores this state. An engine that can't take over now becomes active all the same, and starts at its next
 
         use, which says what stands in the way; a line tells why.
         """
         wanted = self.options.get(self.active, {})
         try:
             same = session.active == self.active and session.engine_options.get(self.active, {}) == wanted
-            # An engine that wasn't up before isn't started to be left alone again.
+            # An engine that wasn't running before isn't started.
             if self.started and not same:
                 take_over(session, _decided(session, registry.engine(self.active), {}, wanted), self.chosen_by)
         except KernelKError as error:
@@ -228,7 +228,7 @@ class _Choice:
                 for name, options in self.options.items():
                     if session.engine_options.get(name, {}) != options:
                         session.engine_options[name] = options
-                        # The next use makes another one.
+                        # The next use starts another one.
                         host = session.hosts.pop(name, None)
                         if host is not None:
                             host.stop()
@@ -281,7 +281,7 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
         try:
             programs = [call.program_for(session, target.ops, phase, None) for phase in call.phases()]
         except KernelKError:
-            # Its shapes depend on values that only a call has, or it can't run on any engine: not the target's fault.
+            # Its shapes depend on values that are known only at a call, or it can't run on any engine.
             continue
         for program in programs:
             for reason in program.lacking(target.ops, target.dtypes):
@@ -296,7 +296,7 @@ def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[i
 
 
 def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
-    """Loads the variables that the target doesn't have, reads them back and compares bit for bit."""
+    """Loads the variables that the target doesn't have, reads them back and compares them bit for bit."""
     slots = [variable.slots for variable in variables]
     loads = target.loads(slots)
     if loads:
@@ -304,7 +304,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
         if reply["different"]:
             different = set(reply["different"])
             reasons = [
-                f"variable '{variable.name}' ({variable.dtype}, {variable.source}) doesn't come back bit for bit"
+                f"variable '{variable.name}' ({variable.dtype}, {variable.source}) isn't read back bit for bit"
                 for variable in variables
                 if variable.slots.number in different
             ]
@@ -315,7 +315,7 @@ def _load(target: Host, variables: list[Variable]) -> tuple[int, int]:
 
 
 def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
-    """Evaluates again what the user has been shown, newest first, until the time box is used up."""
+    """Evaluates the tensors that the user has seen again, newest first, until the time limit is reached."""
     begin = time.perf_counter()
     shown = list(session.shown.items())
     for done, (tensor, (feeds, before, versions, _)) in enumerate(reversed(shown)):
@@ -328,7 +328,7 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
             fed = [as_feed(x, feeds[x]) for x in placeholders]
             program, _ = linearised(session, placeholders, [tensor], (), phase, target.ops, fed)
             if program.draws or versions != {x.slots.number: x.slots.version for x in program.slots}:
-                # Fresh draws or newer variables: there is nothing to compare with.
+                # New draws or newer variables: there is nothing to compare with.
                 continue
             after = session.calls.execute(target, program, fed)[0]
         except KernelKError:
@@ -346,7 +346,7 @@ def difference(before: Array, after: Array) -> float:
         return 0.0
     a, b = before.astype(np.float64), after.astype(np.float64)
     with np.errstate(all="ignore"):
-        gap = np.asarray(np.abs(a - b))  # of two scalars numpy makes one that can't be written to
+        gap = np.asarray(np.abs(a - b))  # for two scalars numpy returns one that can't be written to
     gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
     gap[np.isnan(gap)] = np.inf
     return float(gap.max())

@@ -10,7 +10,7 @@ from ..display.tables import Rendered, Table, duration, size
 
 @dataclass
 class Reevaluated:
-    """One tensor that the user had been shown, evaluated again: the largest absolute difference from before.
+    """One tensor that the user had seen, evaluated again: the largest absolute difference from before.
 
     `key`: the tensor's uid, by which `inventory` knows it.
     """
@@ -24,7 +24,7 @@ class Reevaluated:
 
 @dataclass(repr=False)
 class SwapReport(Rendered):
-    """The report of a swap. `variables` were moved bit for bit; `started`: the engine wasn't up before.
+    """The report of a swap. `variables` were moved bit for bit; `started`: the engine wasn't running before.
 
     `restarted`: it was, with other options, and a new process of its own took the session over. `options`: what it was
     asked for. `saved`: what came of writing keras.json, "" if that wasn't asked for. `seconds` has the phases: start,
@@ -51,16 +51,16 @@ class SwapReport(Rendered):
 
     @property
     def largest_difference(self) -> float | None:
-        """Over all re-evaluated tensors; None where there was none."""
+        """The largest difference over all re-evaluated tensors; None if there was none."""
         return max((entry.difference for entry in self.reevaluated), default=None)
 
     @property
     def total_seconds(self) -> float:
-        """All phases together."""
+        """The time of all phases together."""
         return sum(self.seconds.values())
 
     def table(self) -> Table:
-        """Pairs of what and how much; nothing but a line where there was nothing to do."""
+        """Pairs of a heading and figures; a single line if there was nothing to do."""
         if self.origin == self.target and not (self.started or self.restarted or self.loaded):
             mode = str(self.facts.get("mode", ""))
             below = "\n".join(line for line in (mode, self.saved) if line)
@@ -94,7 +94,7 @@ class SwapReport(Rendered):
 
 @dataclass(repr=False)
 class StopReport(Rendered):
-    """The report of a stop: `pid` is None where it wasn't running, `bytes` where its memory isn't known."""
+    """The report of a stop: `pid` is None if it wasn't running, `bytes` if its memory isn't known."""
 
     name: str
     title: str
@@ -104,7 +104,7 @@ class StopReport(Rendered):
     active: bool = False
 
     def table(self) -> Table:
-        """One line."""
+        """The report in one line."""
         if self.pid is None:
             return Table([], title=f"{self.name} isn't running")
         if self.placement == "kernel":

@@ -1,4 +1,4 @@
-"""Measures without side effects: the session is afterwards as it was before."""
+"""Runs measurements without side effects: afterwards the session is as it was before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .session import Session
 
 @contextlib.contextmanager
 def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
-    """Leaves the session as it was: the count of draws, and no program compiled that wasn't before."""
+    """Restores the count of draws and the compiled programs at the end of the block."""
     with session.state.seeds.counter_kept(), forgetting({*hosts, session.host("numpy")}):
         yield
 
 
 @contextlib.contextmanager
 def forgetting(hosts: Iterable[Host]) -> Iterator[None]:
-    """Lets the engines forget what they compile meanwhile."""
+    """Lets the engines forget the programs that they compile inside the block."""
     before = [(host, set(host.compiled)) for host in hosts]
     try:
         yield

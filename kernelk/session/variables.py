@@ -41,7 +41,7 @@ def variable(value: Any, dtype: Any = None, name: str | None = None, constraint:
             if array.dtype == object or array.dtype.kind not in "biuf":
                 raise TypeError
         except KernelKError:
-            raise  # as of a tensor in a list: it knows better
+            raise  # such as that of a tensor in a list: it is more precise
         except (TypeError, ValueError):
             raise ArgumentError(f"variable: {type(value).__name__} isn't an array of numbers", allowed=ARRAYS) from None
         if chosen not in FLOATS and chosen != "bool" and not fits(array, chosen):
@@ -187,11 +187,11 @@ def _fitted(x: Variable, value: Any) -> Array:
 
 
 def _copied(self: Variable, memo: dict[int, Any] | None = None) -> Variable:
-    """A variable of its own, with this one's value, dtype, name, constraint and attributes."""
+    """A new variable with this one's value, dtype, name, constraint and attributes."""
     made = _enter(current().read(self), self.dtype, self._name, self.constraint)
     others = {name: value for name, value in vars(self).items() if name not in vars(made)}
     if memo is not None:
-        # Before the attributes, which may lead back here.
+        # Before the attributes, which may refer back to it.
         memo[id(self)] = made
         others = copy.deepcopy(others, memo)
     vars(made).update(others)
@@ -200,7 +200,7 @@ def _copied(self: Variable, memo: dict[int, Any] | None = None) -> Variable:
 
 
 def _unsent(self: Any, protocol: Any) -> Any:
-    """A pickle by value would lose what a variable or tensor is for: to be the same one in every graph and function."""
+    """Refuses to pickle: a copy by value would no longer be the variable or tensor that graphs and functions share."""
     kind = "a variable" if isinstance(self, Variable) else "a tensor" if isinstance(self, Tensor) else "a function"
     raise CopyRefusedError(
         f"{kind} ('{self.name}') can't be pickled or sent to another process, since it belongs to its session",

@@ -1,4 +1,4 @@
-"""The panel that `%kpanel` opens under a cell; imported only when it is asked for, and so is anywidget.
+"""The panel that `%kpanel` opens under a cell; it and anywidget are imported only when it is opened.
 
 `model` is the widget in the kernel, `hub` hears what happens in the session and tells every open panel, `facts` makes
 the plain data that the front end shows, `static` the table that stands in a saved notebook. `front/` is the front end:
@@ -37,7 +37,7 @@ def panel(namespace: dict[str, Any] | None = None) -> Panel:
 
 
 def close_panels() -> None:
-    """Closes every panel, and leaves no callback behind. Imports nothing."""
+    """Closes every panel and removes all callbacks. Imports nothing."""
     loaded = sys.modules.get(f"{__name__}.hub")
     if loaded is not None:
         loaded.close()

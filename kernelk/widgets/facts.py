@@ -24,7 +24,7 @@ MOST_TEXT = 20_000
 
 
 def engines(session: Session, broken: dict[str, str]) -> dict[str, Any]:
-    """All engines, as the bar shows them. `broken`: why an engine could not be started lately, by its name."""
+    """All engines, as the bar shows them. `broken`: why an engine could not be started recently, by its name."""
     table = list_backends()
     return {
         "active": table.active,
@@ -67,7 +67,7 @@ def _process(status: EngineStatus) -> str:
 
 
 def _install(status: EngineStatus) -> str:
-    """ "button" for what kernelk can install by itself, "note" for what pip has to, "" for what is there."""
+    """ "button" for an engine that kernelk can install, "note" for one that pip has to, "" for an installed one."""
     if status.installed:
         return ""
     try:
@@ -77,7 +77,7 @@ def _install(status: EngineStatus) -> str:
 
 
 def swapped(report: SwapReport) -> dict[str, Any]:
-    """One swap: what the history shows."""
+    """One swap, as the history shows it."""
     gap = report.largest_difference
     return {
         "from": report.origin,
@@ -225,7 +225,7 @@ def native(views: Any) -> dict[str, Any]:
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """An error as the panel's own message: its reasons one by one, where it has several."""
+    """An error as the panel's own message, with its reasons one by one if it has several."""
     reasons: list[str] = []
     if isinstance(error, (SwapRefusedError, LoadRefusedError)):
         reasons, text = error.reasons, error.problem

@@ -1,6 +1,6 @@
 """Connects the session to the open panels: observes swaps, cells and timings, serves requests, updates all panels.
 
-What a front end sends is a dict with "do", of which `_DO` lists all there is, and "request", its own number for it.
+A front end sends dicts with "do", one of the keys of `_DO`, and "request", its own number for the request.
 What it gets is a dict with "kind":
 
     ack        {"request"}                the kernel has the request
@@ -18,7 +18,7 @@ What it gets is a dict with "kind":
 
 A panel's requests are done on the kernel's main thread, between cells. Some front ends send them past a running cell,
 to a thread of their own; they wait for its end all the same, and so does one that comes while a cell awaits something.
-An engine starts beside that, in a thread, and only then takes over: cells can be run meanwhile. See `jobs`.
+An engine starts in a thread, and only then takes over, so cells can be run meanwhile. See `jobs`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from . import facts, static
 from .jobs import Jobs
 from .model import Panel
 
-# So many seconds of looking at values are one turn; what is left comes in the next, and cells can be run in between.
+# Values are read for at most so many seconds per turn, so that cells can run between two turns.
 TURN = 0.1
 
 
 class Hub:
-    """The one of a session; it listens only while a panel is in view."""
+    """The hub of a session; it listens only while a panel is in view."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -65,7 +65,7 @@ class Hub:
         forks.tell(self)
 
     def forked(self) -> None:
-        """In a forked child: the panels are the parent's, which alone talks with their pages."""
+        """In a forked child: drops the panels, since only the parent communicates with their pages."""
         self.panels.clear()
         self._known.clear()
         self._waiting.clear()
@@ -74,7 +74,7 @@ class Hub:
     # --- panels ---
 
     def open(self, namespace: dict[str, Any] | None) -> Panel:
-        """A new panel, in step with the others."""
+        """Opens a new panel that shows the same state as the others."""
         from IPython.core.getipython import get_ipython
 
         self._shell = get_ipython()
@@ -87,17 +87,17 @@ class Hub:
         try:
             self._remember(panel, self._engines(), self._rows(panel))
         except BaseException:
-            # One that can't be shown must not be updated after each cell either.
+            # A panel that can't be shown must not be updated after each cell.
             panel.close()
             raise
         self.panels.append(panel)
         self._listen()
-        # The beginning of the cell that opens the first one was heard by nobody.
+        # The hub wasn't listening yet when the cell that opens the first panel began.
         self._running = self._running or _in_cell(self._shell)
         return panel
 
     def forget(self, panel: Panel) -> None:
-        """A panel that is closed; without any other nothing is listened to."""
+        """Removes a closed panel; after the last one, the hub stops listening."""
         if panel in self.panels:
             self.panels.remove(panel)
         self._known.pop(panel, None)
@@ -105,7 +105,7 @@ class Hub:
             self._stop_listening()
 
     def close(self) -> None:
-        """Closes all, and ends what was started for them."""
+        """Closes all panels, and cancels the jobs that were started for them."""
         self.jobs.cancel()
         for panel in list(self.panels):
             panel.send({"kind": "closed"})
@@ -123,7 +123,7 @@ class Hub:
         self.session.observe(self._refresh_soon, "active")
         self.session.observe(self._measured, "measurements")
         if self._shell is not None:
-            # Not "pre_execute" and "post_execute", which stand around a panel's own messages as well.
+            # Not "pre_execute" and "post_execute", which a panel's own messages trigger as well.
             self._shell.events.register("pre_run_cell", self._cell_begins)
             self._shell.events.register("post_run_cell", self._cell_ended)
 
@@ -154,7 +154,7 @@ class Hub:
         self._soon("timings", self._tell_timings)
 
     def _soon(self, what: str, call: Callable[[], None]) -> None:
-        """Does it on the main thread once the cell has ended, once however often it was asked for."""
+        """Calls it on the main thread after the cell has ended, once, however often it was requested."""
         if self.loop is None or not self.loop.is_running():
             if not self._running:
                 with entered(self.session):
@@ -172,7 +172,7 @@ class Hub:
             self.loop.call_soon_threadsafe(run)
 
     def after_cell(self, call: Callable[[], None]) -> bool:
-        """Puts the call off to the end of the cell that runs now; False, and nothing is put off, where none does."""
+        """Defers the call to the end of the running cell; returns False, and defers nothing, if no cell is running."""
         if self._running:
             self._waiting.append(call)
         return self._running
@@ -184,7 +184,7 @@ class Hub:
     # --- what a panel asks ---
 
     def receive(self, panel: Panel, message: dict[str, Any]) -> None:
-        """A front end's request, on whatever thread it comes."""
+        """Handles a front end's request, on any thread."""
 
         def turn() -> None:
             if self.after_cell(turn):
@@ -205,7 +205,7 @@ class Hub:
         do = _DO.get(str(message.get("do")))
         if do is None:
             return
-        # What is said in a cell otherwise would appear in whichever ran last.
+        # Otherwise messages for a cell would appear in the one that ran last.
         with entered(self.session), self.capturing():
             try:
                 do(self, panel, message)
@@ -214,16 +214,16 @@ class Hub:
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
-        """Inside, what is worth a line in a cell is one in the panels."""
+        """Sends the messages that would be shown in a cell to the panels instead."""
         with messages.captured() as lines:
             yield
         for line in lines:
-            # Which engine is in use stands in the panel already.
+            # The panel already shows which engine is in use.
             if line.kind != "announcement":
                 self.tell({"kind": "notice", "level": "info", "text": line.text, "reasons": []})
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Sends it to every panel that is in view."""
+        """Sends a message to every panel that is in view."""
         for panel in list(self.panels):
             if not panel.away:
                 panel.send(message)
@@ -261,7 +261,7 @@ class Hub:
         self._refresh()
 
     def swapped(self) -> None:
-        """Tells what a swap has changed."""
+        """Sends the panels what a swap has changed."""
         self._refresh()
         self._tell_timings()
 
@@ -269,7 +269,7 @@ class Hub:
         return facts.engines(self.session, self.jobs.broken)
 
     def tell_engines(self) -> dict[str, Any]:
-        """Tells how all engines are now."""
+        """Sends the panels the state of all engines."""
         engines = self._engines()
         self.tell({"kind": "engines", **engines})
         return engines
@@ -282,7 +282,7 @@ class Hub:
         return known
 
     def _refresh(self) -> None:
-        """Tells each panel what has changed since it was last told."""
+        """Sends each panel the changes since its last update."""
         if not self.panels:
             return
         engines = self.tell_engines()
@@ -303,7 +303,7 @@ class Hub:
         panel.remember(html, static.as_text(engines, listed, words))
 
     def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
-        """Of these keys, as many as one turn has time for."""
+        """Sends the values of as many of these keys as one turn has time for."""
         begin = time.perf_counter()
         keys = [key for key in message.get("keys", ()) if isinstance(key, int)]
         names = names_of(panel.namespace)
@@ -356,7 +356,7 @@ class Hub:
 
 
 def _in_cell(shell: Any) -> bool:
-    """Whether a notebook's cell runs now, whose end will be heard."""
+    """Whether a notebook's cell is running, whose end will be noticed."""
     kernel = getattr(shell, "kernel", None)
     parent = {} if kernel is None else kernel.get_parent()
     return parent.get("header", {}).get("msg_type") == "execute_request" and not parent["content"].get("silent")
@@ -367,7 +367,7 @@ def _row(row: Row, version: int) -> dict[str, Any]:
 
 
 def _version(row: Row) -> int:
-    """A number that changes with a variable's value; 0 for what isn't one."""
+    """A number that changes with a variable's value; 0 for anything else."""
     if row.kind != "variable":
         return 0
     variable = row.ref()
@@ -390,7 +390,7 @@ _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {
     "native": Hub._native,
 }
 
-# A session has its hub, so that the two go together when a host lets a visitor's session go.
+# The session holds its hub, so that both are freed together when a visitor's session ends.
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 
@@ -404,7 +404,7 @@ def hub() -> Hub:
 
 
 def close() -> None:
-    """Closes all panels; the next one begins anew."""
+    """Closes all panels; the next one starts from scratch."""
     for one in list(_hubs):
         one.session.hub = None
         _hubs.discard(one)

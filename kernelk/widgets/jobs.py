@@ -27,7 +27,7 @@ EVERY = 0.25
 
 
 class Job:
-    """One of them, and what the panels show of it. `host`: the engine's that is starting, which can be cancelled."""
+    """A running job, as the panels show it. `host`: that of an engine that is starting, which can be cancelled."""
 
     def __init__(self, engine: Engine, text: str, host: Host | None = None) -> None:
         self.engine = engine
@@ -55,23 +55,23 @@ class Panels(Protocol):
     loop: asyncio.AbstractEventLoop | None
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Sends it to every panel that is in view."""
+        """Sends a message to every panel that is in view."""
 
     def after_cell(self, call: Callable[[], None]) -> bool:
-        """Puts the call off to the end of the cell that runs now; False, and nothing is put off, where none does."""
+        """Defers the call to the end of the running cell; returns False, and defers nothing, if no cell is running."""
 
     def capturing(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, what is worth a line in a cell is one in the panels."""
+        """Sends the messages that would be shown in a cell to the panels instead."""
 
     def swapped(self) -> None:
-        """Tells what a swap has changed."""
+        """Sends the panels what a swap has changed."""
 
     def tell_engines(self) -> object:
-        """Tells how all engines are now."""
+        """Sends the panels the state of all engines."""
 
 
 class Jobs:
-    """One at a time. Its methods are called on the main thread; `broken` says why engines could not be started."""
+    """Runs one job at a time. Its methods are called on the main thread; `broken`: why engines could not be started."""
 
     def __init__(self, panels: Panels) -> None:
         self._panels = panels
@@ -81,7 +81,7 @@ class Jobs:
     # --- swaps ---
 
     def swap(self, message: dict[str, Any]) -> None:
-        """Makes an engine the active one: at once, or, if a worker has to start for it, once that is up."""
+        """Makes an engine the active one: at once, or after its worker has started, if it needs one."""
         session = self._panels.session
         engine = registry.engine(str(message.get("engine")))
         if self.current is not None:
@@ -104,7 +104,7 @@ class Jobs:
         return True
 
     def _started(self, prepared: Preparation) -> None:
-        """Its thread is done: the engine takes the session over, now or when the running cell ends."""
+        """Called when the thread is done: the engine takes over the session, now or when the running cell ends."""
         job, title = self.current, prepared.engine.title
         assert job is not None
         if self._panels.after_cell(lambda: self._started(prepared)):
@@ -133,7 +133,7 @@ class Jobs:
         self._panels.swapped()
 
     def cancel(self) -> None:
-        """Ends an engine that is starting."""
+        """Stops an engine that is starting."""
         job = self.current
         if job is not None and job.host is not None and not job.cancelled:
             job.cancelled = True
@@ -176,7 +176,7 @@ class Jobs:
     # --- both ---
 
     def _work(self, job: Job, work: Callable[[], object], then: Callable[[], None]) -> None:
-        """Does `work` in a thread, and `then` on the main thread."""
+        """Runs `work` in a thread, and then `then` on the main thread."""
         loop = self._panels.loop
         assert loop is not None
         self.current = job

@@ -68,7 +68,7 @@ def style() -> str:
 
 
 class Panel(anywidget.AnyWidget):
-    """One panel. All that it shows comes as messages of the hub's; `last` is its static form, for a saved notebook.
+    """One panel. Everything it shows comes in messages from the hub; `last` is its static form, for a saved notebook.
 
     `receive` is given what its front end sends, `closed` the panel itself when it is taken away.
     """
@@ -114,7 +114,7 @@ class Panel(anywidget.AnyWidget):
             self._static.update({"text/html": html, "text/plain": text}, raw=True)
 
     def _ipython_display_(self) -> None:
-        """The live view; and beside it, hidden by that, the static form, which pages without a kernel show."""
+        """The live view, and the static form that it hides, which pages without a kernel show."""
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 

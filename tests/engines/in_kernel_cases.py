@@ -381,7 +381,7 @@ def stopped(name: str) -> Any:
 
 
 def refused(name: str) -> Any:
-    """What can't be had in the kernel, each in one line, with the active engine untouched."""
+    """Requests that are refused in the kernel, each in one line, with the active engine untouched."""
     found, active = [], []
     use("numpy")
     for engine, options in (

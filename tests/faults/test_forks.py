@@ -433,7 +433,7 @@ def test_an_engine_in_the_kernels_process_is_refused_and_others_go_on() -> None:
     assert own == [5.0, "kernel"]
     assert (seen, numpy, worker) == (4.0, 5.0, 6.0)
     for line in (refused, again):
-        assert line.startswith("ForkedError: Spare ran in this process's parent and can't go on in a forked child")
+        assert line.startswith("ForkedError: Spare ran in this process's parent and can't continue in a forked child")
         assert "next: kernelk.set_backend('spare', in_kernel=False)" in line
 
 

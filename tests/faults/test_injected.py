@@ -248,7 +248,7 @@ def test_at_every_line_in_the_kernel(step: str, monkeypatch: pytest.MonkeyPatch)
             pass  # An engine's own errors and a handler's can't be told apart in one process.
         else:
             break
-        # A trace raises where no signal's handler can: as a `with` begins to leave its block, which keeps the lock.
+        # A trace raises where no signal handler can: as a `with` begins to leave its block, which keeps the lock.
         current().lock = threading.RLock()
         if scenario.next is not None:
             scenario.cut = True

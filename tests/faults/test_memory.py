@@ -124,7 +124,7 @@ def test_a_call_that_its_worker_has_no_room_for_is_let_go() -> None:
     result = [said(lambda: f([big])), float(f([np.ones(3)])[0]), current().host().pid == pid, K.get_value(w).tolist()]
     """
     refused, *rest = script(code, "spare")
-    assert refused.startswith("OutOfMemoryError: Spare's worker: 300.0 MB of memory can't be had (")
+    assert refused.startswith("OutOfMemoryError: Spare's worker: 300.0 MB of memory can't be allocated (")
     assert rest == [3.0, True, [2.0, 2.0]]
 
 

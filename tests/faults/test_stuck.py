@@ -127,7 +127,7 @@ def test_a_stopped_worker_is_named_and_goes_on(hang: Any) -> None:
     assert call([])[0].tolist() == [3.0]
     (line,) = lines
     assert f"Spare's worker (process {pid}) has been stopped since " in line
-    assert f"Ctrl-C ends it, and no variable is lost; `kill -CONT {pid}` lets it go on" in line
+    assert f"Ctrl-C ends it, and no variable is lost; `kill -CONT {pid}` resumes it" in line
     assert K.get_value(v).tolist() == [3.0]
     assert current().host().pid == pid
 
@@ -140,7 +140,7 @@ def test_one_that_makes_no_progress_is_named_once_and_ctrl_c_ends_it(hang: Any) 
         K.function([], [K.exp(v)], [K.update_add(v, 1.0)])([])
     (line,) = lines
     assert f"Spare's worker (process {pid}) has made no progress since " in line
-    assert "none of its processes computes, and no device works; Ctrl-C ends it, and no variable is lost" in line
+    assert "none of its processes is computing, and no device is busy; Ctrl-C ends it, and no variable is lost" in line
     assert wait_until(lambda: not alive(pid))
     assert K.get_value(v).tolist() == [1.0]
 
@@ -231,7 +231,7 @@ def test_who_waits_for_a_lock_is_told_whose_and_is_not_ended(
     )
     assert K.eval(K.exp(K.variable([1.0]))).tolist() == [1.0]
     (line,) = lines
-    assert f"for the lock of its compile cache, which process {os.getpid()} has; Ctrl-C ends it" in line
+    assert f"for the lock of its compile cache, which process {os.getpid()} holds; Ctrl-C ends it" in line
 
 
 def test_whose_a_lock_is(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_theanos_own_lock(tmp_path: Path) -> None:
     np.testing.assert_allclose(value, np.exp([0.5]) * np.sin([0.5]), rtol=1e-5)
     (line,) = lines
     assert "Theano's worker (process " in line
-    assert f"for the lock of its compile cache, which process {pid} has" in line
+    assert f"for the lock of its compile cache, which process {pid} holds" in line
 
 
 # --- devices, settings, lines ---------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What the tests share; a module for each kind of help."""
+"""Helpers that the tests share, one module for each purpose."""

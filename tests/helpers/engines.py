@@ -25,7 +25,7 @@ def required() -> set[str]:
 
 def absent(name: str, reason: object) -> None:
     """Ends the test of an engine that isn't there: failed where it is required, else skipped with the reason."""
-    line = " ".join(f"{name} can't be had here: {reason}".split())
+    line = " ".join(f"{name} isn't available here: {reason}".split())
     if name in required():
         pytest.fail(f"{line} (KERNELK_REQUIRE names it)", pytrace=False)
     pytest.skip(line)
@@ -49,7 +49,7 @@ def activate(name: str) -> None:
 
 
 def reset() -> None:
-    """What a test may have changed, back to how a new session has it; workers go on running."""
+    """Resets what a test may have changed to the state of a new session; workers keep running."""
     K.clear_session()
     config.reload()
     CELL.number = 0

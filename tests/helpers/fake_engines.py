@@ -45,7 +45,7 @@ def lacking_engine(
     """Registers a third party's engine in the kernel: numpy without some ops and dtypes. Returns its module."""
 
     class Lacking(backend.NumpyBackend):
-        """What a new engine's author has after the first day."""
+        """A backend that is still incomplete, as a new engine's is."""
 
         def facts(self) -> dict[str, Any]:
             return {**super().facts(), "version": "0.1"}

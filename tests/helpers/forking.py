@@ -1,4 +1,4 @@
-"""What scripts that fork begin with: a light engine in a worker, and a child whose result comes back."""
+"""Helpers for scripts that fork: a light engine in a worker, and a child that returns its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kernelk.session.current import current
 
 
 def spare(name: str = "spare") -> str:
-    """Makes numpy known under another name: in a worker, or in the kernel where it is asked for."""
+    """Registers numpy under another name: in a worker, or in the kernel on request."""
     put = types.SimpleNamespace(setitem=lambda table, key, value: table.__setitem__(key, value))
     pip = f"pip install {name}"
     register(put, Engine(name, name.title(), "numpy", "NumpyBackend", imports="numpy", install=pip, in_kernel_too=True))
@@ -51,12 +51,12 @@ class Child:
         os._exit(0)
 
     def go(self) -> None:
-        """Lets it go on."""
+        """Lets the child continue."""
         os.write(self._tell, b".")
 
     @property
     def result(self) -> Any:
-        """What the job returned, or its error in words."""
+        """The job's return value, or its error as text."""
         with os.fdopen(self._result) as pipe:
             text = pipe.read()
         os.close(self._tell)
@@ -65,12 +65,12 @@ class Child:
 
 
 def c_fork() -> int:
-    """A fork that Python's hooks aren't told of."""
+    """A fork that runs none of Python's fork hooks."""
     return int(ctypes.PyDLL(None).fork())
 
 
 def said(call: Callable[[], Any]) -> str:
-    """The error of a call, in words; "" where there is none."""
+    """The error of a call as text; "" if there is none."""
     try:
         call()
     except Exception as error:

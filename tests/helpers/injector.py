@@ -1,4 +1,4 @@
-"""Raises an exception at the n-th use of what a call needs of the system, as a signal's handler of the user's may."""
+"""Raises an exception at the n-th use of the system by a call, as one of the user's signal handlers might."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Alarm(TimeoutError):
-    """What a decorator for timeouts raises in its signal's handler."""
+    """The exception that a timeout decorator raises in its signal handler."""
 
 
 # As a handler may raise them, and as the system does where memory or descriptors run out.

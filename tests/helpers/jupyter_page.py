@@ -33,7 +33,7 @@ _OTHERS = ("reading 'schema'", "filebrowser:open-path", "Comm not found for comm
 
 
 def absent() -> str:
-    """Why there is no browser here, with the next command; "" if there is one."""
+    """Returns why no browser can be used here, with the next command; "" if one can."""
     if not Path(CHROMIUM).exists():
         return f"{CHROMIUM} isn't installed; next: apt-get install --yes chromium"
     missing = [name for name in ("jupyterlab", "notebook", "anywidget", "playwright") if not _importable(name)]
@@ -111,7 +111,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.port}"
 
     def ready(self) -> bool:
@@ -178,7 +178,7 @@ class Page:
         self.page.wait_for_function(_RUN_SINCE, arg=place)
 
     def output(self, place: int, text: str) -> None:
-        """Waits until a cell has printed a text: a cell's end may be told before what it has printed."""
+        """Waits until a cell has printed a text: its output may arrive after the message that it has ended."""
         cell = self.page.locator(".jp-Notebook .jp-Cell").nth(place)
         cell.locator(".jp-OutputArea", has_text=text).wait_for()
 
@@ -199,7 +199,7 @@ class Page:
         self.page.wait_for_function(f"() => ({_KERNEL})?.status === 'idle'")
 
     def new_errors(self) -> list[str]:
-        """What the console and the page have complained of since the notebook was open."""
+        """The errors in the console and on the page since the notebook was opened."""
         found = self.errors[len(self.own_errors) :]
         return [text for text in found if not any(own in text for own in _OTHERS)]
 

@@ -1,4 +1,4 @@
-"""What a test costs, as marks: found in its fixtures, and in what its code calls, so that nobody has to keep them."""
+"""Marks tests by cost, derived from their fixtures and the code that they call, so that no list has to be kept."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from kernelk.manage.logs import LogReport
 
 
 class Reader(NamedTuple):
-    """What reads bytes, and valid ones to begin with."""
+    """A reader of bytes, with valid inputs to start from."""
 
     read: Callable[[bytes], None]
     seeds: list[bytes]
@@ -72,7 +72,7 @@ def npy(array: Any) -> bytes:
 
 
 def readers(folder: Path) -> dict[str, Reader]:
-    """All of them, working in this folder. Makes two variables in the current session, which has to be on numpy."""
+    """All readers, working in this folder. Makes two variables in the current session, which has to be on numpy."""
     w, b = K.variable(np.arange(6.0).reshape(2, 3), name="w"), K.variable([1.0, 2.0], "float64")
     place = folder / "file.npz"
     good = kernelk.save(place).path.read_bytes()

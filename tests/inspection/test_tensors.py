@@ -261,7 +261,7 @@ def test_looking_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     found = kernelk.tensors(values=True, namespace=names)
     notes = {row.label: one.note for row, one in zip(found.rows, found.summaries) if one is not None}
     assert notes["change"] == "what 'v' would become"
-    assert notes["drawn"] == "drawn anew at each call"
+    assert notes["drawn"] == "drawn again at each call"
     assert current_state().seeds.counter == counter
     assert K.get_value(v).tolist() == [1.0, 2.0]
     for one in names.values():

@@ -71,7 +71,7 @@ class KerasSuite:
         return call
 
     def absence(self) -> str:
-        """Why the engine can't be had on this machine; "" if it can."""
+        """Returns why the engine isn't available on this machine; "" if it is."""
         from kernelk.engines import registry
         from kernelk.errors import BackendNotInstalledError
 

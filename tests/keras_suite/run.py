@@ -59,7 +59,7 @@ def run(engine: str, arguments: list[str]) -> dict[str, Any] | str:
 def main() -> int:
     """1 if a test failed, an engine couldn't run or a name is missing.
 
-    An engine that can't be had is passed over, unless KERNELK_REQUIRE names it.
+    An unavailable engine is skipped, unless KERNELK_REQUIRE names it.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", nargs="*", default=ENGINES, help="default: all")
@@ -87,7 +87,7 @@ def show(reports: dict[str, dict[str, Any] | str]) -> int:
             wrong = 1
             continue
         if "absent" in report:
-            rows.append((engine, "can't be had here: " + report["absent"]))
+            rows.append((engine, "not available here: " + report["absent"]))
             wrong |= engine in os.environ.get("KERNELK_REQUIRE", "").split(",")
             continue
         results = report["results"]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.cli.main import main
 from kernelk.errors import ArgumentError, BackendNotInstalledError, UnknownBackendError
 from kernelk.graph.state import current_state
 from kernelk.session.current import current
@@ -138,20 +140,41 @@ def test_an_engine_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch, spare: s
     assert len(nothing.to_frame()) == 1
 
 
-def test_wrong_results_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine "wrong", whose exponentials are 1 % too large."""
     module = lacking_engine(monkeypatch, "wrong")
     compute = module.Lacking.ops["exp"]
     module.Lacking.ops["exp"] = lambda instruction, x: compute(instruction, x) * np.float32(1.01)
+
+
+def test_wrong_results_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_engine(monkeypatch)
     y = K.exp(K.variable([0.0, 1.0]))
     result = kernelk.compare(y, "numpy", "wrong", budget=BUDGET)
     side = result.side("wrong")
     assert not result.equal
     assert side.differing == 2
     assert 0.004 < side.relative < 0.0099
-    assert "wrong: 2 elements differ from numpy's beyond rounding; next: %kdiff y numpy wrong" in repr(result)
+    differs = "wrong: 2 elements differ from numpy's beyond rounding; next: "
+    assert f"{differs}add print(kernelk.diff(y, 'numpy', 'wrong')) to the script" in repr(result)
+    with monkeypatch.context() as patch:
+        patch.setattr("IPython.get_ipython", object)
+        assert f"{differs}%kdiff y numpy wrong" in repr(result)
     nans = kernelk.compare(K.log(K.variable([-1.0])), "numpy", "wrong", budget=BUDGET)
     assert nans.equal
     assert "NaN in the results: numpy, wrong" in repr(nans)
+
+
+def test_a_shell_is_shown_no_magic(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong_engine(monkeypatch)
+    script = tmp_path / "script.py"
+    script.write_text("from kernelk import backend as K\nK.eval(K.exp(K.variable([0.0, 1.0])))\n")
+    assert main(["compare", str(script), "numpy", "wrong", "--budget", "0.3"]) == 0
+    printed = capsys.readouterr().out
+    assert "next: add print(kernelk.diff(y, 'numpy', 'wrong')) to the script" in printed
+    assert "%k" not in printed
 
 
 def test_threads_are_the_same_for_all_and_the_session_keeps_its_own() -> None:
@@ -205,7 +228,7 @@ def test_op_by_op_on_every_engine(every_engine: list[str]) -> None:
         assert len({(op.op, op.source, op.shape, op.count) for op in ops}) == 1
         assert all(op.steady.value > 0 and not op.failure for op in ops)
     text = repr(result)
-    assert "each op by itself, unfused, on the same operands; these aren't parts of the times above" in text
+    assert "each op on its own, unfused, on the same operands; these aren't parts of the times above" in text
     assert "matmul" in text
     assert "matmul" in result._repr_html_()
     frame = result.per_op.to_frame()

@@ -1,4 +1,4 @@
-"""`%kprofile`: each op by itself on its real inputs, with the user's line, beside the call as it is compiled."""
+"""`%kprofile`: each op separately on its real inputs, with the user's line, and the call as it is compiled."""
 
 from __future__ import annotations
 

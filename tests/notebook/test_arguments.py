@@ -60,7 +60,7 @@ def test_what_a_line_means(magic: Any, line: str, given: dict[str, Any] | None) 
 def test_a_cells_code_is_the_cell() -> None:
     given = parse(KPROFILE, " --engine ", "-x\n--y")
     assert (given.code, given.engine, given.budget) == ("-x\n--y", True, None)
-    with pytest.raises(ArgumentError, match=r"no arguments but options; the code is the cell, not 'f\(x\)'.*%%ktime"):
+    with pytest.raises(ArgumentError, match=r"only options; the code is the cell, not 'f\(x\)'.*%%ktime"):
         parse(KTIME, "f(x)", "g(x)")
     with pytest.raises(ArgumentError, match="did you mean --budget"):
         parse(KTIME, "--bugdet 3", "g(x)")

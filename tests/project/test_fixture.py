@@ -33,14 +33,14 @@ def test_a_missing_engine_is_skipped_with_its_reason(tmp_path: Path) -> None:
     assert "1 skipped" in done.stdout
     reasons = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
     assert len(reasons) == 1
-    assert re.search(r"theano can't be had here: .*kernelk install theano", reasons[0])
+    assert re.search(r"theano isn't available here: .*kernelk install theano", reasons[0])
 
 
 def test_a_missing_engine_fails_where_it_is_required(tmp_path: Path) -> None:
     done = probe(tmp_path, KERNELK_REQUIRE="tensorflow, theano,cntk")
     assert done.returncode == 1, done.stdout
     assert "1 error" in done.stdout
-    assert "theano can't be had here" in done.stdout
+    assert "theano isn't available here" in done.stdout
     assert "KERNELK_REQUIRE names it" in done.stdout
 
 

@@ -331,7 +331,7 @@ def tiny_of(array):
 
 
 def array_of(x):
-    """The way back."""
+    """Converts an array of the engine's back to an ndarray."""
     return np.array(x.items, dtype=x.dtype).reshape(x.shape)
 
 

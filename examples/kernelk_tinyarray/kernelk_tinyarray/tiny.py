@@ -46,7 +46,7 @@ class Array:
 
 
 def places(shape, strides, start=0):
-    """Where the items lie of an array whose axes have these strides."""
+    """The positions of the items of an array whose axes have these strides."""
     found = [start]
     for length, stride in zip(shape, strides):
         found = [place + i * stride for place in found for i in range(length)]
@@ -54,7 +54,7 @@ def places(shape, strides, start=0):
 
 
 def strides_of(shape):
-    """How far apart neighbours along each axis lie."""
+    """The distance between neighbours along each axis."""
     strides, step = [], 1
     for length in reversed(shape):
         strides.append(step)

@@ -39,7 +39,7 @@ def reduced_groups(shape, axes):
 
 
 def index_bound(instruction, operand):
-    """For an operand that holds indices: how many there are to choose from; None for any other operand."""
+    """The number of valid indices, for an operand that holds indices; None for any other operand."""
     if instruction.op == "one_hot":
         return instruction.attrs["depth"]
     if operand == 1 and instruction.op in ("gather", "scatter_add"):
@@ -48,7 +48,7 @@ def index_bound(instruction, operand):
 
 
 def why_not(instruction, position, known):
-    """Why an instruction, whose value number is `position`, can't be CNTK's, in a few words; None where it can."""
+    """Returns why CNTK can't run an instruction, whose value number is `position`, in a few words; None if it can."""
     name = instruction.op
     if name not in OPS:
         return "no exact counterpart"

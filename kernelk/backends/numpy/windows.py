@@ -56,7 +56,7 @@ def elements(lengths, window, strides, pads):
 
 
 def at_offsets(size, strides, dilation, made):
-    """For each offset within a window, the index of its elements in all `made` windows of a padded array."""
+    """Yields, for each offset within a window, the index of its elements in all `made` windows of a padded array."""
     for offset in itertools.product(*[range(n) for n in size]):
         yield (slice(None),) + tuple(
             slice(i * apart, i * apart + (n - 1) * stride + 1, stride)
@@ -158,14 +158,14 @@ class _Along(object):
         self.length = x.shape[axis + 1]
 
     def pieces(self, wide):
-        """For each place in the windows, a view of its elements."""
+        """Yields a view of its elements for each position in the windows."""
         for i in range(self.window):
             index = [slice(None)] * wide.ndim
             index[self.axis] = slice(i, i + (self.made - 1) * self.stride + 1, self.stride)
             yield wide[tuple(index)]
 
     def inside(self, ndim):
-        """For each place in the windows, where it isn't padding; along the other axes of length 1."""
+        """For each position in the windows, whether it isn't padding; the other axes have length 1."""
         shape = [1] * ndim
         shape[self.axis] = self.length
         return self.pieces(framed(np.ones(shape, bool), self.pads, False))

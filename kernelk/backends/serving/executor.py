@@ -67,7 +67,7 @@ def describe(error):
 
 
 class Plan(object):
-    """One program on certain variables, with its feeds and results at certain places: all that calls have in common.
+    """One program with fixed variables and fixed locations of its feeds and results: all that its calls share.
 
     `definition` has key (of the compiled program), feeds and outputs (references), slots (variable ids), draws
     ([kind, dtype, shape, seed]...) and into (for each update, the references of both its slots).
@@ -95,7 +95,7 @@ class Executor(object):
         self.timed = {}  # number -> Timed
 
     def handle(self, request):
-        """The reply to a request: a dict, with "error" where it failed."""
+        """Executes a request and returns the reply: a dict, with "error" if it failed."""
         try:
             return getattr(self, "do_" + request["do"])(request) or {}
         except Exception as error:
@@ -138,7 +138,7 @@ class Executor(object):
         }
 
     def do_load(self, request):
-        """Fields: variables ([id, reference]...), verify. Replies with the ids that did not come back bit for bit."""
+        """Fields: variables ([id, reference]...), verify. Replies with the ids that were not read back bit for bit."""
         loaded, different = {}, []
         for number, reference in request["variables"]:
             source = self.array(reference)
@@ -263,6 +263,6 @@ class Executor(object):
         backend, self.backend = self.backend, None
         self.state, self.compiled, self.plans, self.timed = {}, {}, {}, {}
         backend.close()
-        # What an engine compiles refers to itself.
+        # Compiled programs contain reference cycles.
         del backend
         gc.collect()

@@ -44,7 +44,7 @@ class Segment(object):
         if hasattr(os, "memfd_create"):
             fileno = os.memfd_create("kernelk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         elif os.name == "nt":
-            # An open file can't be unlinked there, and no worker needs one.
+            # On Windows an open file can't be unlinked, and there are no workers that need one.
             return cls(None, size)
         else:
             # An unlinked temporary file: the portable stand-in for memfd.

@@ -14,13 +14,13 @@ from .watching import Profiler
 
 
 class Timed(object):
-    """One call, to be done again and again; it changes nothing but memory of its own.
+    """One call, to be repeated for timing; it changes only its own memory.
 
     `encoded` has no inputs: feeds come as the first of its slots, so that handing them over isn't part of a run.
     `constants`, `feeds` and `variables` are ndarrays, and are copied; `draws` are [kind, dtype, shape, seed]...
     Each sample begins with these values; within it, updates take their effect from run to run.
-    `profiler`: the engine's own, where `watched` is to be asked for.
-    `compile_seconds` is what the engine took to build the program, `first_seconds` its first run.
+    `profiler`: the engine's own, if `watched` is going to be called.
+    `compile_seconds` is the time to build the program, `first_seconds` that of its first run.
     """
 
     def __init__(self, backend, encoded, constants, feeds, variables, draws, counter, profiler=None):
@@ -38,7 +38,7 @@ class Timed(object):
         self.compile_seconds = time.perf_counter() - start
         self.state = [backend.load(array) for array in self.feeds + [_own(array) for array in variables]]
         self.updated = [slot for slot, _ in program.updates]
-        # Two places for each new value, as variables have: one run reads where the one before has written.
+        # Two slots for each new value, as variables have: a run reads what the one before has written.
         self.into = [[_empty(*program.slots[slot]) for slot in self.updated] for _ in range(2)]
         start = time.perf_counter()
         self.outputs, _ = self._call(self.state, self.into[0])
@@ -77,7 +77,7 @@ class Timed(object):
     def samples(self, loops, times, before):
         """The seconds of one run, as the mean of `loops` runs with a barrier behind them; `times` such means.
 
-        `before`: so many runs are made first, and counted nowhere.
+        `before`: so many runs are made first, and not counted.
         """
         seconds = []
         clock, barrier = time.perf_counter, self.backend.synchronize
@@ -104,7 +104,7 @@ class Timed(object):
 
     @contextmanager
     def _undisturbed(self):
-        """Each run computes everything, and no garbage is collected."""
+        """Makes each run compute everything, without garbage collection."""
         collecting = gc.isenabled()
         gc.disable()
         self.backend.recompute(True)
@@ -122,7 +122,7 @@ class Timed(object):
         destinations = [np.empty_like(backend.to_numpy(value)) for value in self.outputs]
         for _ in range(times):
             start = clock()
-            # Kept until the clock has been read: releasing them is not part of the run.
+            # Kept until the clock has been read: releasing them isn't part of the run.
             loaded = [backend.load(array) for array in self.feeds]
             backend.synchronize()
             load.append(clock() - start)

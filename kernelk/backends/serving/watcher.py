@@ -1,4 +1,4 @@
-"""The watcher, a small process beside each worker: it ends the worker and all that it has started with its kernel.
+"""The watcher, a small process next to each worker: when the kernel ends, it ends the worker and its children.
 
 A thread of the worker's can't: it waits for Python's lock, which an engine's C code may keep for minutes.
 """
@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 
-# So often, in seconds, processes are looked at where the system can't tell of their end.
+# Seconds between checks of the processes if the system can't report their end.
 EVERY = 0.2
-# So long, in seconds, it waits for what it has ended to be gone.
+# Seconds that it waits for the processes that it has ended to be gone.
 PATIENCE = 10.0
 
 _PIDFD_OPEN = 434  # the number of this system call on every kind of Linux that an engine runs on
@@ -25,10 +25,10 @@ def watch(kernel, scratch):
     """
     watched = [_Process(kernel), _Process(os.getpid())]
     if os.getppid() != kernel:
-        # It ended while this process was started, and its number may be another one's by now.
+        # It ended while this process was starting, and its number may have been reused.
         _remove(scratch)
         os._exit(1)
-    # Twice, so that it is nobody's child here: engines wait for all children of their process.
+    # Forked twice, so that it isn't the worker's child: engines wait for all children of their process.
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -54,7 +54,7 @@ def _serve(watched, scratch):
         with open("/proc/self/comm", "w") as file:
             file.write("kernelk-watcher")
     except OSError:
-        pass  # It has the worker's name then.
+        pass  # then it keeps the worker's name
     ends = select.poll()
     for process in watched:
         if process.fileno is not None:
@@ -62,12 +62,12 @@ def _serve(watched, scratch):
     every = None if all(process.fileno is not None for process in watched) else EVERY * 1000
     while kernel.alive() and worker.alive():
         ends.poll(every)
-    # Without its worker, what that has started works for nobody; without its kernel, the worker does.
+    # When the worker is gone, its children are useless; when the kernel is gone, so is the worker.
     end = time.time() + PATIENCE
     while True:
-        with contextlib.suppress(OSError):  # There may be nobody left.
+        with contextlib.suppress(OSError):  # they may all be gone
             os.killpg(worker.pid, signal.SIGKILL)
-        # What was still being written comes into no folder that is gone.
+        # After the processes have ended, so that nothing is written into the folder again.
         _remove(scratch)
         if time.time() > end or not (os.path.lexists(scratch) or worker.alive()):
             return
@@ -103,7 +103,7 @@ class _Process(object):
 
 
 def _pidfd(pid):
-    """A descriptor that can be read from when the process has ended; None where there is no such thing."""
+    """A descriptor that becomes readable when the process ends; None if the system has none."""
     try:
         if hasattr(os, "pidfd_open"):
             return os.pidfd_open(pid)
@@ -138,17 +138,17 @@ def _let_go(kept):
             continue
     for number in numbers:
         if number not in kept:
-            with contextlib.suppress(OSError):  # One was the list's own.
+            with contextlib.suppress(OSError):  # one was the descriptor of the listing
                 os.close(number)
     for _ in range(3):
         os.open(os.devnull, os.O_RDWR)
 
 
 def _remove(folder):
-    """Removes a folder as far as that goes. By itself: a watcher that has loaded `shutil` is a third larger."""
-    for place, folders, files in os.walk(folder, topdown=False):
+    """Removes a folder as far as possible. Without `shutil`, which would make the watcher a third larger."""
+    for parent, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
-            path = os.path.join(place, name)
+            path = os.path.join(parent, name)
             with contextlib.suppress(OSError):
                 if os.path.isdir(path) and not os.path.islink(path):
                     os.rmdir(path)

@@ -38,12 +38,12 @@ class Profiler(object):
         return {"label": self.label, "sees": self.sees, "remark": self.remark}
 
     def settle(self):
-        """Returns when all that was run is done; itself it isn't among the rows."""
+        """Waits until all runs are done; doesn't appear in the rows itself."""
         self.backend.synchronize()
 
 
 class OfFunctions(Profiler):
-    """The profiler of an engine that has to be told of each function: the backend notes those that it compiles."""
+    """The profiler of an engine that has to know each function: the backend records those that it compiles."""
 
     def __init__(self, backend):
         Profiler.__init__(self, backend)
@@ -59,7 +59,7 @@ class OfFunctions(Profiler):
 
 
 class Rows(object):
-    """Sums what profilers tell event by event into rows."""
+    """Sums a profiler's events into rows."""
 
     def __init__(self):
         self._rows = {}

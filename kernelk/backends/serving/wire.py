@@ -1,4 +1,4 @@
-"""Messages between the kernel and a worker: JSON over a socket pair, file descriptors beside it, never pickle.
+"""Messages between the kernel and a worker: JSON over a socket pair, with file descriptors, never pickle.
 
 A frame is the length of its body in 4 bytes (little endian), a kind of one byte, a number of 8 bytes, and the body.
 Both ends take turns: the kernel numbers its requests, and a reply carries the number of its request, so that no reply
@@ -18,16 +18,16 @@ _HEADER = struct.Struct("<IBQ")
 _JSON, _RUN, _DONE = 0, 1, 2
 _RUN_BODY = struct.Struct("<QQ")  # plan, counter; then one byte for each side
 _DONE_BODY = struct.Struct("<d")  # seconds
-# Header and body at once: an ordinary call has no time for two.
+# Header and body at once: two would slow an ordinary call.
 _RUN_FRAME = struct.Struct("<IBQQQ")
 _DONE_FRAME = struct.Struct("<IBQd")
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
 _MOST_FILES = 64
-# Windows hands no descriptors over sockets: there is no wire there, and the kernel goes on with what needs none.
+# Windows passes no descriptors over sockets: there are no workers there, only engines in the kernel.
 CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
 _ANCILLARY = socket.CMSG_SPACE(_MOST_FILES * array.array("i").itemsize) if CAN_PASS_FILES else 0
 
-# No message is longer, in bytes: the largest programs take some megabytes.
+# The longest message in bytes: the largest programs take some megabytes.
 MOST_BYTES = 256 << 20
 
 
@@ -40,11 +40,11 @@ class WireClosed(Exception):
 
 
 class TooLong(ValueError):
-    """A message that is longer than any may be; nothing of it was sent."""
+    """A message longer than the limit; none of it was sent."""
 
 
 class Malformed(Exception):
-    """What the other side has sent is no message, or not the one that is due: the connection is of no use any more."""
+    """The other side sent an invalid message, or not the expected one: the connection can't be used any more."""
 
 
 def encode(message, number=0):
@@ -84,7 +84,7 @@ class Wire(object):
         self.connection = connection
         self._buffer = bytearray(1 << 16)
         self._view = memoryview(self._buffer)
-        # Where the socket gives up from time to time: makes, for one wait, what is called each time.
+        # For a socket with a timeout: makes the function that is called at each timeout of one wait.
         self.waiting = None
 
     def send(self, message, number=0, files=()):
@@ -129,7 +129,7 @@ class Wire(object):
         except BlockingIOError:
             return False
         except OSError:
-            pass  # It is found again where it is received.
+            pass  # the receiver will find out
         return True
 
     def receive(self, number):
@@ -177,7 +177,7 @@ class Wire(object):
         return message, number, files
 
     def _look(self, patience):
-        """What recvmsg_into gives, if that is within `patience` seconds; else None."""
+        """The result of recvmsg_into, if there is one within `patience` seconds; else None."""
         end = time.perf_counter() + patience
         while time.perf_counter() < end:
             try:
@@ -200,11 +200,11 @@ class Wire(object):
         return number, decode(kind, view[_HEADER.size : end])
 
     def _whole(self, filled, length, end):
-        """The buffer, or a larger one, with all of the message in it. It grows with what has come, not before."""
+        """The buffer, or a larger one, with the whole message in it. It grows as bytes arrive, not before."""
         if filled > end:
-            raise Malformed("%d bytes more than the message has came with it" % (filled - end))
+            raise Malformed("%d unexpected bytes follow it" % (filled - end))
         if length > MOST_BYTES:
-            raise Malformed("it is said to be %d MiB long" % (length >> 20))
+            raise Malformed("it claims to be %d MiB long" % (length >> 20))
         view = self._view
         while filled < end:
             if filled == len(view):
@@ -227,7 +227,7 @@ class Wire(object):
             return self._wait(transfer, *arguments)
 
     def _wait(self, transfer, *arguments):
-        """Goes on with a transfer that the socket has given up for now, and lets somebody look at the other side."""
+        """Repeats a transfer that timed out, and lets `waiting` check the other side in between."""
         if self.waiting is None:
             raise
         look = self.waiting()
@@ -239,9 +239,9 @@ class Wire(object):
                 pass
 
     def finish(self):
-        """Says that no more requests come: a worker ends when it has done the one that it is at."""
+        """Announces that no more requests come: a worker exits after its current one."""
         self.connection.shutdown(socket.SHUT_WR)
 
     def close(self):
-        """Closes this end; the other one finds the end of the stream."""
+        """Closes this end; the other side then reads the end of the stream."""
         self.connection.close()

@@ -19,12 +19,12 @@ from .wire import Malformed, Wire, WireClosed
 # In a training loop the next call comes within this time, in seconds; an idle worker sleeps after it.
 PATIENCE = 0.0002
 
-# So many different warnings of one call are passed on.
+# At most this many different warnings of one call are passed on.
 MOST_WARNINGS = 50
 
 
 def _speak_at_once():
-    """Every line goes to the kernel when it ends, whether it comes from Python or from C; a crash says where it was."""
+    """Flushes output at the end of each line, from Python and from C, and has a crash print its stack."""
     # One pipe is standard output and error already; what an engine prints can't reach the wire. Python 3.6 buffers
     # both, and has no other encoding than ASCII in some locales.
     for name in ("stdout", "stderr"):
@@ -36,14 +36,14 @@ def _speak_at_once():
         stream = ctypes.c_void_p.in_dll(library, "__stdoutp" if sys.platform == "darwin" else "stdout")
         library.setvbuf(stream, None, 1, ctypes.c_size_t(0))  # 1: by lines
     except (OSError, ValueError, AttributeError):
-        pass  # It comes later then, in blocks.
+        pass  # Its output comes later then, in blocks.
 
 
 class _Warnings(object):
-    """Collects what is warned of in a call, for the kernel to warn of it again under the user's own filters."""
+    """Collects the warnings of a call, for the kernel to raise again under the user's own filters."""
 
     def __init__(self):
-        self.told = []
+        self.pending = []
         warnings.showwarning = self._note
         # Whether the same line warns once or always is the kernel's to decide. What Python and the engine leave out,
         # such as deprecations in the engine's own code, stays out.
@@ -51,17 +51,17 @@ class _Warnings(object):
 
     def _note(self, message, category, filename, lineno, file=None, line=None):
         names = [kind.__name__ for kind in category.__mro__ if issubclass(kind, Warning)]
-        told = [names, str(message)[:2000], filename, lineno]
-        if len(self.told) < MOST_WARNINGS and told not in self.told:
-            self.told.append(told)
+        entry = [names, str(message)[:2000], filename, lineno]
+        if len(self.pending) < MOST_WARNINGS and entry not in self.pending:
+            self.pending.append(entry)
 
     def take(self):
-        told, self.told = self.told, []
-        return told
+        taken, self.pending = self.pending, []
+        return taken
 
 
 def _attached(executor, sizes, files):
-    """Maps the segments [number, size]... that were handed over; the reply. Without memory for one, others stay."""
+    """Maps the segments [number, size]... of a request and returns the reply. If one fails, the earlier ones stay."""
     try:
         for number, size in sizes:
             executor.attach(number, Segment.attach(files.pop(0), size))
@@ -75,7 +75,7 @@ def _attached(executor, sizes, files):
 def main(fileno, module, name, options):
     """Serves class `name` of module `module` over the inherited socket `fileno`, then exits."""
     _speak_at_once()
-    # As in the kernel: an infinity is a value like others, on every engine alike.
+    # As in the kernel: an infinity is an ordinary value, on every engine.
     np.seterr(all="ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=fileno)
@@ -87,7 +87,7 @@ def main(fileno, module, name, options):
     except BaseException as error:
         wire.send({"error": describe(error)})
         raise
-    wire.send(hello)  # number 0: nobody has asked
+    wire.send(hello)  # number 0: unasked
     warned = _Warnings()
     patience = 0.0
     while True:
@@ -96,18 +96,18 @@ def main(fileno, module, name, options):
         except WireClosed:
             break
         except Malformed as error:
-            print("kernelk: a request that can't be right: %s" % error, file=sys.stderr)
+            print("kernelk: an invalid request: %s" % error, file=sys.stderr)
             break
         if request["do"] == "attach":
             reply = _attached(executor, request["attach"], files)
         else:
             reply = executor.handle(request)
         patience = PATIENCE if request["do"] == "run" else 0.0
-        if warned.told:
+        if warned.pending:
             reply = dict(reply, warnings=warned.take())
         try:
             wire.send(reply, number)
         except WireClosed:
             break
-    # Without finalizers: an engine's own exit handlers have been seen to hang or crash.
+    # Without finalizers: engines' own exit handlers have been seen to hang or crash.
     os._exit(0)

@@ -203,7 +203,7 @@ def _pad(instruction, x, pads):
 
 
 def _inside(indices, like):
-    """Which indices are of a row of `like`, and how many rows it has, in the indices' dtype."""
+    """A mask of the indices that are rows of `like`, and the number of its rows, in the indices' dtype."""
     length = like.shape[0]
     if length is None:
         length = tf.cast(tf.shape(like, out_type=tf.int64)[0], indices.dtype)

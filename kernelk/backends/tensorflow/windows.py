@@ -94,7 +94,7 @@ def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
 
 
 def _thinned(strides):
-    """The strides that a kernel for channels by themselves takes, equal ones, and what is left to a slice."""
+    """The equal strides that a depthwise kernel takes, and those that are left to a slice."""
     equal = len(set(strides)) == 1
     return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
 

@@ -132,9 +132,9 @@ class TheanoBackend(Backend):
         if compiler and "base_compiledir" in flags:
             self.joined = join(flags["base_compiledir"])
         ours = ",".join("%s=%s" % (key, quoted(value)) for key, value in sorted(flags.items()))
-        theirs = os.environ.get("THEANO_FLAGS")
+        given = os.environ.get("THEANO_FLAGS")
         # Of two values of one flag the later counts.
-        os.environ["THEANO_FLAGS"] = theirs + "," + ours if theirs else ours
+        os.environ["THEANO_FLAGS"] = given + "," + ours if given else ours
         # Theano's optimizer and its pickled cache keys recurse along a graph.
         sys.setrecursionlimit(max(sys.getrecursionlimit(), 100000))
         with warnings.catch_warnings():

@@ -57,7 +57,7 @@ def widened(x):
 
 
 def elementwise(function):
-    """As numpy does, a float16 result is rounded after each op."""
+    """Makes an op of a function; float16 results are rounded after each op, as in numpy."""
 
     def call(instruction, *values):
         return cast(function(*[widened(value) for value in values]), instruction.dtype)

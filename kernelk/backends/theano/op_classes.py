@@ -212,7 +212,7 @@ class Power(_Binary):
 
 
 class Maximum(_Binary):
-    """For integers: the C code of Theano's own mentions NaN, which makes its result a double."""
+    """The larger of two. Not Theano's own for integers: its C code mentions NaN, which makes the result a double."""
 
     nfunc_spec = ("maximum", 2, 1)
     integer_code = "%(z)s = (%(y)s) > (%(x)s) ? (%(y)s) : (%(x)s);"

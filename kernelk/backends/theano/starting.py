@@ -16,7 +16,7 @@ from ..errors import OptionError
 
 
 def quoted(value):
-    """As THEANO_FLAGS, which shlex splits at commas, gives it back."""
+    """Escapes a value for THEANO_FLAGS, which shlex splits at commas."""
     return re.sub(r"""([\\,'"#])""", r"\\\1", value)
 
 
