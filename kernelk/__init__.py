@@ -48,6 +48,10 @@ _LAZY = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 def __getattr__(name: str) -> Any:
     # Only when first asked for: `import kernelk` has to stay light.
     if name in _LAZY:

@@ -18,7 +18,7 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..environments import build, bundles, places
 from ..environments.recipes import RECIPES
-from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, did_you_mean, joined, one_line
+from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, joined, one_line
 from ..manage.install import BUILDS, install, uninstall
 
 
@@ -40,7 +40,7 @@ def _engine(name: str, command: str) -> Engine:
     """The engine of that name. Raises UnknownBackendError with the command that was meant, if one is near."""
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if name not in known:
-        hint = did_you_mean(name.lower(), known, f"`kernelk {command} {{}}`")
+        hint = registry.near(name, known, f"`kernelk {command} {{}}`")
         raise UnknownBackendError(
             f"unknown engine {name!r}",
             allowed=f"{hint}available are {', '.join(sorted(known))}",

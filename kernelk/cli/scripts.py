@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 import traceback
@@ -64,10 +65,16 @@ def measure(what: str, paths: Sequence[str], options: dict[str, Any], engines: S
     from ..measure.comparison import compare
     from ..measure.profiling import profile
     from ..measure.timing import time
+    from ..session.swap import set_backend
 
     twins: dict[str, Callable[..., Any]] = {"time": time, "profile": profile, "compare": compare}
     bodies = [script(path) for path in paths]
     given = {name: value for name, value in options.items() if value is not None}
+    if engines and len(bodies) == 1:
+        # A script that chooses no engine is recorded on the first of them, so that no other one is started. One that
+        # can't start is refused below, like the others.
+        with contextlib.suppress(KernelKError):
+            set_backend(engines[0])
     return twins[what](*bodies, *engines, **given)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,13 +50,22 @@ def names_where(fits: Callable[[Engine], bool]) -> list[str]:
     return fitting
 
 
+# As they are imported, in most people's code.
+_SHORT = {"tf": "tensorflow", "np": "numpy", "pt": "torch", "th": "theano"}
+
+
+def near(name: str, known: Iterable[str], shown: str = "'{}'") -> str:
+    """ "did you mean 'torch'? " for a name that is close to a known engine's, or short for it; "" otherwise."""
+    return did_you_mean(_SHORT.get(name.lower(), name.lower()), known, shown)
+
+
 def engine(name: str) -> Engine:
     """The backend of this exact name.
 
     Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
     """
     if not isinstance(name, str) or name not in _entries():
-        hint = did_you_mean(str(name).lower(), names())
+        hint = near(str(name), names())
         raise UnknownBackendError(
             f"unknown backend {name!r}",
             allowed=f"{hint}available are {', '.join(names())}",

@@ -136,7 +136,12 @@ def _parse_words(magic: Any, words: str | list[str], shown: str) -> argparse.Nam
         if word.startswith("-"):
             raise _no_option(magic, word.partition("=")[0])
     if surplus:
-        raise _other_words(magic, shown)
+        kept = shown.split()
+        for word in surplus:
+            if word in kept:
+                # The last one: what was taken came before it.
+                del kept[len(kept) - 1 - kept[::-1].index(word)]
+        raise _other_words(magic, shown, " ".join([name, *kept]) if kept else "")
     return given  # type: ignore[no-any-return]
 
 

@@ -20,7 +20,7 @@ class MeasuringMagics(Magics):
 
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
-    @magic_arguments(_OPTIONS_ALONE, "%ktime K.dot(a, b)")
+    @magic_arguments(_OPTIONS_ALONE, "%ktime K.softmax(K.ones((500, 500)))")
     @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (2)")
     @line_cell_magic
@@ -42,7 +42,7 @@ class MeasuringMagics(Magics):
         return self._measured(time, self.ktime, line, cell)
 
     @no_var_expand
-    @magic_arguments(_OPTIONS_ALONE, "%kprofile K.dot(a, b)")
+    @magic_arguments(_OPTIONS_ALONE, "%kprofile K.softmax(K.ones((500, 500)))")
     @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (5)")
     @argument("--engine", action="store_true", help="also run the engine's own profiler on the call")

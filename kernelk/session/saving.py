@@ -116,7 +116,14 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
     it: one array for each variable, under its name; if several have the same name, the newest keeps it and older ones
     are "w#2", "w#3". Raises ArgumentError for a name that no live variable has, FileError if the file can't be written.
     """
-    target = _npz_path(_named(path, "kernelk.save('weights.npz')"))
+    target = _named(path, "kernelk.save('weights.npz')")
+    if target.suffix in _FOREIGN:
+        raise FileError(
+            f"{_shown(target)} would not be a {target.suffix} file, nothing was saved",
+            allowed="kernelk saves npz files",
+            next_step=f"kernelk.save({str(target.with_suffix('.npz'))!r})",
+        )
+    target = _npz_path(target)
     session = current()
     # A variable that only a garbage cycle holds is no longer the user's.
     gc.collect()
@@ -165,6 +172,15 @@ def _named(path: str | os.PathLike[str], example: str) -> Path:
     return expanded
 
 
+# What other programs would take a file for.
+_FOREIGN = frozenset(
+    [
+        *(".h5", ".hdf5", ".keras", ".pkl", ".pickle", ".pt", ".pth", ".ckpt"),
+        *(".safetensors", ".onnx", ".npy", ".json", ".mat", ".csv", ".zip"),
+    ]
+)
+
+
 def _npz_path(path: Path) -> Path:
     """The path with numpy's suffix, added if it is missing."""
     return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
@@ -201,7 +217,9 @@ def _unknown(entry: Variable | str, names: list[str]) -> ArgumentError:
             f"variable '{entry.name}' is from before K.clear_session()", next_step="run the cells that make it again"
         )
     hint = did_you_mean(str(entry), names).strip() or f"there are {_listed(names)}"
-    return ArgumentError(f"no live variable is named {entry!r}", allowed=hint)
+    return ArgumentError(
+        f"no live variable is named {entry!r}", allowed=hint, next_step="kernelk.tensors() lists them all"
+    )
 
 
 def _keys(live: list[Variable]) -> list[tuple[str, Variable]]:

@@ -42,7 +42,8 @@ def kernelk(folder: Path, *arguments: str, status: int = 0) -> subprocess.Comple
     return done
 
 
-def test_a_script_on_engines_side_by_side(folder: Path) -> None:
+def test_a_script_on_engines_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KERNELK_QUIET")
     written = folder / "result.json"
     done = kernelk(
         folder,
@@ -58,6 +59,8 @@ def test_a_script_on_engines_side_by_side(folder: Path) -> None:
         "picture.png",
     )
     assert done.stdout.count("the script ran") == 1
+    # No engine but those that are compared is started.
+    assert "TensorFlow" not in done.stdout + done.stderr
     assert "3 calls of float32[4, 8]" in done.stdout
     result = json.loads(written.read_text())
     assert [side["label"] for side in result["sides"]] == ["numpy", "torch"]

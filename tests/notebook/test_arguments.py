@@ -123,3 +123,17 @@ def test_help_names_every_option() -> None:
         for action in magic.parser._actions:
             assert action.help in " ".join(shown.split())
             assert all(option in shown for option in action.option_strings)
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "command"),
+    [
+        (KBACKEND, "torch numpy", "%kbackend torch"),
+        (KBACKEND, "torch torch", "%kbackend torch"),
+        (KBACKEND, "torch --threads 2 4", "%kbackend torch --threads 2"),
+    ],
+)
+def test_a_word_too_many_is_left_out_of_the_next_command(magic: Any, line: str, command: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse(magic, line)
+    assert caught.value.next_step == command

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers.processes import run_script
 
+import kernelk
+
 HEAVY = [
     "tensorflow",
     "theano",
@@ -113,3 +115,7 @@ def test_the_programs_list_imports_nothing_that_computes_or_installs() -> None:
         "result = [status, 'numpy: installed' in shown.getvalue(), heavy]"
     )
     assert run_script(code) == [0, True, []]
+
+
+def test_the_names_that_are_loaded_late_are_listed() -> None:
+    assert {"set_backend", "save", "compare", "__version__"} <= set(dir(kernelk))

@@ -329,3 +329,16 @@ def test_an_update_that_was_only_just_made_is_in_the_file(worker: str, tmp_path:
     kernelk.load(file)
     step([])
     assert K.get_value(v).tolist() == [6.0] * 1000
+
+
+@pytest.mark.parametrize("name", ["w.h5", "w.keras", "w.pt", "w.npy"])
+def test_a_file_that_would_be_taken_for_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    w = K.variable([1.0], name="w")
+    with pytest.raises(FileError, match=r"kernelk saves npz files; next: kernelk\.save\('.*w\.npz'\)") as caught:
+        kernelk.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    exec(caught.value.next_step, {"kernelk": kernelk})
+    assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
+    assert K.get_value(w).tolist() == [1.0]
+    # A dot in a name is no suffix.
+    assert kernelk.save(tmp_path / "w.v2").path.name == "w.v2.npz"

@@ -465,7 +465,8 @@ class Witness:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("teano", "theano"), ("Tensorflow", "tensorflow"), ("numpyy", "numpy"), ("CNTK", "cntk")]
+    ("name", "near"),
+    [("teano", "theano"), ("Tensorflow", "tensorflow"), ("numpyy", "numpy"), ("CNTK", "cntk"), ("tf", "tensorflow")],
 )
 def test_an_unknown_engine(name: str, near: str) -> None:
     witness = Witness()
