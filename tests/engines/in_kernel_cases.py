@@ -58,7 +58,7 @@ def foreign(name: str, values: Any, kind: str = "float32") -> Any:
 
 
 def address(value: Any) -> int:
-    """Where a tensor's or an array's data is."""
+    """The address of a tensor's or an array's data."""
     if hasattr(value, "data_ptr"):
         return int(value.data_ptr())
     array = value if isinstance(value, np.ndarray) else np.asarray(value)

@@ -36,7 +36,7 @@ def _run(engine: str, cases: str) -> subprocess.CompletedProcess[str]:
 
 
 def case(engine: str, name: str) -> dict[str, Any]:
-    """What a case returned on an engine."""
+    """Returns a case's result on an engine."""
     try:
         registry.interpreter(registry.engine(engine))
     except BackendNotInstalledError as error:

@@ -379,7 +379,7 @@ def test_an_engines_error_names_the_op_and_the_line(brake: Brake, monkeypatch: p
 
 
 def mapped(pid: int) -> int:
-    """How many of kernelk's segments a process has mapped."""
+    """The number of kernelk's segments that a process has mapped."""
     return len(re.findall(r"memfd:kernelk", Path(f"/proc/{pid}/maps").read_text()))
 
 

@@ -30,7 +30,7 @@ def written(path: Path, contents: object, files: dict[str, bytes]) -> Path:
 
 
 def contents(name: str = "theano", python: str = "3.6", files: tuple[str, ...] = ()) -> dict[str, object]:
-    """What `bundle.json` says."""
+    """The content of `bundle.json`."""
     return {"format": 1, "kernelk": "0.1.0", "engines": {name: {"python": python, "files": list(files)}}}
 
 

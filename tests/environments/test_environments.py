@@ -309,7 +309,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def left(folder: Path) -> list[str]:
-    """What an install has left beside its log and its lock."""
+    """The leftovers of an install, besides its log and its lock."""
     return sorted(path.name for path in folder.iterdir() if path.suffix not in (".log", ".lock"))
 
 

@@ -21,7 +21,7 @@ from kernelk.session.current import current
 
 
 def mapped(pid: int) -> int:
-    """How many of kernelk's segments a process has mapped."""
+    """The number of kernelk's segments that a process has mapped."""
     return len(re.findall(r"memfd:kernelk", Path(f"/proc/{pid}/maps").read_text()))
 
 

@@ -30,7 +30,7 @@ from kernelk.session.current import current
 
 
 class Timeout(Exception):
-    """What a decorator for timeouts raises."""
+    """The exception of a timeout decorator."""
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ print(float(train([np.ones((8, 4))])[0]), *[float(q([np.full((1, 4), float(i))])
 
 
 def run(client: Any, code: str) -> str:
-    """What a cell prints, and its error's name."""
+    """Returns a cell's output, and its error's name."""
     told: list[str] = []
 
     def hear(message: dict[str, Any]) -> None:

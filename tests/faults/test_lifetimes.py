@@ -98,7 +98,7 @@ def kernel(code: str, folder: Path, *arguments: str) -> Iterator[tuple[subproces
 
 
 def left(folder: Path) -> list[str]:
-    """What is in a folder for temporary files, without what the tests' own settings put there."""
+    """The content of a folder for temporary files, except for the tests' own settings."""
     return [name for name in os.listdir(folder) if not name.startswith("kernelk-tests-")]
 
 

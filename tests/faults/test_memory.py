@@ -1,4 +1,4 @@
-"""What doesn't fit into memory is refused before anything is touched, and what a large call took comes back."""
+"""Requests that don't fit into memory are refused before anything changes, and a large call's memory is freed."""
 
 from __future__ import annotations
 

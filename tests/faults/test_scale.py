@@ -13,7 +13,7 @@ from helpers.engines import activate
 
 
 def jobs(seeds: range, engines: list[str]) -> list[dict[str, Any]]:
-    """What a child carries out."""
+    """The program that a child carries out."""
     made = []
     for seed in seeds:
         steps, faults = plan(seed, engines, KINDS)

@@ -51,7 +51,7 @@ print(json.dumps({"version": sys.version.split()[0], "loaded": loaded, "prefix":
 
 
 def place(file: Path) -> str:
-    """Where a file lies in the island: "torch/ops.py"."""
+    """A file's path in the island: "torch/ops.py"."""
     return file.relative_to(ISLAND).as_posix()
 
 

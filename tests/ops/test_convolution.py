@@ -420,7 +420,7 @@ def test_gradients_are_those_of_finite_differences(backend: str, group: str) -> 
 
 
 class Lie(NamedTuple):
-    """How windows lie over a tensor of two or three spatial axes."""
+    """The geometry of windows over a tensor of two or three spatial axes."""
 
     lengths: tuple[int, ...]
     size: tuple[int, ...]

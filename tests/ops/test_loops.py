@@ -25,7 +25,7 @@ MASK = np.array([[0, 1, 0, 1, 1], [1, 0, 0, 1, 0]], bool)
 
 
 class Way(NamedTuple):
-    """How a recurrent net is run."""
+    """The options of a recurrent net's run."""
 
     label: str
     go_backwards: bool = False

@@ -32,7 +32,7 @@ def two() -> Iterator[tuple[Session, Session]]:
 
 
 class Told:
-    """What a panel is told."""
+    """The messages to a panel."""
 
     def __init__(self, panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.panel = panel

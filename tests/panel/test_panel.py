@@ -46,7 +46,7 @@ class Front:
         return self._until_idle(self.client.execute(code))
 
     def text(self, code: str) -> str:
-        """What a cell prints."""
+        """A cell's output."""
         found = self.run(code)
         errors = [one["content"]["traceback"] for one in found if one["msg_type"] == "error"]
         assert not errors, errors
@@ -68,7 +68,7 @@ class Front:
         return name
 
     def hear(self, until: Callable[[dict[str, Any]], bool], panel: str | None = None) -> list[dict[str, Any]]:
-        """What panels are told, up to what is waited for."""
+        """The panels' messages, up to the one that is waited for."""
         found = []
         while True:
             message = self.client.get_iopub_msg(timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""What a parity case is: a K expression, the same in plain numpy, and how its operands are made."""
+"""A parity case: a K expression, the same in plain numpy, and how its operands are made."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _integers(random: np.random.Generator, shape: tuple[int, ...], dtype: str, k
 
 
 def values_of(operand: Operand, dtype: str, shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    """What is fed to an operand."""
+    """The value fed to an operand."""
     if operand.values == "index":
         made = random.integers(-2 if dtype.startswith("i") else 0, operand.below + 2, shape)
     elif operand.values == "label":
@@ -194,7 +194,7 @@ class Trial:
         return (dtypes,) * len(self.wanted()) if isinstance(dtypes, str) else dtypes
 
     def wanted(self) -> tuple[Any, ...]:
-        """What numpy gives."""
+        """numpy's result."""
         wide = [feed.astype("float64") if feed.dtype.kind == "f" else feed for feed in self.feeds]
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing

@@ -80,7 +80,7 @@ def swap_refused(one: Trial, engine: str) -> bool:
 
 
 def together(batch: list[Trial], phase: int | None) -> Iterator[tuple[Trial, str]]:
-    """What is wrong with trials that are run in one call."""
+    """The failures of trials that are run in one call."""
     try:
         yield from _run(batch, phase)
     except Exception as error:
@@ -120,7 +120,7 @@ def _run(batch: list[Trial], phase: int | None) -> Iterator[tuple[Trial, str]]:
 
 
 def differences(one: Trial, made: Sequence[Tensor], got: Sequence[Any]) -> Iterator[str]:
-    """What is wrong with the values of one trial."""
+    """The failures in the values of one trial."""
     wanted = one.wanted()
     if len(wanted) != len(made):
         yield f"gives {len(made)} tensors, not {len(wanted)}"

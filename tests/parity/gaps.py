@@ -1,4 +1,4 @@
-"""What an engine can't do: the tables in tests/known_gaps, one for each engine that has gaps."""
+"""The known gaps of engines: the tables in tests/known_gaps, one for each engine that has gaps."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Slope:
         return float(sum(np.sum(value * weight) for value, weight in zip(values, self.weights) if weight is not None))
 
     def expected(self, operand: int) -> float:
-        """How fast the loss grows in the operand's direction."""
+        """The derivative of the loss in the operand's direction."""
         moved = []
         for step in (STEP, -STEP):
             feeds = list(self.one.feeds)

@@ -19,7 +19,7 @@ from .world import worker_pid
 
 
 class InjectedError(Exception):
-    """What a raising signal handler, or a system call, raises."""
+    """The exception of a raising signal handler or a failing system call."""
 
 
 # Threads that may still be about to send what they have for the block.
