@@ -19,6 +19,10 @@ _KINDS = (
 )
 
 
+# The end of a file's name until it is complete.
+_UNFINISHED = ".kernelk-unfinished"
+
+
 def require_regular(mode: int) -> None:
     """Raises OSError for a folder, a FIFO, a socket or a device, by the mode that `stat` gives."""
     if stat.S_ISDIR(mode):
@@ -87,9 +91,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             mask = os.umask(0)
             os.umask(mask)
             mode = 0o666 & ~mask
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}-", dir=target.parent)
+        prefix = f".{target.name[:40]}-"
+        _remove_abandoned(target.parent, prefix)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=_UNFINISHED, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            _hold(handle)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -100,6 +107,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.unlink(name)
         raise
     _keep_name(target.parent)
+
+
+def _hold(handle: int) -> bool:
+    """Locks an open file, without waiting; False if another process holds it, or if locks aren't supported here."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Removes what processes that were killed have left: unfinished files that no process holds any more."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(prefix) and entry.name.endswith(_UNFINISHED):
+                # One that was just made and isn't held yet has nothing in it.
+                if not entry.stat(follow_symlinks=False).st_size:
+                    continue
+                handle = os.open(entry.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if _hold(handle):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(handle)
 
 
 def _keep_name(folder: Path) -> None:

@@ -113,8 +113,7 @@ class WorkerHost(Host):
     def start(self) -> None:
         if self.started:
             return
-        died = self._process is not None
-        ended = self._ending() if died else ""
+        ended = self._ending() if self._process is not None else ""
         self._clean_up()
         self.interpreter = registry.interpreter(self.engine)
         if not CAN_PASS_FILES:
@@ -143,7 +142,7 @@ class WorkerHost(Host):
                 self.stop()
                 raise
         self.start_seconds = time.perf_counter() - begin
-        if died and self._was_started:
+        if ended and self._was_started:
             self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
         # Output during the start is only kept in the log.

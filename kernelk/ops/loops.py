@@ -176,6 +176,7 @@ def rnn(
     Returns (last output, outputs of shape (samples, time, ...), final states). Of zero steps the last output is zeros.
     Raises ShapeError, DTypeError or ArgumentError.
     """
+    _check_callable(step_function, "step_function", "rnn")
     given = [as_tensor(x) for x in flat(inputs)]
     if not given:
         raise ArgumentError("rnn: there are no inputs", allowed="it needs at least one")
@@ -309,6 +310,13 @@ def _unrolled(
 # --- map_fn, foldl, foldr --------------------------------------------------------------------------------------------
 
 
+def _check_callable(function: Any, name: str, op: str) -> None:
+    if not callable(function):
+        raise ArgumentError(
+            f"{op}: {name} is {type(function).__name__}, which can't be called", allowed="it must be a function"
+        )
+
+
 def _elements(elems: Any, op: str) -> list[Tensor]:
     given = [as_tensor(x) for x in flat(elems)]
     if not given:
@@ -326,6 +334,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
     `elems` may be nested lists or tuples of tensors; `fn` gets one element of each, so nested, and may return nested
     tensors. Results are cast to `dtype` (nested likewise). Raises ShapeError for lengths that differ.
     """
+    _check_callable(fn, "fn", "map_fn")
     elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, "map_fn")
     shape: list[Any] = []
@@ -349,6 +358,7 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
 
 
 def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse: bool) -> Any:
+    _check_callable(fn, "fn", op)
     elems = elems if _nested(elems) else as_tensor(elems)
     given = _elements(elems, op)
     structure = elems if initializer is None else initializer

@@ -10,13 +10,13 @@ from ..graph.nodes import Draw, Spec, Tensor
 from ..graph.state import current_state
 from ..source import caller
 from .dtypes import FLOATS, cast, check_dtype
-from .shapes import known_dims
+from .shapes import known_dims, whole_number
 from .shaping import dims_of
 
 
 def set_random_seed(seed: int) -> None:
     """Restarts all randomness: the same cells run after it draw the same numbers, on every engine."""
-    current_state().seeds.restart(seed)
+    current_state().seeds.restart(whole_number(seed, "seed", "set_random_seed"))
 
 
 def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:

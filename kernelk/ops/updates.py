@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DTypeError, ShapeError, UpdateError
+import numpy as np
+
+from ..errors import ArgumentError, DTypeError, ShapeError, UpdateError
 from ..graph.nodes import Tensor, Update, Variable, check_generation
 from ..source import caller
 from .dtypes import FLOATS, as_tensor, cast, promote
@@ -71,5 +73,9 @@ def update_sub(x: Any, decrement: Any) -> Update:
 def moving_average_update(x: Any, value: Any, momentum: Any) -> Update:
     """Sets `x` to `x * momentum + value * (1 - momentum)`."""
     variable = as_variable(x, "moving_average_update")
+    if not isinstance(momentum, (int, float, np.number, Tensor)):
+        raise ArgumentError(
+            f"moving_average_update: momentum {momentum!r} isn't allowed", allowed="it must be a number or a tensor"
+        )
     step = binary("multiply", binary("subtract", _as_value(variable, value), variable), 1.0 - momentum)
     return update_node(x, step, "add", "moving_average_update")

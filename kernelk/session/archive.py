@@ -156,22 +156,26 @@ class Archive:
             header = json.loads(self._array(info).item())
         except RecursionError:
             raise ValueError("its list of variables is nested too deeply") from None
-        version = header["format"]
+        version = header.get("format") if isinstance(header, dict) else None
         if type(version) is not int or version < 1:
             raise ValueError("its list of variables has no format")
         if version > FORMAT:
             raise FileError(
-                f"{self._shown} was written by kernelk {plain(str(header['kernelk']), 30)}",
+                f"{self._shown} was written by kernelk {plain(str(header.get('kernelk', 'of a later version')), 30)}",
                 next_step="pip install --upgrade kernelk",
             )
-        random = {name: header["random"][name] for name in ("entropy", "count", "fixed", "counter")}
+        state = header.get("random")
+        if not isinstance(state, dict) or not isinstance(header.get("variables"), list):
+            raise ValueError("its list of variables is damaged")
+        random: dict[str, Any] = {name: state.get(name) for name in ("entropy", "count", "fixed", "counter")}
         # The counters must have room to grow; a seed has 64 bits.
         ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
         if not all(type(number) is int and 0 <= number < ends[name] for name, number in random.items()):
             raise ValueError("its random state is damaged")
-        variables = [(key, kind, text) for key, kind, text in header["variables"]]
-        if not all(type(word) is str for entry in variables for word in entry):
+        listed = header["variables"]
+        if not all(type(entry) is list and [type(word) for word in entry] == [str] * 3 for entry in listed):
             raise ValueError("its list of variables is damaged")
+        variables = [(key, kind, text) for key, kind, text in listed]
         if sorted(key for key, _, _ in variables) != sorted(self._members):
             raise ValueError("the arrays in it aren't those that it lists")
         return About(random, variables)
@@ -182,7 +186,11 @@ class Archive:
                 version = np.lib.format.read_magic(member)
                 if version not in _HEAD_READERS:
                     raise ValueError(f"'{plain(key)}' in it isn't an array that numpy writes")
-                shape, _, dtype = _HEAD_READERS[version](member)
+                try:
+                    shape, _, dtype = _HEAD_READERS[version](member)
+                except Exception as error:
+                    # numpy's own words show what its parser saw, such as the addresses of objects.
+                    raise ValueError(f"'{plain(key)}' in it isn't an array that numpy writes") from error
                 begin = member.tell()
             if dtype.hasobject:
                 raise ValueError("it contains Python objects")

@@ -123,6 +123,11 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
             allowed="kernelk saves npz files",
             next_step=f"kernelk.save({str(target.with_suffix('.npz'))!r})",
         )
+    if os.path.isdir(target):
+        raise FileError(
+            f"{_shown(target)} can't be written: it is a folder; nothing was saved",
+            next_step=f"kernelk.save({str(target / 'weights.npz')!r})",
+        )
     target = _npz_path(target)
     session = current()
     # A variable that only a garbage cycle holds is no longer the user's.
@@ -197,12 +202,18 @@ def _chosen(given: Iterable[Variable | str], live: list[Variable]) -> list[Varia
     if not isinstance(given, Iterable):
         raise ArgumentError(
             f"variables: expected variables or their names, not {type(given).__name__}",
-            next_step="kernelk.save('weights.npz', variables=[w])",
+            next_step="variables=[w]",
         )
     found: list[Variable] = []
     for entry in given:
         if isinstance(entry, Variable):
             named = [variable for variable in live if variable is entry]
+        elif not isinstance(entry, str):
+            raise ArgumentError(
+                f"variables: {type(entry).__name__} isn't a variable",
+                allowed="each must be one that K.variable has made, or its name",
+                next_step="variables=[w]",
+            )
         else:
             named = [variable for variable in live if variable.name == entry]
         if not named:

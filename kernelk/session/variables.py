@@ -143,9 +143,10 @@ def batch_set_value(tuples: Sequence[tuple[Any, Any]]) -> None:
     """Sets several variables at once: all of them, or none if one value doesn't fit."""
 
     with memory.translated("set_value"), np.errstate(all="ignore"):
-        if not hasattr(tuples, "__iter__"):
+        tuples = list(tuples) if hasattr(tuples, "__iter__") else None  # type: ignore[assignment]
+        if tuples is None or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in tuples):
             raise ArgumentError(
-                f"batch_set_value: {type(tuples).__name__} isn't a list of pairs",
+                "batch_set_value: this isn't a list of pairs",
                 allowed="it must be one",
                 next_step="K.batch_set_value([(variable, value)])",
             )

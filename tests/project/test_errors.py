@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,15 @@ def test_the_check_sees_a_message_that_is_joined_by_hand():
         lambda x: K.resize_images(K.reshape(x, (1, 2, 3, 1)), "a", 1, "channels_last"),
         lambda x: K.resize_images(K.reshape(x, (1, 2, 3, 1)), 1.5, 1, "channels_last", "bilinear"),
         lambda x: K.batch_set_value(3),
+        lambda x: K.batch_set_value([x]),
+        lambda x: K.set_random_seed("a"),
+        lambda x: K.rnn(None, K.reshape(x, (1, 2, 3)), []),
+        lambda x: K.foldl(3, x),
+        lambda x: K.map_fn(None, x),
+        lambda x: K.moving_average_update(x, x, "a"),
+        lambda x: kernelk.save("w.npz", variables=3),
+        lambda x: kernelk.save("w.npz", variables=[x * 1.0]),
+        lambda x: kernelk.save(tempfile.gettempdir()),
     ],
 )
 def test_an_argument_of_another_kind_is_named_and_not_rounded(call: Callable[[Any], Any]) -> None:

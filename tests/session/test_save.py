@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,50 @@ def test_a_file_that_would_be_taken_for_another_kind_is_refused(tmp_path: Path, 
     assert K.get_value(w).tolist() == [1.0]
     # A dot in a name is no suffix.
     assert kernelk.save(tmp_path / "w.v2").path.name == "w.v2.npz"
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    K.variable(np.ones(1000), name="w")
+    path = tmp_path / "w.npz"
+    kernelk.save(path)
+    dead, held = (tmp_path / f".w.npz-{name}.kernelk-unfinished" for name in ("dead", "held"))
+    for left in (dead, held):
+        left.write_bytes(b"half a file")
+    mine = tmp_path / ".w.npz-notes"
+    mine.write_text("mine")
+    # Another process is still writing this one.
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time\nfile = open(sys.argv[1], 'rb+')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+            "print(flush=True)\ntime.sleep(1000)",
+            str(held),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        kernelk.save(path)
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == [held.name, mine.name, "w.npz"]
+    finally:
+        holder.kill()
+        holder.communicate()
+    kernelk.save(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [mine.name, "w.npz"]
+
+
+@pytest.mark.parametrize(
+    "about", [[1], {"format": 99}, {"format": 1}, {"format": 1, "random": {}, "variables": [3]}, 7]
+)
+def test_a_header_of_another_kind_is_named_in_plain_words(tmp_path: Path, about: object) -> None:
+    from kernelk.session.archive import ABOUT
+
+    path = tmp_path / "w.npz"
+    np.savez(path, **{ABOUT: np.array(json.dumps(about)), "w": np.ones(3)})
+    with pytest.raises(FileError) as caught:
+        kernelk.load(path)
+    words = str(caught.value)
+    assert "list" in words or "written by kernelk" in words or "random state" in words
+    assert not any(raw in words for raw in ("indices", "KeyError", "'kernelk'", "object at", "unpack"))
