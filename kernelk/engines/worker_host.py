@@ -71,8 +71,7 @@ def kill_group(pid: int) -> None:
 class WorkerHost(Host):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
-    `notify(text)` shows the user a line, e.g. when a worker that has died is started again; `log` takes its workers'
-    output.
+    `notify(text)` shows the user a line, e.g. that a dead worker was started again; `log` takes its workers' output.
     """
 
     placement = "worker"
