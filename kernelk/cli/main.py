@@ -147,6 +147,13 @@ def _measure(chosen: argparse.Namespace) -> int:
     options = {
         name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op", "engine")
     }
+    for path in filter(None, (chosen.json, chosen.plot)):
+        # Before minutes are spent on measuring.
+        if not Path(path).absolute().parent.is_dir():
+            raise ArgumentError(
+                f"{chosen.command}: the result can't be written: there is no folder {Path(path).parent}",
+                next_step=f"mkdir -p {Path(path).parent}",
+            )
     result = scripts.measure(chosen.command, paths, options, engines)
     _say(repr(result))
     try:

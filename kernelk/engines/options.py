@@ -71,7 +71,7 @@ def _threads(engine: Engine, threads: Any) -> int:
         raise ArgumentError(
             f"threads={threads!r} isn't allowed",
             allowed=f"allowed are 1 to {most_threads()} (this machine has {processors} processors) and '{DEFAULT}'",
-            next_step=f"%kbackend {engine.name} --threads {processors}",
+            next_step=f"%kbackend {engine.name} --threads {DEFAULT}",
         )
     return count
 

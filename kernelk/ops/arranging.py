@@ -196,7 +196,7 @@ def _padded(op: str, spatial: int, x: Any, pairs: Sequence[Sequence[int]], data_
             next_step=f"K.{op}(x, {example})",
         )
     none = [0, 0]
-    inner = [[int(before), int(after)] for before, after in pairs]
+    inner = [[whole_number(n, "a padding", op) for n in pair] for pair in pairs]
     return apply("pad", x, pads=[none, none, *inner] if first else [none, *inner, none])
 
 

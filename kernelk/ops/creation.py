@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, KernelKError
+from ..arrays import fits
+from ..errors import ArgumentError, DTypeError, KernelKError
 from ..graph.nodes import Placeholder, Shape, Tensor, Variable, constant_node
 from ..graph.rules import RULES, Rule, apply
 from ..source import caller
-from .dtypes import ARRAYS, as_tensor, check_dtype, is_sparse_matrix, no_tensor
+from .dtypes import ARRAYS, FLOATS, as_tensor, check_dtype, is_sparse_matrix, no_tensor
 from .foreign import as_numpy
+from .shapes import whole_number
 
 
 def placeholder(
@@ -25,12 +28,12 @@ def placeholder(
     if shape is None:
         if ndim is None:
             raise ArgumentError("placeholder: give `shape` or `ndim`", next_step="K.placeholder((None, 64))")
-        shape = (None,) * ndim
+        shape = (None,) * whole_number(ndim, "ndim", "placeholder")
     elif isinstance(shape, (int, np.integer)):
         shape = (shape,)
     try:
-        lengths: Shape = tuple(None if n is None or n == -1 else int(n) for n in shape)
-    except (TypeError, ValueError):
+        lengths: Shape = tuple(None if n is None or n == -1 else operator.index(n) for n in shape)
+    except TypeError:
         raise ArgumentError(
             f"placeholder: a shape is a tuple of ints, with None for an unknown length, not {shape!r}",
             next_step="K.placeholder((None, 64))",
@@ -68,6 +71,11 @@ def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None 
             allowed=ARRAYS,
             next_step="use K.variable(matrix), or matrix.toarray()" if is_sparse_matrix(value) else "",
         ) from None
+    if chosen not in FLOATS and chosen != "bool" and not fits(array, chosen):
+        raise DTypeError(
+            f"constant: the value doesn't fit into {chosen}",
+            next_step="choose a dtype that holds it, e.g. dtype='int64'",
+        )
     with np.errstate(all="ignore"):
         array = array.astype(chosen)
     if shape is not None:

@@ -132,8 +132,9 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
                 f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
             )
         try:
-            return int(value)
-        except (TypeError, ValueError):
+            # A whole float is taken: old code divides lengths.
+            return whole_number(value, "a length", op)
+        except ArgumentError:
             raise ArgumentError(f"{op}: {value!r} can't be a length", allowed=_LENGTHS) from None
 
     if isinstance(shape, Tensor) and shape.ndim == 1:

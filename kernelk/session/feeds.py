@@ -69,12 +69,24 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
             raise DTypeError(
                 f"placeholder '{placeholder.name}' is {placeholder.dtype}, but the fed {array.dtype} values don't "
                 "fit into it",
-                next_step=f"convert them first, e.g. x.astype('{placeholder.dtype}')",
+                next_step=_narrowed(array, placeholder.dtype),
             )
         memory.require(array.size * placeholder.numpy_dtype.itemsize, f"the feed of placeholder '{placeholder.name}'")
         with np.errstate(all="ignore"):
             array = array.astype(placeholder.numpy_dtype)
     return array
+
+
+def _narrowed(array: Array, dtype: str) -> str:
+    """How to feed values that `dtype` doesn't hold, with what that makes of them."""
+    if dtype == "bool":
+        return "feed x != 0"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "feed finite values, e.g. np.nan_to_num(x)"
+    limits = np.iinfo(dtype)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        return f"feed values from {limits.min} to {limits.max}, or give the placeholder a wider dtype"
+    return f"feed np.rint(x).astype('{dtype}'), which rounds them"
 
 
 def _takes(shape: Shape, fed: tuple[int, ...]) -> bool:

@@ -18,6 +18,7 @@ from .. import files
 from .._version import __version__
 from ..arrays import Array
 from ..display.tables import Rendered, Table, plain, size
+from ..engines.interrupts import shield
 from ..errors import ArgumentError, FileError, KernelKError, LoadRefusedError, did_you_mean, printable
 from ..graph.nodes import Variable
 from .archive import ABOUT, FORMAT, Archive, named_reason
@@ -130,8 +131,10 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         )
     target = _npz_path(target)
     session = current()
-    # A variable that only a garbage cycle holds is no longer the user's.
-    gc.collect()
+    # A variable that only a garbage cycle holds is no longer the user's. Engines have callbacks of the collector's, in
+    # which Ctrl-C would be lost.
+    with shield():
+        gc.collect()
     with session.lock:
         session.safe_point()
         live = session.live_variables()
@@ -216,6 +219,8 @@ def _chosen(given: Iterable[Variable | str], live: list[Variable]) -> list[Varia
             )
         else:
             named = [variable for variable in live if variable.name == entry]
+            # Without a name, what `save` has called it.
+            named = named or [variable for key, variable in _keys(live) if key == entry]
         if not named:
             raise _unknown(entry, [variable.name for variable in live])
         found += named

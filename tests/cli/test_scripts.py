@@ -126,3 +126,9 @@ def test_what_goes_wrong_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPat
         (["time", "step.py", "--budget", "0.1", "--json", "no/such/folder.json"], "can't be written"),
     ):
         assert told in kernelk(folder, *arguments, status=1).stderr
+
+
+def test_a_folder_that_is_missing_is_named_before_anything_is_measured(folder: Path) -> None:
+    done = kernelk(folder, "compare", "step.py", "numpy", "--json", "no/result.json", status=1)
+    assert "there is no folder no; next: mkdir -p no" in done.stderr
+    assert "the script ran" not in done.stdout

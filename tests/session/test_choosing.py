@@ -434,7 +434,7 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ("numpy theano", "takes one engine's name, not 'numpy theano'; next: %kbackend tensorflow"),
+    ("numpy theano", "takes one engine's name, not 'numpy theano'; next: %kbackend numpy"),
     ("torch --thread 2", "has no option --thread: did you mean --threads? allowed are --device, --threads"),
     ("torch --threads=0", "threads='0' isn't allowed: allowed are 1 to "),
     ("torch --threads", "--threads: expected one argument"),

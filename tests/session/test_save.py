@@ -391,3 +391,11 @@ def test_a_header_of_another_kind_is_named_in_plain_words(tmp_path: Path, about:
     words = str(caught.value)
     assert "list" in words or "written by kernelk" in words or "random state" in words
     assert not any(raw in words for raw in ("indices", "KeyError", "'kernelk'", "object at", "unpack"))
+
+
+def test_a_variable_without_a_name_is_found_by_what_save_has_called_it(tmp_path: Path) -> None:
+    w = K.variable([1.0, 2.0])
+    (key,) = kernelk.save(tmp_path / "w").names
+    K.set_value(w, [3.0, 4.0])
+    kernelk.load(tmp_path / "w", variables=[key])
+    assert K.get_value(w).tolist() == [1.0, 2.0]
