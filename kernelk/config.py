@@ -59,7 +59,7 @@ class _Fields(dict[str, Any]):
 def _parsed(content: bytes) -> _Fields:
     """Parses keras.json. Raises ValueError, in one line, if it isn't a valid file."""
     try:
-        fields = json.loads(content.decode("utf-8"), object_pairs_hook=_Fields)
+        fields = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_Fields)
     except (RecursionError, MemoryError):
         raise ValueError("it is nested too deeply") from None
     if not isinstance(fields, _Fields):

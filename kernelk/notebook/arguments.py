@@ -73,6 +73,9 @@ def feed(text: str) -> tuple[str, str]:
     return name, value
 
 
+# What IPython's "?" does, in the words of a shell.
+_HELP = ("-h", "--help")
+
 feed_argument = argument(
     "--feed",
     metavar="NAME=ARRAY",
@@ -90,6 +93,8 @@ def parse(magic: Any, line: str, cell: str | None = None) -> argparse.Namespace:
     """
     positionals = _positionals(magic)
     kind = python_kind(magic)
+    if line.strip() in _HELP:
+        raise _no_option(magic, line.strip())
     if isinstance(kind, Expression):
         text, words = _split_options(magic, line)
         if not text and words:
@@ -162,7 +167,7 @@ def _no_option(magic: Any, option: str) -> ArgumentError:
     name, known = _name(magic), options(magic)
     if not known:
         return ArgumentError(f"{name} takes no options", next_step=name)
-    if option in ("-h", "--help"):
+    if option in _HELP:
         return ArgumentError(f"{name} has no option {option}", next_step=f"{name}? shows options and examples")
     # All begin with "--", which would make any two of them look similar.
     hint = did_you_mean(option.lstrip("-"), [one.lstrip("-") for one in known], "--{}", cutoff=0.5)

@@ -88,6 +88,8 @@ def test_a_cells_code_is_the_cell() -> None:
         (KTIME, "f([x]) --budget 3", "%ktime: options come before the code ... next: %ktime --budget 3 f([x])"),
         (KPROFILE, "--budget 3 y --engine", "options come before the code ... %kprofile --budget 3 --engine y"),
         (KPANEL, "--foo", "%kpanel takes no options ... next: %kpanel"),
+        (KGRAPH, "--help", "%kgraph has no option --help ... next: %kgraph? shows options and examples"),
+        (KTIME, "-h", "%ktime has no option -h ... next: %ktime? shows options and examples"),
         (KBACKEND, "--help", "%kbackend has no option --help ... next: %kbackend? shows options and examples"),
         (KBACKEND, "--foo", "%kbackend has no option --foo: allowed are --device"),
         (KCOMPARE, "numpy --budget", "(--budget: expected one argument) ... %%kcompare --budget S; %%kcompare? shows"),

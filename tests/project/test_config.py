@@ -316,3 +316,9 @@ def test_epsilon_keeps_a_crossentropy_finite(backend: str) -> None:
     import numpy as np
 
     assert np.isclose(K.eval(K.categorical_crossentropy(target, output))[0], -np.log(1e-2), rtol=1e-4)
+
+
+def test_a_file_that_begins_with_a_mark_of_its_byte_order_is_read(tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_bytes(b'\xef\xbb\xbf{"backend": "numpy", "floatx": "float64"}')
+    done = run_cells(["from kernelk import backend as K", "(K.backend(), K.floatx())"], KERAS_HOME=str(tmp_path))
+    assert done[-1]["value"] == "('numpy', 'float64')"
