@@ -36,10 +36,10 @@ def test_without_a_gpu_it_says_so(
 
 
 @pytest.mark.slow
-def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    activate("torch")
-    activate("jax")
-    monkeypatch.setattr(check, "gpus", lambda: {"torch": "cpu:0", "jax": "cpu:0"})
+@pytest.mark.parametrize("engine", ["torch", pytest.param("jax", marks=pytest.mark.soak)])
+def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    activate(engine)
+    monkeypatch.setattr(check, "gpus", lambda: {engine: "cpu:0"})
     monkeypatch.setattr(check, "HERE", tmp_path)
     real = {name: getattr(check.kernelk, name) for name in ("profile", "compare")}
     for name, call in real.items():
@@ -48,7 +48,6 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
         )
     assert check.main() == 0
     text = (tmp_path / "GPU_RESULTS.md").read_text()
-    assert "## torch on cpu:0" in text
-    assert "## jax on cpu:0" in text
+    assert f"## {engine} on cpu:0" in text
     assert "its ops one by one" in text
     assert "reference" in text
