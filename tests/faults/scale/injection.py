@@ -83,8 +83,7 @@ def _later(seconds: float, act: Callable[[], None]) -> Iterator[None]:
         timer.cancel()
 
 
-def _signal_worker(number: int) -> None:
-    pid = worker_pid()
+def _signal(pid: int | None, number: int) -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -97,10 +96,10 @@ def injected(kind: str, seed: int, span: float) -> Iterator[None]:
     moment = rng.random() * span
     if kind == "kill":
         if rng.random() < 0.3:
-            _signal_worker(signal.SIGKILL)
+            _signal(worker_pid(), signal.SIGKILL)
             yield
         else:
-            with _later(moment, lambda: _signal_worker(signal.SIGKILL)):
+            with _later(moment, lambda: _signal(worker_pid(), signal.SIGKILL)):
                 yield
     elif kind in ("interrupt", "two_interrupts"):
 
@@ -126,9 +125,11 @@ def injected(kind: str, seed: int, span: float) -> Iterator[None]:
     elif kind == "stop":
 
         def pause() -> None:
-            _signal_worker(signal.SIGSTOP)
+            # The same one both times: in between, another engine may have become the active one.
+            pid = worker_pid()
+            _signal(pid, signal.SIGSTOP)
             time.sleep(0.05)
-            _signal_worker(signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
 
         thread = threading.Timer(moment, pause)
         thread.start()
