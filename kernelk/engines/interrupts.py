@@ -21,8 +21,9 @@ _signal: Any = _signal_module.signal
 _getsignal: Any = _signal_module.getsignal
 _SIGINT = int(signal.SIGINT)
 
-# The outermost block that is open, and the handler from before it. Weakly: an exception that comes in while a block is
-# entered or left keeps it from being closed, and then it is gone.
+# The outermost block that is open, and the handler from before it. An exception that comes in while a block is entered
+# or left keeps it from being closed: then the block is gone, or only that exception's traceback holds it, and the code
+# that entered it isn't running any more.
 _open: weakref.ref[DeferInterrupt] | None = None
 _previous: Any = None
 
@@ -41,8 +42,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_find_main_thread)
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def _current_block(frame: FrameType | None) -> DeferInterrupt | None:
+    """The outermost block if it is still open: if the code that entered it is running, in this frame or further out."""
     block = None if _open is None else _open()
+    while block is not None and frame is not None:
+        if frame.f_code is block._code and id(frame) == block._frame:
+            return block
+        frame = frame.f_back
+    return None
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    block = _current_block(frame)
     if block is not None:
         block.interrupt()
     else:
@@ -62,11 +73,23 @@ class DeferInterrupt:
     a second Ctrl-C calls it at once. Outside the main thread, where no signal arrives, it does nothing.
     """
 
-    __slots__ = ("__weakref__", "_give_up", "_grace", "_holding", "_previous", "_timer", "interrupted")
+    __slots__ = (
+        "__weakref__",
+        "_code",
+        "_frame",
+        "_give_up",
+        "_grace",
+        "_holding",
+        "_previous",
+        "_timer",
+        "interrupted",
+    )
 
     def __init__(self, give_up: Callable[[], None], grace: float) -> None:
         self._give_up = give_up
         self._grace = grace
+        self._code: CodeType | None = None
+        self._frame = 0
         self._timer: threading.Timer | None = None
         self._holding = False
         self._previous: Any = None
@@ -76,19 +99,26 @@ class DeferInterrupt:
         global _open, _previous
         if threading.get_ident() == _main_thread:
             previous = _getsignal(_SIGINT)
+            frame = sys._getframe(1)
             if previous is _on_signal:
                 # A block inside another leaves it to the outer one.
-                if _open is None or _open() is None:
+                if _current_block(frame) is None:
+                    self._note(frame)
                     _open = weakref.ref(self)
                     self._previous = _previous
                     self._holding = True
             # A process that ignores Ctrl-C keeps ignoring it.
             elif callable(previous):
+                self._note(frame)
                 self._previous = _previous = previous
                 _open = weakref.ref(self)
                 self._holding = True
                 _signal(_SIGINT, _on_signal)
         return self
+
+    def _note(self, frame: FrameType) -> None:
+        # By number: a frame that is held would hold its variables, and this block among them.
+        self._code, self._frame = frame.f_code, id(frame)
 
     def interrupt(self) -> None:
         """Handles Ctrl-C while the block is open."""
@@ -119,7 +149,8 @@ class DeferInterrupt:
 
 def _give_up_on(block: weakref.ref[DeferInterrupt]) -> None:
     waiting = block()
-    if waiting is not None:
+    # Called by a timer's thread.
+    if waiting is not None and _current_block(sys._current_frames().get(_main_thread or 0)) is waiting:
         waiting.give_up()
 
 

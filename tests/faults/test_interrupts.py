@@ -249,6 +249,13 @@ def test_ctrl_c_while_the_transfer_segment_is_replaced(
     assert float(total([np.ones(big // 4, "float32")])[0]) == big // 4
 
 
+def abandoned(ended: list[str]) -> DeferInterrupt:
+    """A block that was entered and never left, by code that has ended."""
+    block = DeferInterrupt(lambda: ended.append("given up"), 0.05)
+    block.__enter__()
+    return block
+
+
 def test_a_block_that_an_exception_kept_from_closing_defers_nothing() -> None:
     """One that comes in as the block is left: neither is Ctrl-C lost, nor does it end a worker later."""
     ended: list[str] = []
@@ -262,6 +269,18 @@ def test_a_block_that_an_exception_kept_from_closing_defers_nothing() -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    kept = abandoned(ended)
+    assert interrupts.is_deferred()
+    # Held by a traceback, as IPython holds the last one, it still defers nothing.
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = abandoned(ended)
+    with pytest.raises(KeyboardInterrupt), DeferInterrupt(lambda: ended.append("given up"), 1.0) as block:
+        signal.raise_signal(signal.SIGINT)
+    assert block.interrupted
+    assert signal.getsignal(signal.SIGINT) is before
+    assert kept is not None
     DeferInterrupt(lambda: None, 1.0).__enter__()
     with shield():
         assert interrupts.is_deferred()
