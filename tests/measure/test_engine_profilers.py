@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,9 @@ def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     assert found.runs >= 3
     # Each runs as often in every run, so that nothing else was watched.
     assert all(row.calls >= 1 and row.calls == round(row.calls) for row in found.rows)
-    # Rows that run at once, and those of another thread that waits for a processor, add up to more than the call.
-    assert 0 < found.listed_seconds <= 1.5 * found.seconds * max(2, os.cpu_count() or 1)
+    # Rows that run at once, and threads that wait for a processor, add up to more than the call: only a wrong unit, a
+    # thousand times, can be told.
+    assert 0 < found.listed_seconds < 300 * found.seconds
     assert any("test_engine_profilers.py" in row.source for row in found.rows) == has_lines
     # As the panel is told of it.
     told = timings(current())["engine_profile"]
