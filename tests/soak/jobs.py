@@ -134,8 +134,10 @@ def jobs(share: float = 1.0) -> list[Job]:
     made += [Job("calls", count(120_000), 64, calls, engine) for engine in REAL]
     made += [Job("swaps", count(2_500), 4_000, swaps, str(part)) for part in range(1, 5)]
     made += [Job("cells", count(10_000), history, cells, engine) for engine in ENGINES]
-    made += [Job("clears", count(2_000), history, clears, engine) for engine in ENGINES]
+    # A real engine compiles anew each time.
+    made += [Job("clears", count(2_000), history, clears, engine) for engine in ("kernel", "light")]
+    made += [Job("clears", count(400), history, clears, engine) for engine in REAL]
     # Each ends the worker and starts one anew.
     made += [Job("reloads", count(1_000), 3 * history, reloads, engine) for engine in ("kernel", "light")]
-    made += [Job("reloads", count(40), 3 * history, reloads, engine) for engine in REAL]
+    made += [Job("reloads", count(20), 10 * history, reloads, engine) for engine in REAL]
     return made
