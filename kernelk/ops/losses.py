@@ -57,16 +57,20 @@ def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> 
     target, output = operands(target, output)
     wanted, given = floating(target), floating(output)
     if from_logits:
-        zero = scalar(0, given.dtype)
-        small = elementwise.log(elementwise.exp(-elementwise.abs(given)) + 1.0)
-        return apply("maximum", given, zero) - given * wanted + small
+        # For targets of 0 and 1, the first two terms cancel exactly or are 0.
+        small = apply("log1p", elementwise.exp(-elementwise.abs(given)))
+        return apply("maximum", given, scalar(0, given.dtype)) - given * wanted + small
     p = _inside(given)
-    return -(wanted * elementwise.log(p) + (1.0 - wanted) * elementwise.log(1.0 - p))
+    return -(wanted * elementwise.log(p) + (1.0 - wanted) * apply("log1p", -p))
 
 
 def _inside(p: Tensor) -> Tensor:
-    epsilon = config.epsilon()
-    return elementwise.clip(p, epsilon, 1.0 - epsilon)
+    """Probabilities kept `K.epsilon()` from 0 and 1; from 1 by what the dtype can tell from it, if that is more."""
+    kind = np.dtype(p.dtype).type
+    epsilon = kind(config.epsilon())
+    # 1 - epsilon rounds to 1 in float16, whose logarithm of 1 - p would be infinite.
+    below = min(kind(1) - epsilon, np.nextafter(kind(1), kind(0)))
+    return elementwise.clip(p, float(epsilon), float(below))
 
 
 def in_top_k(predictions: Any, targets: Any, k: int) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from ..errors import ArgumentError
 from ..graph.nodes import LearningPhase, Tensor
@@ -101,15 +104,13 @@ def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha * (exp(x) - 1) below."""
     values = floating(as_tensor(x))
     zero = scalar(0, values.dtype)
-    below = (apply("exp", apply("minimum", values, zero)) - 1.0) * alpha
+    below = apply("expm1", apply("minimum", values, zero)) * alpha
     return apply("select", apply("less", zero, values), values, below)
 
 
 def softplus(x: Any) -> Tensor:
-    """log(exp(x) + 1), without overflow."""
-    values = floating(as_tensor(x))
-    small = apply("log", apply("exp", -abs(values)) + 1.0)
-    return apply("maximum", values, scalar(0, values.dtype)) + small
+    """log(exp(x) + 1), without overflow, and to the last digits where it is small."""
+    return apply("softplus", floating(as_tensor(x)))
 
 
 def softsign(x: Any) -> Tensor:
@@ -178,9 +179,65 @@ def _vjp_log_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
     return [g - apply("exp", node) * total]
 
 
+def _wide(decompose: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A decomposition that computes float16 in float32 and rounds once."""
+
+    def wide(x: Tensor, *others: Tensor, **attrs: Any) -> Tensor:
+        if x.dtype != "float16":
+            return decompose(x, *others, **attrs)
+        result = decompose(cast_to(x, "float32"), *[cast_to(other, "float32") for other in others], **attrs)
+        return cast_to(result, "float16")
+
+    return wide
+
+
+def _towards_zero(x: Tensor, times: float = 1.0) -> Tensor:
+    """exp(-times * abs(x)), which can't overflow."""
+    return apply("exp", apply("abs", x) * -times)
+
+
 def _sigmoid(x: Tensor) -> Tensor:
-    # By tanh, which neither overflows nor loses the small side's sign.
-    return apply("tanh", x * 0.5) * 0.5 + 0.5
+    small = _towards_zero(x)
+    above = apply("select", apply("less", x, scalar(0, x.dtype)), small, scalar(1, x.dtype))
+    return above / (small + 1.0)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return apply("maximum", x, scalar(0, x.dtype)) + apply("log1p", _towards_zero(x))
+
+
+def _log1p(x: Tensor) -> Tensor:
+    # log of the rounded sum, times what the rounding took: both errors are the same share (Kahan, HP-15C handbook).
+    total = x + 1.0
+    one, infinite = scalar(1, x.dtype), scalar(np.inf, x.dtype)
+    lost = apply("equal", total, one)
+    whole = apply("log", total)
+    exact = whole * (x / apply("select", lost, one, total - 1.0))
+    return apply("select", lost, x, apply("select", apply("less", total, infinite), exact, whole))
+
+
+def _expm1(x: Tensor) -> Tensor:
+    # The same trick, with the logarithm of the rounded power in place of x. Far below 0 it is -1.
+    power = apply("exp", x)
+    one = scalar(1, x.dtype)
+    less_one = power - 1.0
+    logarithm = apply("log", power)
+    lost = apply("equal", power, one)
+    far = apply("less", scalar(1, x.dtype), apply("abs", x))
+    near = less_one * (x / apply("select", apply("logical_or", lost, far), one, logarithm))
+    return apply("select", lost, x, apply("select", far, less_one, near))
+
+
+def _sigmoid_grad(x: Tensor, g: Tensor) -> Tensor:
+    small = _towards_zero(x)
+    total = small + 1.0
+    return g * (small / (total * total))
+
+
+def _tanh_grad(x: Tensor, g: Tensor) -> Tensor:
+    small = _towards_zero(x, 2.0)
+    total = small + 1.0
+    return g * (small * 4.0 / (total * total))
 
 
 def _same(x: Any, axis: int | None = None) -> Any:
@@ -188,17 +245,18 @@ def _same(x: Any, axis: int | None = None) -> Any:
 
 
 def _vjp_sigmoid_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    y, g = node.inputs
-    return [h * g * (1.0 - 2.0 * y), apply("sigmoid_grad", y, h)]
+    x, g = node.inputs
+    # 1 - 2 sigmoid(x), without its cancellation near 0.
+    return [apply("sigmoid_grad", x, h * g) * -apply("tanh", x * 0.5), apply("sigmoid_grad", x, h)]
 
 
 def _vjp_tanh_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    y, g = node.inputs
-    return [h * g * (-2.0 * y), apply("tanh_grad", y, h)]
+    x, g = node.inputs
+    return [apply("tanh_grad", x, h * g) * (apply("tanh", x) * -2.0), apply("tanh_grad", x, h)]
 
 
-def _of_two(y: Any, g: Any) -> Any:
-    return y.shape, y.dtype
+def _of_two(x: Any, g: Any) -> Any:
+    return x.shape, x.dtype
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -218,11 +276,14 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
     return [None, apply("relu_grad", node.inputs[0], h)]
 
 
-RULES["softmax"] = Rule(_same, _vjp_softmax, _softmax)
-RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _log_softmax)
-RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], _sigmoid)
-RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, lambda y, g: g * y * (1.0 - y))
-RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, lambda y, g: g * (1.0 - y * y))
+RULES["softmax"] = Rule(_same, _vjp_softmax, _wide(_softmax))
+RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _wide(_log_softmax))
+RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node.inputs[0], g)], _wide(_sigmoid))
+RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], _wide(_softplus))
+RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], _wide(_log1p))
+RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], _wide(_expm1))
+RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, _wide(_sigmoid_grad))
+RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, _wide(_tanh_grad))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
 RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.

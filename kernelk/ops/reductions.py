@@ -75,6 +75,8 @@ def cumprod(x: Any, axis: int = 0) -> Tensor:
 def var(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Variance over `axis` (of the population: divided by n); integers become floatx."""
     x = floating(as_tensor(x))
+    if x.dtype == "float16":
+        return cast(var(cast(x, "float32"), axis, keepdims), "float16")
     off = x - mean(x, axis, keepdims=True)
     return mean(off * off, axis, keepdims)
 
@@ -115,6 +117,9 @@ def _how_many(x: Any, axis: Any, keepdims: bool, nonzero: bool) -> Tensor:
 
 
 def _mean(x: Tensor, axes: list[int], keepdims: bool) -> Tensor:
+    if x.dtype == "float16":
+        # Its sum may lie beyond the largest float16, and the number of elements too.
+        return cast(_mean(cast(x, "float32"), axes, keepdims), "float16")
     total = apply("sum", x, axes=axes, keepdims=keepdims)
     return total / apply("size", x, axes=axes, result=x.dtype)
 

@@ -83,6 +83,9 @@ ROUNDED = {
     "softmax",
     "log_softmax",
     "sigmoid",
+    "softplus",
+    "log1p",
+    "expm1",
     "sigmoid_grad",
     "tanh_grad",
     "matmul",
@@ -122,7 +125,8 @@ def reference(numpy_backend, ops, op, attrs, operands, dtype):
         elif op == "sigmoid":
             y = 1 / (1 + np.exp(-x))
         elif op in ("sigmoid_grad", "tanh_grad"):
-            y = operands[1].astype("float64") * (x - x * x if op == "sigmoid_grad" else 1 - x * x)
+            small = np.exp(-abs(x) * (1 if op == "sigmoid_grad" else 2))
+            y = operands[1].astype("float64") * (small / (1 + small) ** 2 * (1 if op == "sigmoid_grad" else 4))
         else:
             shifted = x - x.max(attrs["axis"], keepdims=True)
             y = shifted - np.log(np.exp(shifted).sum(attrs["axis"], keepdims=True))

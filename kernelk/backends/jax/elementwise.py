@@ -226,6 +226,16 @@ def _sigmoid(instruction, x):
     return lax.convert_element_type(lax.logistic(widened(x)), x.dtype)
 
 
+@op("log1p")
+def _log1p(instruction, x):
+    return lax.convert_element_type(lax.log1p(widened(x)), x.dtype)
+
+
+@op("expm1")
+def _expm1(instruction, x):
+    return lax.convert_element_type(lax.expm1(widened(x)), x.dtype)
+
+
 @op("relu")
 def _relu(instruction, x):
     return lax.max(*broadcast(x, typed(0, x)))

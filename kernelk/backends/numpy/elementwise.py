@@ -13,6 +13,36 @@ def widened(x):
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
+def exact(function):
+    """A function of floats that gives float16 as float64 has it, rounded once; numpy's own goes by way of float32."""
+
+    def call(instruction, x):
+        x = np.asarray(x)
+        return function(x.astype(np.float64)).astype(np.float16) if x.dtype == np.float16 else function(x)
+
+    return call
+
+
+def _logistic(x):
+    small = np.exp(-np.abs(x))
+    return np.where(np.less(x, 0), small, np.ones((), x.dtype)) / (1 + small)
+
+
+for _name, _function in {
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "sigmoid": _logistic,
+    "softplus": lambda x: np.maximum(x, np.zeros((), x.dtype)) + np.log1p(np.exp(-np.abs(x))),
+}.items():
+    OPS[_name] = exact(_function)
+
+
 def _elementwise(function):
     def call(instruction, *values):
         return function(*values)
@@ -23,18 +53,11 @@ def _elementwise(function):
 for _name, _function in {
     "negative": np.negative,
     "abs": np.abs,
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-    "log": np.log,
-    "tanh": np.tanh,
-    "sin": np.sin,
-    "cos": np.cos,
     "logical_not": np.logical_not,
     "add": np.add,
     "subtract": np.subtract,
     "multiply": np.multiply,
     "divide": np.divide,
-    "power": np.power,
     "maximum": np.maximum,
     "minimum": np.minimum,
     "logical_and": np.logical_and,
@@ -47,6 +70,17 @@ for _name, _function in {
     "sign": np.sign,
 }.items():
     OPS[_name] = _elementwise(_function)
+
+
+@op("power")
+def _power(instruction, x, y):
+    powers = np.power(x, y)
+    if np.asarray(powers).dtype.kind != "f":
+        return powers
+    # numpy gives NaN for -inf to a power that isn't whole, where C and the engines have infinity, or 0.
+    unknown = np.logical_and(np.equal(x, -np.inf), np.logical_and(np.isnan(powers), np.equal(y, y)))
+    limits = np.where(np.less(y, 0), np.zeros((), powers.dtype), np.full((), np.inf, powers.dtype))
+    return np.where(unknown, limits, powers)
 
 
 def _but_minus_one(y):

@@ -15,10 +15,35 @@ op = registrar(OPS)
 # Reductions -----------------------------------------------------------------------------------------------
 
 
+def _accumulated(x):
+    """Floats as they are added up: in float64, so that the order of the terms and their number don't show."""
+    return np.asarray(x).astype(np.float64) if np.asarray(x).dtype in (np.float16, np.float32) else np.asarray(x)
+
+
+def _total(x, axes, keepdims):
+    """The sum, in float64 for floats."""
+    wide = _accumulated(x)
+    if wide.dtype != np.float64 or not axes or not wide.size:
+        return np.sum(wide, axis=tuple(axes), keepdims=keepdims, dtype=wide.dtype)
+    # numpy adds pairwise along rows that lie together in memory, and one by one along all others.
+    kept = [axis for axis in range(wide.ndim) if axis not in axes]
+    rows = np.ascontiguousarray(np.transpose(wide, kept + list(axes)))
+    total = np.sum(rows.reshape([wide.shape[axis] for axis in kept] + [-1]), axis=-1)
+    if not keepdims:
+        return total
+    # numpy 1.19 expands one axis at a time.
+    return np.reshape(total, [1 if axis in axes else length for axis, length in enumerate(wide.shape)])
+
+
 @op("sum")
 def _sum(instruction, x, axes, keepdims):
-    wide = widened(np.asarray(x))
-    return np.sum(wide, axis=tuple(axes), keepdims=keepdims, dtype=wide.dtype).astype(x.dtype)
+    return np.asarray(_total(x, axes, keepdims)).astype(np.asarray(x).dtype)
+
+
+@op("mean")
+def _mean(instruction, x, axes, keepdims):
+    count = np.prod([np.shape(x)[axis] for axis in axes], dtype=np.float64)
+    return np.asarray(_total(x, axes, keepdims) / count).astype(np.asarray(x).dtype)
 
 
 @op("max")
@@ -49,7 +74,7 @@ def _argmin(instruction, x, axis):
 
 @op("cumsum")
 def _cumsum(instruction, x, axis):
-    wide = widened(x)
+    wide = _accumulated(x)
     return np.cumsum(wide, axis=axis, dtype=wide.dtype).astype(x.dtype)
 
 

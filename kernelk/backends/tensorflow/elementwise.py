@@ -198,14 +198,22 @@ def _sigmoid(instruction, x):
     return tf.raw_ops.Sigmoid(x=x)
 
 
+@op("log1p")
+def _log1p(instruction, x):
+    return tf.cast(tf.raw_ops.Log1p(x=widened(x)), x.dtype)
+
+
+@op("expm1")
+def _expm1(instruction, x):
+    return tf.cast(tf.raw_ops.Expm1(x=widened(x)), x.dtype)
+
+
 @op("sigmoid_grad")
-def _sigmoid_grad(instruction, y, g):
-    return tf.raw_ops.SigmoidGrad(y=y, dy=g)
-
-
-@op("tanh_grad")
-def _tanh_grad(instruction, y, g):
-    return tf.raw_ops.TanhGrad(y=y, dy=g)
+def _sigmoid_grad(instruction, x, g):
+    # TensorFlow's own takes y, of which 1 - y has lost its digits where y is near 1.
+    wide = widened(x)
+    slope = tf.raw_ops.Sigmoid(x=wide) * tf.raw_ops.Sigmoid(x=-wide)
+    return tf.cast(slope * tf.cast(g, wide.dtype), x.dtype)
 
 
 @op("relu")

@@ -80,7 +80,7 @@ def _argmax(instruction, x, axis):
 def _cumulative(instruction, x, axis):
     kernel = tf.raw_ops.Cumsum if instruction.op == "cumsum" else tf.raw_ops.Cumprod
     dtype = instruction.dtype
-    wide = tf.cast(x, tf.int64) if dtype == "bool" else widened(x)
+    wide = tf.cast(x, tf.int64) if dtype == "bool" else tf.cast(x, tf.float64) if dtype in FLOATS else x
     return cast(instruction, kernel(x=wide, axis=tf.constant(axis, tf.int32)), dtype)
 
 

@@ -137,6 +137,8 @@ def _define_elementwise():
         "select": lambda condition, x, y: T.switch(condition, x, y),
         "relu": lambda x: T.maximum(x, np.zeros((), x.dtype)),
         "sigmoid": lambda x: _sigmoid(x),
+        "log1p": lambda x: T.log1p(x),
+        "expm1": lambda x: T.expm1(x),
     }.items():
         op(name)(elementwise(function))
 

@@ -25,7 +25,9 @@ def _sum(instruction, x, axes, keepdims):
         return x
     x = widened(x)
     reduce = T.sum if instruction.op == "sum" else T.prod
-    return cast(reduce(x, axis=axes, keepdims=keepdims, dtype=x.dtype, acc_dtype=x.dtype), instruction.dtype)
+    # In float32 a sum of a million rows would be off by a hundredth.
+    wide = "float64" if x.dtype == "float32" else x.dtype
+    return cast(reduce(x, axis=axes, keepdims=keepdims, dtype=x.dtype, acc_dtype=wide), instruction.dtype)
 
 
 def _extreme(name, scalar_op):

@@ -40,6 +40,8 @@ KERNELS = {
     "less_equal": "le",
     "select": "where",
     "sigmoid": "sigmoid",
+    "log1p": "log1p",
+    "expm1": "expm1",
 }
 
 

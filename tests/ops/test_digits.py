@@ -1,0 +1,119 @@
+"""Values and slopes that lose no digits, on each engine: far out, near 0, over long axes, and in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelk import backend as K
+
+
+def at(function: Callable[[Any], Any], values: Any, dtype: str = "float32") -> tuple[Any, Any]:
+    """A function's values at some points, and its slopes there."""
+    x = K.placeholder((None,), dtype=dtype)
+    y = function(x)
+    value, slope = K.function([x], [y, *K.gradients(K.sum(y), [x])])([np.asarray(values, dtype)])
+    return value, slope
+
+
+def softplus(x: Any) -> Any:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def logistic(x: Any) -> Any:
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
+
+
+def slope_of_logistic(x: Any) -> Any:
+    small = np.exp(-np.abs(x))
+    return small / (1 + small) ** 2
+
+
+POINTS = np.array([-59, -20, -5, -1, -1e-3, -1e-6, 0, 1e-6, 1e-3, 0.5, 1, 5, 20, 59])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("function", "right", "slope"),
+    [
+        (lambda x: K.sigmoid(x), logistic, slope_of_logistic),
+        (lambda x: K.softplus(x), softplus, logistic),
+        (lambda x: K.tanh(x), np.tanh, lambda x: 4 * slope_of_logistic(2 * x)),
+        (lambda x: K.elu(x), lambda x: np.where(x > 0, x, np.expm1(x)), lambda x: np.where(x > 0, 1, np.exp(x))),
+        (
+            lambda x: K.binary_crossentropy(K.ones_like(x), x, from_logits=True),
+            lambda x: softplus(-x),
+            lambda x: -logistic(-x),
+        ),
+        (lambda x: K.binary_crossentropy(K.zeros_like(x), x, from_logits=True), softplus, logistic),
+    ],
+    ids=["sigmoid", "softplus", "tanh", "elu", "crossentropy of 1", "crossentropy of 0"],
+)
+def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right: Any, slope: Any, dtype: str) -> None:
+    points = POINTS.astype(dtype).astype("float64")
+    value, slopes = at(function, points, dtype)
+    tolerance = 2e-6 if dtype == "float32" else 4e-15
+    np.testing.assert_allclose(value, right(points), rtol=tolerance)
+    # max, abs and select choose one of two slopes at 0.
+    away = points != 0
+    np.testing.assert_allclose(slopes[away], slope(points)[away], rtol=tolerance)
+
+
+def test_a_mean_of_many_in_float16(backend: str) -> None:
+    x = K.placeholder((None,), dtype="float16")
+    many = np.ones(70_000, "float16")
+    assert float(K.function([x], [K.mean(x)])([many])[0]) == 1.0
+    assert float(K.function([x], [K.var(x)])([many])[0]) == 0.0
+
+
+def test_a_crossentropy_of_a_certain_and_wrong_prediction_is_finite_in_float16(backend: str) -> None:
+    target, given = K.placeholder((1,), dtype="float16"), K.placeholder((1,), dtype="float16")
+    f = K.function([target, given], [K.binary_crossentropy(target, given)])
+    for wanted, predicted in ((0, 1), (1, 0)):
+        (loss,) = f([np.full(1, wanted, "float16"), np.full(1, predicted, "float16")])
+        assert 7 < float(loss[0]) < 17
+
+
+def test_powers_of_infinity(backend: str) -> None:
+    x, y = K.placeholder((4,)), K.placeholder((4,))
+    (powers,) = K.function([x, y], [K.pow(x, y)])(
+        [np.array([-np.inf, -np.inf, -np.inf, np.inf], "float32"), np.array([0.5, -0.5, 3, 0.5], "float32")]
+    )
+    assert powers.tolist() == [np.inf, 0.0, -np.inf, np.inf]
+
+
+def test_long_sums(backend: str) -> None:
+    x = K.placeholder((None, 2))
+    rows = np.full((1_000_000, 2), 0.1, "float32")
+    total, mean = K.function([x], [K.sum(x, axis=0), K.mean(x, axis=0)])([rows])
+    np.testing.assert_allclose(total, 1e6 * float(np.float32(0.1)), rtol=2e-6)
+    np.testing.assert_allclose(mean, float(np.float32(0.1)), rtol=2e-6)
+
+
+def test_a_long_running_sum(backend: str) -> None:
+    x = K.placeholder((None,))
+    (sums,) = K.function([x], [K.cumsum(x)])([np.full(100_000, 0.1, "float32")])
+    np.testing.assert_allclose(sums, np.arange(1, 100_001) * float(np.float32(0.1)), rtol=1e-6)
+
+
+def test_the_variance_of_a_batch_far_from_0(backend: str) -> None:
+    x = K.placeholder((None, 3))
+    batch = (np.random.default_rng(0).normal(1e4, 1, (4096, 3))).astype("float32")
+    _, mean, variance = K.normalize_batch_in_training(x, None, None, [0])
+    mean, variance = K.function([x], [mean, variance])([batch])
+    np.testing.assert_allclose(mean, batch.astype("float64").mean(0), rtol=2e-7)
+    np.testing.assert_allclose(variance, batch.astype("float64").var(0), rtol=2e-6)
+
+
+def test_a_softmax_in_float16_is_rounded_once(backend: str) -> None:
+    x = K.placeholder((None, 6), dtype="float16")
+    rows = np.random.default_rng(1).normal(0, 3, (200, 6)).astype("float16")
+    (shares,) = K.function([x], [K.softmax(x)])([rows])
+    wide = np.exp(rows.astype("float64"))
+    right = wide / wide.sum(1, keepdims=True)
+    assert np.abs(shares - right).max() <= np.spacing(np.float16(1.0)) / 2
+    assert (np.abs(shares - right) / np.spacing(right.astype("float16")).astype("float64")).max() < 0.52
