@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 import kernelk
 from kernelk import backend as K
-from parity import check, gaps, search, slopes, suite
+from parity import check, gaps, search, sizes, slopes, suite
 from parity.__main__ import PAGE, page
 from parity.case import Trial
 
@@ -39,6 +39,14 @@ def test_gradients(backend: str) -> None:
         found = found[SEED % 8 :: 8]
     wrong = slopes.failures(backend, found)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("group", sizes.GROUPS)
+def test_sizes(backend: str, group: str) -> None:
+    # Below, at and beyond the lengths of vectors, and one that is cut into parts for threads.
+    lengths = (1, 3, 8, 17 + SEED % 16, 101 + SEED % 30, sizes.LONG)
+    found = sizes.failures(backend, sizes.sample(group, SEED, 12), lengths, most=3)
+    assert not found, "\n".join(found)
 
 
 def test_every_name_is_accounted_for() -> None:

@@ -76,6 +76,23 @@ def _cast(instruction, x, dtype):
     return np.asarray(x).astype(dtype)
 
 
+def integer_bounds(source, dtype):
+    """The least and the largest number of `source`, float32 or float64, that the integer `dtype` holds."""
+    limits = np.iinfo(dtype)
+    low, high = np.array([limits.min, limits.max], source)
+    # The upper end is 2^n - 1, which a float may round to 2^n.
+    return low, high if int(high) <= limits.max else np.nextafter(high, low)
+
+
+@op("saturating_cast")
+def saturating_cast(instruction, x, dtype):
+    x = widened(np.asarray(x))
+    low, high = integer_bounds(x.dtype, dtype)
+    # What C and so numpy make of a float out of range differs between processors, and within one array.
+    inside = np.minimum(np.maximum(np.where(np.isnan(x), x.dtype.type(0), x), low), high)
+    return np.where(x > high, np.array(np.iinfo(dtype).max, dtype), inside.astype(dtype))
+
+
 @op("floor")
 def _floor(instruction, x):
     return np.floor(x) if instruction.dtype.startswith("float") else x
