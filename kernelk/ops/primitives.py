@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..errors import DTypeError, ShapeError
 from ..graph.nodes import Spec, Tensor
 from ..graph.rules import RULES, Result, Rule, apply
@@ -70,12 +68,11 @@ def _saturating_cast(x: Tensor, dtype: str) -> Tensor:
     if x.dtype == "float16":
         # It doesn't reach the ends of most integers.
         x = cast(x, "float32")
-    low, high = integer_bounds(x.dtype, dtype)
+    low, high, end = integer_bounds(x.dtype, dtype)
     number = apply("select", apply("equal", x, x), x, scalar(0, x.dtype))
     inside = apply("minimum", apply("maximum", number, scalar(low, x.dtype)), scalar(high, x.dtype))
     result = apply("cast", inside, dtype=dtype)
-    end = np.iinfo(dtype).max
-    if int(high) == end:
+    if int(high) == int(end):
         return result
     # The float nearest to the end from below isn't the end.
     return apply("select", apply("less", scalar(high, x.dtype), x), scalar(end, dtype), result)
