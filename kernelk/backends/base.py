@@ -52,7 +52,9 @@ PRIMITIVES = {
     "less_equal": (),
     # condition (bool), then two operands of one dtype; all three broadcast
     "select": (),
-    "cast": ("dtype",),  # float to integer truncates; anything to bool is x != 0
+    # float to integer truncates, of what the integer's range holds: the graph clips first; integer to integer is
+    # modulo 2^n; anything to bool is x != 0
+    "cast": ("dtype",),
     # reductions; axes is a sorted list of non-negative axes, never empty for a tensor of rank > 0
     "sum": ("axes", "keepdims"),  # integers wrap; float16 is accumulated in float32
     "max": ("axes", "keepdims"),  # NaN wins
@@ -102,6 +104,8 @@ STAGED = {
 
 # Functions that decompose into primitives; a backend may define any of them where its engine has a better one.
 COMPOSITES = {
+    # any float to an integer: NaN gives 0, what is beyond an end gives that end, all else is truncated
+    "saturating_cast": ("dtype",),
     "mean": ("axes", "keepdims"),
     "softmax": ("axis",),
     "log_softmax": ("axis",),

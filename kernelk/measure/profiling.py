@@ -48,6 +48,7 @@ _ARRANGING = (
     "shape",
     "size",
     "cast",
+    "saturating_cast",
 )
 _REDUCING = (
     "sum",

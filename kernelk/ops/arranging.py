@@ -163,7 +163,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") ->
             )
         if step == 0:
             raise ArgumentError("arange: step 0 isn't allowed", allowed="it must be positive or negative")
-        return constant_node(np.arange(start, stop, step).astype(chosen))
+        return cast(as_tensor(np.arange(start, stop, step)), chosen)
     for bound in (start, stop, step):
         if isinstance(bound, Tensor) and (bound.ndim or bound.dtype not in INTEGERS):
             raise ArgumentError(

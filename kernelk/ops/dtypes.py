@@ -10,8 +10,9 @@ import numpy as np
 
 from .. import config
 from ..backends.base import DTYPES
+from ..backends.lowering import Instruction as Lowered
 from ..errors import ArgumentError, DTypeError, KernelKError
-from ..graph.nodes import Tensor, constant_node
+from ..graph.nodes import Constant, Tensor, constant_node
 from ..graph.rules import apply
 from .foreign import as_numpy
 
@@ -167,10 +168,15 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     """`x` in another dtype; the same tensor if it has it already, a new constant for a constant."""
     if x.dtype == dtype:
         return x
-    if x.op == "constant":
+    op = "saturating_cast" if x.dtype in FLOATS and dtype in INTEGERS else "cast"
+    if isinstance(x, Constant):
+        # Writing a graph imports no backend, unless it computes.
+        from ..backends.numpy.elementwise import OPS as NUMPY
+
+        call = Lowered(0, op, (), {}, dtype, x.shape)
         with np.errstate(all="ignore"):
-            return constant_node(x.array.astype(dtype))  # type: ignore[attr-defined]
-    return apply("cast", x, dtype=dtype)
+            return constant_node(NUMPY[op](call, x.array, dtype=dtype))
+    return apply(op, x, dtype=dtype)
 
 
 def floating(x: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DTypeError, ShapeError
-from ..graph.nodes import Spec
+from ..graph.nodes import Spec, Tensor
 from ..graph.rules import RULES, Result, Rule, apply
 from . import vjps
-from .dtypes import FLOATS, INTEGERS
-from .shapes import broadcast, count, inner_refused, known_dims, reduced, scalar_refused
+from .dtypes import FLOATS, INTEGERS, cast
+from .shapes import broadcast, count, inner_refused, known_dims, reduced, scalar, scalar_refused
 
 # For an extremum.
 _FULL = "an axis needs 1 element or more to take one"
@@ -59,6 +59,23 @@ def _infer_select(condition: Any, a: Any, b: Any) -> Result:
 
 def _infer_cast(x: Any, dtype: str) -> Result:
     return x.shape, dtype
+
+
+def _saturating_cast(x: Tensor, dtype: str) -> Tensor:
+    # Writing a graph imports no backend, unless it computes.
+    from ..backends.numpy.elementwise import integer_bounds
+
+    if x.dtype == "float16":
+        # It doesn't reach the ends of most integers.
+        x = cast(x, "float32")
+    low, high, end = integer_bounds(x.dtype, dtype)
+    number = apply("select", apply("equal", x, x), x, scalar(0, x.dtype))
+    inside = apply("minimum", apply("maximum", number, scalar(low, x.dtype)), scalar(high, x.dtype))
+    result = apply("cast", inside, dtype=dtype)
+    if int(high) == int(end):
+        return result
+    # The float nearest to the end from below isn't the end.
+    return apply("select", apply("less", scalar(high, x.dtype), x), scalar(end, dtype), result)
 
 
 def _reduction(op: str, nonempty: bool) -> Any:
@@ -286,6 +303,7 @@ RULES.update(
         "less_equal": Rule(_binary("less_equal", "bool")),
         "select": Rule(_infer_select, vjps.of_select),
         "cast": Rule(_infer_cast, vjps.of_cast),
+        "saturating_cast": Rule(_infer_cast, lambda node, g: [None], _saturating_cast),
         "sum": Rule(_reduction("sum", nonempty=False), vjps.of_sum),
         "max": Rule(_reduction("max", nonempty=True), vjps.of_extremum),
         "min": Rule(_reduction("min", nonempty=True), vjps.of_extremum),

@@ -30,6 +30,20 @@ def fits(tensor: Tensor, value: Any) -> bool:
     )
 
 
+def saturated(x: Any, dtype: str) -> Any:
+    """Floats as integers of `dtype`, one by one in whole numbers: NaN is 0, what is out of range the nearest end."""
+    limits = np.iinfo(dtype)
+    ends = {float("-inf"): limits.min, float("inf"): limits.max}
+
+    def integer(value: float) -> int:
+        if value != value:
+            return 0
+        return ends[value] if value in ends else min(max(int(value), limits.min), limits.max)
+
+    x = np.asarray(x)
+    return np.array([integer(value) for value in x.reshape(-1).tolist()], dtype).reshape(x.shape)
+
+
 def assert_close(got: Any, wanted: Any, dtype: str | None = None, label: object = "", scale: float = 1.0) -> None:
     """Equal shapes and nearly equal values, at the precision of `dtype` (the wanted one's); exact for integers."""
     got, wanted = np.asarray(got), np.asarray(wanted)

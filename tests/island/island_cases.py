@@ -85,6 +85,13 @@ def cases(seed=0):
                 if target.startswith("u") and source in INTEGERS:
                     a = integers(random, (6,), source, 0, 20)
             yield "cast " + source, "cast", {"dtype": target}, [a], target
+    for source in FLOATS:
+        edges = [np.nan, np.inf, -np.inf, -1.5, -0.0, 0.75, 127, 128, -129, 255.5, 256, 65504, -3e4, 3e9, -3e9, 1e19]
+        with np.errstate(all="ignore"):
+            a = np.resize(np.array(edges).astype(source), 133)
+        for target in INTEGERS:
+            for operand in (a, a[0]):
+                yield "saturating_cast", "saturating_cast", {"dtype": target}, [operand], target
     for dtype in FLOATS + INTEGERS:
         for op in ["sum", "max", "min"]:
             for shape, axes in [

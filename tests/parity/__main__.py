@@ -18,7 +18,7 @@ from helpers.engines import ENGINES, reset
 import kernelk
 from kernelk.engines import registry
 from kernelk.session.current import current
-from parity import case, check, gaps, search, slopes, suite
+from parity import case, check, gaps, search, sizes, slopes, suite
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "engines_by_function.md"
 
@@ -32,7 +32,9 @@ def page() -> str:
         "Written by `make parity`, which runs each case in each of its dtypes on every engine, with all lengths of its",
         "placeholders known, with none and with some, and compares the results with plain numpy's: integers and bools",
         "exactly, floats within the tolerances of `tests/helpers/arrays.py`; gradients are compared with finite",
-        "differences. It writes the page when all of them agree.",
+        "differences. Elementwise functions, casts, reductions, `in_top_k` and pooling are also tried at lengths 1 to",
+        "130 and 100,000, with NaN, infinities, -0.0, denormal numbers and the ends of each dtype at each position. It",
+        "writes the page when all of them agree.",
         "",
         "The number is how many cases the engine passed; a gap stands as its cause, and is explained below the table.",
         "",
@@ -83,6 +85,10 @@ def run(engines: list[str], seed: int, rounds: int, examples: int) -> int:
             found = list(slopes.slopes(suite.cases(), seed, open_axes))
             begin = time.perf_counter()
             failed += told(f"{engine}, gradients", len(found), slopes.failures(engine, found), begin)
+        for group in sizes.GROUPS:
+            chosen = sizes.every(group, seed)
+            begin = time.perf_counter()
+            failed += told(f"{engine}, sizes, {group}", len(chosen), sizes.failures(engine, chosen), begin)
         begin = time.perf_counter()
         failed += told(f"{engine}, hypothesis", examples, search.failures(engine, examples), begin)
         current().host(engine).stop()

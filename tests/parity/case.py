@@ -105,10 +105,22 @@ def flags(axes: str) -> Operand:
 # --- values -----------------------------------------------------------------------------------------------------
 
 
-def _edges(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
-    limits = np.finfo(dtype)
-    pool = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1, -1, 0.5, -2.5, limits.max, limits.min, limits.tiny, -limits.tiny, 3]
-    return random.choice(np.array(pool), shape)
+def edge_values(kind: str, dtype: str) -> Array:
+    """The values of a kind at which a function may break off; none if the kind has none."""
+    if dtype == "bool":
+        return np.array([], dtype)
+    if dtype not in FLOATS:
+        limits = np.iinfo(dtype)
+        pool = [limits.min, limits.max, 0, 1, 2, limits.max - 1, limits.min + 1, limits.max // 2]
+        return np.array(pool if kind in ("edges", "nonfinite", "extreme") else [], dtype)
+    if kind == "nonfinite":
+        return np.array([np.nan, np.inf, -np.inf], dtype)
+    if kind != "edges":
+        return np.array([], dtype)
+    high, tiny = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
+    # The last three are denormal.
+    pool = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1, -1, 0.5, -2.5, high, -high, tiny, -tiny, 3]
+    return np.array([*pool, tiny / 2, -tiny / 2, float(np.finfo(dtype).smallest_subnormal)], dtype)
 
 
 def _nonfinite(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
@@ -125,7 +137,7 @@ def _real(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> An
 # What floats are made of; other dtypes have `_integers`.
 KINDS: dict[str, Callable[[np.random.Generator, tuple[int, ...], str], Any]] = {
     "real": _real,
-    "edges": _edges,
+    "edges": lambda random, shape, dtype: random.choice(edge_values("edges", dtype), shape),
     "nonfinite": _nonfinite,
     "halves": lambda random, shape, dtype: random.integers(-6, 7, shape) / 2,
     "extreme": lambda random, shape, dtype: (
@@ -139,10 +151,9 @@ KINDS: dict[str, Callable[[np.random.Generator, tuple[int, ...], str], Any]] = {
 
 
 def _integers(random: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Any:
-    limits = np.iinfo(dtype)
-    if kind in ("edges", "nonfinite", "extreme"):
-        pool = [limits.min, limits.max, 0, 1, 2, limits.max - 1, limits.min + 1, limits.max // 2]
-        return np.array(pool, dtype=dtype)[random.integers(0, len(pool), shape)]
+    limits, pool = np.iinfo(dtype), edge_values(kind, dtype)
+    if len(pool):
+        return pool[random.integers(0, len(pool), shape)]
     low, high = {"positive": (1, 6), "unit": (0, 2), "bits": (0, 2), "small": (0, 4)}.get(kind, (-7, 8))
     return random.integers(max(low, limits.min), high, shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import given, settings
 
 import kernelk
 from kernelk import backend as K
-from parity import check, gaps, search, slopes, suite
+from parity import check, gaps, search, sizes, slopes, suite
 from parity.__main__ import PAGE, page
-from parity.case import Trial
+from parity.case import FLOATS, Trial
 
 # Another number tries other shapes and values.
 SEED = int(os.environ.get("KERNELK_PARITY_SEED", "1"))
@@ -45,6 +46,14 @@ def test_gradients(backend: str) -> None:
         found = found[SEED % 8 :: 8]
     wrong = slopes.failures(backend, found)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("group", sizes.GROUPS)
+def test_sizes(backend: str, group: str) -> None:
+    # Below, at and beyond the lengths of vectors, and one that is cut into parts for threads.
+    lengths = (1, 3, 8, 17 + SEED % 16, 101 + SEED % 30, sizes.LONG)
+    found = sizes.failures(backend, sizes.sample(group, SEED, 12), lengths, most=3)
+    assert not found, "\n".join(found)
 
 
 def test_every_name_is_accounted_for() -> None:
@@ -93,6 +102,22 @@ def test_a_wrong_value_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     kernelk.set_backend("wrong")
     found = check.failures("wrong", check.sampled(suite.cases("elementwise"), SEED))
     assert {line.split(" ")[1] for line in found} >= {"exp"}
+
+
+def test_a_result_that_depends_on_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eight_at_a_time(instruction: Any, x: Any) -> Any:
+        made = np.sign(x)
+        rest = made.reshape(-1)[x.size // 8 * 8 :]
+        rest[np.isnan(rest)] = 0
+        return made
+
+    module = lacking_engine(monkeypatch, "wrong")
+    module.Lacking.ops["sign"] = eight_at_a_time
+    kernelk.set_backend("wrong")
+    chosen = [one for one in sizes.every("elementwise", SEED) if one.case.function == "sign"]
+    assert sizes.failures("wrong", chosen, (8, 16)) == []
+    found = sizes.failures("wrong", chosen, (7, 19))
+    assert {line.partition(", fed")[0].rpartition(" in ")[2] for line in found} == set(FLOATS)
 
 
 def test_the_table_of_the_docs_is_the_suites() -> None:

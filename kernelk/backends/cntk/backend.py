@@ -83,8 +83,13 @@ class CNTKBackend(Backend):
     """
 
     name = "cntk"
-    # A composite that CNTK lacks is better written out than left to numpy, and a loop's body compiled by staged.py.
-    ops = {name: call for name, call in dict(HOST_OPS, **OPS).items() if name in PRIMITIVES or name in OPS}
+    # A composite that CNTK lacks is better written out than left to numpy, and a loop's body compiled by staged.py;
+    # but for one whose last step numpy computes.
+    ops = {
+        name: call
+        for name, call in dict(HOST_OPS, **OPS).items()
+        if name in PRIMITIVES or name in OPS or name == "saturating_cast"
+    }
     specialises = "all"
 
     def __init__(self, options):

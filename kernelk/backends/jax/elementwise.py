@@ -221,6 +221,12 @@ def _cast(instruction, x, dtype):
     return lax.convert_element_type(x, dtype)
 
 
+@op("saturating_cast")
+def _saturating_cast(instruction, x, dtype):
+    # XLA's conversion of a float to an integer is defined just so.
+    return lax.convert_element_type(x, dtype)
+
+
 @op("sigmoid")
 def _sigmoid(instruction, x):
     return lax.convert_element_type(lax.logistic(widened(x)), x.dtype)

@@ -1,5 +1,7 @@
 """numpy's elementwise ops, the definition of all others' meaning: part of the table of ops."""
 
+import functools
+
 import numpy as np
 
 from ..base import registrar
@@ -108,6 +110,25 @@ def _floor_divide(instruction, x, y):
 @op("cast")
 def _cast(instruction, x, dtype):
     return np.asarray(x).astype(dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def integer_bounds(source, dtype):
+    """The least and the largest float of `source` (float32, float64) that the integer `dtype` holds; its upper end."""
+    limits = np.iinfo(dtype)
+    low, high = np.array([limits.min, limits.max], source)
+    # The end is 2^n - 1, which a float may round to 2^n.
+    high = high if int(high) <= limits.max else np.nextafter(high, low)
+    return low, high, np.dtype(dtype).type(limits.max)
+
+
+@op("saturating_cast")
+def _saturating_cast(instruction, x, dtype):
+    x = widened(np.asarray(x))
+    low, high, end = integer_bounds(x.dtype, dtype)
+    # What C, and so numpy, makes of a float out of range differs between processors, and within an array.
+    inside = np.minimum(np.maximum(np.where(np.isnan(x), x.dtype.type(0), x), low), high)
+    return np.where(x > high, end, inside.astype(dtype))
 
 
 @op("floor")

@@ -226,14 +226,8 @@ def _cast(instruction, dtype):
         return same
     if dtype == "bool":
         return lambda x: torch.ne(twin(x), 0)
-    if source in FLOATS:
-        if source == "float64" and dtype == "float16":
-            return _half
-        # Numbers that don't fit wrap, as in C; PyTorch's vector code may saturate them.
-        through = {"int8": "int32", "int16": "int32", "uint8": "int64", "uint16": "int64", "uint32": "int64"}.get(dtype)
-        if through is not None:
-            through = dtype_of(through)
-            return lambda x: x.to(through).to(target)
+    if source == "float64" and dtype == "float16":
+        return _half
     if source == "uint64" and dtype not in FLOATS:
         return lambda x: twin(x).to(target)
     if source in ("uint16", "uint32"):
