@@ -11,6 +11,7 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
 from .. import config
+from ..backends.choosing import PRECISIONS
 from ..engines import registry
 from ..engines.descriptors import DEFAULT
 from ..errors import KernelKError
@@ -80,6 +81,8 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
         return [*devices(named), DEFAULT]
     if last == "--threads":
         return [*_threads(), DEFAULT]
+    if last == "--precision":
+        return PRECISIONS
     if named is None and not word.startswith("-"):
         return registry.names()
     left_out = {*before, *(actions if before else ())}
@@ -121,6 +124,8 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
         return devices(None)
     if last == "--threads":
         return _threads()
+    if last == "--precision":
+        return PRECISIONS
     if last in ("--budget", "--sweep"):
         return []
     left = [name for name in options(MeasuringMagics.kcompare) if name not in before]
