@@ -91,7 +91,8 @@ class KernelKMagics(Magics):
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
-        `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
+        `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(),
+        kernelk.log("cntk").
         """
         given = parse(self.kbackend, line)
         words = [name for name, value in vars(given).items() if value not in (None, False)]
