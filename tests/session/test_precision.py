@@ -163,18 +163,26 @@ def test_engines_that_have_float32_alone(engine: str) -> None:
     kernelk.set_backend("numpy", precision="float32")
 
 
-def test_a_command_and_its_completion() -> None:
-    text = "%kbackend torch --precision "
-    shown, refused, offered = run_cells(
+def test_the_magic() -> None:
+    first, shown, narrow, refused, after = run_cells(
         [
-            "%load_ext kernelk\nimport kernelk\nkernelk.set_backend('numpy')\n%kbackend",
-            "%kbackend numpy --precision tf32",
-            f"print([one.text for one in get_ipython().Completer.completions({text!r}, {len(text)})])",
-        ]
+            "%load_ext kernelk\nfrom kernelk import backend as K\n%kbackend numpy --precision float32",
+            "%kbackend",
+            "%kbackend torch --precision bfloat16",
+            "%kbackend torch --precision tf32 --device cpu:0",
+            "%kbackend",
+        ],
+        KERNELK_BACKEND="numpy",
     )
+    assert first["error"] is None
     assert "precision" in shown["value"]
+    assert "bfloat16" in narrow["value"]
     assert refused["error"] == "ArgumentError"
-    assert offered["out"].splitlines()[-1] == "['float32', 'tf32', 'bfloat16']"
+    assert refused["out"].startswith(
+        "ArgumentError: PyTorch has no tf32 on cpu:0: allowed are float32, bfloat16; next: "
+    )
+    assert len(refused["out"].strip().splitlines()) == 1
+    assert "bfloat16" in after["value"]
 
 
 def test_no_verdict_between_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
