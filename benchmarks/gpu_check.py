@@ -93,7 +93,6 @@ def main() -> int:
     step = model("lenet32")
     losses = [float(np.asarray(step()).reshape(-1)[0])]
     products, precise = Products(), True
-    kernelk.set_backend("numpy")
     square = K.variable(np.random.default_rng(0).standard_normal((2048, 2048)))
     for engine, device in found.items():
         report = kernelk.set_backend(engine, device=device)

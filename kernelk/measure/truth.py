@@ -39,10 +39,11 @@ class Truth:
 
 
 def ulps(a: Array, b: Array, dtype: str) -> Array:
-    """The distance of each element of `a` from that of `b`, in units of the last place that `b` has in this dtype."""
+    """The distance of each pair of elements, in units of the last place that the larger one has in this dtype."""
     with np.errstate(all="ignore"):
-        unit = np.spacing(np.abs(b).astype(dtype)).astype(np.float64)
         wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        larger = np.maximum(np.abs(wide_a), np.abs(wide_b))
+        unit = np.spacing(larger.astype(dtype)).astype(np.float64)
         same = (wide_a == wide_b) | (np.isnan(wide_a) & np.isnan(wide_b))
         distance = np.where(same, 0.0, np.abs(wide_a - wide_b) / unit)
     return np.where(np.isnan(distance), np.inf, distance)
@@ -57,7 +58,8 @@ def truth_of(nodes: Nodes, hosts: Sequence[Host], exact: Host, number: int) -> T
     alone, fed = nodes.alone([number])
     if not alone or dtype not in _NARROW:
         return None
-    known = nodes.values(hosts[0], [n for n in fed if n in nodes.computed])
+    computed = [n for n in fed if n in nodes.computed]
+    known = nodes.values(hosts[0], computed) if computed else {}
     feeds = [known[n] if n in known else nodes.feeds[n] for n in fed]
     values = [nodes.run(host, list(fed.values()), list(alone.values()), feeds)[0] for host in hosts]
     apart = ulps(*values, dtype)

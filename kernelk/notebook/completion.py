@@ -130,7 +130,7 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
     if last == "--threads":
         return _threads()
     if last == "--precision":
-        return PRECISIONS
+        return list(PRECISIONS)
     if last in ("--budget", "--sweep"):
         return []
     left = [name for name in options(MeasuringMagics.kcompare) if name not in before]
