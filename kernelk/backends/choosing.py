@@ -57,6 +57,11 @@ def chosen_device(title, name, options, devices, default):
     return device
 
 
+def precisions(has_tf32):
+    """The precisions of a device: whatever it is, factors can be rounded to bfloat16 before they are multiplied."""
+    return [name for name in PRECISIONS if has_tf32 or name != "tf32"]
+
+
 def chosen_precision(title, name, options, device, available):
     """The option "precision", or float32 where it isn't given. Raises OptionError with those that are `available`."""
     wanted = options.get("precision") or FLOAT32[0]

@@ -14,6 +14,8 @@ from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.choosing import check_environment
+from kernelk.backends.errors import OptionError
 from kernelk.cli.main import main
 from kernelk.engines import process_environment
 from kernelk.errors import ArgumentError
@@ -254,3 +256,23 @@ def test_the_users_variables_reach_no_worker_and_a_line_says_so_once(
         f"kernelk: {setting} is kept out of workers, where --precision decides (float32 by default)"
         for setting in ("NVIDIA_TF32_OVERRIDE=1", "JAX_DEFAULT_MATMUL_PRECISION=bfloat16")
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "precision", "refused"),
+    [("0", "tf32", True), ("0", "float32", False), ("1", "float32", True), ("1", "tf32", False), ("", "tf32", False)],
+)
+def test_a_variable_that_the_kernel_was_started_with(
+    monkeypatch: pytest.MonkeyPatch, value: str, precision: str, refused: bool
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+    # Not the processor's.
+    check_environment("JAX", "jax", precision, "cpu:0")
+    if not refused:
+        check_environment("JAX", "jax", precision, "cuda:0")
+        return
+    with pytest.raises(OptionError) as caught:
+        check_environment("JAX", "jax", precision, "cuda:0")
+    assert str(caught.value) == (
+        f"JAX can't be kept to {precision} in the notebook's own process: NVIDIA_TF32_OVERRIDE={value} is set there"
+    )

@@ -10,12 +10,12 @@ import numpy as np
 from ..base import Backend, hand_over
 from ..choosing import (
     FLOAT32,
-    PRECISIONS,
     SHARED_THREADS,
     check_environment,
     chosen_device,
     chosen_precision,
     positive_threads,
+    precisions,
     settled_denormals,
     settled_threads,
     wanted_denormals,
@@ -117,7 +117,7 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
-        self._precisions = PRECISIONS if _has_tf32(self._native_device) else PRECISIONS[::2]
+        self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
         if self._in_kernel and not self._device.startswith("cpu"):
             check_environment("JAX", self.name, self._precision, self._device)
@@ -238,7 +238,7 @@ class JaxBackend(Backend):
             "devices": sorted(self._devices),
             "threads": self._threads,
             "precision": self._precision,
-            "precisions": list(self._precisions),
+            "precisions": self._precisions,
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
             "notes": self._notes,

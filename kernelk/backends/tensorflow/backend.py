@@ -10,12 +10,12 @@ import numpy as np
 from ..base import Backend, hand_over
 from ..choosing import (
     FLOAT32,
-    PRECISIONS,
     SHARED_THREADS,
     check_environment,
     chosen_device,
     chosen_precision,
     positive_threads,
+    precisions,
     settled_denormals,
     settled_threads,
     wanted_denormals,
@@ -100,7 +100,7 @@ class TensorFlowBackend(Backend):
         self._device = chosen_device("TensorFlow", self.name, options, sorted(self._devices), default)
         self._device_name = self._devices[self._device]
         self._on_cpu = self._device.startswith("cpu")
-        self._precisions = PRECISIONS if self._has_tf32() else PRECISIONS[::2]
+        self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("TensorFlow", self.name, options, self._device, self._precisions)
         if self._in_kernel:
             check_environment("TensorFlow", self.name, self._precision, self._device)
@@ -249,7 +249,7 @@ class TensorFlowBackend(Backend):
             "devices": sorted(self._devices),
             "threads": self._threads(),
             "precision": self._precision,
-            "precisions": list(self._precisions),
+            "precisions": self._precisions,
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
             "notes": self._notes,

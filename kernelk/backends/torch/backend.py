@@ -9,11 +9,11 @@ import numpy as np
 from ..base import Backend, hand_over
 from ..choosing import (
     FLOAT32,
-    PRECISIONS,
     check_environment,
     chosen_device,
     chosen_precision,
     positive_threads,
+    precisions,
 )
 from ..describing import ops_in
 from ..lowering import InstructionError, round_factors
@@ -73,7 +73,7 @@ class TorchBackend(Backend):
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
         self._threads = threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
-        self._precisions = PRECISIONS if self._has_tf32() else PRECISIONS[::2]
+        self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("PyTorch", self.name, options, self._device, self._precisions)
         # What is rounded to bfloat16 has exact products in TensorFloat-32.
         narrow = self._precision != FLOAT32[0] and "tf32" in self._precisions
@@ -133,7 +133,7 @@ class TorchBackend(Backend):
             "device": self._device,
             "devices": list(self._devices),
             "precision": self._precision,
-            "precisions": list(self._precisions),
+            "precisions": self._precisions,
             "threads": (self._in_kernel and self._threads) or torch.get_num_threads(),
             "interpreter": "Python " + sys.version.split()[0],
         }
