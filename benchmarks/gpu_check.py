@@ -1,4 +1,4 @@
-"""One command for a machine with a GPU: a swap, a profile and a comparison on it, written to GPU_RESULTS.md."""
+"""One command for a machine with a GPU: swaps, profiles, precisions, a comparison on it, written to GPU_RESULTS.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from datetime import date
 
 os.environ.setdefault("KERNELK_QUIET", "1")
+# In this process too, an engine takes the memory that it needs and leaves the others some.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import numpy as np
 from measure import HERE
@@ -18,7 +21,11 @@ from kernelk import backend as K
 from kernelk.errors import KernelKError
 from kernelk.session.current import current
 
-ENGINES = ["torch", "jax"]
+ENGINES = ["torch", "jax", "tensorflow"]
+
+# Between which bounds the relative error of a product of float32 lies in each precision. The lower one shows that a
+# matrix product was made in fewer bits at all; a convolution may be made in more.
+ERRORS = {"float32": (0.0, 1e-5), "tf32": (1e-5, 2e-3), "bfloat16": (3e-4, 2e-2)}
 
 
 def gpus() -> dict[str, str]:
@@ -38,6 +45,43 @@ def gpus() -> dict[str, str]:
     return found
 
 
+class Products:
+    """A matrix product and a convolution of float32, and what they are in float64."""
+
+    def __init__(self) -> None:
+        draws = np.random.default_rng(0)
+        operands = {
+            "matrix product": [draws.standard_normal((512, 512)) for _ in range(2)],
+            "convolution": [draws.standard_normal((8, 32, 32, 16)), draws.standard_normal((3, 3, 16, 32))],
+        }
+        kernelk.set_backend("numpy")
+        self.tensors, self.truths = {}, {}
+        for name, pair in operands.items():
+            made = {}
+            for dtype in ("float32", "float64"):
+                x, y = (K.constant(array.astype("float32"), dtype=dtype) for array in pair)
+                made[dtype] = K.dot(x, y) if name == "matrix product" else K.conv2d(x, y, data_format="channels_last")
+            self.tensors[name], self.truths[name] = made["float32"], K.eval(made["float64"])
+
+    def check(self, engine: str, device: str) -> tuple[list[str], bool]:
+        """The rows of a table, and whether every error lies between its bounds: in a worker, and in this process."""
+        rows, passed = [], True
+        for in_kernel in (False, True):
+            kernelk.set_backend(engine, device=device, in_kernel=in_kernel, precision="float32")
+            for precision in current().hosts[engine].facts["precisions"]:
+                kernelk.set_backend(engine, precision=precision)
+                low, high = ERRORS[precision]
+                for name, tensor in self.tensors.items():
+                    truth = self.truths[name]
+                    error = float(np.linalg.norm(K.eval(tensor) - truth) / np.linalg.norm(truth))
+                    fits = error <= high and (error >= low or name == "convolution")
+                    passed = passed and fits
+                    where = "this process" if in_kernel else "a worker"
+                    rows.append(f"| {where} | {precision} | {name} | {error:.1e} | {'yes' if fits else 'NO'} |")
+        kernelk.set_backend(engine, in_kernel=False, precision="float32")
+        return rows, passed
+
+
 def main() -> int:
     """Runs the check; 0 where it has passed, or where there is no GPU."""
     found = gpus()
@@ -48,6 +92,7 @@ def main() -> int:
     kernelk.set_backend("numpy")
     step = model("lenet32")
     losses = [float(np.asarray(step()).reshape(-1)[0])]
+    products, precise = Products(), True
     square = K.variable(np.random.default_rng(0).standard_normal((2048, 2048)))
     for engine, device in found.items():
         report = kernelk.set_backend(engine, device=device)
@@ -57,13 +102,18 @@ def main() -> int:
             f"```\n{report}\n```\n",
             f"```\n{kernelk.profile(step, budget=10)}\n```\n",
         ]
+        rows, passed = products.check(engine, device)
+        precise = precise and passed
+        table = ["| in | precision | what | relative error | as it should be |", "|---|---|---|---|---|", *rows]
+        parts.append("\n".join(table) + "\n")
     result = kernelk.compare(K.dot(square, square), *found, "numpy", budget=20)
     parts += ["## A matrix product of 2048, with numpy on the processor\n", f"```\n{result}\n```\n"]
     (HERE / "GPU_RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
     going_on = all(a > b for a, b in itertools.pairwise(losses))
     print(f"the loss goes on across the swaps: {losses}" if going_on else f"the loss does not go on: {losses}")
-    return 0 if going_on and result.equal else 1
+    print("every precision is what it says" if precise else "a precision is not what it says: see the tables above")
+    return 0 if going_on and precise and result.equal and result.comparable else 1
 
 
 if __name__ == "__main__":

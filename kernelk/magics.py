@@ -57,6 +57,7 @@ class KernelKMagics(Magics):
     @argument("name", nargs="?", help="the engine; without it, options apply to the active one")
     @argument("--device", metavar="D", help="the device, as the engine lists it: cpu:0, cuda:0 ...; or default")
     @argument("--threads", metavar="N", help="how many threads it may use; or default")
+    @argument("--precision", metavar="P", help="how it multiplies float32: float32, tf32 or bfloat16")
     @argument("--in-kernel", action="store_true", help="run it in the notebook's own process")
     @argument("--worker", action="store_true", help="run it in a process of its own (the default)")
     @argument("--no-compiler", action="store_true", help="Theano: compile no C: starts at once, runs slower")
@@ -69,7 +70,7 @@ class KernelKMagics(Magics):
     @argument("--log", nargs="?", const="", metavar="NAME", help="a worker's latest output (the active engine's)")
     @line_magic
     def kbackend(self, line: str) -> Any:
-        """Shows or changes the engine under K, its device and its threads.
+        """Shows or changes the engine under K, its device, its threads and its precision.
 
         Examples::
 
@@ -77,6 +78,7 @@ class KernelKMagics(Magics):
           %kbackend theano                  makes Theano the active engine: variables move, functions keep working
           %kbackend torch --threads 2       the same for PyTorch, with 2 threads, whether or not it is running
           %kbackend jax --device cuda:0     on that device
+          %kbackend --precision tf32        float32 is multiplied in TensorFloat-32, on a GPU that has it
           %kbackend --threads default       lets the active engine decide again
           %kbackend torch --in-kernel       in the notebook's own process: tensors aren't copied
           %kbackend theano --no-compiler    compiles no C: the first result comes at once, later ones are slower
@@ -88,8 +90,9 @@ class KernelKMagics(Magics):
           %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
-        save=True), kernelk.set_backend("theano", compiler=False), `with kernelk.using("torch"):`,
-        kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(), kernelk.log("cntk").
+        save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
+        `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(),
+        kernelk.log("cntk").
         """
         given = parse(self.kbackend, line)
         words = [name for name, value in vars(given).items() if value not in (None, False)]
@@ -114,7 +117,9 @@ class KernelKMagics(Magics):
         from .session.swap import swap
 
         name = current().active if given.name is None else given.name
-        changes = requested_options(registry.engine(name), given.device, given.threads, in_kernel, compiler)
+        changes = requested_options(
+            registry.engine(name), given.device, given.threads, in_kernel, compiler, given.precision
+        )
         report = swap(current(), name, "%kbackend", changes)
         if given.save:
             report.saved = config.save_backend(name)

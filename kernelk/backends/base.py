@@ -7,6 +7,7 @@ from .choosing import (  # noqa: F401
     FLUSHES,
     SHARED_THREADS,
     chosen_device,
+    chosen_precision,
     listed_device,
     positive_threads,
     settled_threads,
@@ -197,6 +198,7 @@ class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 
     `options` is a dict with string keys: "device" (as the engine lists it, or None), "threads" (int or None),
+    "precision" (how float32 is multiplied: one of choosing.PRECISIONS, or None for float32 itself),
     "cache" (a lasting folder for compiled code), "scratch" (a folder of this process alone, or None), "in_kernel" (True
     in the notebook's own process, where the engine's library is its user's as well: no setting of the library or the
     process may change then, and none of theirs may change a result), and options of the engine's own.
@@ -220,6 +222,7 @@ class Backend(object):
     def facts(self):
         """A JSON-able dict: version (the engine's own words), device, devices (list), threads (int).
 
+        "precision", and "precisions" (those that the device has), where float32 is multiplied as the option says.
         "notes": lines that the user is told once at the start.
         """
         raise NotImplementedError

@@ -1,12 +1,16 @@
 """A program as the backends see it, and the walk that turns its instructions into an engine's own values."""
 
+from .base import window_ops
 from .errors import CannotLower
 
 
 class Instruction(object):
-    """One op of a program: which values it takes, and the dtype and shape (None: unknown) that it promises."""
+    """One op of a program: which values it takes, and the dtype and shape (None: unknown) that it promises.
 
-    __slots__ = ("attrs", "dtype", "index", "input_dtypes", "input_shapes", "inputs", "op", "shape")
+    `rounded`: it multiplies float32, and both factors are rounded to bfloat16 first (see `round_factors`).
+    """
+
+    __slots__ = ("attrs", "dtype", "index", "input_dtypes", "input_shapes", "inputs", "op", "rounded", "shape")
 
     def __init__(self, index, op, inputs, attrs, dtype, shape):
         self.index = index
@@ -17,6 +21,7 @@ class Instruction(object):
         self.shape = tuple(shape)
         self.input_dtypes = ()
         self.input_shapes = ()
+        self.rounded = False
 
 
 class Program(object):
@@ -61,6 +66,19 @@ class Program(object):
     def results(self):
         """Value numbers that leave the program: outputs, then new values of updated slots."""
         return self.outputs + [value for _, value in self.updates]
+
+
+# The products that a precision is about: their first two operands are the factors.
+PRODUCTS = {"matmul", "batch_matmul"}.union(*[window_ops(name) for name in ("conv", "conv_input", "conv_kernel")])
+
+
+def round_factors(program):
+    """Marks every product of float32 in the program, its loops included: both factors are rounded to bfloat16."""
+    for instruction in program.instructions:
+        if instruction.op in PRODUCTS and instruction.dtype == "float32":
+            instruction.rounded = True
+        elif instruction.op == "scan":
+            round_factors(instruction.attrs["body"])
 
 
 class InstructionError(Exception):

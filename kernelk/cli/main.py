@@ -145,7 +145,8 @@ def _measure(chosen: argparse.Namespace) -> int:
             next_step=usage,
         )
     options = {
-        name: getattr(chosen, name, None) or None for name in ("budget", "device", "threads", "per_op", "engine")
+        name: getattr(chosen, name, None) or None
+        for name in ("budget", "device", "threads", "precision", "per_op", "engine")
     }
     for path in filter(None, (chosen.json, chosen.plot)):
         # Before minutes are spent on measuring.
@@ -193,6 +194,7 @@ def _parser() -> _Parser:
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
     compare.add_argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     compare.add_argument("--threads", metavar="N", help="the same number of threads for all")
+    compare.add_argument("--precision", metavar="P", help="how all multiply float32: float32, tf32 or bfloat16")
     compare.add_argument("--per-op", action="store_true", help="also time each op separately on every engine")
     measured = {"compare": compare}
     for name, what in (("time", "part by part"), ("profile", "op by op")):

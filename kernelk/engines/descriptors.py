@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.choosing import FLOAT32, PRECISIONS
 from ..display.commands import in_shell_and_notebook, missing_package
 
 # The value of a device or a number of threads that lets the engine decide again.
@@ -20,6 +21,7 @@ class Engine:
     ("package.module").
     `in_kernel`: it runs in the notebook's own process unless its user asks for a worker; `in_kernel_too`: it runs in a
     worker unless its user asks for the notebook's own process.
+    `precisions`: those of `--precision` that it has on some device; "float32" is every engine's.
     `compiles_c`: it compiles programs to C where there is a compiler, and its user may turn that off.
     `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
     `kernelk install` builds for it.
@@ -32,6 +34,7 @@ class Engine:
     in_kernel: bool = False
     in_kernel_too: bool = False
     compiles_c: bool = False
+    precisions: tuple[str, ...] = FLOAT32
     imports: str | None = None
     recipe: str | None = None
     install: str = ""
@@ -69,6 +72,7 @@ TENSORFLOW = Engine(
     "tensorflow",
     "TensorFlowBackend",
     in_kernel_too=True,
+    precisions=PRECISIONS,
     imports="tensorflow",
     install='pip install "kernelk[tensorflow]"',
 )
@@ -78,6 +82,7 @@ TORCH = Engine(
     "torch",
     "TorchBackend",
     in_kernel_too=True,
+    precisions=PRECISIONS,
     imports="torch",
     install='pip install "kernelk[torch]"',
 )
@@ -97,6 +102,7 @@ JAX = Engine(
     "jax",
     "JaxBackend",
     in_kernel_too=True,
+    precisions=PRECISIONS,
     imports="jax",
     install='pip install "kernelk[jax]"',
 )

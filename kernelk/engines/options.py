@@ -1,4 +1,4 @@
-"""An engine's options (device, threads, placement, compiler), checked before any engine is started."""
+"""An engine's options (device, threads, precision, placement, compiler), checked before any engine is started."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import operator
 import os
 from typing import Any
 
-from ..backends.choosing import chosen_device
+from ..backends.choosing import FLOAT32, PRECISIONS, chosen_device, chosen_precision
 from ..backends.errors import OptionError
-from ..errors import ArgumentError
+from ..errors import ArgumentError, did_you_mean
 from . import registry
 from .descriptors import DEFAULT, Engine
 from .host import Host, refused_option
@@ -25,6 +25,7 @@ def requested_options(
     threads: Any = None,
     in_kernel: bool | None = None,
     compiler: bool | None = None,
+    precision: Any = None,
 ) -> dict[str, Any]:
     """The options of an engine that a user wants changed; None leaves one as it is, "default" resets it.
 
@@ -41,6 +42,8 @@ def requested_options(
         changes["device"] = None if device == DEFAULT else device.strip()
     if threads is not None:
         changes["threads"] = None if threads == DEFAULT else _threads(engine, threads)
+    if precision is not None:
+        changes["precision"] = _precision(engine, precision)
     if in_kernel is not None:
         if not isinstance(in_kernel, bool):
             raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed", allowed="allowed are True, False and None")
@@ -76,10 +79,40 @@ def _threads(engine: Engine, threads: Any) -> int:
     return count
 
 
+def known_precision(precision: Any) -> str:
+    """A precision that some engine has, or "default". Raises ArgumentError, with no command to follow."""
+    if not isinstance(precision, str) or precision not in (*PRECISIONS, DEFAULT):
+        hint = did_you_mean(str(precision).lower(), PRECISIONS)
+        raise ArgumentError(
+            f"precision={precision!r} isn't allowed", allowed=f"{hint}allowed are {', '.join(PRECISIONS)}"
+        )
+    return precision
+
+
+def _precision(engine: Engine, precision: Any) -> str | None:
+    """The precision to ask for; None for float32, which an engine has unless it is asked for another."""
+    default = FLOAT32[0]
+    command = f"%kbackend {engine.name} --precision {default}"
+    try:
+        known_precision(precision)
+    except ArgumentError as error:
+        error.next_step = command
+        raise
+    if precision not in (DEFAULT, default, *engine.precisions):
+        others = registry.names_where(lambda engine: precision in engine.precisions)
+        raise ArgumentError(
+            f"{engine.title} has no {precision}",
+            allowed=f"allowed {'is' if len(engine.precisions) == 1 else 'are'} {', '.join(engine.precisions)}, and "
+            f"{precision} on {', '.join(others)}",
+            next_step=command,
+        )
+    return None if precision in (DEFAULT, default) else str(precision)
+
+
 def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host | None) -> dict[str, Any]:
     """The options after these changes. A running host knows its devices; no engine is started to find out.
 
-    Raises ArgumentError for a device that it doesn't have.
+    Raises ArgumentError for a device that it doesn't have, and for a precision that its device doesn't have.
     """
     options = {name: value for name, value in {**options, **changes}.items() if value is not None}
     here = host is not None and host.started and (host.placement == "kernel") == host.engine.runs_in_kernel(options)
@@ -89,6 +122,14 @@ def changed_options(options: dict[str, Any], changes: dict[str, Any], host: Host
             options["device"] = chosen_device(
                 host.engine.title, host.engine.name, options, facts["devices"], facts["device"]
             )
+        except OptionError as error:
+            raise refused_option(error) from None
+    # Another device's are known once the engine runs on it.
+    if host is not None and here and options.get("device") == host.options.get("device"):
+        facts = host.facts
+        available = facts.get("precisions") or FLOAT32
+        try:
+            chosen_precision(host.engine.title, host.engine.name, options, facts.get("device"), available)
         except OptionError as error:
             raise refused_option(error) from None
     return options
@@ -106,7 +147,13 @@ def runs_with(host: Host | None, options: dict[str, Any]) -> bool:
 
 
 def check_honoured(host: Host, options: dict[str, Any]) -> None:
-    """Raises ArgumentError if a host that has just been started reports another number of threads."""
+    """Raises ArgumentError if a host that has just been started reports another number of threads or precision."""
+    precision = options.get("precision")
+    if precision is not None and host.facts.get("precision") != precision:
+        raise ArgumentError(
+            f"{host.engine.title} can't be given {precision} here: it says {host.facts.get('precision') or 'nothing'}",
+            next_step=f"%kbackend {host.engine.name} --precision {FLOAT32[0]}",
+        )
     threads = options.get("threads")
     used = host.facts.get("threads")
     if threads is not None and used != threads:

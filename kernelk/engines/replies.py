@@ -85,12 +85,13 @@ def _is_profiler(value: Any) -> bool:
 
 
 def _are_facts(value: Any) -> bool:
-    lists = ("devices", "notes", "while_compiling")
+    lists = ("devices", "precisions", "notes", "while_compiling")
     return (
         _is_dict(value)
         and _is_text(value.get("version"))
         and _or_none(_is_text)(value.get("device"))
         and _or_none(_is_count)(value.get("threads"))
+        and _or_none(_is_text)(value.get("precision"))
         and all(_list_of(_is_text)(value.get(name, [])) for name in lists)
     )
 

@@ -28,6 +28,7 @@ from .descriptors import Engine
 from .exchange import Exchange
 from .host import RELEASED, Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt, is_deferred
+from .process_environment import worker_variables
 from .start_failures import failed_start, signal_name
 from .storage import Storage
 from .waits import Wait, Worker
@@ -157,11 +158,7 @@ class WorkerHost(Host):
             connection.settimeout(None)
         cache = cache_folder(self.engine)
         own = self.interpreter == Path(sys.executable)
-        environment = dict(os.environ)
-        if not own:
-            # Settings for the kernel's interpreter must not reach one of another version.
-            for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD"):
-                environment.pop(name, None)
+        environment = worker_variables(own)
         # Made as late as possible: until the worker runs, nothing removes it if the kernel is killed.
         self._scratch = tempfile.mkdtemp(prefix=f"kernelk-{self.engine.name}-")
         options = {"cache": cache, "scratch": self._scratch, **self.options}

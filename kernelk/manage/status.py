@@ -18,10 +18,10 @@ from ..session.session import Session
 class EngineStatus:
     """One engine: state is "active", "warm" (started earlier, quick to swap to), "installed" or "not installed".
 
-    `pid`, `memory` (resident bytes of that process), `device`, `devices` and `threads` are a running engine's, as it
-    reports them; None or empty where they aren't known. `options` are those that the user asked for. `compiled`
-    programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were evicted (there is a
-    limit on bytes), and `recompiled` of these were compiled again.
+    `pid`, `memory` (resident bytes of that process), `device`, `devices`, `threads`, `precision` and `precisions` are a
+    running engine's, as it reports them; None or empty where they aren't known. `options` are those that the user
+    asked for. `compiled` programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were
+    evicted (there is a limit on bytes), and `recompiled` of these were compiled again.
     """
 
     name: str
@@ -35,6 +35,8 @@ class EngineStatus:
     device: str = ""
     devices: tuple[str, ...] = ()
     threads: int | None = None
+    precision: str = ""
+    precisions: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     compiled: int = 0
     compiled_bytes: int = 0
@@ -58,7 +60,7 @@ class EngineStatus:
         threads = str(self.threads or "unknown") if self.running else ""
         version = " ".join(part for part in (self.version, self.interpreter.replace("Python ", "py")) if part)
         compiled = f"{self.compiled} ({size(self.compiled_bytes)})" if self.compile_count else ""
-        return [self.name, self.state, version, process, memory, device, threads, compiled]
+        return [self.name, self.state, version, process, memory, device, threads, self.precision, compiled]
 
     def lines(self) -> list[str]:
         """The lines below the table."""
@@ -86,7 +88,7 @@ class BackendTable(Rendered):
 
     def table(self) -> Table:
         """One row per engine."""
-        header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "compiled"]
+        header = ["", "engine", "state", "version", "runs in", "memory", "device", "threads", "precision", "compiled"]
         rows = [["*" if engine.name == self.active else "", *engine.cells()] for engine in self.engines]
         # What is of no engine here takes no room.
         header, rows = filled(header, rows)
@@ -140,6 +142,8 @@ def _status(session: Session, name: str) -> EngineStatus:
             device=str(facts.get("device", "")),
             devices=tuple(facts.get("devices", ())),
             threads=facts.get("threads"),
+            precision=str(facts.get("precision") or ""),
+            precisions=tuple(facts.get("precisions", ())),
             options=dict(options),
             compiled=len(host.compiled),
             compiled_bytes=sum(host.compiled.values()),

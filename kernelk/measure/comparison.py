@@ -8,8 +8,8 @@ import math
 import os
 import random
 import time as clock
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..display.progress import waiting
 from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
 from ..engines.host import Host
-from ..engines.options import changed_options, check_honoured, requested_options
+from ..engines.options import changed_options, check_honoured, known_precision, requested_options
 from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..session.current import current
 from ..session.session import Session
@@ -46,6 +46,7 @@ def compare(
     budget: float = BUDGET,
     device: str | None = None,
     threads: int | str | None = None,
+    precision: str | None = None,
     sweep: Mapping[str, Sequence[float]] | None = None,
     per_op: bool = False,
 ) -> CompareResult | SweepResult:
@@ -54,10 +55,10 @@ def compare(
     `what`: engines' names, and targets as `kernelk.time` takes them. One target is compared on all named engines (all
     that are installed, if none is named); several on one engine (the active one). A target runs once, on the active
     engine; its calls are then repeated on each side from the state before. `budget`: seconds of running in total.
-    `device`, `threads`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`: {"n": values}
-    runs the body, a function of `n`, for each. `per_op`: then each op of the slowest call is timed separately on every
-    engine, for as many seconds again. Afterwards the session is as after one run of the targets. Raises
-    ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
+    `device`, `threads`, `precision`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`:
+    {"n": values} runs the body, a function of `n`, for each. `per_op`: then each op of the slowest call is timed
+    separately on every engine, for as many seconds again. Afterwards the session is as after one run of the targets.
+    Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     __tracebackhide__ = True  # in an error of a body
     seconds = checked_budget(budget, "compare")
@@ -80,21 +81,35 @@ def compare(
             next_step="leave it out",
         )
     session = current()
-    _check_options(registry.engine(engines[0] if engines else session.active), device, threads)
+    _check_options(registry.engine(engines[0] if engines else session.active), device, threads, precision)
+    asked = _Asked(device, threads, precision)
     with session.lock:
         session.ready_host()
         if sweep is not None:
-            result: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, device, threads)
+            result: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, asked)
         else:
-            result = _compare(session, targets, engines, feeds, seconds, device, threads, per_op)
+            result = _compare(session, targets, engines, feeds, seconds, asked, per_op)
         return noted("compare", result)
 
 
-def _check_options(engine: Engine, device: Any, threads: Any) -> None:
-    """Raises ArgumentError for a device or a number of threads that no engine can have, before any body runs."""
-    for name, value, example in (("device", device, "cpu:0"), ("threads", threads, os.cpu_count() or 1)):
+class _Asked(NamedTuple):
+    """The options that were asked for all sides alike."""
+
+    device: str | None
+    threads: int | str | None
+    precision: str | None
+
+
+def _check_options(engine: Engine, device: Any, threads: Any, precision: Any) -> None:
+    """Raises ArgumentError for a value that no engine can have, before any body runs."""
+    checks: list[tuple[str, Any, Callable[[], object]]] = [
+        ("device", "cpu:0", lambda: requested_options(engine, device=device)),
+        ("threads", os.cpu_count() or 1, lambda: requested_options(engine, threads=threads)),
+        ("precision", "float32", lambda: None if precision is None else known_precision(precision)),
+    ]
+    for name, example, check in checks:
         try:
-            requested_options(engine, **{name: value})
+            check()
         except ArgumentError as error:
             # The comparison's own option: %kbackend would change the active engine.
             raise ArgumentError(
@@ -108,8 +123,7 @@ def _sweep(
     engines: list[str],
     budget: float,
     sweep: Mapping[str, Sequence[float]],
-    device: str | None,
-    threads: int | str | None,
+    asked: _Asked,
 ) -> SweepResult:
     __tracebackhide__ = True
     if not isinstance(sweep, Mapping) or len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
@@ -135,7 +149,7 @@ def _sweep(
             __tracebackhide__ = True
             return body(**{name: value})
 
-        one = _compare(session, [run], engines, None, budget / len(values), device, threads)
+        one = _compare(session, [run], engines, None, budget / len(values), asked)
         points.append((float(value), one))
     return SweepResult(name, points)
 
@@ -156,8 +170,7 @@ def _compare(
     engines: list[str],
     feeds: Any,
     budget: float,
-    device: str | None,
-    threads: int | str | None,
+    asked: _Asked,
     per_op: bool = False,
 ) -> CompareResult:
     __tracebackhide__ = True
@@ -175,7 +188,7 @@ def _compare(
         labels = _names(targets)
     python = sum(recording.python_seconds for recording in recordings)
     result = CompareResult([Side(label) for label in labels], python, budget, several)
-    with _Hosts(session, device, threads) as hosts, restoring(session, recordings) as rewind:
+    with _Hosts(session, asked) as hosts, restoring(session, recordings) as rewind:
         work = _Work(session, hosts, rewind, result)
         for side, (engine, recording) in zip(result.sides, pairs):
             work.prepare(side, engine, recording)
@@ -187,7 +200,7 @@ def _compare(
                     result.per_op = work.op_by_op(recordings[0], budget)
         finally:
             work.close()
-    result.notes += _unequal_conditions(result.sides, threads)
+    result.notes += _unequal_conditions(result, asked.threads)
     return result
 
 
@@ -204,10 +217,14 @@ def _names(targets: list[Any]) -> list[str]:
     return [f"body {i}" for i in range(1, len(targets) + 1)]
 
 
-def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[str]:
+def _unequal_conditions(result: CompareResult, threads: int | str | None) -> list[str]:
     """Returns notes on conditions that differ between the sides; `threads` as requested."""
     notes = []
-    known = [(side.label, side.conditions) for side in sides if side.conditions is not None and not side.failure]
+    if not result.comparable:
+        listed = ", ".join(f"{label} {precision}" for label, precision in result.precisions())
+        why = f"precision differs ({listed}): these are different computations, so there is no verdict on them"
+        notes.append(joined(why, next_step="--precision float32"))
+    known = [(side.label, side.conditions) for side in result.sides if side.conditions is not None and not side.failure]
     listed = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
     if threads is not None and threads != DEFAULT:
         # An engine in this process has the threads that its library was loaded with.
@@ -228,10 +245,9 @@ def _unequal_conditions(sides: list[Side], threads: int | str | None) -> list[st
 class _Hosts:
     """The engines' hosts: the session's own, or others with the requested options, ended at the exit."""
 
-    def __init__(self, session: Session, device: str | None, threads: int | str | None) -> None:
+    def __init__(self, session: Session, asked: _Asked) -> None:
         self._session = session
-        self._device = device
-        self._threads = threads
+        self._asked = asked
         self._made: dict[str, Host] = {}
 
     def __enter__(self) -> _Hosts:
@@ -245,8 +261,8 @@ class _Hosts:
         """The host of an engine, started. Raises KernelKError."""
         session, engine = self._session, registry.engine(name)
         # An engine in this process keeps its threads, and a note says how many there are.
-        threads = None if engine.in_kernel else self._threads
-        changes = requested_options(engine, self._device, threads)
+        threads = None if engine.in_kernel else self._asked.threads
+        changes = requested_options(engine, self._asked.device, threads, precision=self._asked.precision)
         if not changes:
             host = session.host(name)
         elif name in self._made:
@@ -355,7 +371,8 @@ class _Work:
         for side in sides:
             assert reference is not None
             side.ratio = paired_ratio(side.rounds, reference.rounds)
-        self._break_even(sides)
+        if self._result.comparable:
+            self._break_even(sides)
         if rounds < 9 and sides:
             few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
             enough = math.ceil(longest_round * 30 + 1)
@@ -370,7 +387,7 @@ class _Work:
         with untouched(self._session, list(hosts.values())):
             ops = op_times(self._session, list(hosts.values()), call, budget)
         ops.sort(key=lambda row: -max(op.total for op in row))
-        return OpsResult(list(hosts), call.label, ops)
+        return OpsResult(list(hosts), call.label, ops, self._result.comparable)
 
     @staticmethod
     def _break_even(sides: list[Side]) -> None:

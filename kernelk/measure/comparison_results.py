@@ -52,11 +52,15 @@ class Side:
 
 @dataclass(repr=False)
 class OpsResult(Result, Rendered):
-    """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op."""
+    """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op.
+
+    `comparable`: all engines compute in the same precision.
+    """
 
     labels: list[str]
     label: str
     ops: list[list[OpTime]]
+    comparable: bool = True
 
     def table(self) -> Table:
         """A row for each kind of op, a column for each engine; first the ops that take some engine longest."""
@@ -64,12 +68,14 @@ class OpsResult(Result, Rendered):
         rows = []
         for ops in self.ops[:SHOWN_ROWS]:
             first, least = ops[0], min((op.steady.value for op in ops if not op.failure), default=math.nan)
+            least = least if self.comparable else math.nan
             cells = [
                 "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
                 for op in ops
             ]
             rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
-        below = ["each op on its own, unfused, on the same operands; these aren't parts of the times above (* fastest)"]
+        below = ["each op on its own, unfused, on the same operands; these aren't parts of the times above"]
+        below[0] += " (* fastest)" if self.comparable else ""
         if len(self.ops) > SHOWN_ROWS:
             below.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
         failures = [(name, op) for ops in self.ops for name, op in zip(self.labels, ops) if op.failure]
@@ -134,6 +140,22 @@ class CompareResult(Result, Rendered):
         """The side of this engine or body. Raises KeyError."""
         return {side.label: side for side in self.sides}[label]
 
+    def precisions(self) -> list[tuple[str, str]]:
+        """The label and the precision of each side that works, where its engine says which it is."""
+        working = [(side.label, side.conditions) for side in self.sides if not side.failure]
+        return [(label, known.precision) for label, known in working if known is not None and known.precision]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all sides compute in the same precision: else a verdict would be one on different computations."""
+        return len({precision for _, precision in self.precisions()}) < 2
+
+    def verdict(self, side: Side) -> str:
+        """The verdict on a side against the reference; "" for the reference itself, and where there is no ratio."""
+        if side is self.reference or side.ratio is None:
+            return ""
+        return verdict(side.ratio) if self.comparable else "none: precision differs"
+
     @property
     def equal(self) -> bool:
         """Whether all results agree within the tolerance of their dtypes."""
@@ -146,7 +168,7 @@ class CompareResult(Result, Rendered):
         header = [what, "steady", "ratio", "verdict", "compile", "first run", "pays after", "abs", "rel", "threads"]
         rows = [self._cells(side, reference) for side in self.sides]
         times = [side.steady.value if not side.failure else math.inf for side in self.sides]
-        strong = times.index(min(times)) if any(time < math.inf for time in times) else None
+        strong = times.index(min(times)) if self.comparable and any(time < math.inf for time in times) else None
         return Table(rows, header, title=self._title(), below="\n".join(self._below()), strong=strong)
 
     def _cells(self, side: Side, reference: Side | None) -> list[str]:
@@ -159,7 +181,7 @@ class CompareResult(Result, Rendered):
             side.label,
             shown(side.steady),
             "1" if first else f"{side.ratio.value:.3g} [{low:.3g}, {'?' if math.isinf(high) else f'{high:.3g}'}]",
-            "reference" if first else verdict(side.ratio),
+            self.verdict(side) or "reference",
             duration(sum(call.compile_seconds for call in side.calls)),
             duration(sum(call.first_seconds for call in side.calls)),
             "" if side.pays_after is None else f"{side.pays_after} runs",
@@ -176,6 +198,8 @@ class CompareResult(Result, Rendered):
         others = [side for side in working if side is not best]
         if not others:
             return f"{best.label}: {shown(best.steady)}"
+        if not self.comparable:
+            return "no verdict: precision differs"
         second = min(others, key=lambda side: side.steady.value)
         ratio = paired_ratio(second.rounds, best.rounds)
         if verdict(ratio) != "slower":
@@ -231,6 +255,7 @@ class CompareResult(Result, Rendered):
                     absolute=side.absolute,
                     relative=side.relative,
                     differing=side.differing,
+                    precision=side.conditions.precision if side.conditions is not None else "",
                 )
             rows.append(row)
         return rows
@@ -265,7 +290,8 @@ class SweepResult(Result, Rendered):
         rows = []
         for value, result in self.points:
             cells = [shown(side.steady) if not side.failure else "failed" for side in result.sides]
-            rows.append([f"{value:g}", *cells, "" if result.equal else "results differ"])
+            remarks = ["" if result.comparable else "precision differs", "" if result.equal else "results differ"]
+            rows.append([f"{value:g}", *cells, ", ".join(remark for remark in remarks if remark)])
         failures = dict.fromkeys(
             f"{side.label}: {side.failure}" for _, result in self.points for side in result.sides if side.failure
         )

@@ -20,6 +20,7 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.untouched import untouched
 from .single_ops import Nodes
+from .truth import Truth, truth_of, ulps
 
 # By how much two engines' floats may differ without being called different; integers and bools may not at all.
 TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
@@ -50,7 +51,8 @@ class Gap:
     """The distance of two values of one node: the largest absolute and relative differences of an element.
 
     `scaled` is the one that the tolerance is about: relative to the element and its tensor's mean size together;
-    `beyond` elements of `size` exceed it, most of all the one at `worst`, with its two `values`.
+    `beyond` elements of `size` exceed it, most of all the one at `worst`, with its two `values`. `ulps`: the largest
+    distance of an element in units of the last place that its dtype has; 0 for integers.
     """
 
     absolute: float
@@ -60,6 +62,7 @@ class Gap:
     size: int
     worst: tuple[int, ...] = ()
     values: tuple[Any, Any] = (None, None)
+    ulps: float = 0.0
 
     def __str__(self) -> str:
         # numpy's own text: as many digits as the dtype has.
@@ -129,6 +132,7 @@ class DiffReport(Rendered):
 
     `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
+    `truth`: what `first` is in float64, where that tells which engine is nearer to it. `precisions`: the engines'.
     `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
     `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
     """
@@ -142,6 +146,8 @@ class DiffReport(Rendered):
     results: list[Gap] = field(default_factory=list)
     chunk_bytes: list[int] = field(default_factory=list)
     own_failure: str = ""
+    truth: Truth | None = None
+    precisions: tuple[str, str] = ("", "")
 
     @property
     def first(self) -> NodeDiff | None:
@@ -183,6 +189,10 @@ class DiffReport(Rendered):
         first, culprit = self.first, self.culprit
         if first is not None:
             findings = [f"{a} and {b} differ first at {first.label}: {first.gap}"]
+            if first.gap.ulps:
+                findings.append(f"they are up to {first.gap.ulps:.3g} ulps apart there")
+            if self.truth is not None:
+                findings.append(f"given {a}'s inputs, {self.truth.words(self.engines)}")
             if first.own is not None and not first.own.beyond:
                 findings.append(
                     f"given {a}'s inputs, {b} agrees there: smaller differences in earlier ops were amplified"
@@ -202,6 +212,10 @@ class DiffReport(Rendered):
             )
         elif first is not None and not self.own_failure:
             findings.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
+        if first is not None and all(self.precisions) and len(set(self.precisions)) == 2:
+            findings.append(
+                f"they compute in different precision: {a} in {self.precisions[0]}, {b} in {self.precisions[1]}"
+            )
         findings += [str(origin) for origin in self.origins]
         if any(gap.beyond for gap in self.results) != (first is not None):
             worst = max(self.results, key=lambda gap: gap.relative)
@@ -217,7 +231,7 @@ class DiffReport(Rendered):
         positions = [shown.index(row) for row in remarkable if row is not None]
         start = max(0, min(min(positions, default=0) - SHOWN_ROWS // 4, len(shown) - SHOWN_ROWS))
         window = shown[start : start + SHOWN_ROWS]
-        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "own rel", "note"]
+        header = ["op", "name", "written in", "shape", "dtype", "abs", "rel", "ulps", "own rel", "note"]
         rows = [
             [
                 row.op,
@@ -227,6 +241,7 @@ class DiffReport(Rendered):
                 row.dtype,
                 f"{row.gap.absolute:.3g}",
                 f"{row.gap.relative:.3g}",
+                f"{row.gap.ulps:.3g}",
                 "" if row.own is None else f"{row.own.relative:.3g}",
                 row.flags(self.engines),
             ]
@@ -314,9 +329,11 @@ class _Comparison(Nodes):
         program = self.program
         engines = (self._hosts[0].engine.name, self._hosts[1].engine.name)
         result = DiffReport(engines, self._phase, tolerance)
+        one, other = (str(host.facts.get("precision") or "") for host in self._hosts)
+        result.precisions = one, other
         rows: dict[int, int] = {}
         for number in range(program.first):
-            given = self._given(number)
+            given = self.given(number)
             if given is None:
                 continue
             if number < len(program.inputs) + len(program.slots):
@@ -333,7 +350,17 @@ class _Comparison(Nodes):
             result.results.append(
                 gap_of(x, y, TOLERANCES.get(x.dtype.name, 0.0) if tolerance is None else tolerance, n)
             )
+        first = result.first
+        if first is not None and not result.own_failure:
+            (number,) = [n for n, i in rows.items() if result.rows[i] is first]
+            result.truth = truth_of(self, self._hosts, self._exact(), number)
         return result
+
+    def _exact(self) -> Host:
+        host = self._session.host("numpy")
+        if not host.started:
+            host.start()
+        return host
 
     def _compare_chunk(self, result: DiffReport, rows: dict[int, int], numbers: list[int], more: list[int]) -> None:
         # In their order: a loop's draw is its steps' only if it is asked for before the loop.
@@ -440,4 +467,5 @@ def gap_of(a: Array, b: Array, tolerance: float, size: float) -> Gap:
     beyond = scaled > tolerance if a.dtype.name in FLOATS else ~same
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(scaled)), a.shape))
     largest, share, error = (float(x.max()) for x in (absolute, relative, scaled))
-    return Gap(largest, share, error, int(beyond.sum()), a.size, worst, (a[worst], b[worst]))
+    places = float(ulps(a, b, a.dtype.name).max()) if a.dtype.name in FLOATS else 0.0
+    return Gap(largest, share, error, int(beyond.sum()), a.size, worst, (a[worst], b[worst]), places)

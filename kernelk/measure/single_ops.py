@@ -89,7 +89,7 @@ class Nodes:
         operands = tuple((str(self.shapes[n]), self.nodes[n].dtype) for n in inputs)
         return node.op, json.dumps(attrs), operands, node.dtype, of_a_gradient(node)
 
-    def _given(self, number: int) -> Array | None:
+    def given(self, number: int) -> Array | None:
         """The value of a node that isn't computed: fed, a variable's or a constant's."""
         program = self.program
         slots = number - len(program.inputs)

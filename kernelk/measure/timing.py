@@ -41,7 +41,7 @@ BUDGET = 2.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a time was measured. `threads` as the engine reports them; `processor` is the device's model."""
+    """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device."""
 
     engine: str
     title: str
@@ -54,6 +54,7 @@ class Conditions:
     cores: int
     blas: str = ""
     mode: str = ""
+    precision: str = ""
 
     @classmethod
     def of(cls, host: Host) -> Conditions:
@@ -72,6 +73,7 @@ class Conditions:
             os.cpu_count() or 1,
             str(facts.get("blas", "")),
             str(facts.get("mode", "")),
+            str(facts.get("precision") or ""),
         )
 
     def words(self) -> str:
@@ -81,6 +83,7 @@ class Conditions:
             f"{self.engine} {self.version} ({self.interpreter}) {where}",
             f"{self.device}{f' ({self.processor})' if self.processor else ''}",
             f"{self.threads or 'unknown'} thread{'' if self.threads == 1 else 's'} of {self.cores} cores",
+            f"products in {self.precision}" if self.precision else "",
             self.mode,
             f"BLAS {self.blas}" if self.blas else "",
         ]

@@ -11,8 +11,9 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
 from .. import config
+from ..backends.choosing import PRECISIONS
 from ..engines import registry
-from ..engines.descriptors import DEFAULT
+from ..engines.descriptors import DEFAULT, Engine
 from ..errors import KernelKError
 from ..inspection.columns import COLUMNS, KINDS
 from ..session.current import existing
@@ -80,20 +81,27 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
         return [*devices(named), DEFAULT]
     if last == "--threads":
         return [*_threads(), DEFAULT]
+    if last == "--precision":
+        engine = _descriptor(named)
+        return engine.precisions if engine is not None else ()
     if named is None and not word.startswith("-"):
         return registry.names()
     left_out = {*before, *(actions if before else ())}
-    if not _compiles_c(named):
+    engine = _descriptor(named)
+    if engine is None or not engine.compiles_c:
         left_out.update(("--compiler", "--no-compiler"))
+    if engine is None or len(engine.precisions) == 1:
+        left_out.add("--precision")
     return [name for name in options(magics.kbackend) if name not in left_out]
 
 
-def _compiles_c(name: str | None) -> bool:
+def _descriptor(name: str | None) -> Engine | None:
+    """The engine of this name, or the active one; None where there is none of its name."""
     session = existing()
     try:
-        return registry.engine(name or (session.active if session else config.chosen_backend()[0])).compiles_c
+        return registry.engine(name or (session.active if session else config.chosen_backend()[0]))
     except KernelKError:
-        return False
+        return None
 
 
 def _threads() -> list[str]:
@@ -121,6 +129,8 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
         return devices(None)
     if last == "--threads":
         return _threads()
+    if last == "--precision":
+        return list(PRECISIONS)
     if last in ("--budget", "--sweep"):
         return []
     left = [name for name in options(MeasuringMagics.kcompare) if name not in before]

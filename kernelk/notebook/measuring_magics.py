@@ -79,6 +79,7 @@ class MeasuringMagics(Magics):
     @argument("--budget", metavar="S", default="10", help="seconds to run for in total, not counting compilation (10)")
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     @argument("--threads", metavar="N", help="the same number of threads for all")
+    @argument("--precision", metavar="P", help="how all multiply float32: float32, tf32 or bfloat16")
     @argument("--per-op", action="store_true", help="also time each op separately on every engine, for as long again")
     @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
     @cell_magic
@@ -89,6 +90,7 @@ class MeasuringMagics(Magics):
 
           %%kcompare tensorflow theano cntk jax torch
           %%kcompare numpy torch --threads 1 --budget 30
+          %%kcompare jax torch --device cuda:0 --precision tf32
           %%kcompare tensorflow jax --sweep n=128,256,512
           %%kcompare theano torch --per-op
 
@@ -110,6 +112,7 @@ class MeasuringMagics(Magics):
             budget=given.budget,
             device=given.device,
             threads=given.threads,
+            precision=given.precision,
             sweep=sweep,
             per_op=given.per_op,
         )

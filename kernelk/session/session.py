@@ -242,7 +242,7 @@ class Session(HasTraits):
     def make_host(self, name: str, options: dict[str, Any], log: WorkerLog | None = None) -> Host:
         """A new host for an engine with these options, not started and not yet the session's own.
 
-        `options`: "device" and "threads" as asked for, "in_kernel", and what a backend takes beside these.
+        `options`: "device", "threads" and "precision" as asked for, "in_kernel", and what a backend takes beside these.
         `log`: where it is to be noted what its worker says, if not in the session's own.
         """
         engine = registry.engine(name)

@@ -34,11 +34,13 @@ def set_backend(
     in_kernel: bool | None = None,
     save: bool = False,
     compiler: bool | None = None,
+    precision: str | None = None,
 ) -> SwapReport:
     """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
 
     `device`: as the engine lists it, such as "cpu:0". `threads`: how many it may use. `in_kernel`: whether it runs in
     the notebook's own process. `compiler`: False has Theano compile no C, which answers at once and computes slower.
+    `precision`: how it multiplies float32 in matrix products and convolutions, "float32", "tf32" or "bfloat16".
     What isn't given stays as it was asked for before; "default" leaves a device or a number of threads to the engine
     again, and compiler=True the search for a compiler. An engine that runs with other options is started again beside
     the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
@@ -46,7 +48,7 @@ def set_backend(
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
-    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler)
+    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
     report = swap(current(), name, "set_backend", changes)
     if save:
         report.saved = config.save_backend(name)
@@ -182,6 +184,7 @@ def using(
     threads: int | str | None = None,
     in_kernel: bool | None = None,
     compiler: bool | None = None,
+    precision: str | None = None,
 ) -> Iterator[SwapReport]:
     """`with kernelk.using("theano"):` makes that engine active inside; arguments and errors are those of `set_backend`.
 
@@ -191,7 +194,7 @@ def using(
     session = current()
     with session.lock:
         before = _Choice(session)
-    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler)
+    changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
     try:
         yield swap(session, name, "using", changes)
     finally:

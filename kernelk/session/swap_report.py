@@ -74,6 +74,7 @@ class SwapReport(Rendered):
         rows = [
             ["engine", f"{self.target} {engine}"],
             *([["threads", str(self.facts["threads"])]] if self.facts.get("threads") else []),
+            *([["precision", str(self.facts["precision"])]] if self.options.get("precision") else []),
             ["variables", moved],
             ["functions", f"{self.functions}, {self.to_lower} to be compiled at their next call"],
         ]

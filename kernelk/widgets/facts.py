@@ -11,7 +11,6 @@ from ..engines.options import most_threads
 from ..errors import BackendNotInstalledError, KernelKError, LoadRefusedError, SwapRefusedError, one_line
 from ..inspection.inventory import number
 from ..manage.status import EngineStatus, list_backends
-from ..measure.estimates import verdict
 from ..measure.timing import shown
 from ..session.session import Session
 from ..session.swap_report import SwapReport
@@ -54,6 +53,8 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
         "device": status.device,
         "devices": list(status.devices),
         "threads": status.threads,
+        "precision": status.precision,
+        "precisions": list(status.precisions),
         "requested": {name: status.options.get(name) for name in ("device", "threads")},
         "note": note,
         "install": _install(status),
@@ -177,7 +178,7 @@ def _compared(result: Any) -> dict[str, Any] | None:
                 continue
             steady, ratio = side.steady, side.ratio
             first = side is one.reference
-            words = "reference" if first else f"{ratio.value:.3g}x, {verdict(ratio)}" if ratio else ""
+            words = "reference" if first else f"{ratio.value:.3g}x, {one.verdict(side)}" if ratio else ""
             detail = "results differ beyond rounding" if side.differing else ""
             text = ", ".join(part for part in (shown(steady), words) if part)
             bars.append(_bar(f"{prefix}{side.label}", steady.value, steady.low, steady.high, text, detail=detail))

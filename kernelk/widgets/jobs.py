@@ -86,7 +86,9 @@ class Jobs:
         engine = registry.engine(str(message.get("engine")))
         if self.current is not None:
             raise ArgumentError(f"{self.current.text}; one thing at a time", next_step="wait for it, or cancel it")
-        changes = requested_options(engine, message.get("device"), message.get("threads"))
+        changes = requested_options(
+            engine, message.get("device"), message.get("threads"), precision=message.get("precision")
+        )
         prepared = prepare(session, engine.name, changes, beside=True)
         if self._takes_seconds(prepared):
             job = Job(engine, f"{engine.title} is starting", prepared.host)

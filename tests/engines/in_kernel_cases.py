@@ -452,6 +452,13 @@ def _process() -> dict[str, Any]:
     }
 
 
+def _products() -> list[tuple[Any, str]]:
+    """Where PyTorch keeps by what products of float32 are made."""
+    from torch.backends import cuda, cudnn, mkldnn
+
+    return [(cuda, "matmul"), (cudnn, "conv"), (mkldnn, "matmul"), (mkldnn, "conv")]
+
+
 def _library(name: str) -> dict[str, Any]:
     """The library's settings, and how it rounds the smallest numbers."""
     if name == "torch":
@@ -466,6 +473,7 @@ def _library(name: str) -> dict[str, Any]:
             "autocast": torch.is_autocast_enabled("cpu"),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "precision": torch.get_float32_matmul_precision(),
+            "products": [getattr(library, op).fp32_precision for library, op in _products()],
             "denormal": float(torch.tensor([1e-40]) * torch.tensor([0.5])) > 0,
             "new": str(torch.ones(2).dtype),
         }
@@ -491,6 +499,7 @@ def _library(name: str) -> dict[str, Any]:
         "devices": [str(device) for device in tf.config.get_visible_devices()],
         "denormal": float((tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0,
         "placement": tf.config.get_soft_device_placement(),
+        "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
     }
 
 
@@ -498,6 +507,11 @@ def imported_before(name: str) -> Any:
     """The user's library runs already, with settings of their own: kernelk changes none, and none changes a result."""
     alone = {"library": _library(name), "environment": dict(os.environ)}
     # Settings that would change results, or make calls fail, if they reached kernelk's own programs.
+    if name == "torch":
+        import torch
+
+        # Which warns that it is the older way to say it.
+        torch.set_float32_matmul_precision("medium")
     np.seterr(all="raise")
     warnings.simplefilter("error")
     context: Any = None
@@ -517,10 +531,12 @@ def imported_before(name: str) -> Any:
         jax.config.update("jax_numpy_dtype_promotion", "strict")
         jax.config.update("jax_transfer_guard", "disallow")
         jax.config.update("jax_disable_jit", True)
+        jax.config.update("jax_default_matmul_precision", "BF16_BF16_F32")
     else:
         import tensorflow as tf
 
         tf.config.run_functions_eagerly(True)
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
         tf.debugging.enable_check_numerics()
         tf.config.set_soft_device_placement(False)
     before = [_settings(name), _process()]
@@ -566,6 +582,7 @@ def _settings(name: str) -> dict[str, Any]:
         return {
             "eagerly": tf.config.functions_run_eagerly(),
             "placement": tf.config.get_soft_device_placement(),
+            "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
             "threads": tf.config.threading.get_intra_op_parallelism_threads(),
         }
     return _library(name)

@@ -323,3 +323,42 @@ def test_deep_programs(backend):
     run = backend.compile(program(inputs=[["float32", [2]]], instructions=instructions, outputs=[depth]), [])
     assert backend.to_numpy(run([np.ones(2, "float32")], [], [])[0][0]).tolist() == [depth + 1] * 2
     backend.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("precision", "traced"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "HIGH")], ids=str
+)
+def test_products_are_traced_in_the_precision_whatever_the_user_has_chosen(backend, monkeypatch, precision, traced):
+    import jax
+
+    from kernelk.backends.jax import backend as module
+
+    # As on a GPU: a processor computes in float32 all the same.
+    monkeypatch.setattr(module, "_has_tf32", lambda device: True)
+    engine = type(backend)({"device": "cpu:0", "precision": precision})
+    assert engine.facts()["precisions"] == ["float32", "tf32", "bfloat16"]
+    x, kernel = ["float32", [1, 4, 4, 2]], ["float32", [2, 2, 2, 3]]
+    square = ["float32", [3, 3]]
+    geometry = {"strides": [1, 1], "pads": [[0, 0], [0, 0]], "dilation": [1, 1]}
+    made = program(
+        inputs=[square, square, x, kernel],
+        instructions=[
+            ["matmul", [0, 1], {"transpose_a": False, "transpose_b": False}, *square],
+            ["conv", [2, 3], geometry, "float32", [1, 3, 3, 3]],
+        ],
+        outputs=[4, 5],
+    )
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        text = engine.describe(made, engine.compile(made, []), "abcd")["text"]
+        assert jax.config.jax_default_matmul_precision == "BF16_BF16_F32"
+    assert text.count(f"Precision.{traced}") == text.count("Precision.") == 4
+    assert text.count("reduce_precision[") == (4 if precision == "bfloat16" else 0)
+
+
+def test_a_gpu_that_has_tensorfloat32_is_told_by_its_capability():
+    from kernelk.backends.jax.backend import _has_tf32
+
+    capabilities = {"9.0": True, "8.0": True, "7.5": False, "gfx942": False}
+    for capability, has in capabilities.items():
+        assert _has_tf32(type("Device", (), {"compute_capability": capability})) is has
+    assert not _has_tf32(object())

@@ -267,3 +267,38 @@ def test_deep_programs(backend):
     run = backend.compile(program(inputs=[["float32", [None]]], instructions=instructions, outputs=[depth]), [])
     assert backend.to_numpy(run([np.ones(2, "float32")], [], [])[0][0]).tolist() == [depth + 1] * 2
     backend.synchronize()
+
+
+def test_in_the_kernel_the_users_tensorfloat32_is_set_aside_and_put_back(backend):
+    import tensorflow as tf
+
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    before, seen = enabled(), []
+    engine = type(backend)({"device": "cpu:0", "in_kernel": True})
+    call = engine._at_precision(lambda fail: seen.append(enabled()) or 1 / fail)
+    try:
+        for own in (True, False):
+            tf.config.experimental.enable_tensor_float_32_execution(own)
+            call(1)
+            with pytest.raises(ZeroDivisionError):
+                call(0)
+            assert enabled() is own
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+    assert seen == [False] * 4
+
+
+def test_a_worker_computes_without_tensorfloat32_unless_it_is_asked_for():
+    done = fresh_process(
+        "import os\n"
+        "os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\n"
+        "import tensorflow as tf\n"
+        "enabled = tf.config.experimental.tensor_float_32_execution_enabled\n"
+        "found = [enabled()]\n"
+        "TensorFlowBackend._has_tf32 = lambda self: True\n"
+        "for precision in (None, 'tf32', 'float32'):\n"
+        "    facts = TensorFlowBackend({'device': 'cpu:0', 'precision': precision}).facts()\n"
+        "    found += [facts['precision'], enabled()]\n"
+        "print(json.dumps(found))"
+    )
+    assert json.loads(done.stdout) == [True, "float32", False, "tf32", True, "float32", False]

@@ -252,3 +252,70 @@ def test_deep_programs(backend):
         run = backend.compile(program(inputs=[["float32", shape]], instructions=instructions, outputs=[depth]), [])
         assert backend.to_numpy(run([np.ones(2, "float32")], [], [])[0][0]).tolist() == [depth + 1] * 2
     backend.synchronize()
+
+
+def test_in_the_kernel_the_users_precision_is_set_aside_and_put_back_as_it_was(backend):
+    import torch
+    from torch.backends import mkldnn
+
+    seen, ops = [], (mkldnn.matmul, mkldnn.conv)
+
+    def now():
+        return [op.fp32_precision for op in ops]
+
+    engine = type(backend)({"device": "cpu:0", "in_kernel": True})
+    call = engine._inside(lambda fail: seen.append(now()) or 1 / fail)
+    before = torch.backends.fp32_precision, now()
+    try:
+        # One is what is set for all, the other its own.
+        torch.backends.fp32_precision, mkldnn.matmul.fp32_precision, mkldnn.conv.fp32_precision = "bf16", "none", "tf32"
+        call(1)
+        with pytest.raises(ZeroDivisionError):
+            call(0)
+        assert seen == [["ieee", "ieee"]] * 2
+        assert now() == ["bf16", "tf32"]
+        torch.backends.fp32_precision = "ieee"
+        assert now() == ["ieee", "tf32"]
+    finally:
+        torch.backends.fp32_precision = before[0]
+        for op, value in zip(ops, before[1], strict=True):
+            op.fp32_precision = value
+
+
+def test_the_settings_of_each_device_and_version(backend, monkeypatch):
+    import torch
+    from torch.backends import cuda, cudnn
+
+    from kernelk.backends.torch import precision
+
+    before = torch.get_float32_matmul_precision(), torch._C._get_cudnn_allow_tf32()
+    newer = cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
+    try:
+        for narrow, wanted in ((True, "tf32"), (False, "ieee")):
+            for setting in precision.settings(False, narrow):
+                setting.set(setting.wanted)
+                assert setting.holds()
+            assert (cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == (wanted, wanted)
+    finally:
+        cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = newer
+    monkeypatch.delattr(torch._C, "_get_fp32_precision_getter")
+    try:
+        for narrow, wanted in ((True, "high"), (False, "highest")):
+            matmul, conv = precision.settings(False, narrow)
+            (alone,) = precision.settings(True, narrow)
+            for setting in (matmul, conv, alone):
+                setting.set(setting.wanted)
+                assert setting.holds()
+            assert (matmul.own(), conv.own()) == (wanted, narrow)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch._C._set_cudnn_allow_tf32(before[1])
+
+
+def test_a_variable_that_decides_on_the_precision_is_refused_in_the_kernel(backend, monkeypatch):
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    with pytest.raises(OptionError, match="can't be kept to float32 in the notebook's own process: ONEDNN_") as caught:
+        type(backend)({"device": "cpu:0", "in_kernel": True})
+    assert caught.value.next_step.startswith("%kbackend torch --worker, or restart")
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
+    assert type(backend)({"device": "cpu:0", "in_kernel": True}).facts()["precision"] == "float32"

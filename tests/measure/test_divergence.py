@@ -110,6 +110,12 @@ def test_a_defect_is_found_with_its_line(monkeypatch: Any) -> None:
     assert all(row.own is not None and not row.own.beyond for row in later)
     assert "numpy and other differ first at tanh" in repr(report)
     assert "other has the largest error of its own at tanh" in repr(report)
+    # One percent of float32 is some 100,000 units in the last place.
+    assert 80_000 < report.first.gap.ulps < 180_000
+    assert report.truth is not None
+    right, wrong = report.truth.errors
+    assert right < 4 < 80_000 < wrong
+    assert f"numpy is {right:.3g} ulps from it and other {wrong:.3g}: numpy is nearer" in repr(report)
     html = report._repr_html_()
     assert html.count("<table") == html.count("</table>") == 1
     assert "<b>tanh</b>" in html
@@ -118,6 +124,37 @@ def test_a_defect_is_found_with_its_line(monkeypatch: Any) -> None:
     turned = kernelk.diff(call, other, "numpy", {x: np.random.rand(5, 3)})
     assert turned.first is not None
     assert turned.first.op == "tanh"
+    assert turned.truth is not None
+    assert turned.truth.errors[0] > 80_000
+    assert ": numpy is nearer" in repr(turned)
+    # What follows from draws, casts, several operands and a repeated one has a truth too.
+    for y in (K.tanh(K.random_normal((3, 2))), K.tanh(K.cast(K.constant([0.3], dtype="float16"), "float32") * 1.5)):
+        assert ": numpy is nearer" in repr(kernelk.diff(y, "numpy", other))
+
+
+def test_a_cast_a_square_and_a_composite_have_a_truth(monkeypatch: Any) -> None:
+    for op, y in {
+        "multiply": K.constant([1.5, 2.5]) * 3.0,
+        "matmul": K.dot(K.ones((2, 3)), K.ones((3, 2))),
+        "cast": K.cast(K.constant([1.5], dtype="float16"), "float32"),
+        "conv": K.conv2d(K.ones((1, 3, 3, 1)), K.ones((2, 2, 1, 1)), data_format="channels_last"),
+    }.items():
+        other = planted(monkeypatch, **{op: lambda right, *_, **__: right * right.dtype.type(1.01)})
+        report = kernelk.diff(y, other, "numpy")
+        assert report.first is not None
+        assert report.first.op == op
+        assert report.truth is not None, op
+        assert report.truth.errors[1] < 4, op
+        assert ": numpy is nearer" in repr(report)
+
+
+def test_integers_and_float64_have_no_ulps_against_a_truth(monkeypatch: Any) -> None:
+    other = planted(monkeypatch, add=lambda right, *_: right + 1)
+    for dtype in ("int32", "float64"):
+        report = kernelk.diff(K.constant([1, 2], dtype=dtype) + 1, "numpy", other)
+        assert report.first is not None
+        assert report.truth is None
+        assert (report.first.gap.ulps > 0) == (dtype == "float64")
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)

@@ -179,6 +179,8 @@ def test_hello_tells_everything(front: Front) -> None:
     assert told["engines"]["active"] == "numpy"
     assert states(told["engines"])["numpy"] == "active"
     assert states(told["engines"])["spare"] == "installed"
+    (engine,) = [one for one in told["engines"]["engines"] if one["name"] == "numpy"]
+    assert (engine["precision"], engine["precisions"]) == ("float32", ["float32"])
     rows = {row["names"][0]: row for row in told["rows"]["rows"]}
     assert {"x", "w", "y", "f"} <= set(rows)
     assert rows["y"]["shape"] == [None, 1]
@@ -276,6 +278,8 @@ def test_what_isnt_known_is_answered(front: Front) -> None:
     assert "unknown backend" in told["text"]
     told = front.get(panel, "notice", do="swap", engine="numpy", threads="many")
     assert "threads='many' isn't allowed" in told["text"]
+    told = front.get(panel, "notice", do="swap", engine="numpy", precision="tf32")
+    assert "numpy has no tf32: allowed is float32" in told["text"]
     name = front.ask(panel, do="dance")
     assert front.hear(lambda one: one["kind"] == "ack" and one["request"] == name, panel)
 

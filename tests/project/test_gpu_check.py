@@ -51,3 +51,5 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     assert f"## {engine} on cpu:0" in text
     assert "its ops one by one" in text
     assert "reference" in text
+    # In a worker and in this process: a matrix product and a convolution, in the two precisions of a processor.
+    assert text.count("| yes |") == 8

@@ -487,7 +487,10 @@ OFFERED = [
     ("%kbackend torch --threads d", ["default"]),
     ("%kbackend --stop t", ["tensorflow", "theano", "torch"]),
     ("%kbackend --install theano c", ["cntk"]),
-    ("%kbackend torch ", ["--device", "--in-kernel", "--save", "--threads", "--worker"]),
+    ("%kbackend torch --precision ", ["bfloat16", "float32", "tf32"]),
+    ("%kbackend numpy --precision ", ["float32"]),
+    ("%kbackend numpy --p", []),
+    ("%kbackend torch ", ["--device", "--in-kernel", "--precision", "--save", "--threads", "--worker"]),
     (
         "%kbackend theano --",
         ["--compiler", "--device", "--in-kernel", "--no-compiler", "--save", "--threads", "--worker"],
@@ -511,6 +514,7 @@ OFFERED = [
     ("%%kcompare tensorflow t", ["theano", "torch"]),
     ("%%kcompare torch --th", ["--threads"]),
     ("%%kcompare torch --device c", ["cpu:0"]),
+    ("%%kcompare torch --precision t", ["tf32"]),
 ]
 
 

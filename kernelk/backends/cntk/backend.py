@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from ..base import PRIMITIVES, Backend
-from ..choosing import chosen_device, positive_threads
+from ..choosing import FLOAT32, chosen_device, chosen_precision, positive_threads
 from ..errors import CannotLower, OptionError
 from ..lowering import InstructionError
 from .known import learn, needed
@@ -106,6 +106,7 @@ class CNTKBackend(Backend):
         devices = {_device_name(device): device for device in cntk.device.all_devices()}
         self._devices = sorted(devices)
         self._device = chosen_device("CNTK", self.name, options, self._devices, "cpu")
+        chosen_precision("CNTK", self.name, options, self._device, FLOAT32)
         device = devices[self._device]
         if not cntk.device.try_set_default_device(device):
             raise OptionError("CNTK can't use %s as this process's device" % self._device)
@@ -126,6 +127,8 @@ class CNTKBackend(Backend):
             "devices": self._devices,
             "dynamic_threads": self._dynamic,
             "threads": int(self._core.layer.get_max_num_cputhreads()),
+            "precision": FLOAT32[0],
+            "precisions": list(FLOAT32),
             "interpreter": "Python " + sys.version.split()[0],
         }
 

@@ -9,13 +9,18 @@ import numpy as np
 
 from ..base import Backend, hand_over
 from ..choosing import (
+    FLOAT32,
     SHARED_THREADS,
+    check_environment,
     chosen_device,
+    chosen_precision,
     positive_threads,
+    precisions,
     settled_denormals,
     settled_threads,
     wanted_denormals,
 )
+from ..lowering import round_factors
 from ..segments import compile_in_segments
 from . import elementwise, ops, tracing, windows
 from .denormals import keep_denormals
@@ -66,8 +71,8 @@ class JaxBackend(Backend):
     """JAX: native values are its arrays, a program is one executable for the shapes at hand.
 
     An option of its own: "denormals", "keep" or "flush" (what JAX does by default). Without it they are kept if
-    that can be had, and facts() tells which it is. The precision of matrix products on a GPU is left as JAX's
-    user has it. Wide dtypes are enabled where kernelk's arrays and programs are made, and nowhere else.
+    that can be had, and facts() tells which it is. The precision of products and wide dtypes are chosen where
+    kernelk's arrays and programs are made, and nowhere else.
     """
 
     name = "jax"
@@ -112,6 +117,10 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
+        self._precisions = precisions(_has_tf32(self._native_device))
+        self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
+        if self._in_kernel and not self._device.startswith("cpu"):
+            check_environment("JAX", self.name, self._precision, self._device)
         self._sharding = jax.sharding.SingleDeviceSharding(self._native_device)
         self._compiled = weakref.WeakValueDictionary()
         self._options = dict(STRICT)
@@ -184,8 +193,11 @@ class JaxBackend(Backend):
             return jax.jit(program).lower(*specs).compile(compiler_options=self._options)
 
     def _own_settings(self):
-        """A context without those of the user's settings by which a program fails, or isn't compiled."""
+        """A context without those of the user's settings by which a program fails, rounds more or isn't compiled."""
         stack = ExitStack()
+        # What is rounded to bfloat16 has exact products in TensorFloat-32.
+        exact = self._precision == FLOAT32[0]
+        stack.enter_context(jax.default_matmul_precision("float32" if exact else "tensorfloat32"))
         stack.enter_context(jax.disable_jit(False))
         if self._in_kernel:
             stack.enter_context(jax.debug_nans(False))
@@ -225,6 +237,8 @@ class JaxBackend(Backend):
             "device": self._device,
             "devices": sorted(self._devices),
             "threads": self._threads,
+            "precision": self._precision,
+            "precisions": self._precisions,
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
             "notes": self._notes,
@@ -275,6 +289,8 @@ class JaxBackend(Backend):
         return self._compile(program, constants)
 
     def _compile(self, program, constants):
+        if self._precision == "bfloat16":
+            round_factors(program)
         leaves, first = program.leaves, len(program.leaves)
         results = program.results()
         if not results:
@@ -367,6 +383,14 @@ def _devices():
     for device in devices:
         names.setdefault(str(device).lower(), device)
     return names
+
+
+def _has_tf32(device):
+    """Whether it is a GPU of NVIDIA's that multiplies in TensorFloat-32."""
+    try:
+        return float(device.compute_capability) >= 8.0
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _pool():

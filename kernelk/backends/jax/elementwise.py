@@ -50,6 +50,14 @@ def widened_all(*values):
     return [widened(x) for x in values]
 
 
+def factors(instruction, *values):
+    """The factors of a product as they are multiplied: float16 as float32, and as the precision has float32."""
+    if not instruction.rounded:
+        return widened_all(*values)
+    # XLA takes no reduction of the precision out again, as it may a conversion there and back.
+    return [lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in values]
+
+
 def truth(x):
     return x if x.dtype == np.bool_ else compare("ne", x, typed(0, x))
 

@@ -5,7 +5,7 @@ import numpy as np
 from ..base import registrar
 from ..lowering import lower, python_slices, static_dims
 from . import elementwise, windows
-from .elementwise import FLOATS, broadcast, broadcast_to, truth, typed, widened, widened_all
+from .elementwise import FLOATS, broadcast, broadcast_to, factors, truth, typed, widened
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 lax = None
@@ -207,7 +207,7 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
     boolean = instruction.dtype == "bool"
     if boolean:
         a, b = lax.convert_element_type(a, np.int32), lax.convert_element_type(b, np.int32)
-    a, b = widened_all(a, b)
+    a, b = factors(instruction, a, b)
     lead = tuple(range(len(a.shape) - 2))
     contracted = (len(lead) + (0 if transpose_a else 1),), (len(lead) + (1 if transpose_b else 0),)
     product = lax.dot_general(a, b, (contracted, (lead, lead)))

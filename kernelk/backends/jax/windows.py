@@ -4,7 +4,7 @@ Pooling is left to the decompositions: XLA fuses their slices, and its own gradi
 """
 
 from ..base import registrar, window_ops
-from .elementwise import widened
+from .elementwise import factors
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 jax = None
@@ -39,21 +39,22 @@ def _adjoint(function, shape, g):
 
 @op(*window_ops("conv"))
 def conv(instruction, x, kernel, strides, pads, dilation):
-    y = _conv(widened(x), widened(kernel), strides, pads, dilation, "depthwise" in instruction.op)
+    x, kernel = factors(instruction, x, kernel)
+    y = _conv(x, kernel, strides, pads, dilation, "depthwise" in instruction.op)
     return lax.convert_element_type(y, instruction.dtype)
 
 
 @op(*window_ops("conv_input"))
 def conv_input(instruction, g, kernel, *references, **attrs):
     geometry = attrs["strides"], attrs["pads"], attrs["dilation"], "depthwise" in instruction.op
-    weights = widened(kernel)
-    result = _adjoint(lambda x: _conv(x, weights, *geometry), instruction.shape, widened(g))
+    g, weights = factors(instruction, g, kernel)
+    result = _adjoint(lambda x: _conv(x, weights, *geometry), instruction.shape, g)
     return lax.convert_element_type(result, instruction.dtype)
 
 
 @op(*window_ops("conv_kernel"))
 def conv_kernel(instruction, x, g, size, strides, pads, dilation):
     geometry = strides, pads, dilation, "depthwise" in instruction.op
-    values = widened(x)
-    result = _adjoint(lambda kernel: _conv(values, kernel, *geometry), instruction.shape, widened(g))
+    values, g = factors(instruction, x, g)
+    result = _adjoint(lambda kernel: _conv(values, kernel, *geometry), instruction.shape, g)
     return lax.convert_element_type(result, instruction.dtype)

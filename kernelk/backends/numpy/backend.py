@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from ..base import Backend
-from ..choosing import chosen_device, positive_threads
+from ..choosing import FLOAT32, chosen_device, chosen_precision, positive_threads
 from ..errors import OptionError
 from .ops import OPS, Plan
 
@@ -35,6 +35,7 @@ class NumpyBackend(Backend):
     def __init__(self, options):
         Backend.__init__(self, options)
         chosen_device("numpy", self.name, options, ["cpu:0"], "cpu:0")
+        chosen_precision("numpy", self.name, options, "cpu:0", FLOAT32)
         if positive_threads(options) is not None:
             raise OptionError(
                 "numpy's threads are those of its BLAS, which are fixed when it loads: set OPENBLAS_NUM_THREADS before"
@@ -48,6 +49,8 @@ class NumpyBackend(Backend):
             "device": "cpu:0",
             "devices": ["cpu:0"],
             "threads": _blas_threads(),
+            "precision": FLOAT32[0],
+            "precisions": list(FLOAT32),
             "interpreter": "Python " + sys.version.split()[0],
         }
 

@@ -9,16 +9,20 @@ import numpy as np
 
 from ..base import Backend, hand_over
 from ..choosing import (
+    FLOAT32,
     SHARED_THREADS,
+    check_environment,
     chosen_device,
+    chosen_precision,
     positive_threads,
+    precisions,
     settled_denormals,
     settled_threads,
     wanted_denormals,
 )
 from ..describing import type_of
 from ..errors import OptionError
-from ..lowering import InstructionError, lower
+from ..lowering import InstructionError, lower, round_factors
 from . import elementwise, ops, windows
 from .denormals import keep_denormals
 from .profiler import TensorFlowProfiler
@@ -55,7 +59,7 @@ class TensorFlowBackend(Backend):
 
     An option of its own: "denormals", "keep" or "flush" (what TensorFlow does by default). Without it they
     are kept if that can be had, and facts() tells which it is.
-    oneDNN, TensorFloat-32 and everything else that decides on rounding is left as TensorFlow's user has it.
+    oneDNN and everything else that decides on rounding is left as TensorFlow's user has it, but for TensorFloat-32.
     """
 
     name = "tensorflow"
@@ -96,6 +100,12 @@ class TensorFlowBackend(Backend):
         self._device = chosen_device("TensorFlow", self.name, options, sorted(self._devices), default)
         self._device_name = self._devices[self._device]
         self._on_cpu = self._device.startswith("cpu")
+        self._precisions = precisions(self._has_tf32())
+        self._precision = chosen_precision("TensorFlow", self.name, options, self._device, self._precisions)
+        if self._in_kernel:
+            check_environment("TensorFlow", self.name, self._precision, self._device)
+        else:
+            tf.config.experimental.enable_tensor_float_32_execution(self._precision != FLOAT32[0])
         self._take_shortcuts()
         with tf.device("/device:CPU:0"):
             kept = float(self.to_numpy(tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0
@@ -123,6 +133,35 @@ class TensorFlowBackend(Backend):
         if from_environment:
             return from_environment
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def _has_tf32(self):
+        """Whether the device is a GPU of NVIDIA's that multiplies in TensorFloat-32."""
+        kind, number = self._device.split(":")
+        if kind != "gpu":
+            return False
+        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[int(number)])
+        return details.get("compute_capability", (0,)) >= (8, 0)
+
+    def _at_precision(self, call):
+        """The call of a function, in the kernel without the user's own choice between float32 and TensorFloat-32."""
+        if not self._in_kernel:
+            return call
+        # What is rounded to bfloat16 has exact products in TensorFloat-32.
+        wanted = self._precision != FLOAT32[0]
+        enabled = tf.config.experimental.tensor_float_32_execution_enabled
+        enable = tf.config.experimental.enable_tensor_float_32_execution
+
+        def call_alone(arguments):
+            before = enabled()
+            if before == wanted:
+                return call(arguments)
+            try:
+                enable(wanted)
+                return call(arguments)
+            finally:
+                enable(before)
+
+        return call_alone
 
     @contextmanager
     def _own_settings(self):
@@ -158,6 +197,10 @@ class TensorFlowBackend(Backend):
             # These two compute something else: (x + 1e30) - 1e30 becomes x, and log(x + 1) log1p(x).
             rewrites.arithmetic_optimization = rewriter_config_pb2.RewriterConfig.OFF
             rewrites.constant_folding = rewriter_config_pb2.RewriterConfig.OFF
+            # These compute in half the bits, if the user has chosen that for their own programs.
+            for name in ("", "_mkl", "_cpu", "_onednn_bfloat16"):
+                if hasattr(rewrites, "auto_mixed_precision" + name):
+                    setattr(rewrites, "auto_mixed_precision" + name, rewriter_config_pb2.RewriterConfig.OFF)
             attributes = ("executor_type", "", "config_proto", config.SerializeToString())
             engine = context.context()
             make = ops.EagerTensor
@@ -205,6 +248,8 @@ class TensorFlowBackend(Backend):
             "device": self._device,
             "devices": sorted(self._devices),
             "threads": self._threads(),
+            "precision": self._precision,
+            "precisions": self._precisions,
             "interpreter": "Python " + sys.version.split()[0],
             "denormals": self._denormals,
             "notes": self._notes,
@@ -238,6 +283,8 @@ class TensorFlowBackend(Backend):
         return TensorFlowProfiler(self)
 
     def compile(self, program, constants):
+        if self._precision == "bfloat16":
+            round_factors(program)
         leaves = program.inputs + program.slots + program.draws
         embed = self._prepare is not None
         embedded = [embed and array.nbytes <= EMBEDDED_BYTES for array in constants]
@@ -260,7 +307,7 @@ class TensorFlowBackend(Backend):
         with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
             concrete = tf.function(body, autograph=False).get_concrete_function(*specs)
         kept = [self._make(np.array(array), self._device_name, None) for array in large]
-        call = self._prepare(concrete) if self._prepare else _public_call(concrete)
+        call = self._at_precision(self._prepare(concrete) if self._prepare else _public_call(concrete))
         make, device = self._make, self._device_name
 
         def run(feeds, state, draws):

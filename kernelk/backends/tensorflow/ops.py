@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..base import registrar
-from ..lowering import Steps, lower
+from ..lowering import PRODUCTS, Steps, lower
 from . import elementwise, windows
 from .elementwise import FLOATS, cast, signed, typed, unsigned_again, where, widened, widened_all
 
@@ -330,6 +330,20 @@ def _element(x, t):
 @op("item")
 def _item(instruction, values, index):
     return values[index]
+
+
+def _of_factors(product):
+    """The product, which rounds its factors to bfloat16 where the instruction is marked so."""
+
+    def call(instruction, a, b, *rest, **attrs):
+        if instruction.rounded:
+            a, b = [tf.cast(tf.cast(x, tf.bfloat16), tf.float32) for x in (a, b)]
+        return product(instruction, a, b, *rest, **attrs)
+
+    return call
+
+
+OPS.update([(_name, _of_factors(OPS[_name])) for _name in PRODUCTS.intersection(OPS)])
 
 
 def _scoped(function):

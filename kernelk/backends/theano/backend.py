@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 from ..base import Backend, hand_over
-from ..choosing import chosen_device, positive_threads
+from ..choosing import FLOAT32, chosen_device, chosen_precision, positive_threads
 from ..errors import OptionError
 from ..lowering import InstructionError, lower
 from ..segments import compile_in_segments
@@ -72,6 +72,7 @@ class TheanoBackend(Backend):
     def __init__(self, options):
         Backend.__init__(self, options)
         chosen_device("Theano", self.name, options, ["cpu"], "cpu")
+        chosen_precision("Theano", self.name, options, "cpu", FLOAT32)
         self.blas_path, self.blas = numpy_blas()
         compiler, self.mode = find_compiler(options.get("compiler"))
         flags = self._flags(compiler)
@@ -190,6 +191,8 @@ class TheanoBackend(Backend):
             "device": "cpu",
             "devices": ["cpu"],
             "threads": threads,
+            "precision": FLOAT32[0],
+            "precisions": list(FLOAT32),
             "interpreter": "Python " + sys.version.split()[0],
             "mode": self.mode,
             "blas": blas,

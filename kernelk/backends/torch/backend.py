@@ -7,10 +7,17 @@ import sys
 import numpy as np
 
 from ..base import Backend, hand_over
-from ..choosing import chosen_device, positive_threads
+from ..choosing import (
+    FLOAT32,
+    check_environment,
+    chosen_device,
+    chosen_precision,
+    positive_threads,
+    precisions,
+)
 from ..describing import ops_in
-from ..lowering import InstructionError
-from . import elementwise, ops, windows
+from ..lowering import InstructionError, round_factors
+from . import elementwise, ops, precision, windows
 from .profiler import TorchProfiler
 
 # Imported when the first TorchBackend is made.
@@ -44,8 +51,8 @@ def shared(array):
 class TorchBackend(Backend):
     """PyTorch: on a CPU a variable's value is a tensor of its shared-memory slot, on a GPU the device's own.
 
-    Programs run eagerly under inference mode. TensorFloat-32 and everything else that decides on rounding is left
-    as PyTorch's user has it. In the kernel the number of threads holds for kernelk's own programs alone.
+    Programs run eagerly under inference mode. In the kernel the number of threads and the precision of products hold
+    for kernelk's own programs alone; all else that decides on rounding is left as PyTorch's user has it.
     """
 
     name = "torch"
@@ -58,7 +65,7 @@ class TorchBackend(Backend):
         Backend.__init__(self, options)
         import torch
 
-        hand_over([elementwise, ops, windows], torch=torch)
+        hand_over([elementwise, ops, precision, windows], torch=torch)
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
@@ -66,8 +73,24 @@ class TorchBackend(Backend):
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
         self._threads = threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
+        self._precisions = precisions(self._has_tf32())
+        self._precision = chosen_precision("PyTorch", self.name, options, self._device, self._precisions)
+        # What is rounded to bfloat16 has exact products in TensorFloat-32.
+        narrow = self._precision != FLOAT32[0] and "tf32" in self._precisions
+        self._settings = precision.settings(self._on_cpu, narrow)
+        if self._in_kernel:
+            check_environment("PyTorch", self.name, self._precision, self._device)
+        else:
+            for setting in self._settings:
+                setting.set(setting.wanted)
         if threads is not None and not self._in_kernel:
             torch.set_num_threads(threads)
+
+    def _has_tf32(self):
+        """Whether the device is a GPU of NVIDIA's that multiplies in TensorFloat-32."""
+        if self._on_cpu or torch.version.cuda is None:
+            return False
+        return torch.cuda.get_device_capability(self._native_device) >= (8, 0)
 
     def _inside(self, function):
         """`function` under inference mode, and in the kernel without what the user has set up for their own code."""
@@ -80,21 +103,27 @@ class TorchBackend(Backend):
                     return function(*arguments)
 
             return call
-        kind, wanted = self._native_device.type, self._threads
+        kind, wanted, settings = self._native_device.type, self._threads, self._settings
 
         def call_alone(*arguments):
             # A user's modes, their default device among them, go by PyTorch's "function" protocol.
             with torch._C.DisableTorchFunction(), inference(True):
                 casts, threads = torch.is_autocast_enabled(kind), torch.get_num_threads()
-                if not casts and wanted in (None, threads):
+                others = [setting for setting in settings if not setting.holds()]
+                if not (casts or others) and wanted in (None, threads):
                     return function(*arguments)
+                own = [setting.own() for setting in others]
                 try:
+                    for setting in others:
+                        setting.set(setting.wanted)
                     torch.set_autocast_enabled(kind, False)
                     torch.set_num_threads(wanted or threads)
                     return function(*arguments)
                 finally:
                     torch.set_autocast_enabled(kind, casts)
                     torch.set_num_threads(threads)
+                    for setting, value in zip(others, own):
+                        setting.set(value)
 
         return call_alone
 
@@ -103,6 +132,8 @@ class TorchBackend(Backend):
             "version": torch.__version__,
             "device": self._device,
             "devices": list(self._devices),
+            "precision": self._precision,
+            "precisions": self._precisions,
             "threads": (self._in_kernel and self._threads) or torch.get_num_threads(),
             "interpreter": "Python " + sys.version.split()[0],
         }
@@ -150,6 +181,8 @@ class TorchBackend(Backend):
         return {"kind": kind, "ops": count, "text": text}
 
     def compile(self, program, constants):
+        if self._precision == "bfloat16":
+            round_factors(program)
         leaves = [self._on_device(np.array(array)) for array in constants]
         code = self._inside(_Code)(program, leaves, self._native_device)
         on_device, inside = self._on_device, self._inside

@@ -53,7 +53,17 @@ def make(instruction):
             return _on_twins(instruction)
         if name in ORDERED:
             return _on_twins(instruction, SIGN_BITS[operands[0]])
-    return MAKERS[name](instruction, **instruction.attrs)
+    made = MAKERS[name](instruction, **instruction.attrs)
+    return _of_rounded(made) if instruction.rounded else made
+
+
+def _of_rounded(product):
+    """The function of two factors, and of what else it takes, with the factors rounded to bfloat16 first."""
+
+    def call(a, b, *rest):
+        return product(*[x.to(torch.bfloat16).to(torch.float32) for x in (a, b)] + list(rest))
+
+    return call
 
 
 def _on_twins(instruction, sign_bit=None):

@@ -100,6 +100,10 @@ export class Engines {
       if (engine.requested.threads && !counts.includes(engine.requested.threads)) counts.push(engine.requested.threads);
       const threads = [["default", `default${shown}`], ...counts.map((n) => [String(n), String(n)])];
       parts.push(select("Threads", threads, String(engine.requested.threads ?? "default"), set("threads")));
+      if (engine.precisions.length > 1) {
+        const precisions = engine.precisions.map((name) => [name, name]);
+        parts.push(select("Precision", precisions, engine.precision, set("precision")));
+      }
     }
     parts.push(h("span", { class: "kk-note" }, `chosen by ${facts.chosen_by}`));
     parts.forEach((part, i) => part.querySelector?.("select")?.setAttribute("data-focus", `setting-${i}`));
