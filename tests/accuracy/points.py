@@ -49,7 +49,7 @@ def spread(dtype: str, count: int, random: np.random.Generator, low: int | None 
 
 
 def sample(dtype: str, count: int, random: np.random.Generator, kinks: Iterable[float] = ()) -> Array:
-    """Edges, neighbours, and `count` others: a third over all exponents, two thirds where functions have their shape."""
+    """Edges, neighbours, and `count` others: a third over all exponents, the rest where functions have their shape."""
     digits = FORMATS[dtype].digits
     parts: list[Any] = [
         edges(dtype),
@@ -94,3 +94,18 @@ def powers(dtype: str, count: int, random: np.random.Generator) -> tuple[Array, 
 
 def _shuffled(values: Array, random: np.random.Generator) -> Array:
     return random.permutation(values)
+
+
+def chances(
+    dtype: str, count: int, random: np.random.Generator, kinks: Iterable[float], logits: bool
+) -> tuple[Array, Array]:
+    """Targets, most of them 0 or 1, and finite outputs: probabilities, or logits over the whole range."""
+    outputs = sample(dtype, count, random, kinks)
+    outputs = outputs[np.isfinite(outputs)]
+    if not logits:
+        near = spread(dtype, count // 2, random, -FORMATS[dtype].digits, -1)
+        with np.errstate(all="ignore"):
+            outputs = np.abs(np.concatenate([outputs, near, (1 - np.abs(near)).astype(dtype)]))
+        outputs = outputs[outputs <= 2]
+    targets = random.choice(np.array([0, 1, 0.25, 0.9], dtype), len(outputs), p=[0.4, 0.4, 0.1, 0.1])
+    return targets, outputs

@@ -58,7 +58,7 @@ class Truth:
 
 
 def truth(values: Iterable[Any], dtype: str, magnitudes: Iterable[Any] | None = None) -> Truth:
-    """The truth of numbers of mpmath. `magnitudes`: of each the sum of its terms' magnitudes, where that is the unit."""
+    """The truth of numbers of mpmath. `magnitudes`: of each, the sum of its terms' magnitudes, if that is the unit."""
     form = FORMATS[dtype]
     values = list(values)
     scales = [abs(value) for value in values] if magnitudes is None else list(magnitudes)
