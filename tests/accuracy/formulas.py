@@ -180,8 +180,8 @@ def _quotient(held: Held, x: Any, y: Any) -> Any:
 
 
 def _modulus(held: Held, x: Any, y: Any) -> Any:
-    # A quotient beyond 2 ** 200 has no digits after the point left here.
-    if not y or (x and MP.mag(x) - MP.mag(y) > 200):
+    # Of a larger quotient mpmath's digits wouldn't tell which whole number it is below.
+    if not y or (x and MP.mag(x) - MP.mag(y) > 150):
         return None
     return x - y * MP.floor(x / y), abs(y)
 

@@ -30,7 +30,8 @@ def edges(dtype: str) -> Array:
 
 def neighbours(dtype: str, kinks: Iterable[float]) -> Array:
     """The numbers around each of these, and around their negatives."""
-    near = np.array([*kinks], dtype="float64").astype(dtype)
+    with np.errstate(over="ignore"):
+        near = np.array([*kinks], dtype="float64").astype(dtype)
     found = np.concatenate([moved(near, step) for step in range(-NEIGHBOURS, NEIGHBOURS + 1)])
     return np.concatenate([found, -found])
 
@@ -64,9 +65,11 @@ def sample(dtype: str, count: int, random: np.random.Generator, kinks: Iterable[
 def pairs(dtype: str, count: int, random: np.random.Generator, kinks: Iterable[float] = ()) -> tuple[Array, Array]:
     """Finite first and second operands: all pairs of edges, equal and near ones, and `count` others."""
     ends = edges(dtype)
-    ends = np.concatenate([ends[np.isfinite(ends)], neighbours(dtype, kinks)])[:40]
+    ends = np.unique(np.concatenate([ends[np.isfinite(ends)], neighbours(dtype, kinks)]))
+    # With many points these are all of them.
+    ends = random.permutation(ends)[: max(16, count // 100)]
     first, second = (both.ravel() for both in np.meshgrid(ends, ends))
-    x, y = (_shuffled(sample(dtype, count, random, kinks), random)[: count // 2] for _ in range(2))
+    x, y = (random.permutation(sample(dtype, count, random, kinks))[: count // 2] for _ in range(2))
     near = spread(dtype, count // 4, random, -8, 8)
     u, v = (spread(dtype, count // 4, random, -4, 4) for _ in range(2))
     length = min(len(u), len(v))
@@ -90,10 +93,6 @@ def powers(dtype: str, count: int, random: np.random.Generator) -> tuple[Array, 
     simple = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0], dtype)
     x, y = (both.ravel() for both in np.meshgrid(np.array([0.25, 1.0, 2.0, 3.0, 1e-3, 1e3], dtype), simple))
     return np.concatenate([x, bases]), np.concatenate([y, exponents])
-
-
-def _shuffled(values: Array, random: np.random.Generator) -> Array:
-    return random.permutation(values)
 
 
 def chances(

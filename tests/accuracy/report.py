@@ -1,4 +1,4 @@
-"""docs/accuracy.md: what each function is off on each engine, beside the engine's own, and what is known of excesses."""
+"""docs/accuracy.md: how far off each function is on each engine, beside the engine's own, and the known excesses."""
 
 from __future__ import annotations
 

@@ -51,6 +51,10 @@ def sample(seed: int) -> Iterator[Prepared]:
                 yield prepared(one, dtype, SAMPLE_POINTS, SAMPLE_ROUNDS, seed)
 
 
+def _each(reason: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
 _MOVES = "only moves, repeats or chooses elements, or counts them: exact, and compared by `make parity`"
 _SUM_OF = "is made of functions in the table, recorded one by one"
 _STEPS = "records the user's own function for each step"
@@ -59,88 +63,22 @@ _INTEGERS = "gives integers or bools: exact, and compared by `make parity`"
 _ADDS = "adds or multiplies once, as the operators do"
 # K's functions that have no row, and why.
 WITHOUT = {
-    **dict.fromkeys(
-        [
-            "arange",
-            "batch_flatten",
-            "batch_set_value",
-            "cast",
-            "cast_to_floatx",
-            "concatenate",
-            "constant",
-            "expand_dims",
-            "eye",
-            "flatten",
-            "gather",
-            "identity",
-            "in_test_phase",
-            "in_train_phase",
-            "is_sparse",
-            "max",
-            "min",
-            "ones",
-            "ones_like",
-            "pattern_broadcast",
-            "permute_dimensions",
-            "placeholder",
-            "print_tensor",
-            "repeat",
-            "repeat_elements",
-            "reshape",
-            "resize_volumes",
-            "reverse",
-            "slice",
-            "spatial_2d_padding",
-            "spatial_3d_padding",
-            "squeeze",
-            "stack",
-            "stop_gradient",
-            "switch",
-            "temporal_padding",
-            "tile",
-            "to_dense",
-            "transpose",
-            "variable",
-            "zeros",
-            "zeros_like",
-            "update",
-            "ctc_label_dense_to_sparse",
-            "one_hot",
-            "shape",
-            "size",
-        ],
+    **_each(
         _MOVES,
+        """arange batch_flatten cast cast_to_floatx concatenate constant ctc_label_dense_to_sparse expand_dims eye
+        flatten gather identity in_test_phase in_train_phase is_sparse max min one_hot ones ones_like pattern_broadcast
+        permute_dimensions placeholder print_tensor repeat repeat_elements reshape resize_volumes reverse shape size
+        slice spatial_2d_padding spatial_3d_padding squeeze stack stop_gradient switch temporal_padding tile to_dense
+        transpose update variable zeros zeros_like""",
     ),
-    **dict.fromkeys(
-        [
-            "all",
-            "any",
-            "argmax",
-            "argmin",
-            "equal",
-            "greater",
-            "greater_equal",
-            "in_top_k",
-            "less",
-            "less_equal",
-            "not_equal",
-        ],
-        _INTEGERS,
-    ),
-    **dict.fromkeys(["bias_add", "moving_average_update", "update_add", "update_sub"], _ADDS),
-    **dict.fromkeys(
-        [
-            "dropout",
-            "random_binomial",
-            "random_normal",
-            "random_normal_variable",
-            "random_uniform",
-            "random_uniform_variable",
-            "truncated_normal",
-        ],
+    **_each(_INTEGERS, "all any argmax argmin equal greater greater_equal in_top_k less less_equal not_equal"),
+    **_each(_ADDS, "bias_add moving_average_update update_add update_sub"),
+    **_each(
         _RANDOM,
+        """dropout random_binomial random_normal random_normal_variable random_uniform random_uniform_variable
+        truncated_normal""",
     ),
-    **dict.fromkeys(["foldl", "foldr", "map_fn", "rnn"], _STEPS),
+    **_each(_STEPS, "foldl foldr map_fn rnn"),
     "gradients": "is measured with each function",
     "ctc_decode": _SUM_OF,
     "resize_images": _SUM_OF,

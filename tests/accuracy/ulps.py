@@ -60,8 +60,8 @@ class Truth:
 def truth(values: Iterable[Any], dtype: str, magnitudes: Iterable[Any] | None = None) -> Truth:
     """The truth of numbers of mpmath. `magnitudes`: of each, the sum of its terms' magnitudes, if that is the unit."""
     form = FORMATS[dtype]
-    values = list(values)
-    scales = [abs(value) for value in values] if magnitudes is None else list(magnitudes)
+    values = [mpf(value) for value in values]
+    scales = [abs(value) for value in values] if magnitudes is None else [mpf(size) for size in magnitudes]
     beyond = MP.ldexp(mpf(1), form.largest + 1)
     count = len(values)
     whole, rest, unit = np.zeros(count), np.zeros(count), np.zeros(count, "int32")
