@@ -26,8 +26,6 @@ BARS: list[tuple[str, str, str, str, float]] = [
 FLUSHING: frozenset[str] = frozenset()
 
 EXCESSES = Path(__file__).with_name("excesses.toml")
-# An error that is larger by no more than this is the same: the sample isn't all inputs.
-MARGIN = 1.0
 
 
 @dataclass(frozen=True)
