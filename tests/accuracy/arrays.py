@@ -23,7 +23,7 @@ Both = tuple[Any, Any]
 # So far operands are moved for a slope: what is lost by it is the square of that.
 STEP = MP.ldexp(mpf(1), -70)
 # Of so many elements of each operand of a linear function.
-MOST_SLOPES = 8
+MOST_SLOPES = 5
 
 
 @dataclass(frozen=True)

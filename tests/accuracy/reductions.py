@@ -235,7 +235,7 @@ def _ctc(held: Held, outputs: Any, labels: Any, steps: Any, counts: Any) -> Both
 
 
 def _spelled(random: np.random.Generator, dtype: str) -> list[Array]:
-    rows, steps, longest, classes = 3, 8, 3, 5
+    rows, steps, longest, classes = 2, 6, 2, 4
     outputs = random.dirichlet(np.ones(classes), (rows, steps)).astype(dtype)
     labels = random.integers(0, classes - 1, (rows, longest)).astype("int32")
     return [outputs, labels, np.full((rows, 1), steps, "int32"), np.full((rows, 1), longest, "int32")]
