@@ -70,14 +70,39 @@ def failures(
     excesses: Sequence[Excess],
 ) -> list[str]:
     """A line for each result over its bar that no excess covers."""
+    return [f"{one}; the bar is {most:g}" for one, most in over(results, elementwise, natives, excesses)]
+
+
+def over(
+    results: Iterable[Measured],
+    elementwise: Iterable[str],
+    natives: dict[tuple[str, str, str], Measured],
+    excesses: Sequence[Excess],
+) -> list[tuple[Measured, float]]:
+    """The results over their bars that no excess covers, each with what it may be off by."""
     titles, found = set(elementwise), []
     for one in results:
         native = natives.get((one.engine, one.title, one.dtype))
         most = bar(one, one.title in titles, native.worst if native and one.part == "value" else None)
-        known = max([excess.ulps for excess in excesses if excess.covers(one)], default=0.0)
-        if not one.worst <= max(most, known):
-            found.append(f"{one}; the bar is {max(most, known):g}")
+        most = max([most, *[excess.ulps for excess in excesses if excess.covers(one)]])
+        if not one.worst <= most:
+            found.append((one, most))
     return found
+
+
+def proposed(over: Iterable[Measured]) -> str:
+    """Entries of the file of excesses for these results, without their reasons."""
+    rows: dict[tuple[str, str, str], list[Measured]] = {}
+    for one in over:
+        rows.setdefault((one.engine, _plain(one.title), one.part), []).append(one)
+    entries = []
+    for (engine, title, part), found in sorted(rows.items(), key=lambda row: (row[0][1], row[0][2], row[0][0])):
+        dtype = found[0].dtype if len(found) == 1 else "*"
+        worst = max(one.worst for one in found) * 1.25
+        fields = {"engine": engine, "function": title, "dtype": dtype, "part": part}
+        lines = [f'{name} = "{value}"' for name, value in fields.items()]
+        entries.append("\n".join(["[[excess]]", *lines, f"ulps = {worst:.2g}".replace("e+0", "e"), 'reason = ""']))
+    return "\n\n".join(entries)
 
 
 def needless(
@@ -90,10 +115,10 @@ def needless(
     titles, found = set(elementwise), []
     for excess in excesses:
         covered = [one for one in results if excess.covers(one)]
-        over = [one for one in covered if failures([one], titles, natives, [])]
-        if covered and not over:
+        needed = [one for one, _ in over(covered, titles, natives, [])]
+        if covered and not needed:
             found.append(f"{excess.function} on {excess.engine} is no longer over its bar: take the excess out")
-        elif over and max(one.worst for one in over) < excess.ulps / 2:
-            worst = max(over, key=lambda one: one.worst)
+        elif needed and max(one.worst for one in needed) < excess.ulps / 2:
+            worst = max(needed, key=lambda one: one.worst)
             found.append(f"the excess of {excess.ulps:g} is too large: {worst}")
     return found

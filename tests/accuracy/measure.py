@@ -19,6 +19,8 @@ from .ulps import MP, NAN, Array, Truth, mpf
 
 # A compilation costs much beside an op, and grows faster than its program.
 BATCH = 12
+# Errors below this are those of results that are as good as exact: 1 + 1e-30 as 1.
+EXACT = 0.01
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Prepared:
 class Measured:
     """How far off the values or the gradients of a function are, in one dtype on one engine.
 
-    `typical` is the median of those that aren't exact; `at` shows the operands of the worst.
+    `typical` is the median of those that aren't exact (a hundredth of an ulp or more); `at` shows the operands of the
+    worst.
     """
 
     engine: str
@@ -161,7 +164,7 @@ def summed(engine: str, title: str, dtype: str, name: str, parts: Sequence[tuple
     """Several outputs' errors as one."""
     off = np.concatenate([errors for errors, _ in parts])
     _, worst = max((float(errors.max(initial=0.0)), shown) for errors, shown in parts)
-    inexact = off[off > 0]
+    inexact = off[off >= EXACT]
     typical = float(np.median(inexact)) if len(inexact) else 0.0
     return Measured(engine, title, dtype, name, float(off.max(initial=0.0)), typical, len(off), worst[0])
 

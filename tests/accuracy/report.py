@@ -23,8 +23,8 @@ Written by `make accuracy`. It compares the functions of floats and their first 
 last place (ulps) of the dtype, and writes this page when no error is above its bar. A correctly rounded result is off
 by half an ulp at most.
 
-- A cell shows the worst error and, in brackets, the typical one: the median of those results that aren't exact. Below
-  it stands the worst error of the engine's own function, if it has one.
+- A cell shows the worst error and, in brackets, the typical one: the median of those results that are off by a
+  hundredth of an ulp or more. Below it stands the worst error of the engine's own function, if it has one.
 - The truth is the documented formula, with its constants as the dtype holds them. `epsilon` keeps probabilities from 0
   and 1, and from 1 by what the dtype can tell from it.
 - The operands of elementwise functions are spread evenly over the exponents of the dtype, with its edges and the

@@ -171,6 +171,16 @@ def test_an_excess_that_is_none_is_named() -> None:
     assert bars.needless([], ["`K.exp`"], {}, [known]) == []
 
 
+def test_what_is_proposed_can_be_read(tmp_path: Path) -> None:
+    found = [result(3), result(math.inf, dtype="float16"), result(700, engine="jax")]
+    assert len(bars.failures(found, ["`K.exp`"], {}, [])) == 3
+    file = tmp_path / "excesses.toml"
+    file.write_text(bars.proposed(found))
+    known = bars.load(file)
+    assert [(one.engine, one.dtype, one.ulps) for one in known] == [("jax", "float64", 880), ("numpy", "*", math.inf)]
+    assert bars.failures(found, ["`K.exp`"], {}, known) == []
+
+
 def test_known_excesses_have_reasons_and_functions() -> None:
     titles = {one.title.replace("`", "") for one in suite.functions()}
     for excess in bars.load():
