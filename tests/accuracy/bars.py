@@ -52,7 +52,9 @@ def _plain(title: str) -> str:
 def load(file: Path = EXCESSES) -> list[Excess]:
     """The known excesses."""
     defaults = {"engine": "*", "dtype": "*", "part": "*"}
-    return [Excess(**{**defaults, **entry}) for entry in tomllib.loads(file.read_text(encoding="utf-8"))["excess"]]
+    return [
+        Excess(**{**defaults, **entry}) for entry in tomllib.loads(file.read_text(encoding="utf-8")).get("excess", [])
+    ]
 
 
 def bar(one: Measured, elementwise: bool, native: float | None = None) -> float:
