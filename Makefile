@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity soak faults fuzz keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,9 @@ bench-against: setup  ## BASE=path of another checkout: this kernelk and that on
 
 parity: setup  ## every function, dtype and shape on every engine; writes docs/engines_by_function.md
 	$(BIN)/python tests/parity
+
+accuracy: setup  ## every function of floats on every engine against mpmath, in ulps; writes docs/accuracy.md
+	$(BIN)/python tests/accuracy
 
 soak: setup  ## the long-running tests and jobs (hours; goes on where it was stopped)
 	$(BIN)/python tests/soak/run.py

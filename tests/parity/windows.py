@@ -55,7 +55,7 @@ def transposed(x, kernel, lengths, strides, padding, dilation):
     n = x.ndim - 2
     numbers = np.arange(np.prod(lengths), dtype=float).reshape(1, *lengths, 1)
     targets = _windows(numbers, kernel.shape[:n], strides, padding, dilation, fill=-1)
-    made = np.zeros((len(x), int(np.prod(lengths)), kernel.shape[-2]))
+    made = np.zeros((len(x), int(np.prod(lengths)), kernel.shape[-2]), np.result_type(x, kernel))
     for place in product(*map(range, x.shape[1:-1])):
         for offset in product(*map(range, kernel.shape[:n])):
             target = int(targets[(0, *place, *offset, 0)])
