@@ -57,7 +57,7 @@ PRIMITIVES = {
     # modulo 2^n; anything to bool is x != 0
     "cast": ("dtype",),
     # reductions; axes is a sorted list of non-negative axes, never empty for a tensor of rank > 0
-    "sum": ("axes", "keepdims"),  # integers wrap; float16 is accumulated in float32
+    "sum": ("axes", "keepdims"),  # integers wrap; floats are added pairwise, or in a wider dtype
     "max": ("axes", "keepdims"),  # NaN wins
     "min": ("axes", "keepdims"),
     "prod": ("axes", "keepdims"),  # integers wrap; float16 is accumulated in float32
@@ -115,9 +115,10 @@ COMPOSITES = {
     "log1p": (),  # log(1 + x), to the last digits near 0
     "expm1": (),  # exp(x) - 1, likewise
     "relu": (),
-    # (x, gradient of its sigmoid or tanh): that with respect to x, to the last digits far out, where y rounds to 1
-    "sigmoid_grad": (),
-    "tanh_grad": (),
+    # (x, y, gradient of y), y the sigmoid or tanh of x: that with respect to x, to the last digits far out, where y
+    # rounds to 1
+    "sigmoid_vjp": (),
+    "tanh_vjp": (),
     # (y, gradient of y, the relu of some x): that with respect to x; of NaN it is 0
     "relu_grad": (),
     # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,

@@ -228,13 +228,13 @@ def _expm1(x: Tensor) -> Tensor:
     return apply("select", lost, x, apply("select", far, less_one, near))
 
 
-def _sigmoid_grad(x: Tensor, g: Tensor) -> Tensor:
+def _sigmoid_vjp(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     small = _towards_zero(x)
     total = small + 1.0
     return g * (small / (total * total))
 
 
-def _tanh_grad(x: Tensor, g: Tensor) -> Tensor:
+def _tanh_vjp(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     small = _towards_zero(x, 2.0)
     total = small + 1.0
     return g * (small * 4.0 / (total * total))
@@ -244,19 +244,19 @@ def _same(x: Any, axis: int | None = None) -> Any:
     return x.shape, x.dtype
 
 
-def _vjp_sigmoid_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    x, g = node.inputs
-    # 1 - 2 sigmoid(x), without its cancellation near 0.
-    return [apply("sigmoid_grad", x, h * g) * -apply("tanh", x * 0.5), apply("sigmoid_grad", x, h)]
+def _vjp_of_sigmoid_vjp(node: Tensor, h: Tensor) -> list[Tensor | None]:
+    x, y, g = node.inputs
+    # y is no variable of its own. 1 - 2 sigmoid(x) is -tanh(x / 2), without the cancellation near 0.
+    return [apply("sigmoid_vjp", x, y, h * g) * -apply("tanh", x * 0.5), None, apply("sigmoid_vjp", x, y, h)]
 
 
-def _vjp_tanh_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    x, g = node.inputs
-    return [apply("tanh_grad", x, h * g) * (apply("tanh", x) * -2.0), apply("tanh_grad", x, h)]
+def _vjp_of_tanh_vjp(node: Tensor, h: Tensor) -> list[Tensor | None]:
+    x, y, g = node.inputs
+    return [apply("tanh_vjp", x, y, h * g) * (y * -2.0), None, apply("tanh_vjp", x, y, h)]
 
 
-def _of_two(x: Any, g: Any) -> Any:
-    return x.shape, x.dtype
+def _as_the_last(*operands: Any) -> Any:
+    return operands[-1].shape, operands[-1].dtype
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -278,13 +278,13 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
 
 RULES["softmax"] = Rule(_same, _vjp_softmax, _wide(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _wide(_log_softmax))
-RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node.inputs[0], g)], _wide(_sigmoid))
+RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_vjp", node.inputs[0], node, g)], _wide(_sigmoid))
 RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], _wide(_softplus))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], _wide(_log1p))
 RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], _wide(_expm1))
-RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, _wide(_sigmoid_grad))
-RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, _wide(_tanh_grad))
+RULES["sigmoid_vjp"] = Rule(_as_the_last, _vjp_of_sigmoid_vjp, _wide(_sigmoid_vjp))
+RULES["tanh_vjp"] = Rule(_as_the_last, _vjp_of_tanh_vjp, _wide(_tanh_vjp))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
-RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
+RULES["relu_grad"] = Rule(_as_the_last, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)

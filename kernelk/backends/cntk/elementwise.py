@@ -59,6 +59,7 @@ for _op, _name in {
     "cos": "cos",
     "floor": "floor",
     "sigmoid": "sigmoid",
+    "softplus": "softplus",
     "add": "plus",
     "subtract": "minus",
     "multiply": "element_times",
@@ -217,6 +218,20 @@ def _minimum(b, instruction, x, y):
 def _relu(b, instruction, x):
     # CNTK's own relu makes NaN of -inf, and is slower.
     return result(instruction, _bounded(b, x, 0.0, True), [x])
+
+
+@op("sigmoid_vjp")
+def _sigmoid_vjp(b, instruction, x, y, g):
+    engine = b.engine
+    rest = engine.sigmoid(engine.negate(x.node))
+    return result(instruction, engine.element_times(engine.element_times(y.node, rest), g.node), [x, y, g])
+
+
+@op("tanh_vjp")
+def _tanh_vjp(b, instruction, x, y, g):
+    engine = b.engine
+    inverse = engine.reciprocal(engine.cosh(x.node))
+    return result(instruction, engine.element_times(engine.element_times(g.node, inverse), inverse), [x, g])
 
 
 @op("select")

@@ -78,7 +78,7 @@ def _float_facts(instruction, operands):
     first = operands[0] if operands else Known()
     second = operands[1] if len(operands) > 1 else first
     unsigned = first.low >= 0 and not first.minus_zero and second.low >= 0 and not second.minus_zero
-    if op in ("exp", "sigmoid", "softmax", "abs", "one_hot"):
+    if op in ("exp", "sigmoid", "softplus", "softmax", "abs", "one_hot"):
         return 0.0, False
     if op in ("sqrt", "relu"):
         return 0.0, first.minus_zero

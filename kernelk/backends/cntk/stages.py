@@ -43,12 +43,6 @@ def _log_softmax(instruction, x, axis):
     return (shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype)
 
 
-@op("sigmoid")
-def _sigmoid(instruction, x):
-    wide = widened(x)
-    return (1 / (1 + np.exp(-wide))).astype(x.dtype)
-
-
 @op("relu")
 def _relu(instruction, x):
     return np.maximum(x, np.zeros((), x.dtype))

@@ -18,16 +18,36 @@ def widened(x):
 def exact(function):
     """A function of floats that gives float16 as float64 has it, rounded once; numpy's own goes by way of float32."""
 
-    def call(instruction, x):
-        x = np.asarray(x)
-        return function(x.astype(np.float64)).astype(np.float16) if x.dtype == np.float16 else function(x)
+    def call(instruction, *values):
+        if instruction.dtype != "float16":
+            return function(*values)
+        return function(*[np.asarray(x).astype(np.float64) for x in values]).astype(np.float16)
 
     return call
 
 
+# Typed numbers: numpy before 2 makes float64 of a float32 scalar and a plain one.
+def _one(x):
+    return np.ones((), x.dtype)
+
+
 def _logistic(x):
     small = np.exp(-np.abs(x))
-    return np.where(np.less(x, 0), small, np.ones((), x.dtype)) / (1 + small)
+    return np.where(np.less(x, 0), small, _one(x)) / (_one(x) + small)
+
+
+def _softplus(x):
+    return np.maximum(x, np.zeros((), x.dtype)) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _sigmoid_vjp(x, y, g):
+    small = np.exp(-np.abs(x))
+    total = _one(x) + small
+    return g * (small / (total * total))
+
+
+def _tanh_vjp(x, y, g):
+    return x.dtype.type(4) * _sigmoid_vjp(x.dtype.type(2) * x, y, g)
 
 
 for _name, _function in {
@@ -40,7 +60,9 @@ for _name, _function in {
     "log1p": np.log1p,
     "expm1": np.expm1,
     "sigmoid": _logistic,
-    "softplus": lambda x: np.maximum(x, np.zeros((), x.dtype)) + np.log1p(np.exp(-np.abs(x))),
+    "softplus": _softplus,
+    "sigmoid_vjp": _sigmoid_vjp,
+    "tanh_vjp": _tanh_vjp,
 }.items():
     OPS[_name] = exact(_function)
 

@@ -208,12 +208,23 @@ def _expm1(instruction, x):
     return tf.cast(tf.raw_ops.Expm1(x=widened(x)), x.dtype)
 
 
-@op("sigmoid_grad")
-def _sigmoid_grad(instruction, x, g):
-    # TensorFlow's own takes y, of which 1 - y has lost its digits where y is near 1.
-    wide = widened(x)
-    slope = tf.raw_ops.Sigmoid(x=wide) * tf.raw_ops.Sigmoid(x=-wide)
-    return tf.cast(slope * tf.cast(g, wide.dtype), x.dtype)
+@op("softplus")
+def _softplus(instruction, x):
+    return tf.cast(tf.raw_ops.Softplus(features=widened(x)), x.dtype)
+
+
+# TensorFlow's SigmoidGrad and TanhGrad take y alone, of which 1 - y has lost its digits where y is near 1.
+@op("sigmoid_vjp")
+def _sigmoid_vjp(instruction, x, y, g):
+    wide, y, g = widened_all(x, y, g)
+    return tf.cast(tf.raw_ops.SoftplusGrad(gradients=y * g, features=-wide), x.dtype)
+
+
+@op("tanh_vjp")
+def _tanh_vjp(instruction, x, y, g):
+    wide, g = widened_all(x, g)
+    cosh = tf.raw_ops.Cosh(x=wide)
+    return tf.cast(g / cosh / cosh, x.dtype)
 
 
 @op("relu")

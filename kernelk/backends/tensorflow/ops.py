@@ -22,6 +22,9 @@ FRESH = {
     *("sin", "cos", "cumsum", "cumprod", "gather", "scatter_add", "batch_matmul", "conv", "conv_kernel"),
 }
 
+# So many rows may be added in float32, one after the other.
+FEW_ROWS = 1024
+
 
 # Reductions -----------------------------------------------------------------------------------------------
 
@@ -30,8 +33,28 @@ FRESH = {
 def _sum(instruction, x, axes, keepdims):
     if instruction.dtype == "bool":
         return tf.raw_ops.Any(input=x, axis=axes_of(axes), keep_dims=keepdims)
-    total = tf.raw_ops.Sum(input=widened(x), axis=axes_of(axes), keep_dims=keepdims)
-    return tf.cast(total, x.dtype)
+    return tf.cast(_total(widened(x), axes, keepdims), x.dtype)
+
+
+def _total(x, axes, keepdims):
+    """The sum, of integers or of float32 and wider."""
+    if x.dtype != tf.float32 or not axes or axes[-1] == len(x.shape) - 1:
+        return tf.raw_ops.Sum(input=x, axis=axes_of(axes), keep_dims=keepdims)
+    # Unlike along the last axis, TensorFlow adds one row after the other: of a million, a hundredth is lost.
+    few, count = [], 1
+    for axis in reversed(axes):
+        length = x.shape[axis]
+        if length is None or count * length > FEW_ROWS:
+            break
+        few.insert(0, axis)
+        count *= length
+    many = axes[: len(axes) - len(few)]
+    if few:
+        x = tf.raw_ops.Sum(input=x, axis=axes_of(few), keep_dims=keepdims)
+    if many:
+        total = tf.raw_ops.Sum(input=tf.cast(x, tf.float64), axis=axes_of(many), keep_dims=keepdims)
+        x = tf.cast(total, tf.float32)
+    return x
 
 
 def axes_of(axes):
@@ -80,20 +103,24 @@ def _argmax(instruction, x, axis):
 def _cumulative(instruction, x, axis):
     kernel = tf.raw_ops.Cumsum if instruction.op == "cumsum" else tf.raw_ops.Cumprod
     dtype = instruction.dtype
-    wide = tf.cast(x, tf.int64) if dtype == "bool" else tf.cast(x, tf.float64) if dtype in FLOATS else x
+    if dtype == "bool":
+        wide = tf.cast(x, tf.int64)
+    else:
+        wide = tf.cast(x, tf.float64) if instruction.op == "cumsum" and dtype in FLOATS else widened(x)
     return cast(instruction, kernel(x=wide, axis=tf.constant(axis, tf.int32)), dtype)
 
 
 @op("size")
-def _size(instruction, x, axes):
+def _size(instruction, x, axes, dtype=None):
+    dtype = dtype or tf.as_dtype(instruction.dtype)
     lengths = [x.shape[axis] for axis in axes]
     if None not in lengths:
-        return tf.constant(np.asarray(np.prod(lengths)).astype(instruction.dtype))
+        return tf.constant(np.asarray(np.prod(lengths)).astype(dtype.as_numpy_dtype))
     if len(axes) == len(x.shape):
         count = tf.size(x, out_type=tf.int64)
     else:
         count = tf.reduce_prod(tf.gather(tf.shape(x, out_type=tf.int64), axes))
-    return cast(instruction, count, instruction.dtype)
+    return cast(instruction, count, dtype.name)
 
 
 @op("shape")
@@ -261,7 +288,11 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
 @op("mean")
 def _mean(instruction, x, axes, keepdims):
     wide = widened(x) if instruction.dtype in FLOATS else tf.cast(x, tf.float64)
-    return tf.cast(tf.raw_ops.Mean(input=wide, axis=axes_of(axes), keep_dims=keepdims), x.dtype)
+    if axes and axes[-1] == len(x.shape) - 1:
+        mean = tf.raw_ops.Mean(input=wide, axis=axes_of(axes), keep_dims=keepdims)
+    else:
+        mean = _total(wide, axes, keepdims) / _size(instruction, wide, axes, wide.dtype)
+    return tf.cast(mean, x.dtype)
 
 
 @op("softmax")

@@ -115,6 +115,27 @@ def _relu(instruction):
     return torch.relu
 
 
+@maker("softplus")
+def _softplus(instruction):
+    # From 40 on, x itself is nearest in every dtype.
+    return lambda x: torch.ops.aten.softplus(x, 1, 40)
+
+
+@maker("sigmoid_vjp")
+def _sigmoid_vjp(instruction):
+    # The slope of softplus(-x) is sigmoid(-x), 1 - y without its rounding.
+    return lambda x, y, g: torch.ops.aten.softplus_backward(y * g, x, -1, 40)
+
+
+@maker("tanh_vjp")
+def _tanh_vjp(instruction):
+    def call(x, y, g):
+        cosh = torch.cosh(x)
+        return g / cosh / cosh
+
+    return call
+
+
 @maker("relu_grad")
 def _relu_grad(instruction):
     def call(y, g):
