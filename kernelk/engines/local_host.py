@@ -29,6 +29,9 @@ from .storage import Storage
 # Backends' notes that the user has seen.
 _notes_shown: set[str] = set()
 
+# Made once: a call passes it twice.
+_UNHELD = contextlib.nullcontext()
+
 # Engines that the parent of this forked process had started in it, by name: their threads aren't here, and what is left
 # of them is kept, since it may hang or crash when it is freed.
 _unusable: dict[str, list[Executor]] = {}
@@ -134,7 +137,7 @@ class LocalHost(Host):
         if do == "run":
             message = {**message, "feeds": self._fed, "results": self._wanted}
         # An engine's compiler may keep settings or caches half changed: Ctrl-C waits for it.
-        held = shield() if do == "compile" else contextlib.nullcontext()
+        held = shield() if do == "compile" else _UNHELD
         try:
             # The user's own setting, by which numpy raises or warns, isn't meant for what the engine does.
             with held, np.errstate(all="ignore"):
@@ -167,9 +170,8 @@ class LocalHost(Host):
         finally:
             self._wanted = "arrays"
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        yield
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return _UNHELD
 
     def stop(self) -> None:
         executor, self._executor = self._executor, None

@@ -26,7 +26,7 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     arrays, on a CPU without a copy.
     """
     shape = placeholder.shape
-    if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and value.shape == shape:
+    if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and _takes(shape, value.shape):
         return value
     if isinstance(value, Tensor):
         raise FeedError(
@@ -58,7 +58,7 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
             f"placeholder '{placeholder.name}' takes numbers, not {type(value).__name__} of dtype {array.dtype}",
             next_step=f"convert it first, e.g. np.asarray(x, '{placeholder.dtype}')",
         )
-    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape)):
+    if not _takes(shape, array.shape):
         raise FeedError(
             f"placeholder '{placeholder.name}' ({placeholder.source}) has shape {shape}, but was fed {array.shape}",
             allowed="its number of axes and its known lengths must be equal",
@@ -90,7 +90,15 @@ def _narrowed(array: Array, dtype: str) -> str:
 
 
 def _takes(shape: Shape, fed: tuple[int, ...]) -> bool:
-    return len(shape) == len(fed) and all(n is None or n == m for n, m in zip(shape, fed))
+    """Whether a placeholder of this shape takes an array of that one. A loop, since each call of a function asks."""
+    if shape == fed:
+        return True
+    if len(shape) != len(fed):
+        return False
+    for length, given in zip(shape, fed):  # noqa: SIM110
+        if length is not None and length != given:
+            return False
+    return True
 
 
 def _fitting(shape: Shape, fed: tuple[int, ...]) -> str:
