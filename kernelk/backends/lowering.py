@@ -1,13 +1,12 @@
 """A program as the backends see it, and the walk that turns its instructions into an engine's own values."""
 
-from .base import window_ops
 from .errors import CannotLower
 
 
 class Instruction(object):
     """One op of a program: which values it takes, and the dtype and shape (None: unknown) that it promises.
 
-    `rounded`: it multiplies float32, and both factors are rounded to bfloat16 first (see `round_factors`).
+    `rounded`: it multiplies float32, and both factors are rounded to bfloat16 first (see `products`).
     """
 
     __slots__ = ("attrs", "dtype", "index", "input_dtypes", "input_shapes", "inputs", "op", "rounded", "shape")
@@ -66,19 +65,6 @@ class Program(object):
     def results(self):
         """Value numbers that leave the program: outputs, then new values of updated slots."""
         return self.outputs + [value for _, value in self.updates]
-
-
-# The products that a precision is about: their first two operands are the factors.
-PRODUCTS = {"matmul", "batch_matmul"}.union(*[window_ops(name) for name in ("conv", "conv_input", "conv_kernel")])
-
-
-def round_factors(program):
-    """Marks every product of float32 in the program, its loops included: both factors are rounded to bfloat16."""
-    for instruction in program.instructions:
-        if instruction.op in PRODUCTS and instruction.dtype == "float32":
-            instruction.rounded = True
-        elif instruction.op == "scan":
-            round_factors(instruction.attrs["body"])
 
 
 class InstructionError(Exception):

@@ -62,7 +62,7 @@ def truth_of(nodes: Nodes, hosts: Sequence[Host], exact: Host, number: int) -> T
     known = nodes.values(hosts[0], computed) if computed else {}
     feeds = [known[n] if n in known else nodes.feeds[n] for n in fed]
     values = [nodes.run(host, list(fed.values()), list(alone.values()), feeds)[0] for host in hosts]
-    apart = ulps(*values, dtype)
+    apart = ulps(values[0], values[1], dtype)
     if not apart.any():
         return None
     worst = np.unravel_index(int(np.argmax(apart)), apart.shape)

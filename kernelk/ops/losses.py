@@ -57,9 +57,11 @@ def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> 
     target, output = operands(target, output)
     wanted, given = floating(target), floating(output)
     if from_logits:
-        # For targets of 0 and 1, the first two terms cancel exactly or are 0.
-        small = apply("log1p", elementwise.exp(-elementwise.abs(given)))
-        return apply("maximum", given, scalar(0, given.dtype)) - given * wanted + small
+        # -log of what is predicted for the likelier class, and what the other one adds: for targets of 0 and 1 each
+        # is exact, and so are their slopes, at 0 too.
+        negative = apply("less", given, scalar(0, given.dtype))
+        likelier = apply("softplus", apply("select", negative, given, -given))
+        return likelier + apply("select", negative, -wanted, 1.0 - wanted) * given
     p = _inside(given)
     return -(wanted * elementwise.log(p) + (1.0 - wanted) * apply("log1p", -p))
 

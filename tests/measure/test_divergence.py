@@ -136,7 +136,7 @@ def test_a_cast_a_square_and_a_composite_have_a_truth(monkeypatch: Any) -> None:
     for op, y in {
         "multiply": K.constant([1.5, 2.5]) * 3.0,
         "matmul": K.dot(K.ones((2, 3)), K.ones((3, 2))),
-        "cast": K.cast(K.constant([1.5], dtype="float16"), "float32"),
+        "cast": K.cast(K.variable([1.5], dtype="float16"), "float32"),
         "conv": K.conv2d(K.ones((1, 3, 3, 1)), K.ones((2, 2, 1, 1)), data_format="channels_last"),
     }.items():
         other = planted(monkeypatch, **{op: lambda right, *_, **__: right * right.dtype.type(1.01)})

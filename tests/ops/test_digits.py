@@ -57,10 +57,9 @@ def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right
     points = POINTS.astype(dtype).astype("float64")
     value, slopes = at(function, points, dtype)
     tolerance = 2e-6 if dtype == "float32" else 4e-15
-    np.testing.assert_allclose(value, right(points), rtol=tolerance)
-    # max, abs and select choose one of two slopes at 0.
-    away = points != 0
-    np.testing.assert_allclose(slopes[away], slope(points)[away], rtol=tolerance)
+    tiny = float(np.finfo(dtype).tiny)
+    np.testing.assert_allclose(value, right(points), rtol=tolerance, atol=tiny)
+    np.testing.assert_allclose(slopes, slope(points), rtol=tolerance, atol=tiny)
 
 
 def test_a_mean_of_many_in_float16(backend: str) -> None:
@@ -105,7 +104,7 @@ def test_the_variance_of_a_batch_far_from_0(backend: str) -> None:
     batch = (np.random.default_rng(0).normal(1e4, 1, (4096, 3))).astype("float32")
     _, mean, variance = K.normalize_batch_in_training(x, None, None, [0])
     mean, variance = K.function([x], [mean, variance])([batch])
-    np.testing.assert_allclose(mean, batch.astype("float64").mean(0), rtol=2e-7)
+    np.testing.assert_allclose(mean, batch.astype("float64").mean(0), rtol=3e-7)
     np.testing.assert_allclose(variance, batch.astype("float64").var(0), rtol=2e-6)
 
 

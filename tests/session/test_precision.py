@@ -229,7 +229,7 @@ def test_the_program_of_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[st
         capsys.readouterr()
         .err.strip()
         .endswith(
-            "compare: precision='fp8' isn't allowed: allowed are float32, tf32, bfloat16; next: --precision float32"
+            "compare: precision='fp8' isn't allowed; allowed are float32, tf32, bfloat16; next: --precision float32"
         )
     )
     assert main(["compare", str(script), "numpy", "--precision", "float32", "--budget", "0.1"]) == 0

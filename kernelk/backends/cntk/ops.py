@@ -22,6 +22,8 @@ op = registrar(OPS)
 MOST_PADDED = 5
 # A sum over so many rows at most is a product with ones, up to thirty times as fast as CNTK's own over leading axes.
 MOST_ROWS = 1 << 16
+# So many of them may be added in float32, one after the other; CNTK's own sum adds in float64.
+FEW_ROWS = 1024
 
 
 # Reductions -----------------------------------------------------------------------------------------------
@@ -39,6 +41,12 @@ def _reduced(b, instruction, node, x, keepdims):
     return Val(node, x.dtype, instruction.shape, instruction.shape)
 
 
+def _factors(count):
+    """Two factors of a number, as near to each other as there are."""
+    first = next(n for n in range(int(count**0.5), 0, -1) if count % n == 0)
+    return [first, count // first]
+
+
 @op("sum")
 def _sum(b, instruction, x, axes, keepdims):
     node = b.whole(x)
@@ -46,9 +54,14 @@ def _sum(b, instruction, x, axes, keepdims):
     width = int(np.prod(x.shape)) // rows
     leading = list(axes) == list(range(len(axes)))
     if leading and width > 1 and 1 < rows <= MOST_ROWS and rows * width > LARGE:
-        ones = b.constant(np.ones((1, rows)), x.dtype)
-        node = b.engine.times(ones, reshaped(b, node, (rows, width)))
-        return _reduced(b, instruction, node, x, False)
+        # One product adds one row after the other in float32: few, or in two steps.
+        parts = [rows] if rows <= FEW_ROWS else _factors(rows)
+        if max(parts) <= FEW_ROWS:
+            for i, count in enumerate(parts):
+                rest = int(np.prod(parts[i + 1 :])) * width
+                ones = b.constant(np.ones((1, count)), x.dtype)
+                node = b.engine.times(ones, reshaped(b, node, (count, rest)))
+            return _reduced(b, instruction, node, x, False)
     node = _reduce(b, instruction, node, "reduce_sum", axes)
     return _reduced(b, instruction, node, x, keepdims)
 

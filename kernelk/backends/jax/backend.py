@@ -20,7 +20,7 @@ from ..choosing import (
     settled_threads,
     wanted_denormals,
 )
-from ..lowering import round_factors
+from ..products import round_factors
 from ..segments import compile_in_segments
 from . import elementwise, ops, tracing, windows
 from .denormals import keep_denormals

@@ -22,7 +22,8 @@ from ..choosing import (
 )
 from ..describing import type_of
 from ..errors import OptionError
-from ..lowering import InstructionError, lower, round_factors
+from ..lowering import InstructionError, lower
+from ..products import round_factors
 from . import elementwise, ops, windows
 from .denormals import keep_denormals
 from .profiler import TensorFlowProfiler

@@ -3,7 +3,8 @@
 import numpy as np
 
 from ..base import registrar
-from ..lowering import PRODUCTS, Steps, lower
+from ..lowering import Steps, lower
+from ..products import PRODUCTS
 from . import elementwise, windows
 from .elementwise import FLOATS, cast, signed, typed, unsigned_again, where, widened, widened_all
 

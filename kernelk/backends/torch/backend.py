@@ -16,7 +16,8 @@ from ..choosing import (
     precisions,
 )
 from ..describing import ops_in
-from ..lowering import InstructionError, round_factors
+from ..lowering import InstructionError
+from ..products import round_factors
 from . import elementwise, ops, precision, windows
 from .profiler import TorchProfiler
 
