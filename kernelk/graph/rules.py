@@ -18,14 +18,20 @@ Vjp: TypeAlias = Callable[[Tensor, Tensor], Gradients]
 class Rule:
     """The rule of one op. An op with `decompose` is a composite: backends may leave it out."""
 
-    __slots__ = ("decompose", "infer", "vjp")
+    __slots__ = ("checks", "decompose", "infer", "vjp")
 
     def __init__(
-        self, infer: Inference, vjp: Vjp | None = None, decompose: Callable[..., Tensor] | None = None
+        self,
+        infer: Inference,
+        vjp: Vjp | None = None,
+        decompose: Callable[..., Tensor] | None = None,
+        checks: bool = False,
     ) -> None:
+        """`checks`: `infer` refuses lengths that the ops of the decomposition take."""
         self.infer = infer
         self.vjp = vjp
         self.decompose = decompose
+        self.checks = checks
 
 
 RULES: dict[str, Rule] = {}

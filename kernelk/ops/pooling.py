@@ -275,10 +275,10 @@ def _vjp_avg_pool_grad(node: Tensor, h: Tensor) -> Gradients:
 
 RULES.update(
     {
-        "max_pool": Rule(_infer_pool, _vjp_max_pool, _max_pool),
+        "max_pool": Rule(_infer_pool, _vjp_max_pool, _max_pool, checks=True),
         "max_pool_grad": Rule(_infer_max_grad, _vjp_max_pool_grad, in_float32(_max_pool_grad)),
         "max_pool_pick": Rule(_infer_pick, _vjp_max_pool_pick, _max_pool_pick),
-        "avg_pool": Rule(_infer_pool, _vjp_avg_pool, in_float32(_avg_pool)),
+        "avg_pool": Rule(_infer_pool, _vjp_avg_pool, in_float32(_avg_pool), checks=True),
         "avg_pool_grad": Rule(_infer_avg_grad, _vjp_avg_pool_grad, in_float32(_avg_pool_grad)),
     }
 )

@@ -61,16 +61,23 @@ def infer(program: Program, feed_shapes: Sequence[Shape]) -> list[Any]:
         if op == "item":
             specs[number] = Spec(loops[inputs[0]].values[attrs["index"]], node.dtype)
             continue
-        try:
-            shape, _ = RULES[op].infer(*[specs[n] for n in inputs], **attrs)
-        except KernelKError as error:
-            found = _index_error(program, specs, node, inputs) if op == "reshape" else None
-            raise located(found or error, node.source) from None
-        specs[number] = Spec(shape, node.dtype)
+        specs[number] = Spec(_shape(program, specs, node, inputs, attrs), node.dtype)
+    for node, inputs, attrs, _ in program.checks:
+        _shape(program, specs, node, inputs, attrs)
     shapes: list[Any] = [spec.shape for spec in specs]
     for number, made in loops.items():
         shapes[number] = made
     return shapes
+
+
+def _shape(
+    program: Program, specs: Sequence[Spec], node: Tensor, inputs: Sequence[int], attrs: dict[str, Any]
+) -> Shape:
+    try:
+        return RULES[node.op].infer(*[specs[n] for n in inputs], **attrs)[0]
+    except KernelKError as error:
+        found = _index_error(program, specs, node, inputs) if node.op == "reshape" else None
+        raise located(found or error, node.source) from None
 
 
 def _index_error(program: Program, specs: Sequence[Spec], node: Tensor, inputs: Sequence[int]) -> ShapeError | None:

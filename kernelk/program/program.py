@@ -136,6 +136,7 @@ class Program:
         self.constants: list[Constant] = []
         self.instructions: list[Instruction] = []
         self.schedule: list[int] = []  # the values that are computed, instructions and draws, in order
+        self.checks: list[Instruction] = []  # composites that aren't computed as such, for their shapes to be checked
         self._loops: dict[int, Loop] = {}
         self._loop_draws: dict[int, list[int]] = {}  # id of a loop's node -> the draws that its body takes
         roots = [resolver.resolve(tensor) for tensor in outputs]
@@ -150,6 +151,10 @@ class Program:
         numbers, contents = self._number_leaves(order, updated, phase)
         self.draw_dims: list[tuple[tuple[int, ...], list[Any]]] = [((), [])] * len(self.draws)
         texts = self._number_instructions(order, numbers, resolver)
+        for node in resolver.checked.values():
+            operands = [numbers.get(id(x)) for x in resolver.operands(node)]
+            if None not in operands:
+                self.checks.append(Instruction(node, tuple(operands), resolver.attrs(node), None))  # type: ignore[arg-type]
         passed: list[Print] = [Print(node, (), node) for node in resolver.prints.values()]
         passed = [one for one in passed if id(resolver.resolve(one.node)) in numbers]
         passed += [one for loop in self._loops.values() for one in loop.prints]

@@ -63,6 +63,7 @@ class Resolver:
         self.ops = ops
         self.values = values
         self.prints: dict[int, Tensor] = {}
+        self.checked: dict[int, Tensor] = {}  # composites that are written out, and check more than what they become
         self._direct = _direct(ops)
         self._operands: dict[int, Sequence[Tensor]] = {}
         self._attrs: dict[int, dict[str, Any]] = {}
@@ -84,6 +85,8 @@ class Resolver:
             elif isinstance(node, Update):
                 node = update_value(node)
             elif op in RULES and RULES[op].decompose is not None:
+                if RULES[op].checks:
+                    self.checked[id(node)] = node
                 node = expand(node)
             else:
                 break

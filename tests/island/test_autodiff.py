@@ -40,9 +40,7 @@ APART: dict[tuple[str, int], dict[str, str]] = {
         "cumprod no exact counterpart": "CNTK has no cumulative product",
         "takes u?int": "CNTK has no integers: what is not exact in floats is numpy's, and splits the program",
     },
-    ("tensorflow", 2): {
-        "EXPLICIT.*MaxPoolGradGrad": "the second gradient of its max pooling takes no explicit padding"
-    },
+    ("tensorflow", 2): {"EXPLICIT.*MaxPoolGradGrad": "max pooling with explicit padding has no second one"},
     ("theano", 2): {r"2nd derivatives of `product\(a\)` is not currently supported": "Theano's own words"},
 }
 

@@ -760,3 +760,15 @@ def test_rules_of_all_composites() -> None:
     for name in COMPOSITES:
         assert RULES[name].decompose is not None, name
         assert RULES[name].vjp is not None, name
+
+
+@pytest.mark.parametrize("mode", ["max", "avg"])
+def test_a_window_that_what_is_fed_does_not_hold_is_refused(backend: str, mode: str) -> None:
+    x = K.placeholder((None, None, None, 2))
+    y = K.pool2d(x, (2, 2), padding="valid", data_format="channels_last", pool_mode=mode)
+    call, slope = K.function([x], [y]), K.function([x], K.gradients(K.sum(y), [x]))
+    for function in (call, slope):
+        with pytest.raises(ShapeError, match="a window covers 2") as refused:
+            function([np.ones((1, 1, 3, 2), "float32")])
+        assert "test_convolution.py" in str(refused.value)
+    assert call([np.ones((1, 2, 3, 2), "float32")])[0].shape == (1, 1, 2, 2)

@@ -42,6 +42,8 @@ class Sized:
     feeds: Callable[[int, int], list[Array]]
     # Whether errors grow with the length, as in a sum.
     grows: bool = False
+    # Whether its graph needs the length.
+    known: bool = False
 
     def __str__(self) -> str:
         return f"{self.case} in {self.dtype}"
@@ -50,7 +52,7 @@ class Sized:
         """The case with the values of one attempt."""
         case = replace(self.case, scale=self.case.scale * n**0.5) if self.grows else self.case
         feeds = self.feeds(n, attempt % self.attempts(n))
-        return Trial(case, self.dtype, [(None,) * feed.ndim for feed in feeds], feeds)
+        return Trial(case, self.dtype, [feed.shape if self.known else (None,) * feed.ndim for feed in feeds], feeds)
 
 
 def _pool(operand: Operand, dtype: str, random: np.random.Generator) -> Array:
@@ -140,7 +142,7 @@ def _top(case: Case, dtype: str, random: np.random.Generator) -> Sized:
         chosen[::2] = places[::2]
         return [x, chosen]
 
-    return Sized(case, dtype, lambda n: 3, feeds)
+    return Sized(case, dtype, lambda n: 3, feeds, known=True)
 
 
 def _pools(random: np.random.Generator) -> Iterator[Sized]:
@@ -155,9 +157,9 @@ def _pooling(case: Case, dtype: str, random: np.random.Generator) -> Sized:
     edges = edge_values("nonfinite", dtype)
 
     def feeds(n: int, attempt: int) -> list[Array]:
-        # One axis after the other is the long one: two spatial ones, and that of the channels.
+        # One axis after the other is the long one: two spatial ones, which hold a window, and that of the channels.
         long = "pq2"[attempt % 3]
-        lengths = {"A": 1, "2": 2, "p": 3, "q": 3, "r": 3, long: n if n < LONG else n // 18}
+        lengths = {"A": 1, "2": 2, "p": 3, "q": 3, "r": 3, long: n // 18 if n >= LONG else n if long == "2" else n + 2}
         x = values_of(real(""), dtype, tuple(lengths[axis] for axis in operand.axes), random)
         x.reshape(-1)[(attempt * 7 + 11 * np.arange(3)) % x.size] = edges[attempt // 3 % len(edges)]
         return [x]
@@ -205,11 +207,11 @@ def _together(engine: str, batch: Sequence[Sized], lengths: Sequence[int], most:
 
 
 def _run(engine: str, batch: Sequence[Sized], lengths: Sequence[int], most: int, found: dict[str, str]) -> None:
-    first = [one.trial(1, 0) for one in batch]
-    inputs: list[list[Tensor]] = [trial.placeholders() for trial in first]
-    outputs: list[Tensor] = [one.case.graph(*own) for one, own in zip(batch, inputs)]
-    call = K.function([x for own in inputs for x in own], outputs)
     for n in lengths:
+        if n == lengths[0] or any(one.known for one in batch):
+            inputs: list[list[Tensor]] = [one.trial(n, 0).placeholders() for one in batch]
+            outputs: list[Tensor] = [one.case.graph(*own) for one, own in zip(batch, inputs)]
+            call = K.function([x for own in inputs for x in own], outputs)
         for attempt in range(min(most, max(one.attempts(n) for one in batch))):
             trials = [one.trial(n, attempt) for one in batch]
             values = call([feed for trial in trials for feed in trial.feeds])

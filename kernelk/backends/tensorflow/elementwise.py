@@ -190,7 +190,17 @@ def _floor_divide(instruction, x, y):
 def cast(instruction, x, dtype):
     if dtype == "bool":
         return x if x.dtype == tf.bool else tf.raw_ops.NotEqual(x=x, y=typed(0, x))
-    return tf.cast(x, dtype)
+    return _half(x) if x.dtype == tf.float64 and dtype == "float16" else tf.cast(x, dtype)
+
+
+def _half(x):
+    """float64 to float16, which TensorFlow rounds twice: to float32 first, whose last bit here marks what was lost."""
+    single = tf.cast(x, tf.float32)
+    back = tf.cast(single, tf.float64)
+    even = tf.equal(tf.bitwise.bitwise_and(tf.bitcast(single, tf.int32), 1), 0)
+    towards = where(tf.less(back, x), tf.constant(np.inf, tf.float32), tf.constant(-np.inf, tf.float32))
+    odd = tf.raw_ops.NextAfter(x1=single, x2=tf.broadcast_to(towards, tf.shape(single)))
+    return tf.cast(where(tf.logical_and(tf.not_equal(back, x), even), odd, single), tf.float16)
 
 
 @op("sigmoid")
