@@ -111,6 +111,7 @@ COMPOSITES = {
     "softmax": ("axis",),
     "log_softmax": ("axis",),
     "sigmoid": (),
+    "softsign": (),  # x / (1 + abs(x))
     "softplus": (),  # log(1 + exp(x))
     "log1p": (),  # log(1 + x), to the last digits near 0
     "expm1": (),  # exp(x) - 1, likewise

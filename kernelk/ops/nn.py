@@ -84,10 +84,19 @@ def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: 
     if plain:
         y = apply("relu", x)
         return elementwise.minimum(y, max_value) if max_value is not None else y
+    if x.dtype == "float16" and all(isinstance(n, (int, float, type(None))) for n in (alpha, max_value, threshold)):
+        return _rounded_once(relu, x, alpha, max_value, threshold)
     above = binary("less_equal", threshold, x)
     top = x if max_value is None else elementwise.minimum(elementwise.maximum(x, 0.0), max_value)
     below = binary("multiply", binary("subtract", x, threshold), alpha)
     return apply("select", above, *operands(top, below))
+
+
+def _rounded_once(function: Callable[..., Tensor], x: Tensor, *numbers: Any) -> Tensor:
+    """The function of float16, and of numbers as float16 has them, in float64: each step in float16 would round."""
+    with np.errstate(over="ignore"):
+        held = [number if number is None else float(np.float16(number)) for number in numbers]
+    return cast_to(function(cast_to(x, "float64"), *held), "float16")
 
 
 def sigmoid(x: Any) -> Tensor:
@@ -103,6 +112,8 @@ def tanh(x: Any) -> Tensor:
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha * (exp(x) - 1) below."""
     values = floating(as_tensor(x))
+    if values.dtype == "float16" and isinstance(alpha, (int, float)):
+        return _rounded_once(elu, values, alpha)
     zero = scalar(0, values.dtype)
     below = apply("expm1", apply("minimum", values, zero)) * alpha
     return apply("select", apply("less", zero, values), values, below)
@@ -115,13 +126,19 @@ def softplus(x: Any) -> Tensor:
 
 def softsign(x: Any) -> Tensor:
     """x / (abs(x) + 1)."""
-    values = floating(as_tensor(x))
-    return values / (abs(values) + 1.0)
+    return apply("softsign", floating(as_tensor(x)))
 
 
 def hard_sigmoid(x: Any) -> Tensor:
     """0.2 x + 0.5, kept between 0 and 1."""
-    return elementwise.clip(floating(as_tensor(x)) * 0.2 + 0.5, 0.0, 1.0)
+    values = floating(as_tensor(x))
+    if values.dtype == "float16":
+        return _rounded_once(_hard_sigmoid, values, 0.2)
+    return _hard_sigmoid(values, 0.2)
+
+
+def _hard_sigmoid(x: Tensor, slope: float) -> Tensor:
+    return elementwise.clip(x * slope + 0.5, 0.0, 1.0)
 
 
 def switch(condition: Any, then_expression: Any, else_expression: Any) -> Tensor:
@@ -228,6 +245,16 @@ def _expm1(x: Tensor) -> Tensor:
     return apply("select", lost, x, apply("select", far, less_one, near))
 
 
+def _softsign(x: Tensor) -> Tensor:
+    return x / (apply("abs", x) + 1.0)
+
+
+def _vjp_softsign(node: Tensor, g: Tensor) -> list[Tensor]:
+    # The quotient's rule would cancel far out.
+    total = apply("abs", node.inputs[0]) + 1.0
+    return [g / total / total]
+
+
 def _sigmoid_vjp(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     small = _towards_zero(x)
     total = small + 1.0
@@ -280,6 +307,7 @@ RULES["softmax"] = Rule(_same, _vjp_softmax, _wide(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _wide(_log_softmax))
 RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_vjp", node.inputs[0], node, g)], _wide(_sigmoid))
 RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], _wide(_softplus))
+RULES["softsign"] = Rule(_same, _vjp_softsign, _wide(_softsign))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], _wide(_log1p))
 RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], _wide(_expm1))
 RULES["sigmoid_vjp"] = Rule(_as_the_last, _vjp_of_sigmoid_vjp, _wide(_sigmoid_vjp))

@@ -52,20 +52,27 @@ def of_multiply(node: Tensor, g: Tensor) -> Gradients:
 
 def of_divide(node: Tensor, g: Tensor) -> Gradients:
     a, b = node.inputs
-    quotient = g / b
-    return [sum_to(quotient, a), sum_to(apply("negative", quotient * node), b)]
+    # Not (g / b) * node: of 0 by a number next to 0 that would be inf * 0.
+    return [sum_to(g / b, a), sum_to(apply("negative", g * node / b), b)]
 
 
 def of_power(node: Tensor, g: Tensor) -> Gradients:
     x, exponent = node.inputs
+    if x.dtype == "float16":
+        # x ** (e - 1) may be too small for it where its product with e isn't.
+        wide = apply("power", cast(x, "float32"), cast(exponent, "float32"))
+        return [slope if slope is None else cast(slope, "float16") for slope in of_power(wide, cast(g, "float32"))]
     known = scalar_of(exponent)
     if known == 2:
         return [sum_to(g * x * 2.0, x), None]
     if known == 0:
         return [None, None]
-    to_x = sum_to(g * exponent * apply("power", x, exponent - 1.0), x)
+    slope = exponent * apply("power", x, exponent - 1.0)
     if known is not None:
-        return [to_x, None]
+        return [sum_to(g * slope, x), None]
+    # x ** 0 is 1 everywhere, also where 1 / x is infinite.
+    constant = apply("equal", exponent, scalar(0, exponent.dtype))
+    to_x = sum_to(g * apply("select", constant, scalar(0, x.dtype), slope), x)
     # x ** e has no slope in e where x is 0 (or negative, where it is defined for whole e only).
     positive = apply("less", scalar(0, x.dtype), x)
     safe = apply("select", positive, x, scalar(1, x.dtype))

@@ -189,7 +189,7 @@ def shortcut_cases(random):
     for dtype in FLOATS:
         slopes = [np.array([-9, -0.5, 0, 0.25, 9], dtype=dtype), np.array([3, -2, 1, 0.5, -4], dtype=dtype)]
         near = np.array([-0.9, -1e-3, -1e-4, 0, -0.0, 1e-4, 1e-3, 0.5, 8, -8, np.inf, np.nan], dtype=dtype)
-        for op in ["log1p", "expm1", "softplus", "sigmoid"]:
+        for op in ["log1p", "expm1", "softplus", "softsign", "sigmoid"]:
             yield op + " near 0", op, {}, [near], dtype
         for op in ["sigmoid", "tanh"]:
             with np.errstate(all="ignore"):

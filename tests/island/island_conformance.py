@@ -84,6 +84,7 @@ ROUNDED = {
     "log_softmax",
     "sigmoid",
     "softplus",
+    "softsign",
     "log1p",
     "expm1",
     "sigmoid_vjp",

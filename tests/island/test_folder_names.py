@@ -37,6 +37,7 @@ OWN = {
     "theano": {"op_classes.py", "window_classes.py", "windows.cpp", "rewrites.py", "starting.py"},
     "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py"},
     "jax": {"denormals.py", "tracing.py"},
+    "torch": {"precision.py"},
 }
 # Not imported before their engine: see test_island_gate.py.
 AFTER_START = {"theano.op_classes", "theano.window_classes"}

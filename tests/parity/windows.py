@@ -80,7 +80,7 @@ def _pool(x, sizes, strides, padding, mode):
     # What is padded counts neither as an element nor for the mean; an element that isn't a number does.
     inside = _windows(np.ones_like(x), sizes, strides, padding, (1,) * n)
     made = np.nanmax(seen, axes) if mode == "max" else np.nanmean(seen, axes)
-    return np.where((np.isnan(seen) & (inside != 0)).any(axes), np.nan, made)
+    return np.where(((seen != seen) & (inside != 0)).any(axes), np.nan, made)
 
 
 def _laid_out(expected, layout):

@@ -35,14 +35,6 @@ def _softmax(instruction, x, axis):
     return (powers / np.sum(powers, axis=axis, keepdims=True)).astype(x.dtype)
 
 
-@op("log_softmax")
-def _log_softmax(instruction, x, axis):
-    if x.size == 0:
-        return x
-    shifted = widened(x) - np.max(widened(x), axis=axis, keepdims=True)
-    return (shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))).astype(x.dtype)
-
-
 @op("relu")
 def _relu(instruction, x):
     return np.maximum(x, np.zeros((), x.dtype))

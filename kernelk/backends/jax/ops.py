@@ -27,7 +27,13 @@ def _reduce(function, x, axes, keepdims):
 def _total(instruction, x, axes, keepdims):
     name, boolean = {"sum": ("reduce_sum", "reduce_or"), "prod": ("reduce_prod", "reduce_and")}[instruction.op]
     function = getattr(lax, boolean if instruction.dtype == "bool" else name)
-    return lax.convert_element_type(_reduce(function, widened(x), axes, keepdims), x.dtype)
+    wide = _multiplied(x) if instruction.op == "prod" else widened(x)
+    return lax.convert_element_type(_reduce(function, wide, axes, keepdims), x.dtype)
+
+
+def _multiplied(x):
+    """Floats as they are multiplied up: each product rounds, and a part of them may be too large."""
+    return lax.convert_element_type(x, np.float64) if np.issubdtype(x.dtype, np.floating) else x
 
 
 OPS["sum"] = OPS["prod"] = _total
@@ -62,7 +68,8 @@ def _cumulative(instruction, x, axis):
     name, boolean = {"cumsum": ("cumsum", "cummax"), "cumprod": ("cumprod", "cummin")}[instruction.op]
     if x.dtype == np.bool_:
         return truth(getattr(lax, boolean)(lax.convert_element_type(x, np.int8), axis))
-    return lax.convert_element_type(getattr(lax, name)(widened(x), axis), x.dtype)
+    wide = _multiplied(x) if instruction.op == "cumprod" else widened(x)
+    return lax.convert_element_type(getattr(lax, name)(wide, axis), x.dtype)
 
 
 OPS["cumsum"] = OPS["cumprod"] = _cumulative

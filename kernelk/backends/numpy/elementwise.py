@@ -36,6 +36,10 @@ def _logistic(x):
     return np.where(np.less(x, 0), small, _one(x)) / (_one(x) + small)
 
 
+def _softsign(x):
+    return x / (_one(x) + np.abs(x))
+
+
 def _softplus(x):
     return np.maximum(x, np.zeros((), x.dtype)) + np.log1p(np.exp(-np.abs(x)))
 
@@ -60,6 +64,7 @@ for _name, _function in {
     "log1p": np.log1p,
     "expm1": np.expm1,
     "sigmoid": _logistic,
+    "softsign": _softsign,
     "softplus": _softplus,
     "sigmoid_vjp": _sigmoid_vjp,
     "tanh_vjp": _tanh_vjp,

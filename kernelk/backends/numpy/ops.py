@@ -16,7 +16,7 @@ op = registrar(OPS)
 
 
 def _accumulated(x):
-    """Floats as they are added up: in float64, so that the order of the terms and their number don't show."""
+    """Floats as they are added and multiplied up: in float64, so that their order and number don't show."""
     return np.asarray(x).astype(np.float64) if np.asarray(x).dtype in (np.float16, np.float32) else np.asarray(x)
 
 
@@ -46,6 +46,19 @@ def _mean(instruction, x, axes, keepdims):
     return np.asarray(_total(x, axes, keepdims) / count).astype(np.asarray(x).dtype)
 
 
+@op("log_softmax")
+def _log_softmax(instruction, x, axis):
+    if not x.size:
+        return x
+    wide = x.astype(np.float64) if x.dtype == np.float16 else x
+    shifted = wide - np.max(wide, axis=axis, keepdims=True)
+    # Of the powers' sum the largest one, 1, is left out: where it is nearly all, the others decide the result.
+    largest = np.expand_dims(np.argmax(wide, axis=axis), axis)
+    order = np.reshape(np.arange(x.shape[axis]), [-1 if n == axis % x.ndim else 1 for n in range(x.ndim)])
+    others = np.where(order == largest, np.zeros((), wide.dtype), np.exp(shifted))
+    return (shifted - np.log1p(np.sum(others, axis=axis, keepdims=True))).astype(x.dtype)
+
+
 @op("max")
 def _max(instruction, x, axes, keepdims):
     return np.max(x, axis=tuple(axes), keepdims=keepdims)
@@ -58,7 +71,7 @@ def _min(instruction, x, axes, keepdims):
 
 @op("prod")
 def _prod(instruction, x, axes, keepdims):
-    wide = widened(np.asarray(x))
+    wide = _accumulated(x)
     return np.prod(wide, axis=tuple(axes), keepdims=keepdims, dtype=wide.dtype).astype(x.dtype)
 
 
@@ -80,7 +93,7 @@ def _cumsum(instruction, x, axis):
 
 @op("cumprod")
 def _cumprod(instruction, x, axis):
-    wide = widened(x)
+    wide = _accumulated(x)
     return np.cumprod(wide, axis=axis, dtype=wide.dtype).astype(x.dtype)
 
 

@@ -82,8 +82,8 @@ OPS["max"] = OPS["min"] = _extreme
 def _prod(instruction, x, axes, keepdims):
     if instruction.dtype == "bool":
         return tf.raw_ops.All(input=x, axis=axes_of(axes), keep_dims=keepdims)
-    product = tf.raw_ops.Prod(input=widened(x), axis=axes_of(axes), keep_dims=keepdims)
-    return tf.cast(product, x.dtype)
+    wide = tf.cast(x, tf.float64) if instruction.dtype in FLOATS else x
+    return tf.cast(tf.raw_ops.Prod(input=wide, axis=axes_of(axes), keep_dims=keepdims), x.dtype)
 
 
 @op("argmax", "argmin")
@@ -107,7 +107,7 @@ def _cumulative(instruction, x, axis):
     if dtype == "bool":
         wide = tf.cast(x, tf.int64)
     else:
-        wide = tf.cast(x, tf.float64) if instruction.op == "cumsum" and dtype in FLOATS else widened(x)
+        wide = tf.cast(x, tf.float64) if dtype in FLOATS else x
     return cast(instruction, kernel(x=wide, axis=tf.constant(axis, tf.int32)), dtype)
 
 

@@ -37,14 +37,12 @@ class NumpyOp(theano.Op):
         raise theano.tensor.ShapeError("known after the op alone")
 
 
-def cumsum(x, axis):
-    wide = np.dtype("float64") if x.dtype.kind == "f" else x.dtype
-    return np.cumsum(x, axis=axis, dtype=wide).astype(x.dtype, copy=False)
+def accumulate(function):
+    def call(x, axis):
+        wide = np.dtype("float64") if x.dtype.kind == "f" else x.dtype
+        return function(x, axis=axis, dtype=wide).astype(x.dtype, copy=False)
 
-
-def cumprod(x, axis):
-    wide = widened(x)
-    return np.cumprod(wide, axis=axis, dtype=wide.dtype).astype(x.dtype, copy=False)
+    return call
 
 
 def gather(x, indices):
@@ -96,8 +94,8 @@ FUNCTIONS = {
     "conv": windows.conv,
     "conv_input": windows.conv_input,
     "conv_kernel": windows.conv_kernel,
-    "cumprod": cumprod,
-    "cumsum": cumsum,
+    "cumprod": accumulate(np.cumprod),
+    "cumsum": accumulate(np.cumsum),
     "gather": gather,
     "max": lambda x, axes, keepdims: np.max(x, axis=axes, keepdims=keepdims),
     "max_pool": windows.max_pool,

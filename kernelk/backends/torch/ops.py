@@ -126,7 +126,7 @@ def _prod(instruction, axes, keepdims):
     dtype = dtype_of(instruction.dtype)
     if instruction.dtype == "bool":
         return _in_turn(lambda x, axis: torch.all(x, axis, keepdims), axes[::-1])
-    accumulator = torch.float32 if instruction.dtype == "float16" else dtype
+    accumulator = torch.float64 if instruction.dtype in FLOATS else dtype
     reduce = _in_turn(lambda x, axis: torch.prod(x, axis, keepdims), axes[::-1])
     if instruction.dtype not in FLOATS:
         reduce = _in_turn(lambda x, axis: torch.prod(x, axis, keepdims, dtype=dtype), axes[::-1])
@@ -147,8 +147,8 @@ def _cumulated(instruction, axis):
     if instruction.dtype == "bool":
         # The product of bits that are each 0 or 1 stays one; their sum needs room.
         return lambda x: torch.ne(function(x, axis, dtype=torch.int64), 0)
-    if instruction.dtype == "float16":
-        return lambda x: function(x, axis, dtype=torch.float32).to(dtype)
+    if instruction.dtype in FLOATS:
+        return lambda x: function(x, axis, dtype=torch.float64).to(dtype)
     return lambda x: function(x, axis, dtype=dtype)
 
 
