@@ -20,11 +20,13 @@ from pathlib import Path
 from measure import HERE, Answering, interval
 
 ENGINES = ["tensorflow", "theano", "cntk", "jax", "torch"]
+MODELS = ["large_step", "lenet", "lstm", "activations"]
 # What runs in one pair of processes: (work of side.py, engine).
 GROUPS = {
     "session": [("record", "numpy"), ("graph", "numpy"), ("empty_call", "numpy"), ("small_step", "numpy")],
     "load": [("load", "numpy")],
     **{engine: [("empty_call", engine), ("small_step", engine)] for engine in ENGINES},
+    **{f"{engine}-models": [(work, engine) for work in MODELS] for engine in ["numpy", *ENGINES]},
     "swap": [("swap", "torch")],
     "wire": [("wire", "numpy")],
 }
@@ -35,8 +37,9 @@ SETTLE = 0.02
 # A row gets so many seconds of each pair of processes, and at least so many blocks and pairs.
 SECONDS = 8.0
 LEAST_BLOCKS, LEAST_PAIRS = 3, 3
-# What a row may be slower by; or, in seconds, what it may take more.
-ALLOWED = 1.02
+# What a call may be slower by, and a model's step; or, in seconds, what it may take more.
+ALLOWED, ALLOWED_STEP = 1.02, 1.03
+STEPS = ("large training step", "LeNet step", "LSTM step", "chain of activations", "its gradient")
 ALLOWED_SECONDS = {"the wire of a call, both ends": 2e-6}
 
 
@@ -77,7 +80,7 @@ class Row:
         _, low, high = self.ratio()
         if high < 1:
             return "faster"
-        allowed = ALLOWED
+        allowed = ALLOWED_STEP if self.label.endswith(STEPS) else ALLOWED
         if self.label in ALLOWED_SECONDS:
             allowed = 1 + ALLOWED_SECONDS[self.label] / statistics.median(self.base)
         if low > allowed:

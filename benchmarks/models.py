@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from native import MODELS, MOMENTUM, RATE, UNITS, data
 
 from kernelk import backend as K
@@ -43,6 +44,18 @@ def lstm(w: Weights, x: Any) -> Any:
     zeros = K.zeros((K.int_shape(x)[0], UNITS))
     last, _, _ = K.rnn(cell, x, [zeros, zeros])
     return K.softmax(K.dot(last, w[3]) + w[4])
+
+
+def activations() -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A chain of activations of 256 by 512 numbers: a call that ends with its mean, and one with its slope's mean."""
+    values = np.random.RandomState(0).randn(256, 512).astype("float32")
+    x = K.placeholder(values.shape)
+    y = x
+    for function in (K.sigmoid, K.tanh, K.softplus, K.elu, K.softsign, K.relu):
+        y = function(y)
+    slope = K.gradients(K.sum(y), [x])[0]
+    forward, backward = K.function([x], [K.mean(y)]), K.function([x], [K.mean(slope)])
+    return lambda: forward([values]), lambda: backward([values])
 
 
 def empty() -> Callable[[], Any]:

@@ -112,15 +112,31 @@ def empty_call(engine: str) -> Work:
     return lambda calls: {f"{engine}: empty call": median_of(call, calls)}
 
 
-def small_step(engine: str) -> Work:
-    """A training step of a small MLP."""
+def _training(case: str, title: str) -> Callable[[str], Work]:
+    def work(engine: str) -> Work:
+        import models
+
+        import kernelk
+
+        kernelk.set_backend(engine)
+        call = models.model(case)
+        return lambda calls: {f"{engine}: {title}": median_of(call, calls)}
+
+    return work
+
+
+def activations(engine: str) -> Work:
+    """A chain of activations, and its gradient."""
     import models
 
     import kernelk
 
     kernelk.set_backend(engine)
-    call = models.model("small_step")
-    return lambda calls: {f"{engine}: small training step": median_of(call, calls)}
+    forward, backward = models.activations()
+    return lambda calls: {
+        f"{engine}: chain of activations": median_of(forward, calls),
+        f"{engine}: its gradient": median_of(backward, calls),
+    }
 
 
 def swap(engine: str) -> Work:
@@ -188,7 +204,13 @@ def wire(engine: str) -> Work:
     return work
 
 
-WORKS = {work.__name__: work for work in (load, record, graph, empty_call, small_step, swap, wire)}
+WORKS = {
+    **{work.__name__: work for work in (load, record, graph, empty_call, activations, swap, wire)},
+    "small_step": _training("small_step", "small training step"),
+    "large_step": _training("large_step", "large training step"),
+    "lenet": _training("lenet32", "LeNet step"),
+    "lstm": _training("lstm", "LSTM step"),
+}
 
 
 def main() -> None:
