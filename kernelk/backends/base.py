@@ -116,11 +116,9 @@ COMPOSITES = {
     "log1p": (),  # log(1 + x), to the last digits near 0
     "expm1": (),  # exp(x) - 1, likewise
     "relu": (),
-    # (x, y, gradient of y), y the sigmoid or tanh of x: that with respect to x, to the last digits far out, where y
-    # rounds to 1
-    "sigmoid_vjp": (),
-    "tanh_vjp": (),
-    # (y, gradient of y, the relu of some x): that with respect to x; of NaN it is 0
+    # (y, gradient of y, the sigmoid, tanh or relu of some x): that with respect to x; of NaN, relu's is 0
+    "sigmoid_grad": (),
+    "tanh_grad": (),
     "relu_grad": (),
     # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,
     # stride and dilation for each spatial axis; "pads" are [before, after], ints that are known when it is lowered.

@@ -208,9 +208,9 @@ def _wide(decompose: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wide
 
 
-def _towards_zero(x: Tensor, times: float = 1.0) -> Tensor:
-    """exp(-times * abs(x)), which can't overflow."""
-    return apply("exp", apply("abs", x) * -times)
+def _towards_zero(x: Tensor) -> Tensor:
+    """exp(-abs(x)), which can't overflow."""
+    return apply("exp", -apply("abs", x))
 
 
 def _sigmoid(x: Tensor) -> Tensor:
@@ -255,35 +255,22 @@ def _vjp_softsign(node: Tensor, g: Tensor) -> list[Tensor]:
     return [g / total / total]
 
 
-def _sigmoid_vjp(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    small = _towards_zero(x)
-    total = small + 1.0
-    return g * (small / (total * total))
-
-
-def _tanh_vjp(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    small = _towards_zero(x, 2.0)
-    total = small + 1.0
-    return g * (small * 4.0 / (total * total))
-
-
 def _same(x: Any, axis: int | None = None) -> Any:
     return x.shape, x.dtype
 
 
-def _vjp_of_sigmoid_vjp(node: Tensor, h: Tensor) -> list[Tensor | None]:
-    x, y, g = node.inputs
-    # y is no variable of its own. 1 - 2 sigmoid(x) is -tanh(x / 2), without the cancellation near 0.
-    return [apply("sigmoid_vjp", x, y, h * g) * -apply("tanh", x * 0.5), None, apply("sigmoid_vjp", x, y, h)]
+def _vjp_sigmoid_grad(node: Tensor, h: Tensor) -> list[Tensor]:
+    y, g = node.inputs
+    return [h * g * (1.0 - 2.0 * y), apply("sigmoid_grad", y, h)]
 
 
-def _vjp_of_tanh_vjp(node: Tensor, h: Tensor) -> list[Tensor | None]:
-    x, y, g = node.inputs
-    return [apply("tanh_vjp", x, y, h * g) * (y * -2.0), None, apply("tanh_vjp", x, y, h)]
+def _vjp_tanh_grad(node: Tensor, h: Tensor) -> list[Tensor]:
+    y, g = node.inputs
+    return [h * g * (-2.0 * y), apply("tanh_grad", y, h)]
 
 
-def _as_the_last(*operands: Any) -> Any:
-    return operands[-1].shape, operands[-1].dtype
+def _of_two(y: Any, g: Any) -> Any:
+    return y.shape, y.dtype
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -305,14 +292,14 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
 
 RULES["softmax"] = Rule(_same, _vjp_softmax, _wide(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _wide(_log_softmax))
-RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_vjp", node.inputs[0], node, g)], _wide(_sigmoid))
+RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], _wide(_sigmoid))
 RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], _wide(_softplus))
 RULES["softsign"] = Rule(_same, _vjp_softsign, _wide(_softsign))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], _wide(_log1p))
 RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], _wide(_expm1))
-RULES["sigmoid_vjp"] = Rule(_as_the_last, _vjp_of_sigmoid_vjp, _wide(_sigmoid_vjp))
-RULES["tanh_vjp"] = Rule(_as_the_last, _vjp_of_tanh_vjp, _wide(_tanh_vjp))
+RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, _wide(lambda y, g: g * y * (1.0 - y)))
+RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, _wide(lambda y, g: g * (1.0 - y * y)))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
-RULES["relu_grad"] = Rule(_as_the_last, _vjp_relu_grad, _relu_grad)
+RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)

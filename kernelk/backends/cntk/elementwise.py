@@ -220,20 +220,6 @@ def _relu(b, instruction, x):
     return result(instruction, _bounded(b, x, 0.0, True), [x])
 
 
-@op("sigmoid_vjp")
-def _sigmoid_vjp(b, instruction, x, y, g):
-    engine = b.engine
-    rest = engine.sigmoid(engine.negate(x.node))
-    return result(instruction, engine.element_times(engine.element_times(y.node, rest), g.node), [x, y, g])
-
-
-@op("tanh_vjp")
-def _tanh_vjp(b, instruction, x, y, g):
-    engine = b.engine
-    inverse = engine.reciprocal(engine.cosh(x.node))
-    return result(instruction, engine.element_times(engine.element_times(g.node, inverse), inverse), [x, g])
-
-
 @op("select")
 def _select(b, instruction, condition, x, y):
     condition = b.typed(condition, x.dtype)

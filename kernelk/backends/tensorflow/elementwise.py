@@ -223,18 +223,14 @@ def _softplus(instruction, x):
     return tf.cast(tf.raw_ops.Softplus(features=widened(x)), x.dtype)
 
 
-# TensorFlow's SigmoidGrad and TanhGrad take y alone, of which 1 - y has lost its digits where y is near 1.
-@op("sigmoid_vjp")
-def _sigmoid_vjp(instruction, x, y, g):
-    wide, y, g = widened_all(x, y, g)
-    return tf.cast(tf.raw_ops.SoftplusGrad(gradients=y * g, features=-wide), x.dtype)
+@op("sigmoid_grad")
+def _sigmoid_grad(instruction, y, g):
+    return tf.raw_ops.SigmoidGrad(y=y, dy=g)
 
 
-@op("tanh_vjp")
-def _tanh_vjp(instruction, x, y, g):
-    wide, g = widened_all(x, g)
-    cosh = tf.raw_ops.Cosh(x=wide)
-    return tf.cast(g / cosh / cosh, x.dtype)
+@op("tanh_grad")
+def _tanh_grad(instruction, y, g):
+    return tf.raw_ops.TanhGrad(y=y, dy=g)
 
 
 @op("relu")

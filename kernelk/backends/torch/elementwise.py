@@ -121,21 +121,6 @@ def _softplus(instruction):
     return lambda x: torch.ops.aten.softplus(x, 1, 40)
 
 
-@maker("sigmoid_vjp")
-def _sigmoid_vjp(instruction):
-    # The slope of softplus(-x) is sigmoid(-x), 1 - y without its rounding.
-    return lambda x, y, g: torch.ops.aten.softplus_backward(y * g, x, -1, 40)
-
-
-@maker("tanh_vjp")
-def _tanh_vjp(instruction):
-    def call(x, y, g):
-        cosh = torch.cosh(x)
-        return g / cosh / cosh
-
-    return call
-
-
 @maker("relu_grad")
 def _relu_grad(instruction):
     def call(y, g):
