@@ -61,13 +61,11 @@ def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right
     np.testing.assert_allclose(value, right(points), rtol=tolerance, atol=tiny)
     if right in (logistic, np.tanh):
         # Of their values: see below.
-        tiny = float(np.finfo(dtype).eps)
+        tiny = 2 * float(np.finfo(dtype).eps)
     np.testing.assert_allclose(slopes, slope(points), rtol=tolerance, atol=tiny)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="computed of y, which rounds to 1; of x, an LSTM's step takes half as long again"
-)
+@pytest.mark.xfail(strict=True, reason="computed of y, which rounds to 1; of x, an LSTM's step would take far longer")
 @pytest.mark.parametrize("function", [K.sigmoid, K.tanh])
 def test_slopes_of_sigmoids_far_out(function: Any) -> None:
     _, slopes = at(function, [16.5, 18.0])
@@ -117,7 +115,8 @@ def test_the_variance_of_a_batch_far_from_0(backend: str) -> None:
     _, mean, variance = K.normalize_batch_in_training(x, None, None, [0])
     mean, variance = K.function([x], [mean, variance])([batch])
     np.testing.assert_allclose(mean, batch.astype("float64").mean(0), rtol=3e-7)
-    np.testing.assert_allclose(variance, batch.astype("float64").var(0), rtol=2e-6)
+    # 1e-7 of the mean is a thousandth of the deviation.
+    np.testing.assert_allclose(variance, batch.astype("float64").var(0), rtol=1e-5)
 
 
 def test_a_softmax_in_float16_is_rounded_once(backend: str) -> None:
