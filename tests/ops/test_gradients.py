@@ -102,6 +102,8 @@ CASES = [
     Case("batch_dot axes", lambda x, y: K.batch_dot(x, y, axes=(1, 2)), [T, (2, 2, 3)]),
     Case("softplus", lambda x: K.softplus(x), [M]),
     Case("elu", lambda x: K.elu(x), [M]),
+    Case("softsign", lambda x: K.softsign(x), [M]),
+    Case("cast to an integer", lambda x: K.cast(K.cast(x * 3.0, "int32"), "float32") * x, [M]),
     Case("l2_normalize", lambda x: K.l2_normalize(x, axis=1), [M], positive=True),
     Case("binary_crossentropy", lambda x: K.binary_crossentropy(K.constant(0.3), K.sigmoid(x)), [M]),
     Case("switch", lambda x, y: K.switch(x > y, x * y, y), [M, M]),
