@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable
 from functools import cache, reduce
 from typing import Any
 
@@ -182,3 +183,15 @@ def cast(x: Tensor, dtype: str) -> Tensor:
 def floating(x: Tensor) -> Tensor:
     """`x` as it is if it is a float, else cast to floatx: for functions that are defined on reals only."""
     return x if x.dtype in FLOATS else cast(x, config.floatx())
+
+
+def in_float32(decompose: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The decomposition with float16 computed in float32, and rounded once."""
+
+    def call(*inputs: Tensor, **attrs: Any) -> Tensor:
+        if inputs[0].dtype != "float16":
+            return decompose(*inputs, **attrs)
+        wide = [cast(x, "float32") if x.dtype == "float16" else x for x in inputs]
+        return cast(decompose(*wide, **attrs), "float16")
+
+    return call

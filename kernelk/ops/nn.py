@@ -13,7 +13,7 @@ from ..graph.rules import RULES, Rule, apply
 from ..graph.state import current_state
 from ..source import caller
 from . import elementwise, random
-from .dtypes import as_tensor, floating, operands
+from .dtypes import as_tensor, floating, in_float32, operands
 from .dtypes import cast as cast_to
 from .operators import binary
 from .shapes import axis_of, broadcast, scalar
@@ -196,18 +196,6 @@ def _vjp_log_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
     return [g - apply("exp", node) * total]
 
 
-def _wide(decompose: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A decomposition that computes float16 in float32 and rounds once."""
-
-    def wide(x: Tensor, *others: Tensor, **attrs: Any) -> Tensor:
-        if x.dtype != "float16":
-            return decompose(x, *others, **attrs)
-        result = decompose(cast_to(x, "float32"), *[cast_to(other, "float32") for other in others], **attrs)
-        return cast_to(result, "float16")
-
-    return wide
-
-
 def _towards_zero(x: Tensor) -> Tensor:
     """exp(-abs(x)), which can't overflow."""
     return apply("exp", -apply("abs", x))
@@ -290,15 +278,15 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
     return [None, apply("relu_grad", node.inputs[0], h)]
 
 
-RULES["softmax"] = Rule(_same, _vjp_softmax, _wide(_softmax))
-RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, _wide(_log_softmax))
-RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], _wide(_sigmoid))
-RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], _wide(_softplus))
-RULES["softsign"] = Rule(_same, _vjp_softsign, _wide(_softsign))
-RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], _wide(_log1p))
-RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], _wide(_expm1))
-RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, _wide(lambda y, g: g * y * (1.0 - y)))
-RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, _wide(lambda y, g: g * (1.0 - y * y)))
+RULES["softmax"] = Rule(_same, _vjp_softmax, in_float32(_softmax))
+RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, in_float32(_log_softmax))
+RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], in_float32(_sigmoid))
+RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], in_float32(_softplus))
+RULES["softsign"] = Rule(_same, _vjp_softsign, in_float32(_softsign))
+RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], in_float32(_log1p))
+RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], in_float32(_expm1))
+RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, in_float32(lambda y, g: g * y * (1.0 - y)))
+RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, in_float32(lambda y, g: g * (1.0 - y * y)))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
 RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.

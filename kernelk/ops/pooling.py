@@ -14,13 +14,13 @@ import numpy as np
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, constant_node
 from ..graph.rules import RULES, Gradients, Result, Rule, apply
+from .dtypes import in_float32
 from .shapes import own_dims, scalar
 from .windows import (
     WindowArguments,
     Windows,
     cropped,
     floats,
-    in_float32,
     lengths_of,
     output_length,
     padded,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,8 +16,6 @@ from .shapes import image_axes, rank_refused
 
 # Beyond the end of every axis: as a slice's stop, it takes all that there is.
 _END = 2**31 - 1
-
-Decomposition = Callable[..., Tensor]
 
 
 class Windows(NamedTuple):
@@ -150,18 +148,6 @@ def positions(windows: Windows) -> list[list[Any]]:
             entry.append([start or None, -left or None, windows.strides[axis]])
         slices.append([*entry, [None, None, None]])
     return slices
-
-
-def in_float32(decompose: Decomposition) -> Decomposition:
-    """The decomposition with float16 computed in float32, and rounded once."""
-
-    def call(*inputs: Tensor, **attrs: Any) -> Tensor:
-        if inputs[0].dtype != "float16":
-            return decompose(*inputs, **attrs)
-        wide = [cast(x, "float32") if x.dtype == "float16" else x for x in inputs]
-        return cast(decompose(*wide, **attrs), "float16")
-
-    return call
 
 
 # --- arguments of the K functions -------------------------------------------------------------------------------
