@@ -116,9 +116,10 @@ COMPOSITES = {
     "log1p": (),  # log(1 + x), to the last digits near 0
     "expm1": (),  # exp(x) - 1, likewise
     "relu": (),
-    # (y, gradient of y, the sigmoid, tanh or relu of some x): that with respect to x; of NaN, relu's is 0
-    "sigmoid_grad": (),
-    "tanh_grad": (),
+    # (x, y), y the sigmoid of x, and (x): the slope at x, to the last digits far out, where y rounds to 1
+    "sigmoid_slope": (),
+    "tanh_slope": (),
+    # (y, gradient of y, the relu of some x): that with respect to x; of NaN it is 0
     "relu_grad": (),
     # Windows: operands have a batch axis, two or three spatial axes, and channels last. A window has one length,
     # stride and dilation for each spatial axis; "pads" are [before, after], ints that are known when it is lowered.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import bisect
 import contextlib
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
 from ..graph.loops import Closure, close_loop, per_step, stacked
-from ..graph.nodes import Body, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from ..graph.nodes import Body, Constant, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
 from ..graph.rules import RULES, apply, expand
 from ..graph.state import current_state
 from ..source import caller
@@ -95,12 +95,17 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _backwards(
-    seeds: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tensor], phase: int, leaves: Collection[int] = ()
+    seeds: Sequence[tuple[Tensor, Tensor]],
+    targets: Sequence[Tensor],
+    phase: int,
+    leaves: Collection[int] = (),
+    early: _Early | None = None,
 ) -> tuple[list[Tensor | None], bool]:
     """The gradients in one learning phase, and whether they may be others in the other phase.
 
     `seeds` are tensors with the gradients of their values; a target that they don't depend on gets None. `leaves`, by
-    their ids, are given, however they are computed: those of a loop's body.
+    their ids, are given, however they are computed: those of a loop's body, of which `early` tells what the first loop
+    can compute.
     """
     order, reached = _needs([root for root, _ in seeds], targets, phase, leaves)
     pending: dict[int, list[Tensor]] = {}
@@ -135,6 +140,8 @@ def _backwards(
             continue
         with _scope_of(node):
             parts = rule.vjp(node, total)
+            if early is not None:
+                parts = [part if part is None else early.grouped(part, total) for part in parts]
         for x, part in zip(node.inputs, parts):
             if part is not None and id(x) in reached:
                 pending.setdefault(id(x), []).append(part)
@@ -219,7 +226,8 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         for i, (leaf, x) in enumerate(zip(body.leaves, node.inputs))
         if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
     ]
-    by_target, _ = _backwards(seeds, targets, phase, leaves)
+    early = _Early(body, start, of_step)
+    by_target, _ = _backwards(seeds, targets, phase, leaves, early)
     gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, by_target) if gradient is not None}
     products: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for leaf in body.captures:
@@ -252,7 +260,10 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
 
     # The first sequence tells the length, whether it is needed or not.
     own = [body.sequences[0], *(leaf for _, leaf in along), *backward.states]
-    closure = Closure([*backward.new_states, *backward.results], own, start, of_step)
+    roots = [*backward.new_states, *backward.results]
+    for x in walk(roots, lambda x: x.inputs if x.uid >= start and not of_step(x) else ()):
+        early(x)
+    closure = Closure(roots, own, start, early)
     sequences = [node.inputs[0], *(gradient for gradient, _ in along)]
     sequences += [of_all_steps(x) for x in closure.residuals]
     backward.sequences = [body.sequences[0], *(leaf for _, leaf in along), *closure.residuals]
@@ -280,6 +291,57 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         *(of_states.get(i) for i in range(m)),
         *(of_captures.get(id(leaf)) for leaf in body.captures),
     ]
+
+
+# What the first loop computes, so that it needs to keep the result alone.
+_ELEMENTWISE = frozenset(
+    ("negative", "abs", "sign", "sqrt", "exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "tanh_slope")
+    + ("sigmoid", "sigmoid_slope", "softplus", "softsign", "cast", "add", "subtract", "multiply", "divide", "power")
+    + ("maximum", "minimum", "equal", "not_equal", "less", "less_equal", "logical_and", "logical_or", "logical_not")
+    + ("select",)
+)
+
+
+class _Early:
+    """Tells which values of a backward loop's steps the first loop can compute, and groups products by that.
+
+    These are what the first loop has at its steps anyway, and new nodes, from `start` on, that are elementwise and take
+    nothing else.
+    """
+
+    def __init__(self, body: Body, start: int, of_step: Callable[[Tensor], bool]) -> None:
+        self.start = start
+        self.of_step = of_step
+        self.captures = {id(x) for x in body.captures}
+        self.found: set[int] = set()
+
+    def __call__(self, x: Tensor) -> bool:
+        """Whether it is such a value. The inputs of a new node must have been asked before."""
+        if self.of_step(x) or id(x) in self.found:
+            return True
+        if x.uid < self.start or x.op not in _ELEMENTWISE:
+            return False
+        varying = [y for y in x.inputs if self.of_step(y) or id(y) in self.found]
+        same = all(
+            isinstance(y, Constant) or id(y) in self.captures for y in x.inputs if not any(y is z for z in varying)
+        )
+        # What is no larger than what it is made of.
+        if same and any(y.shape == x.shape for y in varying):
+            self.found.add(id(x))
+            return True
+        return False
+
+    def grouped(self, part: Tensor, total: Tensor) -> Tensor:
+        """`part`; but if that is total * b, and total is g * a, then g * (a * b), if a * b can be computed early."""
+        # In float16, a * b might be too small where g makes up for that.
+        if part.op != "multiply" or total.op != "multiply" or part.inputs[0] is not total or part.dtype == "float16":
+            return part
+        (g, a), (_, b) = total.inputs, part.inputs
+        if self(g) or not self(a) or not self(b) or not part.shape == a.shape == b.shape == g.shape:
+            return part
+        product = a * b
+        self(product)
+        return g * product
 
 
 def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:

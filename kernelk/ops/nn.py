@@ -247,18 +247,33 @@ def _same(x: Any, axis: int | None = None) -> Any:
     return x.shape, x.dtype
 
 
-def _vjp_sigmoid_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    y, g = node.inputs
-    return [h * g * (1.0 - 2.0 * y), apply("sigmoid_grad", y, h)]
+def _vjp_sigmoid(node: Tensor, g: Tensor) -> list[Tensor]:
+    # Of x, since y * (1 - y) has no digits left where y is next to 1.
+    return [g * apply("sigmoid_slope", node.inputs[0], node)]
 
 
-def _vjp_tanh_grad(node: Tensor, h: Tensor) -> list[Tensor]:
-    y, g = node.inputs
-    return [h * g * (-2.0 * y), apply("tanh_grad", y, h)]
+def _sigmoid_slope(x: Tensor, y: Tensor | None = None) -> Tensor:
+    small = _towards_zero(x)
+    total = small + 1.0
+    return small / (total * total)
 
 
-def _of_two(y: Any, g: Any) -> Any:
-    return y.shape, y.dtype
+def _tanh_slope(x: Tensor) -> Tensor:
+    return _sigmoid_slope(x * 2.0) * 4.0
+
+
+def _vjp_sigmoid_slope(node: Tensor, g: Tensor) -> list[Tensor | None]:
+    x, _ = node.inputs
+    # y is no variable of its own. 1 - 2 y is -tanh(x / 2), without the cancellation near 0.
+    return [-g * node * apply("tanh", x * 0.5), None]
+
+
+def _vjp_tanh_slope(node: Tensor, g: Tensor) -> list[Tensor]:
+    return [g * node * (apply("tanh", node.inputs[0]) * -2.0)]
+
+
+def _first(x: Any, *others: Any) -> Any:
+    return x.shape, x.dtype
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -280,14 +295,14 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
 
 RULES["softmax"] = Rule(_same, _vjp_softmax, in_float32(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, in_float32(_log_softmax))
-RULES["sigmoid"] = Rule(_same, lambda node, g: [apply("sigmoid_grad", node, g)], in_float32(_sigmoid))
+RULES["sigmoid"] = Rule(_same, _vjp_sigmoid, in_float32(_sigmoid))
 RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], in_float32(_softplus))
 RULES["softsign"] = Rule(_same, _vjp_softsign, in_float32(_softsign))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], in_float32(_log1p))
 RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], in_float32(_expm1))
-RULES["sigmoid_grad"] = Rule(_of_two, _vjp_sigmoid_grad, in_float32(lambda y, g: g * y * (1.0 - y)))
-RULES["tanh_grad"] = Rule(_of_two, _vjp_tanh_grad, in_float32(lambda y, g: g * (1.0 - y * y)))
+RULES["sigmoid_slope"] = Rule(_first, _vjp_sigmoid_slope, in_float32(_sigmoid_slope))
+RULES["tanh_slope"] = Rule(_first, _vjp_tanh_slope, in_float32(_tanh_slope))
 RULES["relu"] = Rule(_same, _vjp_relu, _relu)
-RULES["relu_grad"] = Rule(_of_two, _vjp_relu_grad, _relu_grad)
+RULES["relu_grad"] = Rule(_first, _vjp_relu_grad, _relu_grad)
 # Not lowered: linearisation and gradients follow the branch of the call's phase.
 RULES["phase_select"] = Rule(_infer_phase_select)

@@ -32,7 +32,7 @@ def of_sqrt(node: Tensor, g: Tensor) -> Gradients:
 
 
 def of_tanh(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("tanh_grad", node, g)]
+    return [g * apply("tanh_slope", node.inputs[0])]
 
 
 def of_add(node: Tensor, g: Tensor) -> Gradients:

@@ -59,17 +59,7 @@ def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right
     tolerance = 2e-6 if dtype == "float32" else 4e-15
     tiny = float(np.finfo(dtype).tiny)
     np.testing.assert_allclose(value, right(points), rtol=tolerance, atol=tiny)
-    if right in (logistic, np.tanh):
-        # Of their values: see below.
-        tiny = 4 * float(np.finfo(dtype).eps)
     np.testing.assert_allclose(slopes, slope(points), rtol=tolerance, atol=tiny)
-
-
-@pytest.mark.xfail(strict=True, reason="computed of y, which rounds to 1; of x, an LSTM's step would take far longer")
-@pytest.mark.parametrize("function", [K.sigmoid, K.tanh])
-def test_slopes_of_sigmoids_far_out(function: Any) -> None:
-    _, slopes = at(function, [16.5, 18.0])
-    assert slopes.all()
 
 
 def test_a_mean_of_many_in_float16(backend: str) -> None:

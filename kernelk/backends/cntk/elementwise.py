@@ -220,6 +220,18 @@ def _relu(b, instruction, x):
     return result(instruction, _bounded(b, x, 0.0, True), [x])
 
 
+@op("sigmoid_slope")
+def _sigmoid_slope(b, instruction, x, y):
+    rest = b.engine.sigmoid(b.engine.negate(x.node))
+    return result(instruction, b.engine.element_times(y.node, rest), [x, y])
+
+
+@op("tanh_slope")
+def _tanh_slope(b, instruction, x):
+    cosh = b.engine.cosh(x.node)
+    return result(instruction, b.engine.reciprocal(b.engine.element_times(cosh, cosh)), [x])
+
+
 @op("select")
 def _select(b, instruction, condition, x, y):
     condition = b.typed(condition, x.dtype)

@@ -36,6 +36,12 @@ def _logistic(x):
     return np.where(np.less(x, 0), small, _one(x)) / (_one(x) + small)
 
 
+def _slope_of_logistic(x):
+    small = np.exp(-np.abs(x))
+    total = _one(x) + small
+    return small / (total * total)
+
+
 def _softsign(x):
     return x / (_one(x) + np.abs(x))
 
@@ -56,8 +62,8 @@ for _name, _function in {
     "sigmoid": _logistic,
     "softsign": _softsign,
     "softplus": _softplus,
-    "sigmoid_grad": lambda y, g: g * y * (_one(y) - y),
-    "tanh_grad": lambda y, g: g * (_one(y) - y * y),
+    "sigmoid_slope": lambda x, y: _slope_of_logistic(x),
+    "tanh_slope": lambda x: x.dtype.type(4) * _slope_of_logistic(x.dtype.type(2) * x),
 }.items():
     OPS[_name] = exact(_function)
 

@@ -223,14 +223,20 @@ def _softplus(instruction, x):
     return tf.cast(tf.raw_ops.Softplus(features=widened(x)), x.dtype)
 
 
-@op("sigmoid_grad")
-def _sigmoid_grad(instruction, y, g):
-    return tf.raw_ops.SigmoidGrad(y=y, dy=g)
+# TensorFlow's SigmoidGrad and TanhGrad take y alone, of which 1 - y has lost its digits where y is near 1.
+@op("sigmoid_slope")
+def _sigmoid_slope(instruction, x, y):
+    wide, y = widened_all(x, y)
+    # The slope of softplus at -x is sigmoid(-x), which is 1 - y.
+    return tf.cast(tf.raw_ops.SoftplusGrad(gradients=y, features=-wide), x.dtype)
 
 
-@op("tanh_grad")
-def _tanh_grad(instruction, y, g):
-    return tf.raw_ops.TanhGrad(y=y, dy=g)
+@op("tanh_slope")
+def _tanh_slope(instruction, x):
+    # 1 / cosh(x)^2 would do, but TensorFlow's Cosh takes ten times as long.
+    double = 2 * widened(x)
+    slope = tf.raw_ops.SoftplusGrad(gradients=tf.raw_ops.Sigmoid(x=double), features=-double)
+    return tf.cast(4 * slope, x.dtype)
 
 
 @op("relu")

@@ -343,6 +343,7 @@ def _scan(instruction, *operands, **attrs):
         step,
         (tf.constant(0), states, arrays),
         shape_invariants=(tf.TensorShape(()), shapes, [open_shape] * len(arrays)),
+        parallel_iterations=1,
     )
     return states + [_stacked(array) for array in arrays]
 

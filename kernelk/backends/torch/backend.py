@@ -277,6 +277,9 @@ class _Code(object):
             if self.first + instruction.index not in self.known:
                 for number in instruction.inputs:
                     self.consumers[number].append(instruction)
+        for instruction in program.instructions:
+            if instruction.op == "item" and self._scanned(self.first + instruction.index):
+                self.calls[instruction.index] = ops.item_in_elements(instruction)
         # Value number -> position of the update in whose memory it is computed: new values, and what leads to them
         self.targets = {}
         # Positions of the updates that are written so
@@ -305,6 +308,16 @@ class _Code(object):
         except Exception:
             # What fails, fails at the call.
             return
+
+    def _scanned(self, number):
+        """Whether nothing but scans takes this value, as a sequence."""
+        if number in self.kept or not self.consumers[number]:
+            return False
+        for consumer in self.consumers[number]:
+            taken = [i for i, n in enumerate(consumer.inputs) if n == number]
+            if consumer.op != "scan" or taken[-1] >= consumer.attrs["sequences"]:
+                return False
+        return True
 
     def fresh(self):
         """Positions of outputs whose memory nothing else holds."""

@@ -121,6 +121,17 @@ def _softplus(instruction):
     return lambda x: torch.ops.aten.softplus(x, 1, 40)
 
 
+@maker("sigmoid_slope")
+def _sigmoid_slope(instruction):
+    # The slope of softplus(-x) is sigmoid(-x), 1 - y without its rounding.
+    return lambda x, y: torch.ops.aten.softplus_backward(y, x, -1, 40)
+
+
+@maker("tanh_slope")
+def _tanh_slope(instruction):
+    return lambda x: torch.reciprocal(torch.square(torch.cosh(x)))
+
+
 @maker("relu_grad")
 def _relu_grad(instruction):
     def call(y, g):

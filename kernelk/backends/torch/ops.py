@@ -397,24 +397,30 @@ def _element(x, t):
     return x[t]
 
 
+class Elements(list):
+    """A scan's result of all steps, not stacked: another scan takes it element by element."""
+
+
 @maker("scan")
 def _scan(instruction, sequences, states, reverse, body):
     calls = [(make(inner), inner.inputs) for inner in body.instructions]
     kinds = [body.values[number] for number in body.outputs[states:]]
 
     def call(*operands):
-        length = operands[0].shape[0]
-        steps, stacked = Steps(instruction, operands, length, _element), None
+        length = len(operands[0])
+        # All elements at once: to index for each takes longer.
+        elements = [x if isinstance(x, Elements) else x.unbind(0) for x in operands[:sequences]]
+        steps = Steps(instruction, elements + list(operands[sequences:]), length, _element)
+        stacked = [Elements([None] * length) for _ in kinds]
         for t, values in steps:
             for function, inputs in calls:
                 values.append(function(*[values[number] for number in inputs]))
             results = [values[number] for number in body.outputs]
             steps.states = results[:states]
-            if stacked is None:
-                stacked = [torch.empty((length,) + x.shape, dtype=x.dtype, device=x.device) for x in results[states:]]
             for whole, x in zip(stacked, results[states:]):
-                whole[t] = x
-        if stacked is None:
+                # A view would keep all that it is of.
+                whole[t] = x.clone() if x._is_view() else x
+        if not length:
             device = operands[0].device
             stacked = [torch.zeros((0,) + shape, dtype=dtype_of(dtype), device=device) for dtype, shape in kinds]
         return steps.states + stacked
@@ -424,7 +430,16 @@ def _scan(instruction, sequences, states, reverse, body):
 
 @maker("item")
 def _item(instruction, index):
-    return lambda values: values[index]
+    def item(values):
+        value = values[index]
+        return torch.stack(value) if isinstance(value, Elements) else value
+
+    return item
+
+
+def item_in_elements(instruction):
+    """The function of an item that nothing but scans takes, as sequences."""
+    return lambda values: values[instruction.attrs["index"]]
 
 
 def _by_contract(name):
