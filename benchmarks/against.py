@@ -20,7 +20,7 @@ from pathlib import Path
 from measure import HERE, Answering, interval
 
 ENGINES = ["tensorflow", "theano", "cntk", "jax", "torch"]
-MODELS = ["lstm"]
+MODELS = ["large_step", "lenet", "lstm", "activations"]
 # What runs in one pair of processes: (work of side.py, engine).
 GROUPS = {
     "session": [("record", "numpy"), ("graph", "numpy"), ("empty_call", "numpy"), ("small_step", "numpy")],

@@ -240,6 +240,12 @@ def _sigmoid(instruction, x):
     return lax.convert_element_type(lax.logistic(widened(x)), x.dtype)
 
 
+@op("sigmoid_slope")
+def _sigmoid_slope(instruction, x, y):
+    # sigmoid(-x) is 1 - y without its rounding.
+    return lax.convert_element_type(lax.mul(*widened_all(y, lax.logistic(lax.neg(widened(x))))), x.dtype)
+
+
 @op("log1p")
 def _log1p(instruction, x):
     return lax.convert_element_type(lax.log1p(widened(x)), x.dtype)

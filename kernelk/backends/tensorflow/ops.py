@@ -343,7 +343,8 @@ def _scan(instruction, *operands, **attrs):
         step,
         (tf.constant(0), states, arrays),
         shape_invariants=(tf.TensorShape(()), shapes, [open_shape] * len(arrays)),
-        parallel_iterations=1,
+        # Steps that need one another gain nothing by running ahead.
+        parallel_iterations=1 if count else 10,
     )
     return states + [_stacked(array) for array in arrays]
 
