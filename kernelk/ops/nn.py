@@ -183,7 +183,11 @@ def _softmax(x: Tensor, axis: int) -> Tensor:
 
 def _log_softmax(x: Tensor, axis: int) -> Tensor:
     shifted = x - apply("max", x, axes=[axis], keepdims=True)
-    return shifted - apply("log", apply("sum", apply("exp", shifted), axes=[axis], keepdims=True))
+    # One of the largest, whose power is 1, is left out of the sum: where it is nearly all, the others decide.
+    largest = apply("equal", shifted, scalar(0, x.dtype))
+    powers = apply("select", largest, scalar(0, x.dtype), apply("exp", shifted))
+    count = apply("sum", cast_to(largest, x.dtype), axes=[axis], keepdims=True)
+    return shifted - apply("log1p", apply("sum", powers, axes=[axis], keepdims=True) + (count - 1.0))
 
 
 def _vjp_softmax(node: Tensor, g: Tensor) -> list[Tensor]:

@@ -65,7 +65,7 @@ def normalize_batch_in_training(
     axes = axes_of(list(reduction_axes), values.ndim, "normalize_batch_in_training")
     left = [i for i in range(values.ndim) if i not in axes]
     mean = reductions.mean(values, axes, keepdims=True)
-    off = values - mean
+    off = reductions.centred(values, mean, axes)
     variance = reductions.mean(off * off, axes, keepdims=True)
     normed = off / apply("sqrt", variance + epsilon)
     for parameter, combine in ((gamma, "multiply"), (beta, "add")):

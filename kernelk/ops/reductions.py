@@ -77,8 +77,14 @@ def var(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     x = floating(as_tensor(x))
     if x.dtype == "float16":
         return cast(var(cast(x, "float32"), axis, keepdims), "float16")
-    off = x - mean(x, axis, keepdims=True)
+    off = centred(x, mean(x, axis, keepdims=True), axis)
     return mean(off * off, axis, keepdims)
+
+
+def centred(x: Tensor, middle: Tensor, axis: Any) -> Tensor:
+    """`x` less its mean over `axis`, with the digits that its rounded mean, `middle`, has lost."""
+    near = x - apply("stop_gradient", middle)
+    return near - mean(near, axis, keepdims=True)
 
 
 def std(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:

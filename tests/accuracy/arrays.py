@@ -86,7 +86,10 @@ def _along(function: Callable[..., Any], x: Any, axis: int) -> Any:
 
 
 def by_steps(fixed: int = 99) -> Callable[..., Callable[..., list[Both]]]:
-    """Slopes of a truth that is smooth at its operands, from small steps of each number in each of them."""
+    """Slopes of a truth that is smooth at its operands, from small steps of each number in each of them.
+
+    The slopes of a row are results of the same sums, so the largest of them is the unit for all.
+    """
 
     def of(truth: Callable[..., Both]) -> Callable[..., list[Both]]:
         def slopes(held: Held, weights: Any, *operands: Any) -> list[Both]:
@@ -102,7 +105,8 @@ def by_steps(fixed: int = 99) -> Callable[..., Callable[..., list[Both]]]:
                         sides.append(truth(held, *near)[0])
                     parts = np.ravel(weights * (sides[0] - sides[1])) / (2 * step)
                     values[index], magnitudes[index] = MP.fsum(parts), MP.fsum(abs(part) for part in parts)
-                found.append((values, magnitudes))
+                rows = magnitudes if magnitudes.ndim else magnitudes[None]
+                found.append((values, np.broadcast_to(rows.max(-1, keepdims=True), rows.shape).reshape(values.shape)))
             return found
 
         return slopes

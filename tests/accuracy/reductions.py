@@ -143,8 +143,8 @@ def _wide_softmax(held: Held, x: Any) -> Both:
 
 def _softmax_slopes(held: Held, weights: Any, x: Any) -> list[Both]:
     y = softmax(x)
-    weighted = weights * y
-    return [(weighted - y * total(weighted, -1, True), abs(weighted) + y * total(abs(weighted), -1, True))]
+    weighted, sizes = weights * y, abs(weights) * y * (1 + abs(x - x.max(-1, keepdims=True)))
+    return [(weighted - y * total(weighted, -1, True), sizes + y * total(sizes, -1, True))]
 
 
 def _l2_normalize(held: Held, x: Any) -> Both:
@@ -192,7 +192,9 @@ def _of_logits(held: Held, logits: Any, targets: Any) -> Both:
 
 def _of_logits_slopes(held: Held, weights: Any, logits: Any, targets: Any) -> list[Both]:
     y, w = softmax(logits), weights[..., None]
-    return [(w * (y - targets), abs(w) * (y + targets))]
+    # The exponents are rounded differences.
+    sizes = y * (1 + abs(logits - logits.max(-1, keepdims=True)))
+    return [(w * (y - targets), abs(w) * (sizes + targets))]
 
 
 def _hot(labels: Any, classes: int) -> Any:

@@ -44,7 +44,7 @@ class Truth:
 
     The unit is the ulp of the result, or of the sum of its terms' magnitudes where that is given. Whatever lies beyond
     the largest number counts as the power of two that follows it, and so does an infinity that a function gives for it.
-    `whole` is an infinity or NaN where the truth is. `subnormal`: the unit is that of the subnormal numbers.
+    `whole` is an infinity or NaN where the truth is. `subnormal`: the truth is less than the least normal number.
     """
 
     dtype: str
@@ -73,7 +73,7 @@ def truth(values: Iterable[Any], dtype: str, magnitudes: Iterable[Any] | None = 
         scale = max(abs(value), scale) if MP.isfinite(scale) else beyond
         # 2 ** (mag - 1) <= scale < 2 ** mag
         binade = form.least - 1 if not scale else int(MP.mag(scale)) - 1
-        small[i] = binade < form.least
+        small[i] = abs(value) < MP.ldexp(mpf(1), form.least)
         unit[i] = min(max(binade, form.least), form.largest) - (form.digits - 1)
         if abs(value) > beyond:
             value = beyond if value > 0 else -beyond
@@ -99,7 +99,7 @@ def errors(got: Array, right: Truth, flushes: bool = False) -> Array:
         found = np.abs((units - right.whole) - right.rest)
     same = np.where(np.isnan(right.whole), np.isnan(wide), wide == right.whole)
     found = np.where(finite, np.where(np.isnan(found), np.inf, found), np.where(same, 0.0, np.inf))
-    return np.where(right.subnormal, np.ldexp(found, 1 - form.digits), found) if flushes else found
+    return np.where(right.subnormal, np.ldexp(found, right.unit - form.least), found) if flushes else found
 
 
 def moved(values: Array, steps: int) -> Array:

@@ -113,15 +113,6 @@ def _softmax(b, instruction, x, axis):
     return Val(b.engine.softmax(b.whole(x), axis=axis), x.dtype, x.shape, instruction.shape)
 
 
-@op("log_softmax")
-def _log_softmax(b, instruction, x, axis):
-    # CNTK's own loses all precision where operands lie far apart.
-    engine, whole = b.engine, b.whole(x)
-    shifted = engine.minus(whole, engine.reduce_max(whole, axis=axis))
-    node = engine.minus(shifted, engine.log(engine.reduce_sum(engine.exp(shifted), axis=axis)))
-    return Val(node, x.dtype, x.shape, instruction.shape)
-
-
 # Arrangement ----------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,11 @@ def _accumulated(x):
     return np.asarray(x).astype(np.float64) if np.asarray(x).dtype in (np.float16, np.float32) else np.asarray(x)
 
 
+def _multiplied(x):
+    """The same where rounding each step shows more: float64 in what the machine has wider, if anything."""
+    return np.asarray(x).astype(np.longdouble) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
+
+
 def _total(x, axes, keepdims):
     """The sum, in float64 for floats."""
     wide = _accumulated(x)
@@ -50,12 +55,17 @@ def _mean(instruction, x, axes, keepdims):
 def _log_softmax(instruction, x, axis):
     if not x.size:
         return x
-    wide = x.astype(np.float64) if x.dtype == np.float16 else x
-    shifted = wide - np.max(wide, axis=axis, keepdims=True)
+    wide = _accumulated(x)
+    top = np.max(wide, axis=axis, keepdims=True)
+    shifted = wide - top
+    # What the difference was rounded by changes its power by as large a share.
+    back = shifted - wide
+    lost = (wide - (shifted - back)) - (top + back)
+    powers = np.exp(shifted) * (1 + np.where(np.isfinite(shifted), lost, 0))
     # Of the powers' sum the largest one, 1, is left out: where it is nearly all, the others decide the result.
     largest = np.expand_dims(np.argmax(wide, axis=axis), axis)
     order = np.reshape(np.arange(x.shape[axis]), [-1 if n == axis % x.ndim else 1 for n in range(x.ndim)])
-    others = np.where(order == largest, np.zeros((), wide.dtype), np.exp(shifted))
+    others = np.where(order == largest, np.zeros((), wide.dtype), powers)
     return (shifted - np.log1p(np.sum(others, axis=axis, keepdims=True))).astype(x.dtype)
 
 
@@ -71,7 +81,7 @@ def _min(instruction, x, axes, keepdims):
 
 @op("prod")
 def _prod(instruction, x, axes, keepdims):
-    wide = _accumulated(x)
+    wide = _multiplied(x)
     return np.prod(wide, axis=tuple(axes), keepdims=keepdims, dtype=wide.dtype).astype(x.dtype)
 
 
@@ -87,13 +97,13 @@ def _argmin(instruction, x, axis):
 
 @op("cumsum")
 def _cumsum(instruction, x, axis):
-    wide = _accumulated(x)
+    wide = _multiplied(x)
     return np.cumsum(wide, axis=axis, dtype=wide.dtype).astype(x.dtype)
 
 
 @op("cumprod")
 def _cumprod(instruction, x, axis):
-    wide = _accumulated(x)
+    wide = _multiplied(x)
     return np.cumprod(wide, axis=axis, dtype=wide.dtype).astype(x.dtype)
 
 

@@ -39,7 +39,7 @@ class NumpyOp(theano.Op):
 
 def accumulate(function):
     def call(x, axis):
-        wide = np.dtype("float64") if x.dtype.kind == "f" else x.dtype
+        wide = np.dtype("longdouble") if x.dtype.kind == "f" else x.dtype
         return function(x, axis=axis, dtype=wide).astype(x.dtype, copy=False)
 
     return call

@@ -199,14 +199,5 @@ def _softmax(instruction, x, axis):
     return cast(small / T.sum(small, axis=axis, keepdims=True, dtype=y.dtype, acc_dtype=y.dtype), instruction.dtype)
 
 
-@op("log_softmax")
-def _log_softmax(instruction, x, axis):
-    y = widened(x)
-    shifted = y - _extreme_kept(y, axis)
-    # Where one class takes nearly all, the total is barely above 1 and float32 would keep few digits of its log.
-    total = T.sum(T.exp(shifted), axis=axis, keepdims=True, dtype="float64", acc_dtype="float64")
-    return cast(shifted - cast(T.log(total), y.dtype), instruction.dtype)
-
-
 def _extreme_kept(x, axis):
     return T.basic.makeKeepDims(x, T.elemwise.CAReduce(theano.scalar.maximum, [axis])(x), [axis])

@@ -384,7 +384,6 @@ def _mean(instruction, axes, keepdims):
 
 @maker("softmax")
 def _softmax(instruction, axis):
-    # PyTorch's log_softmax loses digits where one class takes nearly all, and is left to the decomposition.
     if instruction.dtype == "float16":
         return lambda x: torch.softmax(x, axis, dtype=torch.float32).to(torch.float16)
     return lambda x: torch.softmax(x, axis)
