@@ -313,7 +313,8 @@ class _Early:
         self.start = start
         self.of_step = of_step
         self.captures = {id(x) for x in body.captures}
-        self.found: set[int] = set()
+        # By their ids; kept, so that nobody else gets the id of one that isn't needed after all.
+        self.found: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor) -> bool:
         """Whether it is such a value. The inputs of a new node must have been asked before."""
@@ -327,7 +328,7 @@ class _Early:
         )
         # What is no larger than what it is made of.
         if same and any(y.shape == x.shape for y in varying):
-            self.found.add(id(x))
+            self.found[id(x)] = x
             return True
         return False
 

@@ -197,7 +197,9 @@ def _vjp_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
 
 def _vjp_log_softmax(node: Tensor, g: Tensor) -> list[Tensor]:
     total = apply("sum", g, axes=[node.attrs["axis"]], keepdims=True)
-    return [g - apply("exp", node) * total]
+    # The power of a nearly certain class has lost the digits of what it is less than 1; g - total there is exact.
+    sure = apply("less", scalar(-0.7, node.dtype), node)
+    return [apply("select", sure, (g - total) - apply("expm1", node) * total, g - apply("exp", node) * total)]
 
 
 def _towards_zero(x: Tensor) -> Tensor:

@@ -62,6 +62,46 @@ def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right
     np.testing.assert_allclose(slopes, slope(points), rtol=tolerance, atol=tiny)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_of_a_nearly_certain_class_and_its_slope(backend: str, dtype: str) -> None:
+    logits = K.placeholder((1, 4), dtype=dtype)
+    target = K.constant([[1, 0, 0, 0]], dtype=dtype)
+    loss = K.categorical_crossentropy(target, logits, from_logits=True)
+    value, slopes = K.function([logits], [loss, *K.gradients(loss, [logits])])([np.array([[20, 0, -1, 3]], dtype)])
+    powers = np.exp(np.array([-20.0, -21.0, -17.0]))
+    rest, tolerance = powers.sum(), 4e-6 if dtype == "float32" else 1e-14
+    np.testing.assert_allclose(value, [np.log1p(rest)], rtol=tolerance)
+    np.testing.assert_allclose(slopes, [[-rest / (1 + rest), *powers / (1 + rest)]], rtol=tolerance)
+
+
+def test_the_loss_of_a_chance_of_two_fifths(backend: str) -> None:
+    chances = np.linspace(0.3, 0.5, 41)
+    given = K.placeholder((41,), dtype="float64")
+    (loss,) = K.function([given], [K.binary_crossentropy(K.zeros_like(given), given)])([chances])
+    np.testing.assert_allclose(loss, -np.log1p(-chances), rtol=2e-15)
+
+
+def test_a_step_that_rounds_is_not_undone(backend: str) -> None:
+    x = K.placeholder((3,))
+    (back,) = K.function([x], [(x + 1e8) - 1e8])([np.array([0.5, 3.0, 21.0], "float32")])
+    assert back.tolist() == [0.0, 0.0, 24.0]
+
+
+def test_slopes_far_out_in_a_loop(backend: str) -> None:
+    x, w = K.placeholder((1, 2, 3)), K.variable([20.0, -20.0, 0.5])
+
+    def step(element: Any, states: Any) -> Any:
+        new = K.sigmoid(element * w) * K.tanh(element * w) + states[0]
+        return new, [new]
+
+    last, _, _ = K.rnn(step, x, [K.zeros((1, 3))])
+    fed = np.array([[[1, 1, 1], [0.9, 0.1, 2]]], "float32")
+    (slope,) = K.function([x], K.gradients(K.sum(last), [x]))([fed])
+    wide = fed.astype("float64") * [20.0, -20.0, 0.5]
+    right = slope_of_logistic(wide) * np.tanh(wide) + logistic(wide) * 4 * slope_of_logistic(2 * wide)
+    np.testing.assert_allclose(slope, right * [20.0, -20.0, 0.5], rtol=4e-6)
+
+
 def test_a_mean_of_many_in_float16(backend: str) -> None:
     x = K.placeholder((None,), dtype="float16")
     many = np.ones(70_000, "float16")
