@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kernelk
 from kernelk import backend as K
@@ -87,3 +89,48 @@ def test_a_loop_is_its_unrolled_self(backend: str, step: Callable[..., Any]) -> 
     for phase in (0, 1):
         for number, (value, wanted) in enumerate(zip(got[phase], unrolled([*feeds, phase]))):
             np.testing.assert_allclose(value, wanted, rtol=1e-8, atol=1e-9, err_msg=f"phase {phase}, output {number}")
+
+
+# What a random step is made of: the backward loop takes much of it from the first one, ready multiplied.
+UNARY: list[Callable[..., Any]] = [K.sigmoid, K.tanh, K.sin, K.softplus, lambda x: x * 0.5, K.square, K.relu]
+BINARY: list[Callable[..., Any]] = [lambda a, b: a * b, lambda a, b: a + b, lambda a, b: a - b, K.maximum]
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[tuple[Any, ...]]:
+    """Instructions: (unary, operand) or (binary, operand, operand), operands counted back from the newest value."""
+    either = st.one_of(
+        st.tuples(st.sampled_from(UNARY), st.integers(1, 6)),
+        st.tuples(st.sampled_from(BINARY), st.integers(1, 6), st.integers(1, 6)),
+    )
+    return draw(st.lists(either, min_size=2, max_size=12))
+
+
+@pytest.mark.values
+@settings(max_examples=25)
+@given(instructions=steps(), shape=st.sampled_from([(2,), (1, 2), (3, 2), ()]))
+def test_a_random_elementwise_step(instructions: list[tuple[Any, ...]], shape: tuple[int, ...]) -> None:
+    """First and second gradients of a loop are those of the unrolled net, whatever it multiplies."""
+    draws = np.random.RandomState(2)
+    x, h = K.placeholder((3, 4, 2), dtype="float64"), K.placeholder((3, 2), dtype="float64")
+    w = K.variable(draws.randn(*shape), dtype="float64")
+
+    def step(now: Any, states: Any) -> Any:
+        values = [w, now, states[0]]
+        for function, *operands in instructions:
+            values.append(function(*[values[-min(n, len(values))] for n in operands]))
+        new = K.tanh(values[-1] + now * 0.1 + states[0])
+        return new * values[-2], [new]
+
+    outputs: list[Any] = []
+    for unroll in (False, True):
+        _, every, (state,) = K.rnn(step, x, [h], unroll=unroll)
+        first = K.gradients(K.sum(K.square(every)) + K.sum(state), [x, h, w])
+        outputs += [every, *first, *K.gradients(K.sum(K.square(first[0])) + K.sum(K.sin(first[2])), [x, h, w])]
+    feeds = [draws.randn(3, 4, 2), draws.randn(3, 2)]
+    for engine in ("numpy", "torch"):
+        kernelk.set_backend(engine)
+        got = K.function([x, h], outputs)(feeds)
+        for number, (value, wanted) in enumerate(zip(got[: len(got) // 2], got[len(got) // 2 :])):
+            size = float(np.max(np.abs(wanted), initial=1.0))
+            np.testing.assert_allclose(value, wanted, rtol=1e-7, atol=1e-9 * size, err_msg=f"{engine}, output {number}")
