@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from helpers.engines import ENGINES
 from parity.case import FLOATS
 
 from kernelk.engines import registry
@@ -30,7 +32,8 @@ by half an ulp at most.
 - The operands of elementwise functions are spread evenly over the exponents of the dtype, with its edges and the
   neighbours of kinks; of `float16` they are all 65,536 numbers.
 - Sums, products of matrices, convolutions, losses and normalisation are measured in ulps of the sum of their terms'
-  magnitudes: where terms cancel, the result's own ulps mean nothing.
+  magnitudes: where terms cancel, the result's own ulps mean nothing. For the same reason the unit of a row of their
+  gradients is the ulp of the largest.
 - An infinity that stands for a number beyond the largest counts as the power of two that follows that.
 """
 
@@ -81,7 +84,8 @@ def _readable(pattern: str) -> str:
 
 
 def _excess(excess: Excess) -> str:
-    where = ["all engines" if excess.engine == "*" else registry.engine(excess.engine).title]
+    covered = [registry.engine(name).title for name in ENGINES if fnmatchcase(name, excess.engine)]
+    where = ["all engines" if len(covered) == len(ENGINES) else ", ".join(covered)]
     where += [pattern for pattern in (excess.dtype, excess.part) if pattern != "*"]
     size = "wrong" if math.isinf(excess.ulps) else f"up to {excess.ulps:g} ulp"
     return f"- `{excess.function}` ({', '.join(where)}), {size}: {excess.reason}"
