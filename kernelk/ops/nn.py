@@ -184,9 +184,10 @@ def _softmax(x: Tensor, axis: int) -> Tensor:
 def _log_softmax(x: Tensor, axis: int) -> Tensor:
     shifted = x - apply("max", x, axes=[axis], keepdims=True)
     # One of the largest, whose power is 1, is left out of the sum: where it is nearly all, the others decide.
-    largest = apply("equal", shifted, scalar(0, x.dtype))
-    powers = apply("select", largest, scalar(0, x.dtype), apply("exp", shifted))
-    count = apply("sum", cast_to(largest, x.dtype), axes=[axis], keepdims=True)
+    zero, one = scalar(0, x.dtype), scalar(1, x.dtype)
+    largest = apply("equal", shifted, zero)
+    powers = apply("select", largest, zero, apply("exp", shifted))
+    count = apply("sum", apply("select", largest, one, zero), axes=[axis], keepdims=True)
     return shifted - apply("log1p", apply("sum", powers, axes=[axis], keepdims=True) + (count - 1.0))
 
 

@@ -9,7 +9,6 @@ Exits with 1 if an error is above its bar and no known excess (excesses.toml) co
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from datetime import date
@@ -29,6 +28,9 @@ import kernelk
 from accuracy import bars, measure, natives, report, suite
 from kernelk.engines import registry
 from kernelk.session.current import current
+
+# Of the page's operands: another one's may need an excess that these don't, and not need one that these do.
+SEED = 7
 
 
 def run(
@@ -64,7 +66,7 @@ def main() -> int:
     parser.add_argument("--engines", nargs="*", default=[], help=f"all by default: {', '.join(ENGINES)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="only functions whose title has it: K.exp, x / y")
     parser.add_argument("--dtypes", nargs="*", default=list(FLOATS), choices=FLOATS)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(2), "little"))
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the operands; {SEED} by default, as on the page")
     parser.add_argument("--device", help="where the engines compute, as for %%kbackend: gpu:0, cuda:0")
     parser.add_argument("--propose", action="store_true", help="print entries for excesses.toml, without the reasons")
     parser.add_argument("--list", action="store_true", help="print every result, the worst first")
@@ -82,6 +84,7 @@ def main() -> int:
             print(f"  {one}, typically {one.typical:.2g}")
     excesses = bars.load()
     partial = bool(chosen.only or chosen.engines or chosen.device or missing or set(chosen.dtypes) != set(FLOATS))
+    partial |= chosen.seed != SEED
     wrong = bars.failures(results, suite.elementwise(), owns, excesses)
     # What a partial run doesn't show may be needed elsewhere.
     wrong += [] if partial else bars.needless(results, suite.elementwise(), owns, excesses)

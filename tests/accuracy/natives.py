@@ -18,6 +18,7 @@ import kernelk
 from kernelk.engines import registry
 
 from . import ulps
+from .bars import FLUSHING
 from .formulas import Function
 from .measure import Measured, Prepared, summed
 
@@ -61,7 +62,8 @@ def measured(engine: str, batch: Sequence[Prepared]) -> dict[tuple[str, str, str
         one, number = owners[key]
         part = one.rounds[number][0]
         if got.size == arrays[key].size or got.size >= len(part.taken):
-            parts[one.function.title, one.dtype].append((ulps.errors(np.ravel(got)[part.taken], part.right), [""]))
+            off = ulps.errors(np.ravel(got)[part.taken], part.right, engine in FLUSHING)
+            parts[one.function.title, one.dtype].append((off, [""]))
     for (title, dtype), errors in parts.items():
         found[engine, title, dtype] = summed(engine, title, dtype, "value", errors)
     return found

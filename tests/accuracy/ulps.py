@@ -99,7 +99,10 @@ def errors(got: Array, right: Truth, flushes: bool = False) -> Array:
         found = np.abs((units - right.whole) - right.rest)
     same = np.where(np.isnan(right.whole), np.isnan(wide), wide == right.whole)
     found = np.where(finite, np.where(np.isnan(found), np.inf, found), np.where(same, 0.0, np.inf))
-    return np.where(right.subnormal, np.ldexp(found, right.unit - form.least), found) if flushes else found
+    if not flushes:
+        return found
+    least = np.ldexp(np.where(right.subnormal, found, 0), right.unit - form.least)
+    return np.where(right.subnormal, least, found)
 
 
 def moved(values: Array, steps: int) -> Array:

@@ -403,7 +403,13 @@ def test_variables_nobody_holds_are_freed_on_both_sides(spare: str) -> None:
     settle()
     pid = session.host().pid
     assert pid is not None
-    before = mapped(pid), mapped(os.getpid()), held_bytes(), len(os.listdir("/proc/self/fd"))
+
+    def taken() -> tuple[int, int, int, int]:
+        return mapped(pid), mapped(os.getpid()), held_bytes(), len(os.listdir("/proc/self/fd"))
+
+    # What the worker is to forget isn't waited for.
+    assert wait_until(lambda: mapped(pid) == 1)
+    before = taken()
     # Three of these fill a segment or more.
     variables = [K.variable(np.ones(1 << 21)) for _ in range(6)]
     call = K.function([], [K.sum(variables[0] + variables[5])], [K.update_add(v, 1.0) for v in variables])
@@ -415,8 +421,7 @@ def test_variables_nobody_holds_are_freed_on_both_sides(spare: str) -> None:
     settle()
     K.eval(K.variable([1.0]) + 1.0)
     settle()
-    after = mapped(pid), mapped(os.getpid()), held_bytes(), len(os.listdir("/proc/self/fd"))
-    assert after == before
+    assert wait_until(lambda: taken() == before), (taken(), before)
     assert len(session.live_variables()) == 0
 
 

@@ -656,17 +656,16 @@ def far_apart_logits():
     g = Graph()
     x = g.feed(np.array([[1e4, 1e4 - 1, -1e4], [-3e4, -3e4 - 4.25, 1], [np.inf, 0, 1], [np.nan, 0, 1]], "float32"))
     for axis in (0, 1):
-        for name in ("softmax", "log_softmax"):
-            g.instructions.append((name, (x,), {"axis": axis}, "float32", [4, 3]))
-            g.outputs.append(("op", len(g.instructions) - 1, None))
+        g.instructions.append(("softmax", (x,), {"axis": axis}, "float32", [4, 3]))
+        g.outputs.append(("op", len(g.instructions) - 1, None))
     run = CNTK.compile(lowering.Program(g.encoded()), [])
     assert kinds(run) == ["native"]
     got = [CNTK.to_numpy(v) for v in run([x[2]], [], [])[0]]
     with np.errstate(all="ignore"):
         for axis in (0, 1):
             wide = x[2].astype("float64") - x[2].astype("float64").max(axis, keepdims=True)
-            logs = wide - np.log(np.exp(wide).sum(axis, keepdims=True))
-            same([np.exp(logs).astype("float32"), logs.astype("float32")], got[2 * axis : 2 * axis + 2], 3e-6)
+            right = np.exp(wide) / np.exp(wide).sum(axis, keepdims=True)
+            same([right.astype("float32")], got[axis : axis + 1], 3e-6)
 
 
 @check

@@ -228,8 +228,9 @@ def _sigmoid_slope(b, instruction, x, y):
 
 @op("tanh_slope")
 def _tanh_slope(b, instruction, x):
-    cosh = b.engine.cosh(x.node)
-    return result(instruction, b.engine.reciprocal(b.engine.element_times(cosh, cosh)), [x])
+    # The square of cosh(x) would be infinite where its reciprocal isn't 0.
+    inverse = b.engine.reciprocal(b.engine.cosh(x.node))
+    return result(instruction, b.engine.element_times(inverse, inverse), [x])
 
 
 @op("select")

@@ -129,7 +129,8 @@ def _sigmoid_slope(instruction):
 
 @maker("tanh_slope")
 def _tanh_slope(instruction):
-    return lambda x: torch.reciprocal(torch.square(torch.cosh(x)))
+    # The square of cosh(x) would be infinite where its reciprocal isn't 0.
+    return lambda x: torch.square(torch.reciprocal(torch.cosh(x)))
 
 
 @maker("relu_grad")
