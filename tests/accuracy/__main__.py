@@ -87,7 +87,7 @@ def main() -> int:
     partial |= chosen.seed != SEED
     wrong = bars.failures(results, suite.elementwise(), owns, excesses)
     # What a partial run doesn't show may be needed elsewhere.
-    wrong += [] if partial else bars.needless(results, suite.elementwise(), owns, excesses)
+    wrong += [] if partial else bars.needless(results, suite.elementwise(), excesses)
     for line in wrong:
         print("  " + line)
     if chosen.propose:

@@ -158,8 +158,8 @@ def test_an_error_over_its_bar_fails_unless_it_is_known() -> None:
     assert len(bars.failures([result(0.51, dtype="float16")], titles, {}, [])) == 1
     assert len(bars.failures([result(math.nan)], titles, {}, [])) == 1
     known = Excess("numpy", "K.exp", "*", "value", 3.0, "a reason")
-    assert bars.failures([result(2.9)], titles, {}, [known]) == []
-    assert len(bars.failures([result(3.1)], titles, {}, [known])) == 1
+    assert bars.failures([result(2.9)], titles, [known]) == []
+    assert len(bars.failures([result(3.1)], titles, [known])) == 1
 
 
 def test_an_engines_own_error_is_its_bar() -> None:
@@ -171,10 +171,10 @@ def test_an_engines_own_error_is_its_bar() -> None:
 
 def test_an_excess_that_is_none_is_named() -> None:
     known = Excess("numpy", "K.exp", "*", "value", 8.0, "a reason")
-    assert "no longer" in bars.needless([result(1)], ["`K.exp`"], {}, [known])[0]
-    assert "too large" in bars.needless([result(3)], ["`K.exp`"], {}, [known])[0]
-    assert bars.needless([result(7)], ["`K.exp`"], {}, [known]) == []
-    assert bars.needless([], ["`K.exp`"], {}, [known]) == []
+    assert "no longer" in bars.needless([result(1)], ["`K.exp`"], [known])[0]
+    assert "too large" in bars.needless([result(3)], ["`K.exp`"], [known])[0]
+    assert bars.needless([result(7)], ["`K.exp`"], [known]) == []
+    assert bars.needless([], ["`K.exp`"], [known]) == []
 
 
 def test_what_is_proposed_can_be_read(tmp_path: Path) -> None:
