@@ -158,8 +158,8 @@ def test_an_error_over_its_bar_fails_unless_it_is_known() -> None:
     assert len(bars.failures([result(0.51, dtype="float16")], titles, {}, [])) == 1
     assert len(bars.failures([result(math.nan)], titles, {}, [])) == 1
     known = Excess("numpy", "K.exp", "*", "value", 3.0, "a reason")
-    assert bars.failures([result(2.9)], titles, [known]) == []
-    assert len(bars.failures([result(3.1)], titles, [known])) == 1
+    assert bars.failures([result(2.9)], titles, {}, [known]) == []
+    assert len(bars.failures([result(3.1)], titles, {}, [known])) == 1
 
 
 def test_an_engines_own_error_is_its_bar() -> None:
