@@ -111,6 +111,7 @@ COMPOSITES = {
     "softmax": ("axis",),
     "log_softmax": ("axis",),
     "sigmoid": (),
+    "elu": (),  # x above 0, exp(x) - 1 to the last digits below
     "softsign": (),  # x / (1 + abs(x))
     "softplus": (),  # log(1 + exp(x))
     "log1p": (),  # log(1 + x), to the last digits near 0

@@ -296,7 +296,19 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
 # What the first loop computes, so that it needs to keep the result alone.
 _ELEMENTWISE = frozenset(
     ("negative", "abs", "sign", "sqrt", "exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "tanh_slope")
-    + ("sigmoid", "sigmoid_slope", "softplus", "softsign", "cast", "add", "subtract", "multiply", "divide", "power")
+    + (
+        "sigmoid",
+        "sigmoid_slope",
+        "softplus",
+        "elu",
+        "softsign",
+        "cast",
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "power",
+    )
     + ("maximum", "minimum", "equal", "not_equal", "less", "less_equal", "logical_and", "logical_or", "logical_not")
     + ("select",)
 )

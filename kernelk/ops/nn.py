@@ -112,11 +112,12 @@ def tanh(x: Any) -> Tensor:
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha * (exp(x) - 1) below."""
     values = floating(as_tensor(x))
-    if values.dtype == "float16" and isinstance(alpha, (int, float)):
+    if values.dtype == "float16" and isinstance(alpha, (int, float)) and alpha != 1:
         return _rounded_once(elu, values, alpha)
-    zero = scalar(0, values.dtype)
-    below = apply("expm1", apply("minimum", values, zero)) * alpha
-    return apply("select", apply("less", zero, values), values, below)
+    y = apply("elu", values)
+    if isinstance(alpha, (int, float)) and alpha == 1:
+        return y
+    return apply("select", apply("less", scalar(0, values.dtype), values), values, y * alpha)
 
 
 def softplus(x: Any) -> Tensor:
@@ -229,15 +230,23 @@ def _log1p(x: Tensor) -> Tensor:
 
 
 def _expm1(x: Tensor) -> Tensor:
-    # The same trick, with the logarithm of the rounded power in place of x. Far below 0 it is -1.
-    power = apply("exp", x)
-    one = scalar(1, x.dtype)
-    less_one = power - 1.0
-    logarithm = apply("log", power)
-    lost = apply("equal", power, one)
-    far = apply("less", scalar(1, x.dtype), apply("abs", x))
-    near = less_one * (x / apply("select", apply("logical_or", lost, far), one, logarithm))
-    return apply("select", lost, x, apply("select", far, less_one, near))
+    # By way of tanh(x / 2), whose digits all hold near 0; far above, exp(x) - 1 itself holds them.
+    far = apply("less", scalar(1, x.dtype), x)
+    half = apply("tanh", apply("select", far, scalar(0, x.dtype), x) * 0.5)
+    near = (half + half) / (1.0 - half)
+    # Where x / 2 might be subnormal, which some processors are told to take for 0, the result is x.
+    tiny = apply("less", apply("abs", x), scalar(1e-20, x.dtype))
+    return apply("select", far, apply("exp", x) - 1.0, apply("select", tiny, x, near))
+
+
+def _elu(x: Tensor) -> Tensor:
+    zero = scalar(0, x.dtype)
+    return apply("select", apply("less", zero, x), x, apply("expm1", apply("minimum", x, zero)))
+
+
+def _vjp_elu(node: Tensor, g: Tensor) -> list[Tensor]:
+    x = node.inputs[0]
+    return [g * apply("exp", apply("minimum", x, scalar(0, x.dtype)))]
 
 
 def _softsign(x: Tensor) -> Tensor:
@@ -304,6 +313,7 @@ RULES["softmax"] = Rule(_same, _vjp_softmax, in_float32(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, in_float32(_log_softmax))
 RULES["sigmoid"] = Rule(_same, _vjp_sigmoid, in_float32(_sigmoid))
 RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], in_float32(_softplus))
+RULES["elu"] = Rule(_same, _vjp_elu, in_float32(_elu))
 RULES["softsign"] = Rule(_same, _vjp_softsign, in_float32(_softsign))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], in_float32(_log1p))
 RULES["expm1"] = Rule(_same, lambda node, g: [g * apply("exp", node.inputs[0])], in_float32(_expm1))

@@ -220,6 +220,17 @@ def _relu(b, instruction, x):
     return result(instruction, _bounded(b, x, 0.0, True), [x])
 
 
+@op("elu")
+def _elu(b, instruction, x):
+    # exp(x) - 1 by way of tanh(x / 2): CNTK has no expm1, and its own elu subtracts 1.
+    below = _bounded(b, x, 0.0, False)
+    half = b.engine.tanh(b.engine.element_times(below, b.constant(0.5, x.dtype)))
+    rest = b.engine.minus(b.constant(1.0, x.dtype), half)
+    power = b.engine.element_divide(b.engine.plus(half, half), rest)
+    above = b.engine.less(b.constant(-1e-20, x.dtype), x.node)
+    return result(instruction, b.engine.element_select(above, x.node, power), [x])
+
+
 @op("sigmoid_slope")
 def _sigmoid_slope(b, instruction, x, y):
     rest = b.engine.sigmoid(b.engine.negate(x.node))

@@ -46,6 +46,11 @@ def _softsign(x):
     return x / (_one(x) + np.abs(x))
 
 
+def _elu(x):
+    zero = np.zeros((), x.dtype)
+    return np.where(np.less(zero, x), x, np.expm1(np.minimum(x, zero)))
+
+
 def _softplus(x):
     return np.maximum(x, np.zeros((), x.dtype)) + np.log1p(np.exp(-np.abs(x)))
 
@@ -60,6 +65,7 @@ for _name, _function in {
     "log1p": np.log1p,
     "expm1": np.expm1,
     "sigmoid": _logistic,
+    "elu": _elu,
     "softsign": _softsign,
     "softplus": _softplus,
     "sigmoid_slope": lambda x, y: _slope_of_logistic(x),

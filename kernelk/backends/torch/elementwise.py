@@ -115,6 +115,11 @@ def _relu(instruction):
     return torch.relu
 
 
+@maker("elu")
+def _elu(instruction):
+    return torch.ops.aten.elu
+
+
 @maker("softplus")
 def _softplus(instruction):
     # From 40 on, x itself is nearest in every dtype.
