@@ -241,7 +241,7 @@ def _expm1(x: Tensor) -> Tensor:
 
 def _elu(x: Tensor) -> Tensor:
     zero = scalar(0, x.dtype)
-    return apply("select", apply("less", zero, x), x, apply("expm1", apply("minimum", x, zero)))
+    return apply("select", apply("less_equal", zero, x), x, apply("expm1", apply("minimum", x, zero)))
 
 
 def _vjp_elu(node: Tensor, g: Tensor) -> list[Tensor]:

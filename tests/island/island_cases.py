@@ -189,7 +189,7 @@ def shortcut_cases(random):
     for dtype in FLOATS:
         far = np.array([-9, -0.5, 0, -0.0, 0.25, 9, -np.inf, np.inf, np.nan], dtype=dtype)
         near = np.array([-0.9, -1e-3, -1e-4, 0, -0.0, 1e-4, 1e-3, 0.5, 8, -8, np.inf, np.nan], dtype=dtype)
-        for op in ["log1p", "expm1", "softplus", "softsign", "sigmoid"]:
+        for op in ["log1p", "expm1", "softplus", "elu", "softsign", "sigmoid"]:
             yield op + " near 0", op, {}, [near], dtype
         yield "tanh_slope", "tanh_slope", {}, [far], dtype
         yield "sigmoid_slope", "sigmoid_slope", {}, [far, (1 / (1 + np.exp(-far))).astype(dtype)], dtype

@@ -86,6 +86,7 @@ ROUNDED = {
     "log_softmax",
     "sigmoid",
     "softplus",
+    "elu",
     "softsign",
     "log1p",
     "expm1",

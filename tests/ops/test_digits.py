@@ -62,6 +62,19 @@ def test_no_digits_are_lost_far_out_or_near_0(backend: str, function: Any, right
     np.testing.assert_allclose(slopes, slope(points), rtol=tolerance, atol=tiny)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("alpha", [1, 1.0, 0.5])
+def test_elu_at_its_edges(backend: str, dtype: str, alpha: float) -> None:
+    tiny, large = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+    points = np.array([-np.inf, -large, -1.5 * tiny, -0.0, 0.0, tiny, large, np.inf, np.nan], dtype)
+    value, slope = at(lambda x: K.elu(x, alpha), points, dtype)
+    below = [-alpha, -alpha, -1.5 * tiny * alpha]
+    # Some engines flush subnormal results.
+    np.testing.assert_allclose(value, [*below, 0, 0, tiny, large, np.inf, np.nan], atol=tiny if alpha != 1 else 0)
+    np.testing.assert_array_equal(np.signbit(value[3:5]), [True, False])
+    np.testing.assert_array_equal(slope, [0, 0, alpha, alpha, alpha, 1, 1, 1, np.nan])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_loss_of_a_nearly_certain_class_and_its_slope(backend: str, dtype: str) -> None:
     logits = K.placeholder((1, 4), dtype=dtype)

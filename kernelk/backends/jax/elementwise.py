@@ -270,9 +270,9 @@ def _elu(instruction, x):
     wide = widened(x)
     below = lax.min(wide, lax.full_like(wide, 0))
     if x.dtype == np.float64:
-        return where(compare("gt", x, typed(0, x)), x, lax.expm1(below))
+        return where(compare("ge", x, typed(0, x)), x, lax.expm1(below))
     # exp(x) - 1 by way of tanh(x / 2): XLA's expm1 takes half a chain of activations' time again, and is no nearer.
     half = lax.tanh(lax.mul(below, lax.full_like(below, 0.5)))
     power = lax.div(lax.add(half, half), lax.sub(lax.full_like(half, 1), half))
     # Where x / 2 might be flushed to 0, the result is x.
-    return where(compare("gt", x, typed(-1e-20, x)), x, lax.convert_element_type(power, x.dtype))
+    return where(compare("ge", x, typed(-1e-20, x)), x, lax.convert_element_type(power, x.dtype))

@@ -48,7 +48,7 @@ def _softsign(x):
 
 def _elu(x):
     zero = np.zeros((), x.dtype)
-    return np.where(np.less(zero, x), x, np.expm1(np.minimum(x, zero)))
+    return np.where(np.less_equal(zero, x), x, np.expm1(np.minimum(x, zero)))
 
 
 def _softplus(x):

@@ -223,12 +223,12 @@ def _elu(instruction, x):
     zero, wide = typed(0, x), widened(x)
     below = tf.raw_ops.Minimum(x=wide, y=typed(0, wide))
     if x.dtype == tf.float64:
-        return where(tf.raw_ops.Greater(x=x, y=zero), x, tf.raw_ops.Expm1(x=below))
+        return where(tf.raw_ops.GreaterEqual(x=x, y=zero), x, tf.raw_ops.Expm1(x=below))
     # exp(x) - 1 by way of tanh(x / 2) takes half as long as TensorFlow's Expm1, and is nearer. In float64 it isn't.
     half = tf.raw_ops.Tanh(x=0.5 * below)
     power = tf.cast((half + half) / (1 - half), x.dtype)
     # Where x / 2 might be flushed to 0, the result is x.
-    return where(tf.raw_ops.Greater(x=x, y=typed(-1e-20, x)), x, power)
+    return where(tf.raw_ops.GreaterEqual(x=x, y=typed(-1e-20, x)), x, power)
 
 
 # TensorFlow's SigmoidGrad and TanhGrad take y alone, of which 1 - y has lost its digits where y is near 1.
