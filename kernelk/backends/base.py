@@ -217,6 +217,9 @@ class Backend(object):
     # Whether `run` takes a fourth argument, `into`: for each update the ndarray that its new value belongs in. A
     # backend may write there at once and return that very array; it is never an operand of the same run.
     writes_in_place = False
+    # Whether the new values that `run` returns are in memory of their own, which nothing else writes to: they may then
+    # stay with the engine alone until somebody asks for them. Not together with `writes_in_place`.
+    keeps_updates = False
 
     def __init__(self, options):
         self.options = options

@@ -19,17 +19,30 @@ class Forked(Protocol):
         """Drops the parent's resources without touching them; raises nothing."""
 
 
+class Source(Protocol):
+    """An object that a child needs something from which it couldn't ask for."""
+
+    def before_fork(self) -> None:
+        """Puts it where the child can read it."""
+
+
 # Goes up at each fork, on both sides: memory from before a fork is never written to again.
 COUNT = 0
 # The process that these modules believe they run in; its parent at the last fork.
 PID = PARENT = os.getpid()
 
 _holders: weakref.WeakSet[Forked] = weakref.WeakSet()
+_sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
 
 def tell(holder: Forked) -> None:
     """Has `forked` called in each forked child, for as long as the object lives."""
     _holders.add(holder)
+
+
+def ask(source: Source) -> None:
+    """Has `before_fork` called before each fork, for as long as the object lives."""
+    _sources.add(source)
 
 
 def in_own_process() -> bool:
@@ -41,6 +54,10 @@ def _before() -> None:
     global PARENT
     # Not `PID`: a child that C code has forked may fork in its turn.
     PARENT = os.getpid()
+    for source in tuple(_sources):
+        # Where it can't, the child says so when it needs what is missing.
+        with contextlib.suppress(Exception):
+            source.before_fork()
 
 
 def _in_parent() -> None:

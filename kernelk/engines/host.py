@@ -43,6 +43,10 @@ class Host:
         self.profiler: dict[str, Any] | None = None  # the facts of the engine's own profiler
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
+        self.keeps = False  # whether a call's updates may stay with the engine until somebody asks for them
+        self.holding: dict[int, Slots] = {}  # the variables whose newest values the engine has alone, by number
+        self.call = 0  # the number of the last call whose updates stay with the engine
+        self.confirmed = 0  # that of the last such call that was committed
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
         # Variables whose new values the engine may have computed in a call that isn't committed yet.
         self.uncommitted: list[Slots] | None = None
@@ -115,6 +119,19 @@ class Host:
         self.specialises = hello["specialises"]
         self.profiler = hello["profiler"]
 
+    def hold(self, slots: Slots, version: int) -> None:
+        """Notes that the last call's value is the newest, and that it lies with the engine alone."""
+        self.confirmed = self.call
+        self.holding[slots.number] = slots
+        self.versions[slots.number] = version
+
+    def confirm(self) -> None:
+        """Lets the engine forget what the last committed call has replaced, or leaves that to the next request."""
+
+    def let_go_of(self, slots: Slots) -> None:
+        """Notes that the newest value lies with the kernel."""
+        self.holding.pop(slots.number, None)
+
     def _forget(self) -> None:
         self.versions.clear()
         self.compiled.clear()
@@ -179,6 +196,8 @@ class Host:
 
     def release(self, variables: list[int], segments: list[int]) -> None:
         """Lets the engine forget variables and segments that are gone."""
+        for number in variables:
+            self.holding.pop(number, None)
         known = [number for number in variables if self.versions.pop(number, None) is not None]
         plans: list[int] = []
         if segments:

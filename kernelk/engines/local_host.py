@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from . import forks, registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
-from .storage import Storage
+from .storage import Slots, Storage
 
 # Backends' notes that the user has seen.
 _notes_shown: set[str] = set()
@@ -59,6 +59,8 @@ class LocalHost(Host):
         self._fed: list[Array] = []
         self._results: list[Any] = []
         self._wanted = "arrays"
+        # Brings the newest values of variables to the kernel's memory; the session sets it.
+        self.fetch: Callable[[list[Slots]], None] | None = None
         forks.tell(self)
 
     @property
@@ -114,7 +116,9 @@ class LocalHost(Host):
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})
             executor = Executor(backend)
             executor.segments = self.storage.segments
-            self._welcome(executor.do_facts({}))
+            facts = executor.do_facts({})
+            self._welcome(facts)
+            self.keeps = facts["keeps"] and self.fetch is not None
         except BaseException as error:
             self._clean_up()
             if isinstance(error, ImportError):
@@ -136,6 +140,7 @@ class LocalHost(Host):
         do = message["do"]
         if do == "run":
             message = {**message, "feeds": self._fed, "results": self._wanted}
+        message["confirmed"] = self.confirmed
         # An engine's compiler may keep settings or caches half changed: Ctrl-C waits for it.
         held = shield() if do == "compile" else _UNHELD
         try:
@@ -143,8 +148,8 @@ class LocalHost(Host):
             with held, np.errstate(all="ignore"):
                 reply: dict[str, Any] = self._executor.handle(message)
         except BaseException:
-            # Ctrl-C inside: the kernel's slots are untouched, so everything is loaded again.
-            self.versions.clear()
+            # Ctrl-C inside: the kernel's slots are untouched, so everything that lies there is loaded again.
+            self.versions = {number: slots.version for number, slots in self.holding.items()}
             raise
         finally:
             self._fed = []
@@ -152,6 +157,11 @@ class LocalHost(Host):
             raise engine_error(self.engine, reply["error"])
         self._results = reply.pop("results", [])
         return reply
+
+    def confirm(self) -> None:
+        # At rest the engine then has one value of each.
+        if self._executor is not None:
+            self._executor.confirm(self.confirmed)
 
     def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
@@ -174,6 +184,8 @@ class LocalHost(Host):
         return _UNHELD
 
     def stop(self) -> None:
+        if self.holding and self.fetch is not None:
+            self.fetch(list(self.holding.values()))
         executor, self._executor = self._executor, None
         self._forget()
         self._clean_up()

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class Slots:
     After a fork the committed value stays where it is, beside both slots, until the next one is committed.
     """
 
-    __slots__ = ("_blocks", "_kept", "_storage", "active", "dtype", "number", "shape", "version")
+    __slots__ = ("_blocks", "_kept", "_storage", "active", "dtype", "holder", "number", "shape", "version")
 
     _numbers = itertools.count()
 
@@ -142,6 +142,8 @@ class Slots:
         self.number = next(Slots._numbers)
         self.version = 0
         self.active = 0
+        # The host whose engine alone has the newest value; None where it lies here.
+        self.holder: Holder | None = None
         self._blocks: list[Block | None] = [storage.allocate(self.nbytes), None]
         # The committed value's block from before a fork, as long as the value is of that version.
         self._kept: tuple[int, Block] | None = None
@@ -159,9 +161,9 @@ class Slots:
         if block is not None and not self._storage.read_only(block.segment):
             return block
         made = self._storage.allocate(self.nbytes)
-        # In this order: cut short anywhere, the committed value is found.
-        committed = self._committed()
-        if block == committed:
+        # In this order: cut short anywhere, the committed value is found. One that is outdated needn't be.
+        committed = self._committed() if self.holder is None else None
+        if block is not None and block == committed:
             self.release_kept()
             self._kept = (self.version, committed)
             self._storage.moved.append(self)
@@ -190,11 +192,13 @@ class Slots:
         return self.nbytes if block is None or self._storage.read_only(block.segment) else 0
 
     def view(self) -> Array:
-        """The committed value, sharing memory: copy it before it leaves kernelk."""
+        """The committed value, sharing memory: copy it before it leaves kernelk. It must have been fetched."""
+        assert self.holder is None
         return self._storage.array(self._committed(), self.dtype, self.shape)
 
     def reference(self) -> Reference:
-        """The location of the committed value."""
+        """The location of the committed value, which must have been fetched."""
+        assert self.holder is None
         block = self._committed()
         return [block.segment, block.offset, self.dtype, list(self.shape)]
 
@@ -202,6 +206,12 @@ class Slots:
         """The locations of both slots, which are written to in turn. Raises OutOfMemoryError."""
         blocks = [self._writable(0), self._writable(1)]
         return [[block.segment, block.offset, self.dtype, list(self.shape)] for block in blocks]
+
+    def destination(self) -> Reference:
+        """Where the newest value, which an engine has alone, is to be written: in place of the one that is outdated."""
+        assert self.holder is not None
+        block = self._writable(self.active)
+        return [block.segment, block.offset, self.dtype, list(self.shape)]
 
     def write(self, value: Array) -> None:
         """Puts a value of the same shape, cast to the dtype, into the second slot: it counts once it is committed."""
@@ -240,20 +250,48 @@ class Journal:
     __slots__ = ("unsettled",)
 
     def __init__(self) -> None:
-        self.unsettled: list[tuple[Slots, int, int]] | None = None
+        self.unsettled: list[Change] | None = None
 
     def settle(self) -> None:
         """Completes a commit. Called with the session's lock held, before any value is used."""
         if self.unsettled is not None:
-            for slots, active, version in self.unsettled:
+            for slots, active, version, holder in self.unsettled:
+                if slots.holder is not None and slots.holder is not holder:
+                    slots.holder.let_go_of(slots)
+                if holder is not None:
+                    holder.hold(slots, version)
                 slots.active = active
                 slots.version = version
+                slots.holder = holder
             self.unsettled = None
 
 
-def flipped(variables: Iterable[Slots]) -> list[tuple[Slots, int, int]]:
-    """The variables' active slots and versions as they will be once the values in their second slots are committed."""
-    return [(slots, 1 - slots.active, slots.version + 1) for slots in variables]
+class Holder(Protocol):
+    """A host whose engine may have variables' newest values alone."""
+
+    def hold(self, slots: Slots, version: int) -> None:
+        """Notes that the last call's value is the newest, and that it lies with the engine alone."""
+
+    def let_go_of(self, slots: Slots) -> None:
+        """Notes that the newest value lies with the kernel."""
+
+
+Change = tuple[Slots, int, int, "Holder | None"]
+
+
+def flipped(variables: Iterable[Slots]) -> list[Change]:
+    """The variables as they will be once the values in their second slots are committed."""
+    return [(slots, 1 - slots.active, slots.version + 1, None) for slots in variables]
+
+
+def kept(variables: Iterable[Slots], holder: Holder) -> list[Change]:
+    """The variables as they will be once the values that the last call has left with the engine are committed."""
+    return [(slots, slots.active, slots.version + 1, holder) for slots in variables]
+
+
+def fetched(variables: Iterable[Slots]) -> list[Change]:
+    """The variables as they will be once the values that were written to `destination` count."""
+    return [(slots, slots.active, slots.version, None) for slots in variables]
 
 
 class Transfer:

@@ -227,7 +227,7 @@ def known(session: Session, tensor: Tensor, most: int = MOST_ELEMENTS) -> Summar
 def _known(session: Session, tensor: Tensor, most: int) -> Summary | None:
     if isinstance(tensor, Variable):
         # Looked at in place: no copy of what may be large. The lock keeps it from being committed to.
-        session.calls.journal.settle()
+        session.calls.fetch([tensor.slots])
         return summarised(tensor.uid, tensor.slots.view(), "committed", most=most)
     if isinstance(tensor, Placeholder):
         value = last_feed(tensor)

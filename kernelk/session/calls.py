@@ -12,8 +12,8 @@ from ..backends.serving.shared_memory import aligned
 from ..engines import memory
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
-from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, flipped
-from ..errors import EngineError, KernelKError, WorkerDiedError
+from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept
+from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError
 from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
@@ -131,6 +131,27 @@ class Calls:
         finally:
             self._under_way = False
 
+    def fetch(self, variables: list[Slots]) -> None:
+        """Brings those newest values that an engine has alone to the kernel's memory.
+
+        Called with the lock held. Raises OutOfMemoryError, and ForkedError in a child that hasn't that engine.
+        """
+        self.journal.settle()
+        apart: dict[Any, list[Slots]] = {}
+        for slots in variables:
+            if slots.holder is not None:
+                apart.setdefault(slots.holder, []).append(slots)
+        for host, held in apart.items():
+            if not host.started:
+                raise ForkedError(
+                    f"the newest values of {len(held)} variables are with {host.engine.title} in this process's "
+                    "parent, which forked in the middle of a call",
+                    next_step="fork while no other thread is in a call",
+                )
+            host.request({"do": "fetch", "variables": [[slots.number, slots.destination()] for slots in held]})
+            self.journal.unsettled = fetched(held)
+            self.journal.settle()
+
     def _execute(
         self,
         host: Host,
@@ -169,6 +190,7 @@ class Calls:
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
         """
         self.check_alone()
+        self.fetch([variable.slots for variable in program.slots])
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)
         encoded = specialisation.encode(program)
@@ -278,7 +300,7 @@ class Calls:
             "feeds": [reference for reference, _ in fed],
             "slots": [slot.number for slot in slots],
             "draws": _draws(program, specialisation),
-            "into": [slot.references() for slot in updated],
+            "into": [] if host.keeps else [slot.references() for slot in updated],
             "outputs": [reference for reference, _ in results],
         }
         plan = Plan(
@@ -304,6 +326,9 @@ class Calls:
         commit: bool,
     ) -> list[Array]:
         plan = self._plan(host, program, specialisation, feeds)
+        elsewhere = [slots for slots in plan.slots if slots.holder is not None and slots.holder is not host]
+        if elsewhere:
+            self.fetch(elsewhere)
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
         updated = plan.updated
@@ -315,8 +340,13 @@ class Calls:
             "sides": [1 - slot.active for slot in updated],
             "counter": self._seeds.counter,
         }
-        # Noted first: if anything interrupts from here to the commit, the engine's newer values are forgotten.
-        host.uncommitted = updated or None
+        if host.keeps:
+            # They are pending in the engine until the next request confirms this call.
+            host.call += 1
+            message["keep"] = host.call
+        else:
+            # Noted first: if anything interrupts from here to the commit, the engine's newer values are forgotten.
+            host.uncommitted = updated or None
         try:
             reply = host.request(message)
             # Before `define`, which may itself make a request, to release the oldest plan.
@@ -328,12 +358,15 @@ class Calls:
                 host.loaded(plan.slots)
             counter = self._seeds.counter + bool(program.draws)
             if updated and commit:
-                changed = flipped(updated)
+                changed = kept(updated, host) if host.keeps else flipped(updated)
                 # Signal handlers run where a function begins, so not between these statements.
                 self._seeds.counter = counter
                 self.journal.unsettled = changed
                 self.journal.settle()
-                host.loaded(updated)
+                if host.keeps:
+                    host.confirm()
+                else:
+                    host.loaded(updated)
                 host.uncommitted = None
             else:
                 self._seeds.counter = counter

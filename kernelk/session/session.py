@@ -82,8 +82,19 @@ class Session(HasTraits):
         self.active = name
         self.state.session = self
         forks.tell(self)
+        forks.ask(self)
 
     # --- processes ---
+
+    def before_fork(self) -> None:
+        """Fetches the newest values that engines in this process have alone, which a child can't ask."""
+        if self.pid == os.getpid() and self.lock.acquire(blocking=False):
+            try:
+                self.calls.check_alone()
+                for host in self.hosts.values():
+                    self.calls.fetch(list(host.holding.values()))
+            finally:
+                self.lock.release()
 
     def forked(self) -> None:
         """In a forked child: makes the session the child's own, if nothing was running at the fork."""
@@ -116,7 +127,7 @@ class Session(HasTraits):
         self._forks = forks.COUNT
         self.calls.drop_plans()
         if self.storage.read_only_count > MOST_READ_ONLY:
-            old = [slots for slots in self._slots.values() if slots.is_read_only]
+            old = [slots for slots in self._slots.values() if slots.is_read_only and slots.holder is None]
             # Without memory for a new segment, they stay where they are.
             with contextlib.suppress(OutOfMemoryError):
                 self.calls.write([(slots, slots.view()) for slots in old])
@@ -193,6 +204,8 @@ class Session(HasTraits):
             check_generation(variable, self.state)
             self.calls.journal.settle()
             slots = variable.slots
+            if slots.holder is not None:
+                self.calls.fetch([slots])
             if slots.nbytes < memory.ASKED_FROM:
                 return np.array(slots.view())
             memory.require(slots.nbytes, f"the value of variable '{variable.name}'")
@@ -247,7 +260,9 @@ class Session(HasTraits):
         """
         engine = registry.engine(name)
         if engine.runs_in_kernel(options):
-            return LocalHost(engine, self.storage, options)
+            host = LocalHost(engine, self.storage, options)
+            host.fetch = self.calls.fetch
+            return host
         return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
 
     def log_of(self, name: str) -> WorkerLog:

@@ -152,6 +152,7 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
         with target.held(), clock("load"):
             report.variables = len(variables)
             report.bytes = sum(variable.slots.nbytes for variable in variables)
+            session.calls.fetch([variable.slots for variable in variables if variable.slots.holder is not target])
             report.loaded, report.loaded_bytes = _load(target, variables)
         changed = session.active != engine.name
         with shield():

@@ -120,7 +120,10 @@ def random_normal_variable(
 
 
 def get_value(x: Any) -> Array:
-    """The variable's committed value as a new ndarray (a tensor is evaluated); no engine is asked."""
+    """The variable's committed value as a new ndarray (a tensor is evaluated).
+
+    An engine is asked only where it alone has the value, in the notebook's own process.
+    """
     if isinstance(x, Variable):
         return current().read(x)
 

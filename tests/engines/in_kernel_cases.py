@@ -346,6 +346,82 @@ def interrupted(name: str) -> Any:
     return result
 
 
+def kept(name: str) -> Any:
+    """Updates that stay with the engine: what is fetched when, and steps with every kind of look in between."""
+    use(name, in_kernel=True)
+    host = current().host()
+    asked: list[Any] = []
+    request = host.request
+
+    def watch(message: dict[str, Any]) -> Any:
+        asked.append(len(message["variables"]) if message["do"] == "fetch" else message["do"])
+        return request(message)
+
+    def held(model: Model) -> int:
+        return sum(variable.slots.holder is not None for variable in model.variables)
+
+    wanted = Model()
+    states = [wanted.state()]
+    for _ in range(60):
+        wanted.step([BATCH])
+        states.append(wanted.state())
+    model = Model()
+    model.step([BATCH])
+    host.request = watch
+    model.step([BATCH])
+    result: dict[str, Any] = {"held": held(model), "step": asked[:]}
+    asked.clear()
+    K.get_value(model.w)
+    K.get_value(model.w)
+    result["read"] = asked[:]
+    result["held after"] = held(model)
+    host.request = request
+    torn, done = [], 2
+
+    def compare(what: str) -> None:
+        if not all(same_bits(a, b) for a, b in zip(model.state(), states[done])):
+            torn.append(f"{what} at {done}")
+
+    def forked() -> None:
+        pid = os.fork()
+        if not pid:
+            equal = all(same_bits(a, b) for a, b in zip(model.state(), states[done]))
+            os._exit(0 if equal else 1)
+        if os.waitpid(pid, 0)[1]:
+            torn.append(f"in a child at {done}")
+
+    looks = {
+        "nothing": lambda: None,
+        "timed": lambda: kernelk.time(model.loss, {model.x: BATCH}, budget=0.1),
+        "evaluated": lambda: K.eval(model.loss, {model.x: BATCH}),
+        "another engine": lambda: (use("numpy"), use(name, in_kernel=True)),
+        "stopped": lambda: kernelk.stop_backend(name),
+        "set": lambda: K.set_value(model.w, K.get_value(model.w)),
+        "set and swapped": lambda: (K.set_value(model.b, states[done][2]), use("numpy"), use(name, in_kernel=True)),
+        "compiled": lambda: K.eval(K.sin(model.w * float(done)) + 1.0),
+        "dropped": lambda: (K.eval(K.update(K.variable(1.0), 2.0)), gc.collect()),
+        "forked": forked,
+    }
+    for what, look in looks.items():
+        for _ in range(2):
+            model.step([BATCH])
+            done += 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                look()
+            model.step([BATCH])
+            done += 1
+            compare(what)
+    result["torn"] = torn
+    # A feed that becomes a variable's value, and is changed afterwards.
+    given = aligned(BATCH)
+    x, w = K.placeholder(BATCH.shape), K.variable(np.zeros_like(BATCH))
+    K.function([x], [], [(w, x)])([given])
+    given[...] = 99
+    result["feed"] = same_bits(K.get_value(w), BATCH)
+    return result
+
+
 def differences(name: str) -> Any:
     """%kdiff between this engine in the kernel and another in its worker."""
     other = "jax" if name != "jax" else "torch"

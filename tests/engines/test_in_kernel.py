@@ -20,7 +20,7 @@ from kernelk.engines.descriptors import Engine
 from kernelk.errors import BackendNotInstalledError
 
 ENGINES = ("torch", "jax", "tensorflow")
-MAIN = "swaps functions feeds handed_out failure interrupted traced differences stopped refused parity"
+MAIN = "swaps functions feeds handed_out failure interrupted kept traced differences stopped refused parity"
 
 
 @cache
@@ -112,6 +112,17 @@ def test_ctrl_c_at_any_moment_leaves_a_committed_state_and_the_next_call_right(e
     assert found["compiled 0.01"]
     assert found["compiled 0.05"]
     assert found["quiet"]
+
+
+def test_updates_stay_with_the_engine_until_somebody_looks(engine: str) -> None:
+    found = case(engine, "kept")
+    kept = 5 if engine == "jax" else 0
+    assert found["held"] == kept
+    assert found["step"] == ["run"]
+    assert found["read"] == ([1] if kept else [])
+    assert found["held after"] == max(0, kept - 1)
+    assert found["torn"] == []
+    assert found["feed"]
 
 
 def test_k_works_inside_what_the_library_traces(engine: str) -> None:

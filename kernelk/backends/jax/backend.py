@@ -117,6 +117,9 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
+        # A compiled program's results lie in memory of their own. An error may leave a GPU, and all that lies there,
+        # unusable.
+        self.keeps_updates = self._device.startswith("cpu")
         self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
         if self._in_kernel and not self._device.startswith("cpu"):

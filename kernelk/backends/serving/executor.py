@@ -90,6 +90,9 @@ class Executor(object):
         self.backend = backend
         self.segments = {}
         self.state = {}  # variable id -> native value
+        # The values that the last call which kept them made: (number of the call, variable id -> native value). They
+        # count once a later request confirms that call.
+        self.pending = None
         self.compiled = {}  # key -> (program, run)
         self.plans = {}  # number -> Plan
         self.timed = {}  # number -> Timed
@@ -97,6 +100,10 @@ class Executor(object):
     def handle(self, request):
         """Executes a request and returns the reply: a dict, with "error" if it failed."""
         try:
+            if "confirmed" in request:
+                self.confirm(request["confirmed"])
+                if request["do"] == "run":
+                    self.pending = None
             return getattr(self, "do_" + request["do"])(request) or {}
         except Exception as error:
             return {"error": describe(error)}
@@ -119,6 +126,8 @@ class Executor(object):
             "ops": sorted(set(backend.ops).union(STAGED)),
             "dtypes": list(backend.dtypes),
             "specialises": backend.specialises,
+            # Whether a call may leave its updates here, to be fetched later.
+            "keeps": backend.keeps_updates,
             "profiler": profiler.facts() if profiler else None,
             "resident": resident_bytes(),
         }
@@ -150,10 +159,22 @@ class Executor(object):
             self.state.update(loaded)
         return {"different": different}
 
+    def confirm(self, call):
+        """Makes the pending values count, if they are those of this call. The next run forgets those of any other."""
+        if self.pending is not None and self.pending[0] == call:
+            self.state.update(self.pending[1])
+            self.pending = None
+
+    def do_fetch(self, request):
+        """Fields: variables ([id, reference]...). Writes their values there."""
+        for number, reference in request["variables"]:
+            self.array(reference)[...] = self.backend.to_numpy(self.state[number])
+
     def do_run(self, request):
         """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
 
         sides (for each update, which of its two slots to write), counter (of random draws).
+        In place of sides: keep (the number of the call), whose updates stay here, pending.
         Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
         to come with the reply, and not in the plan's memory.
         Replies with the seconds that the run itself took.
@@ -166,7 +187,8 @@ class Executor(object):
             state[number] = backend.load(self.array(reference))
         counter, feeds = request["counter"], request.get("feeds", plan.feeds)
         draws = [draw(kind, dtype, shape, seed, counter) for kind, dtype, shape, seed in plan.draws]
-        into = [pair[side] for pair, side in zip(plan.into, request["sides"])]
+        keep = request.get("keep")
+        into = [pair[side] for pair, side in zip(plan.into, request["sides"])] if keep is None else None
         values = [state[number] for number in plan.slots]
         start = time.perf_counter()
         if backend.writes_in_place:
@@ -175,6 +197,9 @@ class Executor(object):
             outputs, updated = plan.run(feeds, values, draws)
         seconds = time.perf_counter() - start
         delivered = self._deliver(plan, outputs, request.get("results"))
+        if keep is not None:
+            self.pending = keep, dict(zip(plan.updated, updated))
+            return dict(delivered, seconds=seconds)
         kept = {}
         for number, value, destination in zip(plan.updated, updated, into):
             if value is not destination:
