@@ -302,8 +302,8 @@ def test_ctrl_c_in_a_commit_cuts_nothing_in_two(
 
     def settle(self: Journal) -> None:
         if self.unsettled and not next(count):
-            for slots, active, version in self.unsettled[:place]:
-                slots.active, slots.version = active, version
+            for slots, active, version, holder in self.unsettled[:place]:
+                slots.active, slots.version, slots.holder = active, version, holder
             os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
