@@ -227,6 +227,7 @@ def _elu(b, instruction, x):
     half = b.engine.tanh(b.engine.element_times(below, b.constant(0.5, x.dtype)))
     rest = b.engine.minus(b.constant(1.0, x.dtype), half)
     power = b.engine.element_divide(b.engine.plus(half, half), rest)
+    # Nearer to 0 the result is x, whose half might be subnormal.
     above = b.engine.less(b.constant(-1e-20, x.dtype), x.node)
     return result(instruction, b.engine.element_select(above, x.node, power), [x])
 

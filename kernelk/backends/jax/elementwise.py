@@ -271,7 +271,7 @@ def _elu(instruction, x):
     below = lax.min(wide, lax.full_like(wide, 0))
     if x.dtype == np.float64:
         return where(compare("ge", x, typed(0, x)), x, lax.expm1(below))
-    # exp(x) - 1 by way of tanh(x / 2): XLA's expm1 takes half a chain of activations' time again, and is no nearer.
+    # exp(x) - 1 by way of tanh(x / 2): XLA's expm1 takes longer, and is no nearer.
     half = lax.tanh(lax.mul(below, lax.full_like(below, 0.5)))
     power = lax.div(lax.add(half, half), lax.sub(lax.full_like(half, 1), half))
     # Where x / 2 might be flushed to 0, the result is x.

@@ -224,7 +224,7 @@ def _elu(instruction, x):
     below = tf.raw_ops.Minimum(x=wide, y=typed(0, wide))
     if x.dtype == tf.float64:
         return where(tf.raw_ops.GreaterEqual(x=x, y=zero), x, tf.raw_ops.Expm1(x=below))
-    # exp(x) - 1 by way of tanh(x / 2) takes half as long as TensorFlow's Expm1, and is nearer. In float64 it isn't.
+    # exp(x) - 1 by way of tanh(x / 2) is faster than TensorFlow's Expm1, and nearer. In float64 it isn't nearer.
     half = tf.raw_ops.Tanh(x=0.5 * below)
     power = tf.cast((half + half) / (1 - half), x.dtype)
     # Where x / 2 might be flushed to 0, the result is x.
