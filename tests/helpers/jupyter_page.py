@@ -143,7 +143,7 @@ class Page:
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        page.on("console", lambda message: message.type == "error" and self.errors.append(_told(message)))
 
     def open(self, name: str, cells: Sequence[str] | None = None) -> Page:
         """Opens a notebook, written from these cells if they are given, and waits for its kernel."""
@@ -208,6 +208,12 @@ class Page:
         folder = os.environ.get("KERNELK_SCREENSHOTS")
         if folder:
             locator.screenshot(path=str(Path(folder) / f"{name}.png"), animations="disabled", caret="hide")
+
+
+def _told(message: Any) -> str:
+    """What the console says; of what couldn't be loaded, its address too."""
+    failed = message.text.startswith("Failed to load resource")
+    return f"{message.text} {message.location.get('url', '')}" if failed else str(message.text)
 
 
 _NOTEBOOK = (
