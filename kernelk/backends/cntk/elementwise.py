@@ -221,7 +221,7 @@ def _relu(b, instruction, x):
 
 @op("softplus")
 def _softplus(b, instruction, x):
-    # log of the rounded 1 + e, and what the rounding took: as near as CNTK's own, in less time.
+    # log of the rounded 1 + e, and what the rounding took: nearly as near as CNTK's own, in less time.
     engine, one = b.engine, b.constant(1.0, x.dtype)
     small = engine.exp(engine.negate(engine.abs(x.node)))
     total = engine.plus(one, small)

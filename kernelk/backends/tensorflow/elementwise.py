@@ -225,7 +225,7 @@ def _elu(instruction, x):
     if x.dtype == tf.float64:
         return where(tf.raw_ops.GreaterEqual(x=x, y=zero), x, tf.raw_ops.Expm1(x=below))
     # exp(x) - 1 by way of tanh(x / 2) is faster than TensorFlow's Expm1, and nearer. In float64 it isn't nearer. With
-    # t = tanh(x / 2), which is negative, 2 t / (1 - t) is twice its softsign.
+    # t = tanh(x / 2), which is never positive, 2 t / (1 - t) is twice its softsign.
     power = tf.cast(2 * tf.raw_ops.Softsign(features=tf.raw_ops.Tanh(x=0.5 * below)), x.dtype)
     # Where x / 2 might be flushed to 0, the result is x.
     return where(tf.raw_ops.GreaterEqual(x=x, y=typed(-1e-20, x)), x, power)
