@@ -114,6 +114,7 @@ COMPOSITES = {
     "elu": (),  # x above 0, exp(x) - 1 to the last digits below
     "softsign": (),  # x / (1 + abs(x))
     "softplus": (),  # log(1 + exp(x))
+    "softplus_grad": (),  # (g, x): g times the sigmoid of x, which is the slope of softplus there
     "log1p": (),  # log(1 + x), to the last digits near 0
     "expm1": (),  # exp(x) - 1, likewise
     "relu": (),

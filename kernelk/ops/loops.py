@@ -232,12 +232,20 @@ def rnn(
         output, new_states = step(elements[: len(sequences)], states)
         if masks:
             new_states = [_masked(elements[-1], new, old) for new, old in zip(_alike(new_states, states), states)]
+        of_state[:] = [
+            number
+            for number, (new, old) in enumerate(zip(new_states, states))
+            if new is output and (new.dtype, new.shape) == (old.dtype, old.shape)
+        ]
         return [output], new_states
 
+    of_state: list[int] = []
     finals, (outputs,) = loop("rnn", masked_step, [*sequences, *masks], initial)
     if masks:
         outputs = _held(outputs, masks[0])
-    return _last(outputs), _swapped_outputs(outputs), finals
+    # As a final state it needs no stack of all steps' outputs, and its gradient none of theirs.
+    last = finals[of_state[0]] if of_state and length else _last(outputs)
+    return last, _swapped_outputs(outputs), finals
 
 
 def _states(new_states: Any, states: Sequence[Tensor]) -> list[Any]:

@@ -274,6 +274,19 @@ def _sigmoid_slope(x: Tensor, y: Tensor | None = None) -> Tensor:
     return small / (total * total)
 
 
+def _vjp_softplus(node: Tensor, g: Tensor) -> list[Tensor]:
+    return [apply("softplus_grad", g, node.inputs[0])]
+
+
+def _softplus_grad(g: Tensor, x: Tensor) -> Tensor:
+    return g * apply("sigmoid", x)
+
+
+def _vjp_softplus_grad(node: Tensor, h: Tensor) -> list[Tensor]:
+    g, x = node.inputs
+    return [apply("softplus_grad", h, x), h * g * apply("sigmoid_slope", x, apply("sigmoid", x))]
+
+
 def _tanh_slope(x: Tensor) -> Tensor:
     return _sigmoid_slope(x * 2.0) * 4.0
 
@@ -312,7 +325,8 @@ def _vjp_relu_grad(node: Tensor, h: Tensor) -> list[Tensor | None]:
 RULES["softmax"] = Rule(_same, _vjp_softmax, in_float32(_softmax))
 RULES["log_softmax"] = Rule(_same, _vjp_log_softmax, in_float32(_log_softmax))
 RULES["sigmoid"] = Rule(_same, _vjp_sigmoid, in_float32(_sigmoid))
-RULES["softplus"] = Rule(_same, lambda node, g: [g * apply("sigmoid", node.inputs[0])], in_float32(_softplus))
+RULES["softplus"] = Rule(_same, _vjp_softplus, in_float32(_softplus))
+RULES["softplus_grad"] = Rule(_first, _vjp_softplus_grad, _softplus_grad)
 RULES["elu"] = Rule(_same, _vjp_elu, in_float32(_elu))
 RULES["softsign"] = Rule(_same, _vjp_softsign, in_float32(_softsign))
 RULES["log1p"] = Rule(_same, lambda node, g: [g / (node.inputs[0] + 1.0)], in_float32(_log1p))

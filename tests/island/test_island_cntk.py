@@ -5,6 +5,7 @@ import subprocess
 import pytest
 from helpers.processes import PATIENCE, PROJECT, TESTS
 
+from kernelk.backends.cntk.backend import lacks_avx2
 from kernelk.environments import places
 
 ISLAND = PROJECT / "kernelk" / "backends"
@@ -18,6 +19,21 @@ def under_cntk(script: str, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "lacks"),
+    [
+        ("AuthenticAMD", "sse2 fma avx avx2", True),
+        ("HygonGenuine", "avx2 fma", True),
+        ("AuthenticAMD", "sse2 avx fma4", False),
+        ("GenuineIntel", "fma avx2", False),
+    ],
+)
+def test_mkl_is_told_of_avx2_on_amd_alone(vendor: str, flags: str, lacks: bool) -> None:
+    one = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: a: b\nflags\t\t: {flags}\npower management:\n\n"
+    assert lacks_avx2(one * 2) is lacks
+    assert not lacks_avx2("")
 
 
 def test_each_op_agrees_with_the_definition():

@@ -75,6 +75,21 @@ def test_elu_at_its_edges(backend: str, dtype: str, alpha: float) -> None:
     np.testing.assert_array_equal(slope, [0, 0, alpha, alpha, alpha, 1, 1, 1, np.nan])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_activations_of_what_is_never_negative(backend: str, dtype: str) -> None:
+    points = np.array([-30, -0.5, -0.0, 0.0, 0.25, 7, np.inf, np.nan], dtype)
+    plain = K.placeholder(points.shape, dtype=dtype)
+    squares = K.square(plain)
+    chosen = [K.elu(squares), K.relu(squares), K.elu(K.relu(plain)), K.relu(K.tanh(squares)), K.softplus(squares)]
+    got = K.function([plain], chosen)([points])
+    exact = np.square(points)
+    tolerance = {"float16": 2e-3, "float32": 1e-6, "float64": 1e-14}[dtype]
+    with np.errstate(invalid="ignore"):
+        wanted = [exact, exact, np.maximum(points, 0), np.tanh(exact), np.logaddexp(exact, 0)]
+    for value, expected in zip(got, wanted):
+        np.testing.assert_allclose(value, expected, rtol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_loss_of_a_nearly_certain_class_and_its_slope(backend: str, dtype: str) -> None:
     logits = K.placeholder((1, 4), dtype=dtype)

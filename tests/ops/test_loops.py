@@ -381,6 +381,46 @@ def test_what_does_not_vary_is_computed_once_and_what_is_unused_never() -> None:
     assert (loop.sequences, loop.states, len(loop.program.outputs)) == (1, 1, 1)
 
 
+def test_a_last_output_that_is_a_state_needs_no_stack(backend: str) -> None:
+    def cell(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        new = K.tanh(K.dot(xt, w) + states[0] * 0.5)
+        return new, [new]
+
+    w, x, h = K.constant(W), K.placeholder((2, 5, 3)), K.placeholder((2, 4))
+    last, outputs, _ = K.rnn(cell, x, [h])
+    program = Program([x, h], [last], (), 0, current().host("numpy").ops or frozenset())
+    (loop,) = [instruction.loop for instruction in program.instructions if instruction.loop is not None]
+    assert len(loop.program.outputs) == loop.states == 1
+    slopes = [K.gradients(K.sum(K.square(y)), [x, h]) for y in (last, outputs[:, -1])]
+    value, same, *both = K.function([x, h], [last, outputs[:, -1], *slopes[0], *slopes[1]])([X, H])
+    np.testing.assert_array_equal(value, same)
+    for one, other in zip(both[:2], both[2:]):
+        assert_close(one, other)
+    # No state at the beginning is the output of a step that there wasn't.
+    none = K.placeholder((2, 0, 3))
+    np.testing.assert_array_equal(
+        K.function([none, h], [K.rnn(cell, none, [h])[0]])([X[:, :0], H])[0], np.zeros((2, 4))
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slopes_of_a_loops_sigmoids_far_out(backend: str, dtype: str) -> None:
+    # The backward step takes them times what the first loop has multiplied.
+    x, c = K.placeholder((1, 2, 6), dtype=dtype), K.placeholder((1, 6), dtype=dtype)
+
+    def cell(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        new = K.sigmoid(xt) * states[0]
+        return new, [new]
+
+    slopes = K.gradients(K.sum(K.rnn(cell, x, [c])[0]), [x])
+    gates = np.array([[[-40, -20, -1, 1, 20, 40], [0.5, -3, 3, 0, 30, -30]]], dtype)
+    state = np.array([[1, 2, -3, 4, 5, -6]], dtype)
+    (got,) = K.function([x, c], slopes)([gates, state])
+    low, high = 1 / (1 + np.exp(gates.astype("float64"))), 1 / (1 + np.exp(-gates.astype("float64")))
+    wanted = state[:, None] * np.prod(high, axis=1, keepdims=True) * low
+    np.testing.assert_allclose(got, wanted, rtol=2e-6 if dtype == "float32" else 4e-15)
+
+
 def loops_of(*outputs: Tensor, inputs: Sequence[Any] = ()) -> list[list[str]]:
     """The ops in the bodies of the loops that these tensors need."""
     program = Program(list(inputs), outputs, (), 0, current().host("numpy").ops or frozenset())

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from contextlib import suppress
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from .stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, par
 
 # Distributed training alone uses MPI, but the libraries are linked with it.
 MPI = ("libmpi.so.12", "libmpi_cxx.so.1")
+# What AMD's processors, and those made to its design, say they are.
+AMD = ("AuthenticAMD", "HygonGenuine")
 
 
 def _load_mpi():
@@ -35,6 +38,23 @@ def _load_mpi():
         path = os.path.join(os.path.dirname(spec.origin), "libs", name)
         if os.path.exists(path):
             ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+
+
+def lacks_avx2(processors):
+    """Whether MKL needs to be told to use AVX2: processors of AMD's that have it, by the text of /proc/cpuinfo."""
+    first = dict(line.partition(":")[::2] for line in processors.split("\n\n")[0].replace("\t", "").splitlines())
+    flags = first.get("flags", "").split()
+    return first.get("vendor_id", "").strip() in AMD and "avx2" in flags and "fma" in flags
+
+
+def tell_mkl():
+    """Has CNTK's MKL multiply with AVX2 on AMD's processors, too, which it takes for old ones.
+
+    It reads the variable when it is loaded; a value that the user has chosen stays.
+    """
+    with suppress(OSError, ValueError), open("/proc/cpuinfo") as file:
+        if lacks_avx2(file.read()):
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
 class Core(object):
@@ -99,6 +119,7 @@ class CNTKBackend(Backend):
             # Read once, when the library of the threads is loaded.
             os.environ["OMP_DYNAMIC"] = "true"
         _load_mpi()
+        tell_mkl()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import cntk

@@ -12,6 +12,8 @@ op = registrar(OPS)
 # log(x) is clamped below 1e-37 and 1/x overflows for denormals: what is above these needs no guard.
 SMALLEST_LOG = 1e-36
 SMALLEST_DIVISOR = 1.2e-38
+# exp(x) - 1 is -1 from here on down, in float64 as well.
+LEAST_ELU = -40.0
 # Rows of fewer elements than this are short, results of more are large.
 SHORT_ROW = 64
 LARGE = 4096
@@ -215,6 +217,8 @@ def _minimum(b, instruction, x, y):
 
 @op("relu")
 def _relu(b, instruction, x):
+    if x.known.low >= 0 and not x.known.minus_zero:
+        return Val(x.node, x.dtype, x.real, instruction.shape)
     # CNTK's own relu makes NaN of -inf, and is slower.
     return result(instruction, _bounded(b, x, 0.0, True), [x])
 
@@ -223,23 +227,31 @@ def _relu(b, instruction, x):
 def _softplus(b, instruction, x):
     # log of the rounded 1 + e, and what the rounding took: nearly as near as CNTK's own, in less time.
     engine, one = b.engine, b.constant(1.0, x.dtype)
-    small = engine.exp(engine.negate(engine.abs(x.node)))
+    size, above = x.node, x.node
+    if x.known.low < 0:
+        size, above = engine.abs(x.node), _bounded(b, x, 0.0, True)
+    small = engine.exp(engine.negate(size))
     total = engine.plus(one, small)
-    lost = engine.element_divide(engine.minus(small, engine.minus(total, one)), total)
-    node = engine.plus(_bounded(b, x, 0.0, True), engine.plus(engine.log(total), lost))
-    return result(instruction, node, [x])
+    # Its quotient by the total would be nearer by less than half an ulp.
+    lost = engine.minus(small, engine.minus(total, one))
+    return result(instruction, engine.plus(above, engine.plus(engine.log(total), lost)), [x])
 
 
 @op("elu")
 def _elu(b, instruction, x):
-    # exp(x) - 1 by way of tanh(x / 2): CNTK has no expm1, and its own elu subtracts 1.
-    below = _bounded(b, x, 0.0, False)
-    half = b.engine.tanh(b.engine.element_times(below, b.constant(0.5, x.dtype)))
-    rest = b.engine.minus(b.constant(1.0, x.dtype), half)
-    power = b.engine.element_divide(b.engine.plus(half, half), rest)
-    # Nearer to 0 the result is x, whose half might be subnormal.
-    above = b.engine.less(b.constant(-1e-20, x.dtype), x.node)
-    return result(instruction, b.engine.element_select(above, x.node, power), [x])
+    if x.known.low >= 0:
+        return Val(x.node, x.dtype, x.real, instruction.shape)
+    # exp(x) - 1, for which CNTK has nothing: its own elu subtracts 1 from the rounded exp(x). That difference, in the
+    # proportion of x to the logarithm of what was rounded, is right.
+    engine, one = b.engine, b.constant(1.0, x.dtype)
+    # Further down the difference is -1, and the logarithm wouldn't be x again. The positive ones, for which a select
+    # is needed anyway, aren't bounded: a bound takes long where some are above it and some below.
+    bounded = _bounded(b, x, LEAST_ELU, True)
+    power = engine.exp(bounded)
+    ratio = engine.element_divide(bounded, engine.log(power))
+    below = engine.element_times(engine.minus(power, one), ratio)
+    above = engine.less_equal(one, power)
+    return result(instruction, engine.element_select(above, x.node, below), [x])
 
 
 @op("sigmoid_slope")

@@ -220,15 +220,24 @@ def _expm1(instruction, x):
 
 @op("elu")
 def _elu(instruction, x):
-    zero, wide = typed(0, x), widened(x)
-    below = tf.raw_ops.Minimum(x=wide, y=typed(0, wide))
+    wide = widened(x)
+    zero = typed(0, wide)
+    below = tf.raw_ops.Minimum(x=wide, y=zero)
     if x.dtype == tf.float64:
-        return where(tf.raw_ops.GreaterEqual(x=x, y=zero), x, tf.raw_ops.Expm1(x=below))
+        return where(tf.raw_ops.GreaterEqual(x=wide, y=zero), wide, tf.raw_ops.Expm1(x=below))
     # exp(x) - 1 by way of tanh(x / 2) is faster than TensorFlow's Expm1, and nearer. In float64 it isn't nearer. With
     # t = tanh(x / 2), which is never positive, 2 t / (1 - t) is twice its softsign.
-    power = tf.cast(2 * tf.raw_ops.Softsign(features=tf.raw_ops.Tanh(x=0.5 * below)), x.dtype)
-    # Where x / 2 might be flushed to 0, the result is x.
-    return where(tf.raw_ops.GreaterEqual(x=x, y=typed(-1e-20, x)), x, power)
+    power = 2 * tf.raw_ops.Softsign(features=tf.raw_ops.Tanh(x=0.5 * below))
+    # Where x / 2 might be flushed to 0, the result is x. A select would take longer than both extremes.
+    power = tf.raw_ops.Minimum(x=power, y=tf.raw_ops.Maximum(x=wide, y=typed(-1e-20, wide)))
+    # exp(x) - 1 is never less than x.
+    return tf.cast(tf.raw_ops.Maximum(x=wide, y=power), x.dtype)
+
+
+@op("softplus_grad")
+def _softplus_grad(instruction, g, x):
+    wide_g, wide_x = widened_all(g, x)
+    return tf.cast(tf.raw_ops.SoftplusGrad(gradients=wide_g, features=wide_x), x.dtype)
 
 
 # TensorFlow's SigmoidGrad and TanhGrad take y alone, of which 1 - y has lost its digits where y is near 1.

@@ -126,6 +126,11 @@ def _softplus(instruction):
     return lambda x: torch.ops.aten.softplus(x, 1, 40)
 
 
+@maker("softplus_grad")
+def _softplus_grad(instruction):
+    return lambda g, x: torch.ops.aten.softplus_backward(g, x, 1, 40)
+
+
 @maker("sigmoid_slope")
 def _sigmoid_slope(instruction):
     # The slope of softplus(-x) is sigmoid(-x), 1 - y without its rounding.
