@@ -1,12 +1,12 @@
-"""The baselines in CNTK: a `Trainer` with a learner; the LSTM by its own recurrence. MKL is told what kernelk tells it."""
+"""The baselines in CNTK: a `Trainer` with a learner; the LSTM by its own recurrence. MKL uses AVX2 as in kernelk."""
 
 from natives import island
 
 island("cntk.backend").tell_mkl()
 
-import cntk as C  # noqa: E402  # MKL is told before it is loaded
-import numpy as np  # noqa: E402
-from native import MOMENTUM, RATE  # noqa: E402
+import cntk as C  # MKL is told before it is loaded
+import numpy as np
+from native import MOMENTUM, RATE
 
 
 def empty():
