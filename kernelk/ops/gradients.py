@@ -326,14 +326,6 @@ class _Early:
         self.start = start
         self.of_step = of_step
         self.captures = {id(x) for x in body.captures}
-        roots = [*body.new_states, *body.results]
-        leaves = {id(leaf) for leaf in body.leaves}
-        # The body's own products, by their factors in either order.
-        self.products: dict[tuple[int, int], Tensor] = {}
-        for x in walk(roots, lambda node: () if id(node) in leaves else node.inputs):
-            if x.op == "multiply" and id(x) not in leaves:
-                one, other = map(id, x.inputs)
-                self.products[one, other] = self.products[other, one] = x
         # By their ids; kept, so that nobody else gets the id of one that isn't needed after all.
         self.found: dict[int, Tensor] = {}
 
@@ -361,21 +353,9 @@ class _Early:
         (g, a), (_, b) = total.inputs, part.inputs
         if self(g) or not self(a) or not self(b) or not part.shape == a.shape == b.shape == g.shape:
             return part
-        return g * self._product(a, b)
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a * b, both of which can be computed early."""
         product = a * b
-        if b.op == "sigmoid_slope":
-            x, y = b.inputs
-            known = self.products.get((id(a), id(y)))
-            if known is not None and known.shape == a.shape and known.dtype == a.dtype:
-                # The slope is y * sigmoid(-x), and the body has a * y.
-                negative = -x
-                self(negative)
-                product = apply("softplus_grad", known, negative)
         self(product)
-        return product
+        return g * product
 
 
 def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:

@@ -405,7 +405,6 @@ def test_a_last_output_that_is_a_state_needs_no_stack(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_slopes_of_a_loops_sigmoids_far_out(backend: str, dtype: str) -> None:
-    # The backward step takes them times what the first loop has multiplied.
     x, c = K.placeholder((1, 2, 6), dtype=dtype), K.placeholder((1, 6), dtype=dtype)
 
     def cell(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
