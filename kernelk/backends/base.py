@@ -309,6 +309,10 @@ class Backend(object):
     def recompute(self, wanted):
         """Sets whether a run computes everything even if nothing that it reads has changed, as timing requires."""
 
+    def maps(self):
+        """The memory maps that this process has, where compiled programs take many of these; elsewhere 0."""
+        return 0
+
     def synchronize(self):
         """Returns when all work handed to the device is done."""
 

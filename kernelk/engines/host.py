@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ MOST_PLANS = 1024
 
 # The kinds of things that an engine is told to forget: the fields of the request "release".
 RELEASED = ("variables", "plans", "programs", "segments", "timed")
+
+
+def _half_of_all_maps() -> int:
+    """Half of the memory maps that the system lets a process have; a great many where it has no such bound."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii")) // 2
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+# So many memory maps at most may compiled programs take of a process: beyond its bound, what it does next fails.
+MOST_MAPS = _half_of_all_maps()
 
 # At most this many keys of dropped programs are remembered, to count recompilations.
 MOST_DROPPED = 4096
@@ -48,6 +61,7 @@ class Host:
         self.call = 0  # the number of the last call whose updates stay with the engine
         self.confirmed = 0  # that of the last such call that was committed
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
+        self.maps: dict[str, int] = {}  # key -> memory maps that it takes of the process
         # Variables whose new values the engine may have computed in a call that isn't committed yet.
         self.uncommitted: list[Slots] | None = None
         self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
@@ -135,6 +149,7 @@ class Host:
     def _forget(self) -> None:
         self.versions.clear()
         self.compiled.clear()
+        self.maps.clear()
         self.plans.clear()
         self.stages.clear()
 
@@ -161,14 +176,17 @@ class Host:
     def remember(self, key: str, reply: dict[str, Any]) -> None:
         """Enters a compiled program, and drops the least recently used ones beyond the bound."""
         self.compiled[key] = reply["bytes"]
+        self.maps[key] = reply["maps"]
         self.compile_count += 1
         self.recompile_count += key in self._dropped
         if reply.get("stages"):
             self.stages[key] = reply["stages"]
         dropped = []
-        while sum(self.compiled.values()) > config.LIMITS.compiled_bytes and len(self.compiled) > 1:
+        while len(self.compiled) > 1 and (
+            sum(self.compiled.values()) > config.LIMITS.compiled_bytes or sum(self.maps.values()) > MOST_MAPS
+        ):
             dropped.append(next(iter(self.compiled)))
-            del self.compiled[dropped[-1]]
+            del self.compiled[dropped[-1]], self.maps[dropped[-1]]
         if dropped:
             self.dropped_count += len(dropped)
             self._dropped.update(dict.fromkeys(dropped))
@@ -190,6 +208,7 @@ class Host:
             del self.plans[number]
         for key in keys:
             self.compiled.pop(key, None)
+            self.maps.pop(key, None)
             self.stages.pop(key, None)
         if self.started:
             self._release(programs=keys, plans=plans)

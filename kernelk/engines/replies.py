@@ -116,7 +116,12 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "profiler": _or_none(_is_profiler),
     },
     "attach": {},
-    "compile": {"seconds": _is_float, "bytes": _is_count, "stages": _or_none(lambda value: type(value) is list)},
+    "compile": {
+        "seconds": _is_float,
+        "bytes": _is_count,
+        "maps": _is_count,
+        "stages": _or_none(lambda value: type(value) is list),
+    },
     "load": {"different": _list_of(_is_count)},
     "run": {"seconds": _is_float},
     "time": {"compile": _is_float, "first": _is_float},

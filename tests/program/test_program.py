@@ -372,6 +372,27 @@ def test_compiled_programs_are_bounded_by_bytes(backend: str, monkeypatch: pytes
             assert len(host.compiled) == 1
 
 
+@pytest.mark.parametrize("backend", ["jax"], indirect=True)
+def test_compiled_programs_are_bounded_by_memory_maps(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernelk.engines import host as hosts
+
+    host = current().host()
+    x = K.placeholder((None,))
+    # A number that no other test has.
+    call = K.function([x], [K.sin(x) * 1237.5 + float(i) for i in range(20)])
+    call([np.zeros(2)])
+    taken = list(host.maps.values())[-1]
+    # A process that may have 65,530 has room for hundreds of such programs, and not for thousands.
+    assert taken > 10
+    monkeypatch.setattr(hosts, "MOST_MAPS", sum(host.maps.values()) + 3 * taken)
+    before = host.dropped_count
+    for length in range(3, 12):
+        assert call([np.zeros(length)])[7].tolist() == [7.0] * length
+        assert sum(host.maps.values()) <= hosts.MOST_MAPS
+    assert host.dropped_count > before
+    assert host.maps.keys() == host.compiled.keys()
+
+
 def test_many_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from kernelk.engines import host as hosts
 

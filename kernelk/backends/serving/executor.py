@@ -133,8 +133,8 @@ class Executor(object):
         }
 
     def do_compile(self, request):
-        """Fields: key, program (encoded), constants (references). Replies with seconds and bytes taken."""
-        before, start = resident_bytes(), time.perf_counter()
+        """Fields: key, program (encoded), constants (references). Replies with seconds, bytes and maps taken."""
+        before, maps, start = resident_bytes(), self.backend.maps(), time.perf_counter()
         program = Program(request["program"])
         constants = [np.array(self.array(reference)) for reference in request["constants"]]
         run = compile_program(self.backend, program, constants)
@@ -143,6 +143,7 @@ class Executor(object):
         return {
             "seconds": time.perf_counter() - start,
             "bytes": max(held, resident_bytes() - before),
+            "maps": max(0, self.backend.maps() - maps),
             "stages": getattr(run, "stages", None),
         }
 
