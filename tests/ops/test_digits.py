@@ -102,6 +102,16 @@ def test_the_loss_of_a_nearly_certain_class_and_its_slope(backend: str, dtype: s
     np.testing.assert_allclose(slopes, [[-rest / (1 + rest), *powers / (1 + rest)]], rtol=tolerance)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_small_shares_of_a_softmax(backend: str, axis: int) -> None:
+    logits = K.placeholder((3, 3))
+    rows = np.array([[0, -87.2, -50], [-10, 40, -47.25], [np.inf, 0, 1]], "float32")
+    (got,) = K.function([logits], [K.softmax(logits, axis=axis)])([rows if axis else rows.T])
+    powers = np.exp(rows[:2].astype("float64") - rows[:2].max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(got if axis else got.T, [*shares, [np.nan] * 3], rtol=1e-5)
+
+
 def test_the_loss_of_a_chance_of_two_fifths(backend: str) -> None:
     chances = np.linspace(0.3, 0.5, 41)
     given = K.placeholder((41,), dtype="float64")

@@ -298,10 +298,11 @@ def _mean(instruction, x, axes, keepdims):
 
 @op("softmax")
 def _softmax(instruction, x, axis):
-    y = tf.nn.softmax(widened(x), axis=axis)
-    # TensorFlow's kernel leaves 0 beside a NaN or an infinity, where every share of the sum is NaN.
-    total = tf.raw_ops.Sum(input=y, axis=axes_of([axis]), keep_dims=True)
-    return tf.cast(y + total * typed(0, total), x.dtype)
+    # TensorFlow's own, which is oneDNN's on some processors, is 0 where the result is small but normal, and leaves 0
+    # beside a NaN or an infinity, where every share of the sum is NaN.
+    axes, wide = axes_of([axis]), widened(x)
+    power = tf.raw_ops.Exp(x=tf.raw_ops.Sub(x=wide, y=tf.raw_ops.Max(input=wide, axis=axes, keep_dims=True)))
+    return tf.cast(tf.raw_ops.RealDiv(x=power, y=_total(power, [axis], True)), x.dtype)
 
 
 # Loops ----------------------------------------------------------------------------------------------------
