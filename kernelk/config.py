@@ -290,6 +290,9 @@ class Limits:
     reevaluation_seconds: float = 2.0
     log_bytes: int = 1 << 20
     stuck_seconds: float = 0.0
+    commit_bytes: int = 1 << 20
+    repeat_seconds: float = 3.0
+    repeat_bytes: int = 256 << 20
     quiet: bool = False
     backend: str = ""
 

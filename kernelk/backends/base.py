@@ -219,7 +219,8 @@ class Backend(object):
     # backend may write there at once and return that very array; it is never an operand of the same run.
     writes_in_place = False
     # Whether the new values that `run` returns are in memory of their own, which nothing else writes to: they may then
-    # stay with the engine alone until somebody asks for them. Not together with `writes_in_place`.
+    # stay with the engine alone until somebody asks for them, or they are copied out at a checkpoint. Not together with
+    # `writes_in_place`. Without it each call's new values are committed at once.
     keeps_updates = False
 
     def __init__(self, options):

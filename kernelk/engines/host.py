@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import config
 from ..arrays import Array
@@ -16,7 +17,11 @@ from ..display.progress import waiting
 from ..errors import ArgumentError, EngineError, one_line
 from ..eviction import drop_oldest
 from .descriptors import Engine
+from .history import Recipe
 from .storage import Slots, Storage
+
+if TYPE_CHECKING:
+    from ..program.program import Program
 
 # A plan is a few references and views; a thousand of them are nothing, a million from a loop would be a leak.
 MOST_PLANS = 1024
@@ -56,8 +61,10 @@ class Host:
         self.profiler: dict[str, Any] | None = None  # the facts of the engine's own profiler
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
-        self.keeps = False  # whether a call's updates may stay with the engine until somebody asks for them
+        self.can_keep = False  # whether a call's updates may stay with the engine until somebody asks for them
         self.holding: dict[int, Slots] = {}  # the variables whose newest values the engine has alone, by number
+        # Brings the newest values of variables to the kernel's memory; the session sets it.
+        self.fetch: Callable[[list[Slots]], None] | None = None
         self.call = 0  # the number of the last call whose updates stay with the engine
         self.confirmed = 0  # that of the last such call that was committed
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
@@ -81,6 +88,11 @@ class Host:
     def pid(self) -> int | None:
         """The process that the engine runs in."""
         raise NotImplementedError
+
+    @property
+    def lost(self) -> bool:
+        """Whether the engine has ended with newest values that it had alone, and that can be computed again."""
+        return False
 
     @property
     def memory(self) -> int | None:
@@ -123,6 +135,12 @@ class Host:
         """Shows what the engine has printed since `listen`, and raises its warnings in the kernel."""
 
     def stop(self) -> None:
+        """Ends the engine and gives its memory back; first the newest values that it has alone are fetched."""
+        if self.holding and self.fetch is not None:
+            self.fetch(list(self.holding.values()))
+        self.end()
+
+    def end(self) -> None:
         """Ends the engine and gives its memory back."""
         raise NotImplementedError
 
@@ -131,7 +149,22 @@ class Host:
         self.ops = frozenset(hello["ops"])
         self.dtypes = frozenset(hello["dtypes"])
         self.specialises = hello["specialises"]
+        self.can_keep = hello["keeps"] and self.fetch is not None
         self.profiler = hello["profiler"]
+
+    def keeps(self, program: Program, feeds: list[Array]) -> bool:
+        """Whether this call's updates stay with the engine; asked only where they can."""
+        return True
+
+    def must_fetch(self, feeds: list[Array]) -> bool:
+        """Whether all that the engine has alone is to be fetched before a call that changes variables."""
+        return False
+
+    def fetched(self, seconds: float | None) -> None:
+        """Notes that nothing lies with the engine alone any more; fetching it all at once has taken so long."""
+
+    def note(self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], seconds: float) -> None:
+        """Notes the call that is committed next, for it to be repeated if the engine ends."""
 
     def hold(self, slots: Slots, version: int) -> None:
         """Notes that the last call's value is the newest, and that it lies with the engine alone."""

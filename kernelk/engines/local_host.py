@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from . import forks, registry
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
-from .storage import Slots, Storage
+from .storage import Storage
 
 # Backends' notes that the user has seen.
 _notes_shown: set[str] = set()
@@ -59,8 +59,6 @@ class LocalHost(Host):
         self._fed: list[Array] = []
         self._results: list[Any] = []
         self._wanted = "arrays"
-        # Brings the newest values of variables to the kernel's memory; the session sets it.
-        self.fetch: Callable[[list[Slots]], None] | None = None
         forks.tell(self)
 
     @property
@@ -116,9 +114,7 @@ class LocalHost(Host):
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})
             executor = Executor(backend)
             executor.segments = self.storage.segments
-            facts = executor.do_facts({})
-            self._welcome(facts)
-            self.keeps = facts["keeps"] and self.fetch is not None
+            self._welcome(executor.do_facts({}))
         except BaseException as error:
             self._clean_up()
             if isinstance(error, ImportError):
@@ -183,9 +179,7 @@ class LocalHost(Host):
     def held(self) -> contextlib.AbstractContextManager[None]:
         return _UNHELD
 
-    def stop(self) -> None:
-        if self.holding and self.fetch is not None:
-            self.fetch(list(self.holding.values()))
+    def end(self) -> None:
         executor, self._executor = self._executor, None
         self._forget()
         self._clean_up()

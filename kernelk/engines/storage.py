@@ -1,7 +1,8 @@
 """Holds the variables' committed values, in shared memory that the kernel owns: two slots each, flipped at a commit.
 
 A forked child maps the same memory. From the fork on, neither side writes to what was there before it: the next value
-of a variable goes to new memory, and the child keeps reading the values from the moment of the fork.
+of a variable goes to new memory, and the child keeps reading the values from the moment of the fork. Likewise nobody
+writes to a value that calls may have to be repeated from: it is protected, and the next one goes elsewhere.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Storage:
         self._next = 0
         self._first = 0  # those before it are from before a fork
         self._forks = forks.COUNT
-        self.moved: list[Slots] = []  # whose values from before a fork lie beside their slots
+        self.moved: list[Slots] = []  # whose committed values lie beside their slots
+        self.replaced = False  # whether a slot's block isn't the one any more that was told to an engine
 
     def new_segment(self, size: int, what: str = "a session") -> int:
         """Creates a segment outside the allocator's hands and returns its number. Raises OutOfMemoryError."""
@@ -70,7 +72,7 @@ class Storage:
         return sum(self.read_only(number) for number in self._free)
 
     def release_moved(self) -> None:
-        """Gives back the memory of values from before a fork that are no longer the committed ones."""
+        """Gives back the memory of values beside their slots that are no longer the committed ones."""
         self.moved = [slots for slots in self.moved if not slots.release_kept()]
 
     def drop_segment(self, number: int) -> None:
@@ -127,10 +129,23 @@ class Storage:
 class Slots:
     """One variable's committed value, and a second slot that the next value is written to before it counts.
 
-    After a fork the committed value stays where it is, beside both slots, until the next one is committed.
+    After a fork, or where it is protected, the committed value stays where it is, beside both slots, until the next one
+    is committed.
     """
 
-    __slots__ = ("_blocks", "_kept", "_storage", "active", "dtype", "holder", "number", "shape", "version")
+    __slots__ = (
+        "_blocks",
+        "_kept",
+        "_protected",
+        "_released",
+        "_storage",
+        "active",
+        "dtype",
+        "holder",
+        "number",
+        "shape",
+        "version",
+    )
 
     _numbers = itertools.count()
 
@@ -145,8 +160,10 @@ class Slots:
         # The host whose engine alone has the newest value; None where it lies here.
         self.holder: Holder | None = None
         self._blocks: list[Block | None] = [storage.allocate(self.nbytes), None]
-        # The committed value's block from before a fork, as long as the value is of that version.
+        # The committed value's block where it is beside both slots, as long as the value is of that version.
         self._kept: tuple[int, Block] | None = None
+        self._protected: dict[Block, int] = {}  # how many times each; none of them is a slot's
+        self._released = False
         self.view()[...] = value
 
     def _committed(self) -> Block:
@@ -168,17 +185,50 @@ class Slots:
             self._kept = (self.version, committed)
             self._storage.moved.append(self)
         self._blocks[slot] = made
-        if block is not None and block != committed:
-            self._storage.release(block)
+        if block is not None:
+            self._storage.replaced = True
+            if block != committed:
+                self._storage.release(block)
         return made
 
     def release_kept(self) -> bool:
-        """Gives back the block of a value from before a fork, once another one is committed; whether none is left."""
+        """Gives back the block of a value beside the slots, once another one is committed; whether none is left."""
         kept = self._kept
         if kept is not None and kept[0] != self.version:
             self._kept = None
-            self._storage.release(kept[1])
+            if kept[1] not in self._protected:
+                self._storage.release(kept[1])
         return self._kept is None
+
+    def protect(self) -> Block:
+        """Leaves the committed value, which must have been fetched, in its block until `unprotect`."""
+        assert self.holder is None
+        block = self._committed()
+        self._protected[block] = self._protected.get(block, 0) + 1
+        if self._blocks[self.active] == block:
+            self.release_kept()
+            self._storage.moved.append(self)
+            self._storage.replaced = True
+            # On one line: cut short anywhere, the committed value is found, and in one place.
+            self._kept, self._blocks[self.active] = (self.version, block), None
+        return block
+
+    def unprotect(self, block: Block) -> None:
+        """Ends what `protect` has begun; the block then serves as a slot again, or is given back."""
+        left = self._protected.pop(block) - 1
+        if left:
+            self._protected[block] = left
+            return
+        usable = not self._released and not self._storage.read_only(block.segment)
+        if self._kept is not None and self._kept[1] == block and not self._released:
+            if self._kept[0] == self.version and usable and self._blocks[self.active] is None:
+                self._kept, self._blocks[self.active] = None, block
+            # Otherwise it is given back once another value is committed.
+        elif usable and None in self._blocks:
+            # Memory that was written to before is written to ten times as fast as fresh memory.
+            self._blocks[self._blocks.index(None)] = block
+        else:
+            self._storage.release(block)
 
     @property
     def nbytes(self) -> int:
@@ -210,8 +260,14 @@ class Slots:
     def destination(self) -> Reference:
         """Where the newest value, which an engine has alone, is to be written: in place of the one that is outdated."""
         assert self.holder is not None
-        block = self._writable(self.active)
+        block = self._writable(self.outdated)
         return [block.segment, block.offset, self.dtype, list(self.shape)]
+
+    @property
+    def outdated(self) -> int:
+        """The slot that `destination` is of: one that has memory, if any has."""
+        other = 1 - self.active
+        return other if self._blocks[self.active] is None and self._blocks[other] is not None else self.active
 
     def write(self, value: Array) -> None:
         """Puts a value of the same shape, cast to the dtype, into the second slot: it counts once it is committed."""
@@ -233,10 +289,11 @@ class Slots:
     def release(self) -> None:
         """Gives all its memory back."""
         # In this order: a block that is given back twice would be handed out twice.
+        self._released = True
         blocks, self._blocks = {*self._blocks, self._kept and self._kept[1]}, [None, None]
         self._kept = None
         for block in blocks:
-            if block is not None:
+            if block is not None and block not in self._protected:
                 self._storage.release(block)
 
 
@@ -291,7 +348,7 @@ def kept(variables: Iterable[Slots], holder: Holder) -> list[Change]:
 
 def fetched(variables: Iterable[Slots]) -> list[Change]:
     """The variables as they will be once the values that were written to `destination` count."""
-    return [(slots, slots.active, slots.version, None) for slots in variables]
+    return [(slots, slots.outdated, slots.version, None) for slots in variables]
 
 
 class Transfer:

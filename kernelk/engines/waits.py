@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .. import config
 from ..display import progress
-from .stuck import Sample, is_over, is_reported, standing_since
+from .stuck import REPORTED_AFTER, Sample, is_over, is_reported, standing_since
 from .worker_samples import sample
 
 # Seconds between two checks of a worker.
@@ -48,19 +48,26 @@ class Wait:
     raises, is called to end it, with the reason.
     """
 
-    def __init__(self, worker: Worker, notify: Callable[[str], None], end: Callable[[str], None]) -> None:
+    def __init__(
+        self, worker: Worker, notify: Callable[[str], None], end: Callable[[str], None], replaceable: bool = False
+    ) -> None:
+        """`replaceable`: another worker can do the same, so this one is ended where the user would be told of it."""
         self._worker = worker
+        self._replaceable = replaceable
         self._notify = notify
         self._end = end
         self._since: Sample | None = None
         self._reported: Sample | None = None
 
     def __call__(self) -> None:
-        pid, limit = self._worker.pid, config.LIMITS.stuck_seconds
+        pid = self._worker.pid
         now = sample(pid, self._worker.device, self._worker.cache_folder)
         if now is None:
             return
         since = self._since = now if self._since is None else standing_since(self._since, now)
+        limit = config.LIMITS.stuck_seconds
+        if self._replaceable:
+            limit = min(limit or REPORTED_AFTER[now.kind], REPORTED_AFTER[now.kind])
         if is_over(since, now, limit):
             stood = "was stopped" if now.stopped else "made no progress"
             self._end(f"{stood} for {now.at - since.at:.0f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -17,23 +18,33 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from .. import config
+from ..arrays import Array
 from ..backends.errors import OptionError
+from ..backends.serving.executor import Executor
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, WorkerDiedError, one_line
 from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
+from .history import History, Recipe, Record, Repeated, told
 from .host import RELEASED, Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt, is_deferred
 from .process_environment import worker_variables
 from .start_failures import failed_start, signal_name
-from .storage import Storage
+from .storage import Reference, Slots, Storage
 from .waits import Wait, Worker
 from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
+
+if TYPE_CHECKING:
+    from ..program.program import Program
+
+# Fetching all that a worker has alone takes at most this part (1/50) of the calls' own time.
+CHECKPOINT_FACTOR = 50
 
 # At most so many things are named in one "release" message: small enough to be sent without waiting for the worker.
 _MOST_RELEASED = 500
@@ -99,6 +110,13 @@ class WorkerHost(Host):
         self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
+        self.history = History()
+        self.record: Record | None = None  # the call that is committed next, or was last
+        self._checkpoint_seconds = 0.0
+        self._lost = False
+        self._told = 0  # the number of the last call that the worker knows to count
+        self._last_end = ""  # how the last worker before this one ended
+        self._replaceable = False  # whether what is asked for can be had from a new worker just as well
         forks.tell(self)
 
     @property
@@ -109,6 +127,10 @@ class WorkerHost(Host):
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
+
+    @property
+    def lost(self) -> bool:
+        return self._lost and bool(self.holding)
 
     def start(self) -> None:
         if self.started:
@@ -131,18 +153,19 @@ class WorkerHost(Host):
                     self._welcome(self._hello())
             except WorkerDiedError as error:
                 words, code = self._last_words(), self._process.returncode if self._process is not None else None
-                self.stop()
+                self.end()
                 raise failed_start(self.engine, code or 0, words) from error
             except OSError as error:
-                self.stop()
+                self.end()
                 raise EngineError(
                     f"{self.engine.title}'s worker can't be started: {error}", next_step=self.engine.repair("")
                 ) from error
             except BaseException:
-                self.stop()
+                self.end()
                 raise
         self.start_seconds = time.perf_counter() - begin
-        if ended and self._was_started:
+        self._last_end = ended
+        if ended and self._was_started and not self.lost:
             self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
         # Output during the start is only kept in the log.
@@ -281,10 +304,15 @@ class WorkerHost(Host):
             # At most 64 descriptors fit into one message.
             for start in range(0, len(new), 64):
                 self._attach(exchange, new[start : start + 64])
+        confirmed = self.confirmed
+        if confirmed != self._told:
+            message.setdefault("confirmed", confirmed)
+        self._replaceable = message["do"] == "fetch"
         try:
             reply = exchange.ask(message)
         except BaseException as error:
             self._raise_broken(error)
+        self._told = confirmed
         return reply if len(reply) == 1 and "seconds" in reply else self._accepted(reply)
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
@@ -332,7 +360,7 @@ class WorkerHost(Host):
         if reply is None:
             return
         self._warned += reply.get("warnings", ())
-        message: dict[str, Any] = {"do": "release"}
+        message: dict[str, Any] = {"do": "release", "confirmed": self.confirmed}
         rest, room = {}, _MOST_RELEASED
         for kind in RELEASED:
             items = self._gone.get(kind, [])
@@ -394,7 +422,10 @@ class WorkerHost(Host):
         """The watch on the worker while the kernel waits for it."""
         folder = Path(cache_folder(self.engine)) if self.engine.compiles_c else None
         return Wait(
-            Worker(self.engine.title, self.pid or 0, self.facts.get("device"), folder), self._notify, self._end_stuck
+            Worker(self.engine.title, self.pid or 0, self.facts.get("device"), folder),
+            self._notify,
+            self._end_stuck,
+            self._replaceable,
         )
 
     def _end_stuck(self, words: str) -> NoReturn:
@@ -441,6 +472,7 @@ class WorkerHost(Host):
     def _forget(self) -> None:
         super()._forget()
         self._gone = {}
+        self._lost = bool(self.holding)
 
     def _clean_up(self) -> None:
         # If this is cut short, the next start repeats it.
@@ -476,9 +508,95 @@ class WorkerHost(Host):
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
         self._attached.difference_update(known)
+        for number in variables:
+            self.history.orphan(number)
         super().release(variables, known)
+        if not self.holding:
+            self.fetched(None)
 
-    def stop(self) -> None:
+    # --- values that the worker has alone ---
+
+    def keeps(self, program: Program, feeds: list[Array]) -> bool:
+        if self.holding:
+            return True
+        if self.record is not None or self._lost:
+            # All has been set or fetched since.
+            self.fetched(None)
+        large = program.updated_bytes > config.LIMITS.commit_bytes
+        return large and sum([feed.nbytes for feed in feeds]) <= config.LIMITS.repeat_bytes
+
+    def must_fetch(self, feeds: list[Array]) -> bool:
+        history = self.history
+        if history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes:
+            return True
+        return history.seconds > max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+
+    def fetched(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self._checkpoint_seconds = seconds
+        self.record = None
+        self.history.clear()
+        self._lost = False
+
+    def note(self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], seconds: float) -> None:
+        try:
+            self.record = self.history.record(recipe, feeds, counter, outputs, self, seconds)
+        except BaseException:
+            if not self.holding:
+                self.fetched(None)
+            raise
+
+    def hold(self, slots: Slots, version: int) -> None:
+        if self.record is not None:
+            self.history.enter(self.record)
+        super().hold(slots, version)
+        self.history.versions[slots.number] = version
+
+    def repeat(self) -> None:
+        """Has a new worker make those calls again whose results only the last one had. Raises KernelKError."""
+        ended, begin = self._last_end, time.perf_counter()
+        with self.waiting("repeating calls"):
+            repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
+        self.call = self.confirmed = repeated.number
+        # What somebody has seen or set meanwhile is loaded from the kernel's memory, and of some variables all is gone.
+        self._release(variables=[number for number in self.history.versions if number not in self.holding])
+        self.versions.update({number: slots.version for number, slots in self.holding.items()})
+        self._lost = False
+        # What they print and warn of was shown at the first time.
+        self._warned.clear()
+        self.log.drain()
+        self.listen()
+        self._notify(
+            f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and {told(repeated)} "
+            f"({time.perf_counter() - begin:.1f} s): nothing is lost"
+        )
+
+    def repeat_in_kernel(self) -> tuple[Executor, Repeated]:
+        """Has numpy make those calls again, here. Raises what goes wrong; nothing is changed then."""
+        backend = importlib.import_module("kernelk.backends.numpy.backend").NumpyBackend({})
+        executor = Executor(backend)
+        executor.segments = self.storage.segments
+
+        def ask(message: dict[str, Any]) -> dict[str, Any]:
+            reply: dict[str, Any] = executor.handle(message)
+            if "error" in reply:
+                raise engine_error(self.engine, reply["error"])
+            return reply
+
+        def compile_here(recipe: Recipe, constants: list[Reference]) -> None:
+            ask({"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants})
+
+        with self.waiting("repeating calls"):
+            repeated = self.history.repeat(self.storage, ask, compile_here, 0)
+        executor.confirm(repeated.number)
+        return executor, repeated
+
+    def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
+        if recipe.key not in self.compiled:
+            message = {"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants}
+            self.remember(recipe.key, self.request(message))
+
+    def end(self) -> None:
         if self._exchange is not None and self.started:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._exchange.finish()
@@ -493,4 +611,5 @@ _running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 @atexit.register
 def _stop_workers() -> None:
     for host in list(_running) if forks.in_own_process() else ():
-        host.stop()
+        # The values end with the kernel.
+        host.end()

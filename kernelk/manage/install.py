@@ -149,4 +149,5 @@ def _stop_workers(recipe: Recipe, command: str) -> None:
                     f"{recipe.title} is this notebook's active engine",
                     next_step=f"kernelk.set_backend('numpy'), then `{command}`",
                 )
-            host.stop()
+            with session.lock:
+                host.stop()

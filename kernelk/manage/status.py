@@ -21,7 +21,8 @@ class EngineStatus:
     `pid`, `memory` (resident bytes of that process), `device`, `devices`, `threads`, `precision` and `precisions` are a
     running engine's, as it reports them; None or empty where they aren't known. `options` are those that the user
     asked for. `compiled` programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were
-    evicted (there is a limit on bytes), and `recompiled` of these were compiled again.
+    evicted (there is a limit on bytes), and `recompiled` of these were compiled again. The newest values of `alone`
+    variables, `alone_bytes` of them, lie with it and not yet in the kernel.
     """
 
     name: str
@@ -43,6 +44,8 @@ class EngineStatus:
     compile_count: int = 0
     dropped: int = 0
     recompiled: int = 0
+    alone: int = 0
+    alone_bytes: int = 0
     note: str = ""
     installed: bool = True
 
@@ -70,7 +73,10 @@ class EngineStatus:
             (self.recompiled, "compiled again"),
         )
         compiled = ", ".join(f"{count} {what}" for count, what in counts if count)
-        return [*([f"compiled {compiled}"] if compiled else []), *([self.note] if self.note else [])]
+        values = "value of 1 variable lies" if self.alone == 1 else f"values of {self.alone} variables lie"
+        alone = f"the newest {values} with it alone ({size(self.alone_bytes)})"
+        wanted = ((f"compiled {compiled}", compiled), (alone, self.alone), (self.note, self.note))
+        return [line for line, shown in wanted if shown]
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,6 +133,8 @@ def _status(session: Session, name: str) -> EngineStatus:
         state = "active, not installed" if active else "not installed"
         return EngineStatus(name, name, state, "", "", "", note=str(error), installed=False)
     host = session.hosts.get(name)
+    held = [] if host is None else list(host.holding.values())
+    alone_bytes = sum(slots.nbytes for slots in held)
     options = session.engine_options.get(name, {})
     if host is not None and host.started:
         facts = host.facts
@@ -150,6 +158,8 @@ def _status(session: Session, name: str) -> EngineStatus:
             compile_count=host.compile_count,
             dropped=host.dropped_count,
             recompiled=host.recompile_count,
+            alone=len(held),
+            alone_bytes=alone_bytes,
             note=str(facts.get("mode", "")),
         )
     placement = "kernel" if descriptor.runs_in_kernel(options) else "worker"
@@ -175,6 +185,8 @@ def _status(session: Session, name: str) -> EngineStatus:
         options=dict(options),
         note=note,
         installed=installed,
+        alone=len(held),
+        alone_bytes=alone_bytes,
     )
 
 

@@ -11,6 +11,11 @@ from .. import config
 from ..errors import ArgumentError, KernelKError, did_you_mean, joined
 from ..session.current import PROCESS, current
 
+_AMOUNTS = (
+    *("compiled_bytes", "reevaluation_seconds", "log_bytes", "stuck_seconds"),
+    *("commit_bytes", "repeat_seconds", "repeat_bytes"),
+)
+
 
 class KernelK(Configurable):
     """kernelk's settings. They hold until `%unload_ext kernelk`."""
@@ -41,6 +46,21 @@ class KernelK(Configurable):
         help="Seconds after which a worker that makes no progress is ended, for runs where nobody is there to press "
         "Ctrl-C; 0 waits for ever.",
     ).tag(config=True)
+    commit_bytes = Integer(
+        config.LIMITS.commit_bytes,
+        help="A call whose new values take more bytes than this leaves them with its worker, if the engine can: they "
+        "are fetched when they are needed, and the call is repeated if the worker ends before that. 0: each call does.",
+    ).tag(config=True)
+    repeat_seconds = Float(
+        config.LIMITS.repeat_seconds,
+        help="After so many seconds of such calls all new values are fetched, or after 50 times as long as that takes, "
+        "whichever is longer.",
+    ).tag(config=True)
+    repeat_bytes = Integer(
+        config.LIMITS.repeat_bytes,
+        help="How many bytes may be held to repeat such calls, their feeds above all; beyond it all new values are "
+        "fetched.",
+    ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
         self._following = True  # nothing is swapped while a file's settings are read
@@ -60,7 +80,7 @@ class KernelK(Configurable):
                 )
             setattr(self, name, value)
 
-    @validate("compiled_bytes", "reevaluation_seconds", "log_bytes", "stuck_seconds")
+    @validate(*_AMOUNTS)
     def _not_negative(self, proposal: Any) -> Any:
         if not 0 <= proposal["value"] < float("inf"):
             name, value = proposal["trait"].name, proposal["value"]
@@ -83,7 +103,7 @@ class KernelK(Configurable):
             raise TraitError(f"KernelK.backend: {error}") from None
         return proposal["value"]
 
-    @observe("quiet", "compiled_bytes", "reevaluation_seconds", "log_bytes", "stuck_seconds")
+    @observe("quiet", *_AMOUNTS)
     def _put(self, change: Any) -> None:
         setattr(config.LIMITS, change["name"], change["new"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -165,6 +166,11 @@ class Program:
         index = {id(variable): i for i, variable in enumerate(self.slots)}
         self.updates = [(index[id(variable)], numbers[id(value)]) for (variable, _), value in zip(updates, new_values)]
         self.key = self._make_key(contents, texts)
+
+    @functools.cached_property
+    def updated_bytes(self) -> int:
+        """The bytes of all new values of a call."""
+        return sum(self.slots[slot].slots.nbytes for slot, _ in self.updates)
 
     # --- which nodes ---
 

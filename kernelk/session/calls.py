@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
+from ..display import messages
 from ..engines import memory
+from ..engines.history import Recipe, told
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept
-from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError
+from ..engines.worker_host import WorkerHost
+from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError, one_line
 from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
 from ..graph.state import State
@@ -25,6 +29,9 @@ _timed_numbers = itertools.count()
 
 # Plans are kept for so many kinds of calls of one program.
 MOST_PROGRAM_PLANS = 256
+
+# So many workers in a row that end while values are fetched or computed again are replaced.
+MOST_REPLACED = 2
 
 # A transfer segment of at least this size is freed after so many calls in a row that need less than a quarter.
 LARGE_TRANSFER = 16 << 20
@@ -41,6 +48,7 @@ class Plan(NamedTuple):
     outputs: list[Array]
     slots: list[Slots]
     updated: list[Slots]
+    recipe: Recipe | None  # what is needed to repeat a call whose updates stay with a worker
 
 
 class Calls:
@@ -50,6 +58,7 @@ class Calls:
     """
 
     def __init__(self, storage: Storage, state: State, safe_point: Callable[[], None]) -> None:
+        self._storage = storage
         self.transfer = Transfer(storage)
         self.journal = Journal()
         self._under_way = False
@@ -69,12 +78,20 @@ class Calls:
         if self._under_way:
             self.check_alone()
         self._safe_point()
+        elsewhere: list[Slots] = []
         for variable in program.slots:
             check_generation(variable, self._state)
+            slots = variable.slots
+            if slots.holder is not None and slots.holder is not host:
+                elsewhere.append(slots)
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         host.listen()
         self._under_way = True
         try:
+            if elsewhere:
+                self._fetch(elsewhere)
+            if host.holding:
+                self._prepare(host, feeds if program.updates else [])
             try:
                 values = self._execute(host, program, specialisation, feeds, commit)
             except WorkerDiedError as error:
@@ -82,6 +99,8 @@ class Calls:
                     raise
                 # It ended before this call reached it: restart it, as if that had been noticed earlier.
                 host.start()
+                if host.lost:
+                    self.recover(host)
                 values = self._execute(host, program, specialisation, feeds, commit)
         except KernelKError:
             # It may be too large for the engine's process, which would try to map it again at each call.
@@ -134,23 +153,87 @@ class Calls:
     def fetch(self, variables: list[Slots]) -> None:
         """Brings those newest values that an engine has alone to the kernel's memory.
 
-        Called with the lock held. Raises OutOfMemoryError, and ForkedError in a child that hasn't that engine.
+        Called with the lock held. Raises EngineError within a call, OutOfMemoryError where they don't fit, and what
+        `recover` raises.
         """
         self.journal.settle()
+        if any(slots.holder is not None for slots in variables):
+            self.check_alone()
+            self._fetch(variables)
+
+    def _fetch(self, variables: list[Slots]) -> None:
         apart: dict[Any, list[Slots]] = {}
         for slots in variables:
             if slots.holder is not None:
                 apart.setdefault(slots.holder, []).append(slots)
         for host, held in apart.items():
-            if not host.started:
-                raise ForkedError(
-                    f"the newest values of {len(held)} variables are with {host.engine.title} in this process's "
-                    "parent, which forked in the middle of a call",
-                    next_step="fork while no other thread is in a call",
-                )
-            host.request({"do": "fetch", "variables": [[slots.number, slots.destination()] for slots in held]})
-            self.journal.unsettled = fetched(held)
-            self.journal.settle()
+            self._fetch_from(host, held)
+
+    def _fetch_from(self, host: Host, held: list[Slots]) -> None:
+        for attempt in itertools.count():
+            if host.lost or not host.started:
+                self.recover(host)
+                held = [slots for slots in held if slots.holder is host]
+            begin, all_at_once = time.perf_counter(), len(held) == len(host.holding)
+            try:
+                if held:
+                    host.request({"do": "fetch", "variables": [[slots.number, slots.destination()] for slots in held]})
+                break
+            except KernelKError:
+                # A worker that ends in the middle of it is replaced, as one that has ended before.
+                if attempt == MOST_REPLACED or not host.lost:
+                    raise
+        self.journal.unsettled = fetched(held)
+        self.journal.settle()
+        if not host.holding:
+            host.fetched(time.perf_counter() - begin if all_at_once else None)
+
+    def _prepare(self, host: Host, feeds: list[Array]) -> None:
+        """Before a call of a host that has newest values alone: recovers them if it ended, fetches them when due."""
+        if host.lost:
+            self.recover(host)
+        if host.must_fetch(feeds):
+            self._fetch_from(host, list(host.holding.values()))
+
+    def recover(self, host: Host) -> None:
+        """Computes the newest values again that only this host had when it ended: its calls are repeated.
+
+        In a new worker, if that ends in yet another one, and else by numpy in the kernel. Called with the lock held,
+        and not while Ctrl-C is deferred. Raises KernelKError if none can, and the calls are kept then; ForkedError in
+        a child that hasn't the engine.
+        """
+        if not isinstance(host, WorkerHost):
+            raise ForkedError(
+                f"the newest values of {len(host.holding)} variables are with {host.engine.title} in this process's "
+                "parent, which forked in the middle of a call",
+                next_step="fork while no other thread is in a call",
+            )
+        for _ in range(MOST_REPLACED):
+            try:
+                host.start()
+                if host.lost:
+                    host.repeat()
+                return
+            except KernelKError as error:
+                problem = error
+        held = list(host.holding.values())
+        try:
+            executor, repeated = host.repeat_in_kernel()
+            places = [[slots.number, slots.destination()] for slots in held]
+            executor.do_fetch({"variables": places})
+        except Exception as error:
+            raise EngineError(
+                f"{host.engine.title}'s worker has ended, and the newest values of {len(held)} variables, which it "
+                f"alone had, can't be computed again: {problem} (and by numpy: {one_line(error)})",
+                next_step=f"%kbackend --doctor {host.engine.name}",
+            ) from problem
+        self.journal.unsettled = fetched(held)
+        self.journal.settle()
+        host.fetched(None)
+        messages.say(
+            f"{host.engine.title}'s worker has ended, and another one failed ({one_line(problem)}): by numpy, "
+            f"{told(repeated)}; the last digits may differ"
+        )
 
     def _execute(
         self,
@@ -283,9 +366,15 @@ class Calls:
             program.plans.clear()
         self._planned.clear()
 
-    def _plan(self, host: Host, program: Program, specialisation: Specialisation, feeds: list[Array]) -> Plan:
-        """The plan of this call, made at the first call of its kind."""
-        key = (host, tuple([feed.shape for feed in feeds]))
+    def _plan(
+        self, host: Host, program: Program, specialisation: Specialisation, feeds: list[Array], keeps: bool
+    ) -> Plan:
+        """The plan of this call, made at the first call of its kind. `keeps`: its updates stay with the engine."""
+        if self._storage.replaced:
+            # In this order: what is replaced from here on is noted again.
+            self._storage.replaced = False
+            self.drop_plans()
+        key = (host, keeps, tuple([feed.shape for feed in feeds]))
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):
             return plan  # type: ignore[no-any-return]
@@ -295,14 +384,20 @@ class Calls:
         results = [self.transfer.reserve(*output) for output in outputs]
         slots = [variable.slots for variable in program.slots]
         updated = [slots[slot] for slot, _ in program.updates]
+        draws = _draws(program, specialisation)
         definition = {
             "key": specialisation.key,
             "feeds": [reference for reference, _ in fed],
             "slots": [slot.number for slot in slots],
-            "draws": _draws(program, specialisation),
-            "into": [] if host.keeps else [slot.references() for slot in updated],
+            "draws": draws,
+            "into": [] if keeps else [slot.references() for slot in updated],
             "outputs": [reference for reference, _ in results],
         }
+        recipe = None
+        if keeps and updated and host.placement == "worker":
+            encoded = specialisation.encode(program)
+            constants = [node.array for node in program.constants]
+            recipe = Recipe(specialisation.key, encoded, constants, slots, draws, outputs)
         plan = Plan(
             next(_plan_numbers),
             self.transfer.segment,
@@ -311,6 +406,7 @@ class Calls:
             [array for _, array in results],
             slots,
             updated,
+            recipe,
         )
         program.plans[key] = plan
         drop_oldest(program.plans, MOST_PROGRAM_PLANS)
@@ -325,25 +421,26 @@ class Calls:
         feeds: list[Array],
         commit: bool,
     ) -> list[Array]:
-        plan = self._plan(host, program, specialisation, feeds)
-        elsewhere = [slots for slots in plan.slots if slots.holder is not None and slots.holder is not host]
-        if elsewhere:
-            self.fetch(elsewhere)
+        keeps = host.can_keep and host.keeps(program, feeds)
+        plan = self._plan(host, program, specialisation, feeds, keeps)
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
         updated = plan.updated
+        drawn = self._seeds.counter
         message = {
             "do": "run",
             "plan": plan.number,
             "define": None if known else plan.definition,
             "load": host.loads(plan.slots),
             "sides": [1 - slot.active for slot in updated],
-            "counter": self._seeds.counter,
+            "counter": drawn,
         }
-        if host.keeps:
+        if keeps:
             # They are pending in the engine until the next request confirms this call.
             host.call += 1
             message["keep"] = host.call
+            message["confirmed"] = host.confirmed
+            begin = time.perf_counter()
         else:
             # Noted first: if anything interrupts from here to the commit, the engine's newer values are forgotten.
             host.uncommitted = updated or None
@@ -356,14 +453,18 @@ class Calls:
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)
-            counter = self._seeds.counter + bool(program.draws)
+            counter = drawn + bool(program.draws)
             if updated and commit:
-                changed = kept(updated, host) if host.keeps else flipped(updated)
+                changed = kept(updated, host) if keeps else flipped(updated)
+                if plan.recipe is not None:
+                    seconds = time.perf_counter() - begin
+                    # As the worker has read them, from memory that is about to be used again.
+                    host.note(plan.recipe, plan.feeds, drawn, values, seconds)
                 # Signal handlers run where a function begins, so not between these statements.
                 self._seeds.counter = counter
                 self.journal.unsettled = changed
                 self.journal.settle()
-                if host.keeps:
+                if keeps:
                     host.confirm()
                 else:
                     host.loaded(updated)

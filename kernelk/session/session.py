@@ -87,12 +87,14 @@ class Session(HasTraits):
     # --- processes ---
 
     def before_fork(self) -> None:
-        """Fetches the newest values that engines in this process have alone, which a child can't ask."""
+        """Fetches the newest values that engines have alone, which a child can't ask."""
         if self.pid == os.getpid() and self.lock.acquire(blocking=False):
             try:
                 self.calls.check_alone()
                 for host in self.hosts.values():
-                    self.calls.fetch(list(host.holding.values()))
+                    # What a worker had when it ended, a child's own worker can compute again.
+                    if host.holding and host.started and not host.lost:
+                        self.calls.fetch(list(host.holding.values()))
             finally:
                 self.lock.release()
 
@@ -259,22 +261,33 @@ class Session(HasTraits):
         `log`: where it is to be noted what its worker says, if not in the session's own.
         """
         engine = registry.engine(name)
+        host: Host
         if engine.runs_in_kernel(options):
             host = LocalHost(engine, self.storage, options)
-            host.fetch = self.calls.fetch
-            return host
-        return WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
+        else:
+            host = WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)
+        host.fetch = self.calls.fetch
+        return host
 
     def log_of(self, name: str) -> WorkerLog:
         """The log of an engine's workers, including those that have ended, for the whole life of the session."""
         return self.logs.setdefault(name, WorkerLog())
 
     def stop_engines(self) -> None:
-        """Stops every engine; variables are kept, and the next use starts the engine that it needs."""
+        """Stops every engine; variables are kept, and the next use starts the engine that it needs.
+
+        Raises KernelKError, once all others are stopped, where newest values can't be had from an engine.
+        """
         self.check_process()
+        problem: KernelKError | None = None
         with self.lock:
             for host in self.hosts.values():
-                host.stop()
+                try:
+                    host.stop()
+                except KernelKError as error:
+                    problem = error
+        if problem is not None:
+            raise problem
 
     def ready_host(self) -> Host:
         """The active engine, started; the first time, one line says which it is."""

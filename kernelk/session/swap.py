@@ -141,6 +141,8 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
         else:
             with clock("start"):
                 target.start()
+        if target.lost:
+            session.calls.recover(target)
         if replaces:
             check_honoured(target, options)
         if "device" in options:
@@ -149,10 +151,11 @@ def _transaction(session: Session, prepared: Preparation, chosen_by: str) -> Swa
         variables = session.live_variables()
         with clock("check"):
             report.functions, report.to_lower = _check(session, target, variables)
+        with clock("load"):
+            session.calls.fetch([variable.slots for variable in variables if variable.slots.holder is not target])
         with target.held(), clock("load"):
             report.variables = len(variables)
             report.bytes = sum(variable.slots.nbytes for variable in variables)
-            session.calls.fetch([variable.slots for variable in variables if variable.slots.holder is not target])
             report.loaded, report.loaded_bytes = _load(target, variables)
         changed = session.active != engine.name
         with shield():
@@ -233,9 +236,15 @@ class _Choice:
                     if session.engine_options.get(name, {}) != options:
                         session.engine_options[name] = options
                         # The next use starts another one.
-                        host = session.hosts.pop(name, None)
+                        host = session.hosts.get(name)
                         if host is not None:
-                            host.stop()
+                            try:
+                                host.stop()
+                            except KernelKError as error:
+                                # It keeps what can't be had from it now.
+                                messages.say(f"kernelk: {error}")
+                                host.end()
+                            del session.hosts[name]
                 session.active, session.chosen_by = self.active, self.chosen_by
 
 
@@ -252,6 +261,8 @@ def stop_backend(name: str) -> StopReport:
         host = session.hosts.get(name)
         if host is not None and host.started:
             report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
+            # Before Ctrl-C has to wait.
+            session.calls.fetch(list(host.holding.values()))
             with shield():
                 host.stop()
         return report
@@ -267,7 +278,7 @@ class _Clock:
         try:
             yield
         finally:
-            self._seconds[phase] = time.perf_counter() - begin
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
 
 
 def _check(session: Session, target: Host, variables: list[Variable]) -> tuple[int, int]:

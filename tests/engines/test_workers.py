@@ -414,7 +414,8 @@ def test_variables_nobody_holds_are_freed_on_both_sides(spare: str) -> None:
     variables = [K.variable(np.ones(1 << 21)) for _ in range(6)]
     call = K.function([], [K.sum(variables[0] + variables[5])], [K.update_add(v, 1.0) for v in variables])
     call([])
-    assert held_bytes() > before[2] + 6 * (8 << 20)
+    # The new values stay with the worker.
+    assert held_bytes() >= before[2] + 6 * (8 << 20)
     assert mapped(pid) > before[0]
     assert len(session.host().versions) >= 6
     del call, variables

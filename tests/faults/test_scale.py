@@ -21,7 +21,9 @@ def jobs(seeds: range, engines: list[str]) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("engines", [["light", "kernel"], ["torch", "kernel"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "engines", [["light", "kernel"], ["kept-light", "light", "kernel"], ["torch", "kernel"]], ids=" ".join
+)
 def test_programs_with_faults_lose_nothing_and_are_never_wrong(engines: list[str]) -> None:
     if "torch" in engines:
         activate("torch")

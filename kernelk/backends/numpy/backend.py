@@ -36,6 +36,8 @@ class NumpyBackend(Backend):
         Backend.__init__(self, options)
         chosen_device("numpy", self.name, options, ["cpu:0"], "cpu:0")
         chosen_precision("numpy", self.name, options, "cpu:0", FLOAT32)
+        # In the kernel nothing is saved by it: a value is committed with one copy, which it would need here.
+        self.keeps_updates = not options.get("in_kernel")
         if positive_threads(options) is not None:
             raise OptionError(
                 "numpy's threads are those of its BLAS, which are fixed when it loads: set OPENBLAS_NUM_THREADS before"
@@ -66,11 +68,14 @@ class NumpyBackend(Backend):
 
     def compile(self, program, constants):
         plan = Plan(program)
-        outputs = len(program.outputs)
+        outputs, keeps = len(program.outputs), self.keeps_updates
 
         def run(feeds, state, draws):
             with np.errstate(all="ignore"):
                 results = plan.run(list(feeds) + list(state) + list(draws) + list(constants))
-            return results[:outputs], results[outputs:]
+            if not keeps:
+                return results[:outputs], results[outputs:]
+            # Copies: some are views of a feed or of a variable's slot.
+            return results[:outputs], [np.array(value) for value in results[outputs:]]
 
         return run

@@ -102,8 +102,8 @@ class Executor(object):
         try:
             if "confirmed" in request:
                 self.confirm(request["confirmed"])
-                if request["do"] == "run":
-                    self.pending = None
+            if request["do"] == "run":
+                self.pending = None
             return getattr(self, "do_" + request["do"])(request) or {}
         except Exception as error:
             return {"error": describe(error)}
@@ -175,7 +175,8 @@ class Executor(object):
         """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
 
         sides (for each update, which of its two slots to write), counter (of random draws).
-        In place of sides: keep (the number of the call), whose updates stay here, pending.
+        In place of sides: keep (the number of the call), whose updates stay here, pending, and confirmed (that of the
+        last call whose pending values count; any other request may have it).
         Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
         to come with the reply, and not in the plan's memory.
         Replies with the seconds that the run itself took.

@@ -15,11 +15,13 @@ import struct
 import time
 
 _HEADER = struct.Struct("<IBQ")
-_JSON, _RUN, _DONE = 0, 1, 2
+_JSON, _RUN, _DONE, _KEEP = 0, 1, 2, 3
 _RUN_BODY = struct.Struct("<QQ")  # plan, counter; then one byte for each side
+_KEEP_BODY = struct.Struct("<QQQQ")  # plan, counter, the call's number, that of the last one that counts
 _DONE_BODY = struct.Struct("<d")  # seconds
 # Header and body at once: two would slow an ordinary call.
 _RUN_FRAME = struct.Struct("<IBQQQ")
+_KEEP_FRAME = struct.Struct("<IBQQQQQ")
 _DONE_FRAME = struct.Struct("<IBQd")
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
 _MOST_FILES = 64
@@ -50,8 +52,13 @@ class Malformed(Exception):
 def encode(message, number=0):
     """A message (a JSON-able dict) as a frame. Raises TooLong."""
     if message.get("do") == "run" and message["define"] is None and not message["load"]:
-        sides = bytes(message["sides"])
-        return _RUN_FRAME.pack(_RUN_BODY.size + len(sides), _RUN, number, message["plan"], message["counter"]) + sides
+        plan, counter = message["plan"], message["counter"]
+        if "confirmed" not in message:
+            sides = bytes(message["sides"])
+            return _RUN_FRAME.pack(_RUN_BODY.size + len(sides), _RUN, number, plan, counter) + sides
+        if "keep" in message:
+            keep, confirmed = message["keep"], message["confirmed"]
+            return _KEEP_FRAME.pack(_KEEP_BODY.size, _KEEP, number, plan, counter, keep, confirmed)
     if len(message) == 1 and "seconds" in message:
         return _DONE_FRAME.pack(_DONE_BODY.size, _DONE, number, message["seconds"])
     body = json.dumps(message, separators=(",", ":")).encode("utf-8")
@@ -67,6 +74,10 @@ def decode(kind, body):
             plan, counter = _RUN_BODY.unpack_from(body)
             sides = list(body[_RUN_BODY.size :])
             return {"do": "run", "plan": plan, "define": None, "load": (), "sides": sides, "counter": counter}
+        if kind == _KEEP:
+            plan, counter, keep, confirmed = _KEEP_BODY.unpack(body)
+            known = {"do": "run", "plan": plan, "define": None, "load": (), "sides": (), "counter": counter}
+            return dict(known, keep=keep, confirmed=confirmed)
         if kind == _DONE:
             return {"seconds": _DONE_BODY.unpack(body)[0]}
         message = json.loads(bytes(body).decode("utf-8")) if kind == _JSON else None

@@ -101,6 +101,9 @@ class TensorFlowBackend(Backend):
         self._device = chosen_device("TensorFlow", self.name, options, sorted(self._devices), default)
         self._device_name = self._devices[self._device]
         self._on_cpu = self._device.startswith("cpu")
+        # What may be a view of an argument is copied (`_copied`). An error may leave a GPU, and all that lies there,
+        # unusable.
+        self.keeps_updates = self._on_cpu
         self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("TensorFlow", self.name, options, self._device, self._precisions)
         if self._in_kernel:

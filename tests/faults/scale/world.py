@@ -10,6 +10,7 @@ import numpy as np
 
 import kernelk
 from kernelk import backend as K
+from kernelk import config
 from kernelk.errors import StaleTensorError
 from kernelk.session.current import current
 
@@ -19,12 +20,24 @@ from .model import LENGTH, Pair, Step
 LIGHT = {"light": False, "kernel": True}
 
 
+# Before an engine's name: the new values of its calls stay with its worker.
+KEPT = "kept-"
+
+
 def use(engine: str) -> None:
     """Makes an engine the active one, by the names that steps have."""
-    if engine in LIGHT:
-        kernelk.set_backend("numpy", in_kernel=LIGHT[engine])
+    config.LIMITS.commit_bytes = 0 if engine.startswith(KEPT) else config.Limits().commit_bytes
+    plain = engine.removeprefix(KEPT)
+    if plain in LIGHT:
+        kernelk.set_backend("numpy", in_kernel=LIGHT[plain])
     else:
-        kernelk.set_backend(engine)
+        kernelk.set_backend(plain)
+
+
+def backend(engine: str) -> str:
+    """What kernelk calls the engine that has this name in steps."""
+    plain = engine.removeprefix(KEPT)
+    return "numpy" if plain in LIGHT else plain
 
 
 def whole(array: Any) -> list[int]:
@@ -87,14 +100,14 @@ class World:
         kernelk.time(lambda: self.things[name].step([np.array(x, "float32")]), budget=0.02)
 
     def do_compare(self, name: str, x: list[int], engines: list[str]) -> None:
-        named = ["numpy" if one in LIGHT else one for one in engines]
+        named = [backend(one) for one in engines]
         kernelk.compare(lambda: self.things[name].step([np.array(x, "float32")]), *dict.fromkeys(named), budget=0.02)
 
     def do_swap(self, engine: str) -> None:
         use(engine)
 
     def do_stop(self, engine: str) -> None:
-        kernelk.stop_backend("numpy" if engine in LIGHT else engine)
+        kernelk.stop_backend(backend(engine))
 
     def do_drop(self, name: str) -> None:
         del self.things[name]

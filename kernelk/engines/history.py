@@ -1,0 +1,241 @@
+"""What a worker's calls since the last checkpoint need to be repeated, if it ends while it alone has their results.
+
+Between `session.calls`, which notes a call before it is committed, and `WorkerHost`, whose next worker repeats it.
+A checkpoint copies all newest values to the kernel's memory as one cut, and the history begins anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..arrays import Array
+from ..backends.serving.executor import same_bits
+from ..backends.serving.shared_memory import aligned
+from .storage import Block, Reference, Slots, Storage
+
+# Values up to this size are copied: to protect a block has all plans made again. Of the outputs, so much is remembered.
+SMALL_BYTES = 1 << 16
+
+# What a record takes beside its arrays.
+_RECORD_BYTES = 1000
+
+# Beyond the plans that the session numbers.
+_FIRST_PLAN = 1 << 62
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Recipe(NamedTuple):
+    """What all calls of one plan share: the program as backends lower it, and what its arrays are."""
+
+    key: str
+    encoded: dict[str, Any]
+    constants: list[Array]
+    slots: list[Slots]
+    draws: list[list[Any]]
+    outputs: list[tuple[int, str, tuple[int, ...]]]
+
+
+class Value(NamedTuple):
+    """A variable's value that a repetition begins with: a block that nobody writes to, or a copy."""
+
+    slots: Slots
+    version: int
+    block: Block | None
+    copy: Array | None
+
+
+class Record(NamedTuple):
+    """One call: its feeds, the count of draws before it, the values that weren't there yet, and its small outputs."""
+
+    recipe: Recipe
+    feeds: list[Array]
+    counter: int
+    values: list[Value]
+    outputs: list[Array | None]
+    nbytes: int
+    seconds: float
+
+
+class Repeated(NamedTuple):
+    """The result of a repetition: the number of calls, of those whose outputs were others, and of the last call."""
+
+    calls: int
+    different: int
+    number: int
+
+
+def told(repeated: Repeated) -> str:
+    """What the user is told of a repetition."""
+    calls = (
+        "1 call since the last checkpoint was"
+        if repeated.calls == 1
+        else f"{repeated.calls} calls since the last checkpoint were"
+    )
+    differs = f", {repeated.different} of them with other results than before" if repeated.different else ""
+    return f"{calls} repeated{differs}"
+
+
+class History:
+    """The calls since the last checkpoint, in order; `seconds` is what they took, `nbytes` what is held for them.
+
+    `versions` has the version of each variable that a repetition ends with.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.versions: dict[int, int] = {}
+        self.nbytes = 0
+        self.seconds = 0.0
+        self._values: dict[int, list[Value]] = {}  # by the variable's number; the newest comes last
+
+    def value(self, slots: Slots) -> Value:
+        """The committed value of a variable, kept for as long as this history."""
+        known = self._values.setdefault(slots.number, [])
+        if not known or known[-1].version != slots.version:
+            if slots.nbytes <= SMALL_BYTES:
+                made = Value(slots, slots.version, None, slots.view().copy())
+            else:
+                made = Value(slots, slots.version, slots.protect(), None)
+            # The first one is the kernel's copy of that variable, which it has in any case.
+            if known or made.copy is not None:
+                self.nbytes += slots.nbytes
+            known.append(made)
+        return known[-1]
+
+    def record(
+        self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], holder: Any, seconds: float
+    ) -> Record:
+        """A call that is about to be committed, while the variables still are what it has read."""
+        values = [
+            self.value(slots)
+            for slots in recipe.slots
+            if slots.holder is not holder and self.versions.get(slots.number) != slots.version
+        ]
+        fed = [np.array(feed) for feed in feeds]
+        seen = [np.array(x) if getattr(x, "nbytes", SMALL_BYTES) < SMALL_BYTES else None for x in outputs]
+        nbytes = _RECORD_BYTES + sum([x.nbytes for x in (*fed, *seen) if x is not None])
+        return Record(recipe, fed, counter, values, seen, nbytes, seconds)
+
+    def enter(self, record: Record) -> None:
+        """Adds a call that counts now; to enter it twice changes nothing."""
+        if self.records and self.records[-1] is record:
+            return
+        self.versions.update({value.slots.number: value.version for value in record.values})
+        self.nbytes += record.nbytes
+        self.seconds += record.seconds
+        self.records.append(record)
+
+    def orphan(self, number: int) -> None:
+        """Notes that a variable is gone: what is kept of it is held for this history alone."""
+        known = self._values.get(number)
+        if known and known[0].block is not None:
+            self.nbytes += known[0].slots.nbytes
+
+    def clear(self) -> None:
+        """Begins anew, when all newest values lie in the kernel's memory."""
+        self.records.clear()
+        self.versions.clear()
+        self.nbytes, self.seconds = 0, 0.0
+        while self._values:
+            for _, _, block, _ in (known := self._values.popitem()[1]):
+                if block is not None:
+                    known[0].slots.unprotect(block)
+
+    def repeat(
+        self, storage: Storage, ask: Ask, compiled: Callable[[Recipe, list[Reference]], None], number: int
+    ) -> Repeated:
+        """Has an engine make the calls again, in their order; `ask` sends it requests, `compiled` has it compile.
+
+        The engine may have any values before. `number` is that of the last call that it knows. Nothing is printed.
+        Raises what `ask` raises, OutOfMemoryError too.
+        """
+        copies = [value for record in self.records for value in record.values if value.copy is not None]
+        # The calls use the same memory in turn; copies have places of their own, where an engine may leave them.
+        room = max([_room(record) for record in self.records], default=0)
+        segment = storage.new_segment(
+            room + sum([aligned(value.slots.nbytes) for value in copies]) + 1, "repeated calls"
+        )
+        plans: dict[int, int] = {}
+        numbers, used = itertools.count(_FIRST_PLAN), room
+        different = 0
+        memory = storage.segments[segment]
+        try:
+            for record in self.records:
+                recipe, confirmed, number = record.recipe, number, number + 1
+                place = 0
+                known = plans.get(id(record.recipe))
+                if known is None:
+                    compiled(recipe, _written(storage, segment, recipe.constants)[0])
+                    plans[id(recipe)] = next(numbers)
+                load = []
+                for value in record.values:
+                    if value.copy is None:
+                        load.append([value.slots.number, _reference(value.block, value.slots)])
+                        continue
+                    memory.array(used, value.slots.dtype, value.slots.shape)[...] = value.copy
+                    load.append([value.slots.number, [segment, used, value.slots.dtype, list(value.slots.shape)]])
+                    used += aligned(value.slots.nbytes)
+                fed, place = _written(storage, segment, record.feeds)
+                outputs, arrays = [], []
+                for nbytes, dtype, shape in recipe.outputs:
+                    outputs.append([segment, place, dtype, list(shape)])
+                    arrays.append(memory.array(place, dtype, shape))
+                    place += aligned(nbytes)
+                definition = {
+                    "key": recipe.key,
+                    "feeds": fed,
+                    "slots": [slots.number for slots in recipe.slots],
+                    "draws": recipe.draws,
+                    "into": [],
+                    "outputs": outputs,
+                }
+                ask(
+                    {
+                        "do": "run",
+                        "plan": plans[id(recipe)],
+                        "define": definition if known is None else None,
+                        "load": load,
+                        "sides": [],
+                        "counter": record.counter,
+                        "keep": number,
+                        "confirmed": confirmed,
+                    }
+                )
+                pairs = zip(record.outputs, arrays)
+                if any(before is not None and not same_bits(before, after) for before, after in pairs):
+                    different += 1
+            none: dict[str, Any] = {"programs": [], "variables": [], "segments": [], "timed": []}
+            ask({"do": "release", "plans": list(plans.values()), **none, "confirmed": number})
+        finally:
+            storage.drop_segment(segment)
+        return Repeated(len(self.records), different, number)
+
+
+def _room(record: Record) -> int:
+    """The bytes of the memory that a call takes in turn with others."""
+    recipe = record.recipe
+    run: int = sum([aligned(x.nbytes) for x in record.feeds]) + sum(
+        [aligned(nbytes) for nbytes, _, _ in recipe.outputs]
+    )
+    constants: int = sum([aligned(x.nbytes) for x in recipe.constants])
+    return max(run, constants)
+
+
+def _written(storage: Storage, segment: int, arrays: list[Array]) -> tuple[list[Reference], int]:
+    """The places of arrays copied to the beginning of a segment, and where the next one would be."""
+    references, place = [], 0
+    for array in arrays:
+        storage.segments[segment].array(place, array.dtype.name, array.shape)[...] = array
+        references.append([segment, place, array.dtype.name, list(array.shape)])
+        place += aligned(array.nbytes)
+    return references, place
+
+
+def _reference(block: Block | None, slots: Slots) -> Reference:
+    assert block is not None
+    return [block.segment, block.offset, slots.dtype, list(slots.shape)]
