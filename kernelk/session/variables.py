@@ -122,7 +122,7 @@ def random_normal_variable(
 def get_value(x: Any) -> Array:
     """The variable's committed value as a new ndarray (a tensor is evaluated).
 
-    An engine is asked only where it alone has the value, in the notebook's own process.
+    An engine is asked only where it alone has the value.
     """
     if isinstance(x, Variable):
         return current().read(x)

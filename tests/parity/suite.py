@@ -25,7 +25,7 @@ _MEANINGLESS = "means nothing here, and computes nothing"
 WITHOUT = {
     "Function": _COMPUTES,
     "backend": _SETTING,
-    "batch_get_value": "reads committed values; no engine is involved",
+    "batch_get_value": "reads committed values; an engine is asked only where it alone has them",
     "batch_set_value": "writes committed values; no engine is involved",
     "clear_session": _SETTING,
     "control_dependencies": _MEANINGLESS,
@@ -37,7 +37,7 @@ WITHOUT = {
     "floatx": _PROCESS_SETTING,
     "function": _COMPUTES,
     "get_uid": _NAMES,
-    "get_value": "reads committed values; no engine is involved",
+    "get_value": "reads committed values; an engine is asked only where it alone has them",
     "get_variable_shape": _FACT,
     "image_data_format": _PROCESS_SETTING,
     "int_shape": _FACT,
