@@ -108,7 +108,17 @@ def test_a_second_reply_is_never_taken_for_the_next(hostile: Hostile) -> None:
     assert [float(call([float(i)])[0]) for i in range(4)] == [1.0, 2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("words", ["raw({'facts': {}})", "raw([])", "raw({'seconds': 0.1}, number=5)", "raw(b'', 3)"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "raw({'facts': {}})",
+        "raw(dict(message, keeps=1))",
+        "raw({'facts': {}, 'keeps': True})",
+        "raw([])",
+        "raw({'seconds': 0.1}, number=5)",
+        "raw(b'', 3)",
+    ],
+)
 def test_first_words_that_cant_be_right(words: str, hostile: Hostile) -> None:
     w = K.variable([1.0])
     hostile.answer("facts", words)

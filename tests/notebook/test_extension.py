@@ -164,6 +164,8 @@ def test_settings_by_ipythons_configuration_and_what_is_stronger(profile: Path, 
                 # A wrong value is one line, and what was before stays.
                 for line, words in (
                     ("log_bytes = -1", "KernelK.log_bytes must be at least 0, not -1"),
+                    ("commit_bytes = -1", "KernelK.commit_bytes must be at least 0, not -1"),
+                    ("repeat_seconds = -0.5", "KernelK.repeat_seconds must be at least 0, not -0.5"),
                     ("log_bytes = 'x'", "expected an int, not the str 'x'"),
                     ("logbytes = 3", "KernelK has no setting 'logbytes': did you mean 'log_bytes'?"),
                     ("backend = 'teano'", "unknown backend 'teano': did you mean 'theano'?"),
