@@ -373,7 +373,9 @@ class Calls:
         if self._storage.replaced:
             # In this order: what is replaced from here on is noted again.
             self._storage.replaced = False
-            self.drop_plans()
+            for planned in self._planned:
+                for known in [known for known, plan in planned.plans.items() if plan.definition["into"]]:
+                    del planned.plans[known]
         key = (host, keeps, tuple([feed.shape for feed in feeds]))
         plan = program.plans.get(key)
         if plan is not None and self.transfer.holds(plan.segment):

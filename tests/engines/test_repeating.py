@@ -259,6 +259,19 @@ def test_a_feed_may_be_changed_after_its_call(light: str) -> None:
     assert same_bits(K.get_value(w), BATCH)
 
 
+def test_a_value_taken_from_another_variable_is_its_own(real: str) -> None:
+    size = 1 << 12  # of a place that engines compute with where it lies
+    a, b, x = K.variable(np.full(size, 3.0)), K.zeros((size,)), K.placeholder((size,))
+    take = K.function([x], [], [K.update(b, a)])
+    K.eval(a + b)
+    take([np.zeros(size)])
+    for i in range(3):
+        K.set_value(a, np.full(size, 7.0 + i))
+        K.eval(a + x, {x: np.full(size, 9.0)})
+        assert K.eval(b + 0.0).tolist() == [3.0] * size
+    assert K.get_value(b).tolist() == [3.0] * size
+
+
 def test_arrays_handed_out_never_change(light: str) -> None:
     model = Training()
     found, copies = [], []
