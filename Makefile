@@ -80,7 +80,8 @@ soak: setup  ## the long-running tests and jobs (hours; goes on where it was sto
 
 faults: setup  ## random programs with 10,000 faults in them, checked against a model (hours; goes on where it was stopped)
 	$(BIN)/python tests/faults/scale/run.py --faults 9000 --engines light kernel
-	for engine in tensorflow theano cntk jax torch; do \
+	$(BIN)/python tests/faults/scale/run.py --faults 2000 --engines kept-light light kernel
+	for engine in tensorflow theano cntk jax torch kept-jax kept-tensorflow; do \
 	  $(BIN)/python tests/faults/scale/run.py --faults 220 --engines $$engine kernel || exit 1; \
 	done
 

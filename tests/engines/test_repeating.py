@@ -171,7 +171,26 @@ LOOKS: dict[str, Callable[[Training, str], Any]] = {
     "diverging": lambda model, engine: kernelk.diff(model.step, engine, "numpy"),
     "dropped": lambda model, engine: (K.eval(K.update(K.variable(np.ones(3)), np.zeros(3))), gc.collect()),
     "refused": lambda model, engine: refused(model),
+    "all stopped": lambda model, engine: current().stop_engines(),
+    "another engine for a block": lambda model, engine: inside_numpy(model),
+    "a call that isn't committed": lambda model, engine: uncommitted(model),
 }
+
+
+def inside_numpy(model: Training) -> None:
+    with kernelk.using("numpy"):
+        K.eval(model.w + model.speed)
+
+
+def uncommitted(model: Training) -> None:
+    """As measuring does: it is neither recorded, nor does it let go of anything."""
+    session, host = current(), worker()
+    held, records = model.held, list(host.history.records)
+    with session.lock:
+        program = model.step.program_for(session, host.ops, 0, [BATCH])
+        for _ in range(2):
+            session.calls.execute(host, program, [BATCH], commit=False)
+    assert (model.held, host.history.records) == (held, records)
 
 
 def refused(model: Training) -> None:
