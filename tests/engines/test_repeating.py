@@ -687,9 +687,10 @@ class Machine(RuleBasedStateMachine):
         _, _, step, values = thing = self.one(index)
         before = list(values)
         timer = threading.Timer(moment, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
         try:
             try:
+                # It may fire before this returns.
+                timer.start()
                 while True:
                     step([1.0])
                     before[:] = values
