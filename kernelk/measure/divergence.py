@@ -131,8 +131,8 @@ class DiffReport(Rendered):
     """A comparison of two engines on the same nodes, feeds, variables and draws; `rows` are in the graph's order.
 
     `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
-    of them. `culprit`: the node with the largest error of its own beyond it. `origins`: where NaN and infinities begin.
-    `truth`: what `first` is in float64, where that tells which engine is nearer to it. `precisions`: the engines'.
+    of them. `culprit`: the node with the largest difference of its own beyond it. `origins`: where NaN and infinities
+    begin. `truth`: what `first` is in float64, where that tells which engine is nearer to it. `precisions`: the engines'.
     `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
     `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
     """
@@ -207,9 +207,7 @@ class DiffReport(Rendered):
                 )
         if culprit is not None:
             assert culprit.own is not None
-            findings.append(
-                f"given {a}'s inputs, {b} has the largest error of its own at {culprit.label}: {culprit.own}"
-            )
+            findings.append(f"given {a}'s inputs, {b}'s own results differ most at {culprit.label}: {culprit.own}")
         elif first is not None and not self.own_failure:
             findings.append(f"given {a}'s inputs, no single op of {b} differs beyond the tolerance")
         if first is not None and all(self.precisions) and len(set(self.precisions)) == 2:

@@ -20,13 +20,14 @@ _NARROW = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Truth:
-    """An op's value in float64, for the first engine's inputs, at the element where two engines differ most.
+    """An op's value in float64, for the first engine's inputs, at the element where two engines differ by most ulps.
 
-    `errors`: how far each engine's value is from it, in ulps of the op's dtype.
+    `place`: that element's index. `errors`: how far each engine's value is from it, in ulps of the op's dtype.
     """
 
     value: float
     errors: tuple[float, float]
+    place: tuple[int, ...] = ()
 
     def words(self, engines: tuple[str, str]) -> str:
         """The truth and the verdict in one sentence."""
@@ -35,7 +36,8 @@ class Truth:
             verdict = "neither is nearer"
         else:
             verdict = f"{a if one < other else b} is nearer"
-        return f"float64 gives {self.value:.17g} there, {a} is {one:.3g} ulps from it and {b} {other:.3g}: {verdict}"
+        place = f" at {list(self.place)}, where they are the most ulps apart" if self.place else ""
+        return f"float64 gives {self.value:.17g}{place}; {a} is {one:.3g} ulps from it and {b} {other:.3g}: {verdict}"
 
 
 def ulps(a: Array, b: Array, dtype: str) -> Array:
@@ -68,7 +70,7 @@ def truth_of(nodes: Nodes, hosts: Sequence[Host], exact: Host, number: int) -> T
     worst = np.unravel_index(int(np.argmax(apart)), apart.shape)
     value = _in_float64(nodes, exact, number, dict(zip(fed, feeds)))
     errors = [float(ulps(one, value, dtype)[worst]) for one in values]
-    return Truth(float(value[worst]), (errors[0], errors[1]))
+    return Truth(float(value[worst]), (errors[0], errors[1]), tuple(int(i) for i in worst))
 
 
 def _in_float64(nodes: Nodes, exact: Host, number: int, known: dict[int, Array]) -> Array:

@@ -26,10 +26,12 @@ def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False
     axis = axis_of(axis, given.ndim, "categorical_crossentropy")
     if from_logits:
         logs = apply("log_softmax", given, axis=axis)
-    else:
-        given = given / reductions.sum(given, axis, keepdims=True)
-        logs = elementwise.log(_inside(given))
-    return -reductions.sum(wanted * logs, axis)
+        # A class that isn't wanted adds nothing, even one that is impossible.
+        zero = scalar(0, wanted.dtype)
+        terms = apply("select", apply("equal", wanted, zero), scalar(0, logs.dtype), wanted * logs)
+        return -reductions.sum(terms, axis)
+    given = given / reductions.sum(given, axis, keepdims=True)
+    return -reductions.sum(wanted * elementwise.log(_inside(given)), axis)
 
 
 def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
@@ -48,8 +50,8 @@ def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool 
     if axis != given.ndim - 1:
         order = [i for i in range(given.ndim) if i != axis] + [axis]
         logs = apply("transpose", logs, permutation=order)
-    classes = one_hot_as(cast(labels, "int64"), logs.shape[-1], logs.dtype)
-    return -reductions.sum(classes * logs, -1)
+    classes = one_hot_as(cast(labels, "int64"), logs.shape[-1], "bool")
+    return -reductions.sum(apply("select", classes, logs, scalar(0, logs.dtype)), -1)
 
 
 def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> Tensor:
@@ -68,8 +70,10 @@ def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> 
 
 def _inside(p: Tensor) -> Tensor:
     """Probabilities kept `K.epsilon()` from 0 and 1; from 1 by what the dtype can tell from it, if that is more."""
-    kind = np.dtype(p.dtype).type
-    epsilon = kind(config.epsilon())
+    kind, limits = np.dtype(p.dtype).type, np.finfo(p.dtype)
+    # float16 is computed in float32, where its subnormal numbers are normal ones.
+    least = limits.smallest_subnormal if p.dtype == "float16" else limits.tiny
+    epsilon = max(kind(config.epsilon()), least) if config.epsilon() > 0 else kind(0)
     # 1 - epsilon rounds to 1 in float16, whose logarithm of 1 - p would be infinite.
     below = min(kind(1) - epsilon, np.nextafter(kind(1), kind(0)))
     return elementwise.clip(p, float(epsilon), float(below))

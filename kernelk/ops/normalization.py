@@ -20,6 +20,8 @@ from .shapes import axes_of, axis_of
 def l2_normalize(x: Any, axis: Any = None) -> Tensor:
     """`x` divided by its Euclidean length along `axis` (at least 1e-6)."""
     values = floating(as_tensor(x))
+    if values.dtype == "float16":
+        return cast(l2_normalize(cast(values, "float32"), axis), "float16")
     squares = reductions.sum(values * values, axis, keepdims=True)
     return values / apply("sqrt", binary("maximum", squares, _least(values.dtype)))
 
@@ -48,6 +50,9 @@ def batch_normalization(
     """(x - mean) / sqrt(var + epsilon) * gamma + beta, with statistics along `axis`; gamma and beta may be None."""
     values = floating(as_tensor(x))
     axis = axis_of(axis, values.ndim, "batch_normalization")
+    if values.dtype == "float16":
+        wide = batch_normalization(cast(values, "float32"), mean, var, beta, gamma, axis, epsilon)
+        return cast(wide, "float16")
     centred = values - _along(values, mean, axis)
     normed = centred / apply("sqrt", _along(values, var, axis) + epsilon)
     if gamma is not None:
@@ -63,6 +68,9 @@ def normalize_batch_in_training(
     """(normalised x, mean, variance) over `reduction_axes`; gamma and beta are vectors along the axis that is left."""
     values = floating(as_tensor(x))
     axes = axes_of(list(reduction_axes), values.ndim, "normalize_batch_in_training")
+    if values.dtype == "float16":
+        normed, mean, variance = normalize_batch_in_training(cast(values, "float32"), gamma, beta, axes, epsilon)
+        return cast(normed, "float16"), cast(mean, "float16"), cast(variance, "float16")
     left = [i for i in range(values.ndim) if i not in axes]
     mean = reductions.mean(values, axes, keepdims=True)
     off = reductions.centred(values, mean, axes)

@@ -89,6 +89,9 @@ def centred(x: Tensor, middle: Tensor, axis: Any) -> Tensor:
 
 def std(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Standard deviation over `axis`: the square root of `var`."""
+    x = floating(as_tensor(x))
+    if x.dtype == "float16":
+        return cast(std(cast(x, "float32"), axis, keepdims), "float16")
     return apply("sqrt", var(x, axis, keepdims))
 
 

@@ -195,3 +195,82 @@ def test_a_softmax_in_float16_is_rounded_once(backend: str) -> None:
     right = wide / wide.sum(1, keepdims=True)
     assert np.abs(shares - right).max() <= np.spacing(np.float16(1.0)) / 2
     assert (np.abs(shares - right) / np.spacing(right.astype("float16")).astype("float64")).max() < 0.52
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((64, 8, 20, 20), [0, 2, 3]), ((64, 8, 20, 20), None), ((3000, 2, 2, 30), [0, 2]), ((3000, 3, 40), [0, 2])],
+)
+def test_sums_over_several_axes(backend: str, shape: tuple[int, ...], axes: list[int] | None, known: bool) -> None:
+    given = K.placeholder(shape if known else (None,) * len(shape))
+    call = K.function([given], [K.sum(given, axes), K.mean(given, axes), K.var(given, axes, keepdims=True)])
+    along = None if axes is None else tuple(axes)
+    near = np.full(shape, 0.1, "float32")
+    far = (1e4 + np.random.RandomState(0).randn(*shape)).astype("float32")
+    for values in (near, far):
+        total, middle, spread = call([values])
+        wide = values.astype("float64")
+        np.testing.assert_allclose(total, wide.sum(along), rtol=1e-6)
+        np.testing.assert_allclose(middle, wide.mean(along), rtol=1e-6)
+        if values is far:
+            np.testing.assert_allclose(spread, wide.var(along, keepdims=True), rtol=2e-6)
+
+
+def test_float16_whose_squares_it_has_not(backend: str) -> None:
+    small, large, spread = K.placeholder((2,), dtype="float16"), K.placeholder((2,), dtype="float16"), [6e4, -6e4, 1]
+    column, one, zero = (K.constant(value, dtype="float16") for value in ([[300.0], [900.0]], [1.0], [0.0]))
+    wanted = {
+        "small": (K.l2_normalize(small), [0.6, 0.8]),
+        "large": (K.l2_normalize(large), [0.6, 0.8]),
+        "spread": (K.std(K.constant(spread, dtype="float16")), np.std(spread)),
+        "narrow": (K.std(K.constant([1e-4, 2e-4, 3e-4], dtype="float16")), np.std([1e-4, 2e-4, 3e-4])),
+        "batch": (K.normalize_batch_in_training(column, one, zero, [0])[0], [[-1], [1]]),
+        "given": (
+            K.batch_normalization(column, K.constant([600.0], dtype="float16"), 6e4, zero, one),
+            [[-1.225], [1.225]],
+        ),
+    }
+    got = K.function([small, large], [tensor for tensor, _ in wanted.values()])([[3e-4, 4e-4], [300, 400]])
+    for label, value, (_, right) in zip(wanted, got, wanted.values()):
+        assert value.dtype == "float16"
+        np.testing.assert_allclose(value, right, rtol=2e-3, err_msg=label)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_epsilon_that_the_dtype_has_not(backend: str, dtype: str) -> None:
+    before = K.epsilon()
+    K.set_epsilon(1e-320 if dtype == "float64" else 1e-60)
+    try:
+        given = K.placeholder((3,), dtype=dtype)
+        losses = [K.binary_crossentropy(given, given), K.binary_crossentropy(1 - given, given)]
+        same, other = K.function([given], losses)([np.array([0, 1, 0.5], dtype)])
+    finally:
+        K.set_epsilon(before)
+    np.testing.assert_allclose(same, [0, 0, np.log(2)], rtol=1e-3, atol=1e-3)
+    assert np.all(np.isfinite(other))
+    assert np.all(other[:2] > 7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_impossible_class_costs_nothing_unless_it_is_wanted(backend: str, dtype: str) -> None:
+    top = float(np.finfo(dtype).max)
+    logits = K.placeholder((3, 3), dtype=dtype)
+    rows = np.array([[top, 0, -top], [-np.inf, 0, 1], [2, -np.inf, 2]], dtype)
+    labels = K.constant([0, 2, 1], dtype="int32")
+    sparse = K.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    dense = K.categorical_crossentropy(K.one_hot(labels, 3), logits, from_logits=True)
+    slopes = K.gradients(K.sum(sparse[:2]), [logits]) + K.gradients(K.sum(dense[:2]), [logits])
+    one, other, *both = K.function([logits], [sparse, dense, *slopes])([rows])
+    share = 1 / (1 + np.exp(-1))
+    for value in (one, other):
+        np.testing.assert_allclose(value, [0, -np.log(share), np.inf], rtol=2e-3)
+    for value in both:
+        np.testing.assert_allclose(value[:2], [[0, 0, 0], [0, 1 - share, share - 1]], rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1000.0, 1.0])
+def test_the_scaled_slope_of_softplus_in_float16(backend: str, scale: float) -> None:
+    given = K.placeholder((3,), dtype="float16")
+    (got,) = K.function([given], K.gradients(K.softplus(given) * scale, [given]))([[-14, -16, -5]])
+    np.testing.assert_allclose(got, scale / (1 + np.exp([14, 16, 5])), rtol=1e-3, atol=6e-8 if scale == 1 else 0)

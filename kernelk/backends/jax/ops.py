@@ -13,6 +13,9 @@ lax = None
 OPS = dict(elementwise.OPS, **windows.OPS)
 op = registrar(OPS)
 
+# So many float32 may be added one after the other.
+FEW_TERMS = 128
+
 
 # Reductions -----------------------------------------------------------------------------------------------
 
@@ -27,8 +30,18 @@ def _reduce(function, x, axes, keepdims):
 def _total(instruction, x, axes, keepdims):
     name, boolean = {"sum": ("reduce_sum", "reduce_or"), "prod": ("reduce_prod", "reduce_and")}[instruction.op]
     function = getattr(lax, boolean if instruction.dtype == "bool" else name)
-    wide = _multiplied(x) if instruction.op == "prod" else widened(x)
+    if instruction.op == "sum" and instruction.dtype in FLOATS:
+        return lax.convert_element_type(_added(widened(x), axes, keepdims), x.dtype)
+    wide = _multiplied(x) if instruction.op == "prod" else x
     return lax.convert_element_type(_reduce(function, wide, axes, keepdims), x.dtype)
+
+
+def _added(x, axes, keepdims):
+    """The sum of floats. XLA adds one after the other along most axes: more than a few float32 are added in float64."""
+    if x.dtype != np.float32 or np.prod([x.shape[axis] for axis in axes], dtype=float) <= FEW_TERMS:
+        return _reduce(lax.reduce_sum, x, axes, keepdims)
+    total = _reduce(lax.reduce_sum, lax.convert_element_type(x, np.float64), axes, keepdims)
+    return lax.convert_element_type(total, np.float32)
 
 
 def _multiplied(x):
@@ -228,7 +241,7 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
 def _mean(instruction, x, axes, keepdims):
     wide = widened(x) if instruction.dtype in FLOATS else lax.convert_element_type(x, np.float64)
     count = np.prod([x.shape[axis] for axis in axes], dtype=np.float64)
-    total = _reduce(lax.reduce_sum, wide, axes, keepdims)
+    total = _added(wide, axes, keepdims)
     return lax.convert_element_type(lax.div(*broadcast(total, typed(count, wide))), x.dtype)
 
 
@@ -237,7 +250,7 @@ def _softmax(instruction, x, axis):
     wide = widened(x)
     _not_of_nothing(instruction, x, [axis] if wide.size else [])
     powers = lax.exp(lax.sub(*broadcast(wide, _reduce(lax.reduce_max, wide, [axis], True))))
-    total = _reduce(lax.reduce_sum, powers, [axis], True)
+    total = _added(powers, [axis], True)
     return lax.convert_element_type(lax.div(*broadcast(powers, total)), x.dtype)
 
 

@@ -23,8 +23,8 @@ FRESH = {
     *("sin", "cos", "cumsum", "cumprod", "gather", "scatter_add", "batch_matmul", "conv", "conv_kernel"),
 }
 
-# So many rows may be added in float32, one after the other.
-FEW_ROWS = 1024
+# So many terms may be added in float32, one after the other.
+FEW_TERMS = 128
 
 
 # Reductions -----------------------------------------------------------------------------------------------
@@ -39,13 +39,13 @@ def _sum(instruction, x, axes, keepdims):
 
 def _total(x, axes, keepdims):
     """The sum, of integers or of float32 and wider."""
-    if x.dtype != tf.float32 or not axes or axes[-1] == len(x.shape) - 1:
+    if x.dtype != tf.float32 or not axes:
         return tf.raw_ops.Sum(input=x, axis=axes_of(axes), keep_dims=keepdims)
-    # Unlike along the last axis, TensorFlow adds one row after the other: of a million, a hundredth is lost.
+    # TensorFlow adds one term after the other along most axes: of a million rows, a hundredth is lost.
     few, count = [], 1
     for axis in reversed(axes):
         length = x.shape[axis]
-        if length is None or count * length > FEW_ROWS:
+        if length is None or count * length > FEW_TERMS:
             break
         few.insert(0, axis)
         count *= length
@@ -289,10 +289,7 @@ def _matmul(instruction, a, b, transpose_a, transpose_b):
 @op("mean")
 def _mean(instruction, x, axes, keepdims):
     wide = widened(x) if instruction.dtype in FLOATS else tf.cast(x, tf.float64)
-    if axes and axes[-1] == len(x.shape) - 1:
-        mean = tf.raw_ops.Mean(input=wide, axis=axes_of(axes), keep_dims=keepdims)
-    else:
-        mean = _total(wide, axes, keepdims) / _size(instruction, wide, axes, wide.dtype)
+    mean = _total(wide, axes, keepdims) / _size(instruction, wide, axes, wide.dtype)
     return tf.cast(mean, x.dtype)
 
 

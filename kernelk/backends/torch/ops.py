@@ -35,6 +35,9 @@ VIEWS = {
     *("scan", "item"),
 }
 
+# So many float32 may be added one after the other.
+FEW_TERMS = 128
+
 
 def make(instruction):
     """The instruction as a function of tensors. Raises CannotLower."""
@@ -101,9 +104,26 @@ def _sum(instruction, axes, keepdims):
         return lambda x: torch.ne(torch.sum(x, axes, keepdims), 0)
     if instruction.dtype == "float16":
         return lambda x: torch.sum(x, axes, keepdims, dtype=torch.float32).to(dtype)
+    if instruction.dtype == "float32":
+        return lambda x: _added(x, axes, keepdims)
     if instruction.dtype in FLOATS:
         return lambda x: torch.sum(x, axes, keepdims)
     return lambda x: torch.sum(x, axes, keepdims, dtype=dtype)
+
+
+def _count(x, axes):
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    return count
+
+
+def _added(x, axes, keepdims):
+    """The sum of float32: PyTorch adds pairwise along the last axes alone, along others one after the other."""
+    last = x.dim() - len(axes)
+    if axes == tuple(range(last, x.dim())) or _count(x, axes) <= FEW_TERMS:
+        return torch.sum(x, axes, keepdims)
+    return torch.sum(x, axes, keepdims, dtype=torch.float64).to(torch.float32)
 
 
 @maker("max", "min")
@@ -376,7 +396,9 @@ def _batch_matmul(instruction, transpose_a, transpose_b):
 @maker("mean")
 def _mean(instruction, axes, keepdims):
     axes, dtype = tuple(axes), dtype_of(instruction.dtype)
-    if instruction.dtype in ("float32", "float64"):
+    if instruction.dtype == "float32":
+        return lambda x: _added(x, axes, keepdims) / _count(x, axes)
+    if instruction.dtype == "float64":
         return lambda x: torch.mean(x, axes, keepdims)
     wider = torch.float32 if instruction.dtype == "float16" else torch.float64
     return lambda x: torch.mean(x.to(wider), axes, keepdims).to(dtype)
