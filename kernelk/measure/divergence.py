@@ -132,8 +132,8 @@ class DiffReport(Rendered):
 
     `roots`: the rows of what was asked for. `first`: the first node beyond the tolerance whose difference reaches one
     of them. `culprit`: the node with the largest difference of its own beyond it. `origins`: where NaN and infinities
-    begin. `truth`: what `first` is in float64, where that tells which engine is nearer to it. `precisions`: the engines'.
-    `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
+    begin. `truth`: what `first` is in float64, where that tells which engine is nearer to it. `precisions`: the
+    engines'. `results`: the gaps of what was asked for, compiled as usual, that is without every node as an output.
     `chunk_bytes`: how many bytes each engine's values took that were held at once, some nodes after the other.
     """
 
