@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kernelk import backend as K
+from kernelk.errors import EngineError
 
 
 def at(function: Callable[[Any], Any], values: Any, dtype: str = "float32") -> tuple[Any, Any]:
@@ -274,3 +275,11 @@ def test_the_scaled_slope_of_softplus_in_float16(backend: str, scale: float) -> 
     given = K.placeholder((3,), dtype="float16")
     (got,) = K.function([given], K.gradients(K.softplus(given) * scale, [given]))([[-14, -16, -5]])
     np.testing.assert_allclose(got, scale / (1 + np.exp([14, 16, 5])), rtol=1e-3, atol=6e-8 if scale == 1 else 0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_an_integer_to_a_constant_negative_power_is_refused(backend: str, dtype: str) -> None:
+    given = K.placeholder((3,), dtype=dtype)
+    for power in (given**-1, K.pow(given, -1), given ** K.constant([1, -1, 2], dtype=dtype)):
+        with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
+            K.function([given], [power])([[2, 1, -1]])
