@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..errors import ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
@@ -23,12 +21,7 @@ def l2_normalize(x: Any, axis: Any = None) -> Tensor:
     if values.dtype == "float16":
         return cast(l2_normalize(cast(values, "float32"), axis), "float16")
     squares = reductions.sum(values * values, axis, keepdims=True)
-    return values / apply("sqrt", binary("maximum", squares, _least(values.dtype)))
-
-
-def _least(dtype: str) -> float:
-    """1e-12, or the least normal number of a dtype that has none so small."""
-    return max(1e-12, float(np.finfo(dtype).tiny))
+    return values / apply("sqrt", binary("maximum", squares, 1e-12))
 
 
 def _along(x: Tensor, parameter: Any, axis: int) -> Tensor:

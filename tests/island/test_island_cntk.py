@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from helpers.processes import PATIENCE, PROJECT, TESTS
 
-from kernelk.backends.cntk.backend import lacks_avx2
+from kernelk.backends.cntk.backend import is_taken_for_old
 from kernelk.environments import places
 
 ISLAND = PROJECT / "kernelk" / "backends"
@@ -32,8 +32,8 @@ def under_cntk(script: str, *arguments: str) -> str:
 )
 def test_mkl_is_told_of_avx2_on_amd_alone(vendor: str, flags: str, lacks: bool) -> None:
     one = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: a: b\nflags\t\t: {flags}\npower management:\n\n"
-    assert lacks_avx2(one * 2) is lacks
-    assert not lacks_avx2("")
+    assert is_taken_for_old(one * 2) is lacks
+    assert not is_taken_for_old("")
 
 
 def test_each_op_agrees_with_the_definition():

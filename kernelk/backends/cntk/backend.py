@@ -40,8 +40,8 @@ def _load_mpi():
             ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
 
 
-def lacks_avx2(processors):
-    """Whether MKL needs to be told to use AVX2: processors of AMD's that have it, by the text of /proc/cpuinfo."""
+def is_taken_for_old(processors):
+    """Whether MKL uses no AVX2 though the processor has it, which is AMD's, by the text of /proc/cpuinfo."""
     first = dict(line.partition(":")[::2] for line in processors.split("\n\n")[0].replace("\t", "").splitlines())
     flags = first.get("flags", "").split()
     return first.get("vendor_id", "").strip() in AMD and "avx2" in flags and "fma" in flags
@@ -53,7 +53,7 @@ def tell_mkl():
     It reads the variable when it is loaded; a value that the user has chosen stays.
     """
     with suppress(OSError, ValueError), open("/proc/cpuinfo") as file:
-        if lacks_avx2(file.read()):
+        if is_taken_for_old(file.read()):
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
