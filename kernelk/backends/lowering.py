@@ -135,6 +135,15 @@ def static_dims(instruction, dims):
     return [shapes[dim[0]][dim[1]] if isinstance(dim, list) else dim for dim in dims]
 
 
+def last_neighbours(shape, axes):
+    """Ascending axes as two parts: the last ones, with none between them that is longer than 1, come second."""
+    start = len(axes) - 1
+    while start > 0 and all(length == 1 for length in shape[axes[start - 1] + 1 : axes[start]]):
+        start -= 1
+    start = max(start, 0)
+    return axes[:start], axes[start:]
+
+
 def python_slices(slices):
     """The attribute `slices` as a tuple of slice objects."""
     return tuple(slice(*entry) for entry in slices)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..base import registrar
-from ..lowering import lower, python_slices, static_dims
+from ..lowering import last_neighbours, lower, python_slices, static_dims
 from . import elementwise, windows
 from .elementwise import FLOATS, broadcast, broadcast_to, factors, truth, typed, widened
 
@@ -12,9 +12,6 @@ lax = None
 
 OPS = dict(elementwise.OPS, **windows.OPS)
 op = registrar(OPS)
-
-# So many float32 may be added one after the other.
-FEW_TERMS = 128
 
 
 # Reductions -----------------------------------------------------------------------------------------------
@@ -37,11 +34,16 @@ def _total(instruction, x, axes, keepdims):
 
 
 def _added(x, axes, keepdims):
-    """The sum of floats. XLA adds one after the other along most axes: more than a few float32 are added in float64."""
-    if x.dtype != np.float32 or np.prod([x.shape[axis] for axis in axes], dtype=float) <= FEW_TERMS:
-        return _reduce(lax.reduce_sum, x, axes, keepdims)
-    total = _reduce(lax.reduce_sum, lax.convert_element_type(x, np.float64), axes, keepdims)
-    return lax.convert_element_type(total, np.float32)
+    """The sum of floats. XLA adds along one axis as a tree, along several it may add one term after the other."""
+    result = [1 if axis in axes else n for axis, n in enumerate(x.shape)]
+    if not keepdims:
+        result = [n for axis, n in enumerate(result) if axis not in axes]
+    while axes:
+        axes, neighbours = last_neighbours(x.shape, axes)
+        before, after = x.shape[: neighbours[0]], x.shape[neighbours[-1] + 1 :]
+        as_one = lax.reshape(x, before + (int(np.prod(x.shape[neighbours[0] : neighbours[-1] + 1])),) + after)
+        x = lax.reshape(lax.reduce_sum(as_one, (len(before),)), before + (1,) * len(neighbours) + after)
+    return lax.reshape(x, result)
 
 
 def _multiplied(x):

@@ -25,6 +25,8 @@ FRESH = {
 
 # So many terms may be added in float32, one after the other.
 FEW_TERMS = 128
+# Along the last axes, that is in so many sums.
+FEW_AT_THE_END = 1024
 
 
 # Reductions -----------------------------------------------------------------------------------------------
@@ -41,11 +43,13 @@ def _total(x, axes, keepdims):
     """The sum, of integers or of float32 and wider."""
     if x.dtype != tf.float32 or not axes:
         return tf.raw_ops.Sum(input=x, axis=axes_of(axes), keep_dims=keepdims)
-    # TensorFlow adds one term after the other along most axes: of a million rows, a hundredth is lost.
-    few, count = [], 1
+    # TensorFlow adds one term after the other along most axes (of a million rows, a hundredth is lost), and several
+    # beside each other along the last ones.
+    few, count, last = [], 1, x.shape.rank
     for axis in reversed(axes):
         length = x.shape[axis]
-        if length is None or count * length > FEW_TERMS:
+        last = axis if last is not None and all(n == 1 for n in x.shape[axis + 1 : last]) else None
+        if length is None or count * length > (FEW_TERMS if last is None else FEW_AT_THE_END):
             break
         few.insert(0, axis)
         count *= length

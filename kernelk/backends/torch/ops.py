@@ -4,7 +4,7 @@ import numpy as np
 
 from ..base import registrar
 from ..errors import CannotLower
-from ..lowering import Instruction, Steps, python_slices, resolve_dims
+from ..lowering import Instruction, Steps, last_neighbours, python_slices, resolve_dims
 from . import elementwise, windows
 from .elementwise import FLOATS, TWINS, dtype_of, kernel, length_of, same, twin, widened
 
@@ -34,9 +34,6 @@ VIEWS = {
     # A state may be handed on as it is, step by step.
     *("scan", "item"),
 }
-
-# So many float32 may be added one after the other.
-FEW_TERMS = 128
 
 
 def make(instruction):
@@ -119,11 +116,10 @@ def _count(x, axes):
 
 
 def _added(x, axes, keepdims):
-    """The sum of float32: PyTorch adds pairwise along the last axes alone, along others one after the other."""
-    last = x.dim() - len(axes)
-    if axes == tuple(range(last, x.dim())) or _count(x, axes) <= FEW_TERMS:
-        return torch.sum(x, axes, keepdims)
-    return torch.sum(x, axes, keepdims, dtype=torch.float64).to(torch.float32)
+    """The sum of float32. PyTorch adds pairwise along axes that it takes for one, along others one after the other."""
+    others, neighbours = last_neighbours(x.shape, axes) if x.is_contiguous() else (axes[:-1], axes[-1:])
+    total = torch.sum(x, neighbours, keepdims)
+    return _added(total, others, keepdims) if others else total
 
 
 @maker("max", "min")
