@@ -201,18 +201,31 @@ def test_a_softmax_in_float16_is_rounded_once(backend: str) -> None:
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((64, 8, 20, 20), [0, 2, 3]), ((64, 8, 20, 20), None), ((3000, 2, 2, 30), [0, 2]), ((3000, 3, 40), [0, 2])],
+    [
+        ((64, 8, 20, 20), [0, 2, 3]),
+        ((64, 8, 20, 20), None),
+        ((3000, 2, 2, 30), [0, 2]),
+        ((3000, 2, 2, 30), [0, 1, 3]),
+        ((3000, 3, 40), [0, 2]),
+        ((3000, 3, 40), [0, 1]),
+        ((30, 30, 30, 30), None),
+        ((5, 1, 30000, 2, 3), [0, 2, 4]),
+    ],
 )
 def test_sums_over_several_axes(backend: str, shape: tuple[int, ...], axes: list[int] | None, known: bool) -> None:
     given = K.placeholder(shape if known else (None,) * len(shape))
-    call = K.function([given], [K.sum(given, axes), K.mean(given, axes), K.var(given, axes, keepdims=True)])
+    # Fed transposed: the axes are in another order than in memory.
+    reversed_axes = K.permute_dimensions(turned_over := K.placeholder(given.shape[::-1]), range(len(shape))[::-1])
+    outputs = [K.sum(given, axes), K.sum(reversed_axes, axes), K.mean(given, axes), K.var(given, axes, keepdims=True)]
+    call = K.function([given, turned_over], outputs)
     along = None if axes is None else tuple(axes)
     near = np.full(shape, 0.1, "float32")
     far = (1e4 + np.random.RandomState(0).randn(*shape)).astype("float32")
     for values in (near, far):
-        total, middle, spread = call([values])
+        total, turned, middle, spread = call([values, values.T])
         wide = values.astype("float64")
         np.testing.assert_allclose(total, wide.sum(along), rtol=1e-6)
+        np.testing.assert_allclose(turned, wide.sum(along), rtol=1e-6)
         np.testing.assert_allclose(middle, wide.mean(along), rtol=1e-6)
         if values is far:
             np.testing.assert_allclose(spread, wide.var(along, keepdims=True), rtol=2e-6)

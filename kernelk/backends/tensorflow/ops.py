@@ -25,7 +25,7 @@ FRESH = {
 
 # So many terms may be added in float32, one after the other.
 FEW_TERMS = 128
-# Along the last axes, that is in so many sums.
+# Along the last axes it keeps several sums beside each other: so many may be added there.
 FEW_AT_THE_END = 1024
 
 
@@ -43,11 +43,11 @@ def _total(x, axes, keepdims):
     """The sum, of integers or of float32 and wider."""
     if x.dtype != tf.float32 or not axes:
         return tf.raw_ops.Sum(input=x, axis=axes_of(axes), keep_dims=keepdims)
-    # TensorFlow adds one term after the other along most axes (of a million rows, a hundredth is lost), and several
-    # beside each other along the last ones.
+    # TensorFlow adds one term after the other along most axes: of a million rows, a hundredth is lost.
     few, count, last = [], 1, x.shape.rank
     for axis in reversed(axes):
         length = x.shape[axis]
+        # Where the axes at the end begin, as far as they are summed; None before them.
         last = axis if last is not None and all(n == 1 for n in x.shape[axis + 1 : last]) else None
         if length is None or count * length > (FEW_TERMS if last is None else FEW_AT_THE_END):
             break
