@@ -291,8 +291,27 @@ def test_the_scaled_slope_of_softplus_in_float16(backend: str, scale: float) -> 
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
-def test_an_integer_to_a_constant_negative_power_is_refused(backend: str, dtype: str) -> None:
-    given = K.placeholder((3,), dtype=dtype)
+def test_an_integer_to_a_negative_power_is_refused(backend: str, dtype: str) -> None:
+    given, exponents = K.placeholder((3,), dtype=dtype), K.placeholder((3,), dtype=dtype)
     for power in (given**-1, K.pow(given, -1), given ** K.constant([1, -1, 2], dtype=dtype)):
         with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
             K.function([given], [power])([[2, 1, -1]])
+    held = K.variable([2, 3, 4], dtype=dtype)
+    raise_it = K.function([exponents], [held**exponents + 1], updates=[(held, held**exponents)])
+    np.testing.assert_array_equal(raise_it([[0, 1, 2]]), [[2, 4, 17]])
+    with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
+        raise_it([[0, -1, 2]])
+    np.testing.assert_array_equal(K.get_value(held), [1, 3, 16])
+    np.testing.assert_array_equal(raise_it([[2, 1, 0]]), [[2, 4, 2]])
+
+
+def test_an_integer_to_a_negative_power_in_a_loop_is_refused(backend: str) -> None:
+    exponents = K.placeholder((None,), dtype="int32")
+    total = K.foldl(lambda sum, y: sum + K.constant(2, dtype="int32") ** y, exponents, K.constant(0, dtype="int32"))
+    call = K.function([exponents], [total, K.map_fn(lambda y: (y + 1) ** y, exponents)])
+    for steps, powers in (([1, 3, 0], [2, 64, 1]), ([2], [9])):
+        got, each = call([steps])
+        assert got == np.sum(2 ** np.array(steps))
+        np.testing.assert_array_equal(each, powers)
+    with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
+        call([[1, -3, 0, 2]])

@@ -20,6 +20,7 @@ from ..choosing import (
     settled_threads,
     wanted_denormals,
 )
+from ..lowering import InstructionError
 from ..products import round_factors
 from ..segments import compile_in_segments
 from . import elementwise, ops, tracing, windows
@@ -278,12 +279,12 @@ class JaxBackend(Backend):
     def describe(self, program, run, names):
         if not hasattr(run, "traced"):
             return Backend.describe(self, program, run, names)
-        body, specs, arguments, compiled = run.traced
+        body, specs, arguments, shared = run.traced
         with jax.enable_x64(True), self._own_settings():
             jaxpr = jax.make_jaxpr(body)(*[jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in specs])
         given = [names[number] for number in arguments] + ["a zero that XLA can't see"] * (len(specs) - len(arguments))
         lines = ["its arguments a, b, c, ... are: " + ", ".join(given), str(jaxpr)]
-        optimised = compiled.as_text()
+        optimised = shared.executable.as_text()
         entry = optimised[optimised.rfind("\nENTRY ") :].split("\n}")[0].strip().splitlines()
         steps = [line.strip() for line in entry[1:] if " parameter(" not in line and " tuple(" not in line]
         lines += ["", "after XLA's optimisation (%d steps of the module's entry):" % len(steps)]
@@ -317,6 +318,8 @@ class JaxBackend(Backend):
         floats = any(array.dtype.kind == "f" and array.size for array in embedded.values())
         opaque = floats or tracing.has_products_in_sums(program)
         specs = [leaves[number] for number in arguments] + ([("int32", ())] if opaque else [])
+        # Indices of instructions that the call alone can refuse: so many truths come after the results.
+        refusable = []
 
         def body(*given):
             values = [None] * first
@@ -328,15 +331,18 @@ class JaxBackend(Backend):
                 floating = array.dtype.kind == "f" and array.size
                 values[number] = tracing.opaque(array, zero) if floating else array
 
-            values = tracing.lowered(program, values, embedded, zero)
-            return [lax.convert_element_type(values[number], program.values[number][0]) for number in results]
+            values, refusals = tracing.lowered(program, values, embedded, zero)
+            refusable[:] = [instruction.index for instruction, _ in refusals]
+            values = [lax.convert_element_type(values[number], program.values[number][0]) for number in results]
+            return values + [refused for _, refused in refusals]
 
         # Whether a value is fed or held makes no difference to XLA, and that takes most of a compilation's time.
         key = repr((leaves[:known], specs, results, [(n, leaves[n], a.tobytes()) for n, a in embedded.items()]))
         key += repr([(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in program.instructions])
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            compiled = self._compiled[key] = self._executable(body, specs)
+        shared = self._compiled.get(key)
+        if shared is None:
+            shared = self._compiled[key] = _Compiled(self._executable(body, specs), refusable)
+        compiled, refusable = shared.executable, shared.refusable
         make, block = self._make, self._block
         kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
         feeds_end = len(program.inputs)
@@ -345,7 +351,7 @@ class JaxBackend(Backend):
         held = [number - feeds_end for number in arguments if feeds_end <= number < slots_end]
         drawn = [number - slots_end for number in arguments if slots_end <= number < known]
         tail = [kept[number] for number in arguments if number >= known] + ([self._zero] if opaque else [])
-        outputs = len(program.outputs)
+        outputs, count = len(program.outputs), len(results)
 
         def run(feeds, state, draws):
             values = [make(feeds[number]) for number in fed]
@@ -357,12 +363,24 @@ class JaxBackend(Backend):
             results = compiled(*values)
             # The feeds' memory is read until then, and soon overwritten.
             block(results)
-            return results[:outputs], results[outputs:]
+            if refusable:
+                for index, refused in zip(refusable, results[count:]):
+                    if refused:
+                        raise InstructionError(program.instructions[index], ValueError(elementwise.NEGATIVE_POWER))
+            return results[:outputs], results[outputs:count]
 
         run = self._alone(run)
         run.fresh = program.computed()
-        run.traced = body, specs, arguments, compiled
+        run.traced = body, specs, arguments, shared
         return run
+
+
+class _Compiled(object):
+    """A program as XLA compiled it, and the indices of the instructions that a call may have to refuse."""
+
+    def __init__(self, executable, refusable):
+        self.executable = executable
+        self.refusable = refusable
 
 
 def _equations(jaxpr):

@@ -260,7 +260,7 @@ def _softmax(instruction, x, axis):
 
 
 def scanned(instruction, operands, lowered):
-    """A scan's values; `lowered(body, leaves)` are the body's."""
+    """A scan's values, and truths that no step may make: `lowered(body, leaves)` is the body's pair of both."""
     attrs = instruction.attrs
     body, count, n = attrs["body"], attrs["states"], attrs["sequences"]
     inputs = len(body.inputs)
@@ -274,19 +274,19 @@ def scanned(instruction, operands, lowered):
     def step(states, elements):
         leaves = list(elements[:n]) + list(states) + list(operands[n + count : inputs])
         leaves += list(elements[n:]) + list(operands[drawn:])
-        values = lowered(body, leaves)
+        values, refusals = lowered(body, leaves)
         stepped = promised([values[number] for number in results], results)
-        return stepped[:count], stepped[count:]
+        return stepped[:count], (stepped[count:], refusals)
 
     states = promised(operands[n : n + count], range(n, n + count))
     elements = list(operands[:n]) + list(operands[inputs:drawn])
-    states, stacked = lax.scan(step, states, elements, reverse=attrs["reverse"])
-    return list(states) + list(stacked)
+    states, (stacked, refusals) = lax.scan(step, states, elements, reverse=attrs["reverse"])
+    return list(states) + list(stacked), [lax.reduce_or(refusal, (0,)) for refusal in refusals]
 
 
 @op("scan")
 def _scan(instruction, *operands, **attrs):
-    return scanned(instruction, operands, lambda body, leaves: lower(body, leaves, OPS))
+    return scanned(instruction, operands, lambda body, leaves: (lower(body, leaves, OPS), []))[0]
 
 
 @op("item")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..lowering import lower
-from .elementwise import FLOATS, broadcast
+from .elementwise import FLOATS, UNSIGNED, broadcast
 from .ops import OPS, scanned
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
@@ -41,21 +41,32 @@ def opaque(x, zero):
 
 
 def lowered(program, values, embedded, zero):
-    """JAX's values of a program, or a body: `embedded` are the small constants among its leaves by number."""
+    """JAX's values of a program, or a body, and which of its instructions are refused: pairs of one and a truth.
+
+    `embedded` are the small constants among its leaves by number.
+    """
     first = len(program.leaves)
     guarded = _products_in_sums(program)
-    ops = _ops_for(program, embedded)
+    refusals = []
+    ops = _ops_for(program, embedded, refusals)
 
     def scan(instruction, *operands, **attrs):
         inner = {position: embedded[number] for position, number in enumerate(instruction.inputs) if number in embedded}
-        return scanned(instruction, operands, lambda body, leaves: lowered(body, leaves, inner, zero))
+
+        def step(body, leaves):
+            values, refusals = lowered(body, leaves, inner, zero)
+            return values, [refused for _, refused in refusals]
+
+        values, refused = scanned(instruction, operands, step)
+        refusals.extend((instruction, truth) for truth in refused)
+        return values
 
     def protected(instruction, *operands, **attrs):
         value = ops[instruction.op](instruction, *operands, **attrs)
         return opaque(value, zero) if first + instruction.index in guarded else value
 
     table = dict.fromkeys(ops, protected) if guarded else dict(ops)
-    return lower(program, values, dict(table, scan=scan))
+    return lower(program, values, dict(table, scan=scan)), refusals
 
 
 def has_products_in_sums(program):
@@ -64,21 +75,30 @@ def has_products_in_sums(program):
     )
 
 
-def _ops_for(program, embedded):
-    """OPS, where powers whose exponent is the constant 2 are products: numpy takes them so, too."""
-    squares = set()
+def _ops_for(program, embedded, refusals):
+    """OPS, where powers whose exponent is the constant 2 are products: numpy takes them so, too.
+
+    Powers of integers add to `refusals` whether an exponent is negative.
+    """
+    squares, refusable = set(), set()
     for instruction in program.instructions:
-        if instruction.op == "power" and instruction.dtype in FLOATS:
-            exponent = embedded.get(instruction.inputs[1])
+        if instruction.op != "power":
+            continue
+        exponent = embedded.get(instruction.inputs[1])
+        if instruction.dtype in FLOATS:
             if exponent is not None and exponent.size == 1 and exponent.reshape(-1)[0] == 2:
                 squares.add(instruction.index)
-    if not squares:
+        elif instruction.dtype not in UNSIGNED and (exponent is None or np.any(exponent < 0)):
+            refusable.add(instruction.index)
+    if not squares and not refusable:
         return OPS
 
     def power(instruction, x, y):
         if instruction.index in squares:
             x, y = broadcast(x, y)
             return lax.mul(x, x)
+        if instruction.index in refusable:
+            refusals.append((instruction, lax.reduce_or(lax.lt(y, lax.full_like(y, 0)), tuple(range(y.ndim)))))
         return OPS["power"](instruction, x, y)
 
     return dict(OPS, power=power)
