@@ -360,7 +360,10 @@ def _stacked(array):
 
 def _element(x, t):
     array = getattr(x, "kernelk_elements", None)
-    return x[t] if array is None else array.read(t)
+    if array is not None:
+        return array.read(t)
+    # x[t], which would compute an end as well, that isn't looked at.
+    return tf.raw_ops.StridedSlice(input=x, begin=tf.reshape(t, [1]), end=[0], strides=[1], shrink_axis_mask=1)
 
 
 @op("item")

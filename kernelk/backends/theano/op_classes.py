@@ -34,6 +34,11 @@ class NumpyOp(theano.Op):
     def infer_shape(self, node, shapes):
         if self.function in ("cast", "cumsum", "cumprod"):
             return shapes
+        if self.function == "sum":
+            (shape,), (axes, keepdims) = shapes, self.attrs
+            one = theano.tensor.constant(np.array(1, "int64"))
+            kept = [one if axis in axes else n for axis, n in enumerate(shape) if keepdims or axis not in axes]
+            return [tuple(kept)]
         raise theano.tensor.ShapeError("known after the op alone")
 
 
@@ -104,6 +109,7 @@ FUNCTIONS = {
     "min": lambda x, axes, keepdims: np.min(x, axis=axes, keepdims=keepdims),
     "power": np.power,
     "scatter_add": scatter_add,
+    "sum": lambda x, axes, keepdims: np.add.reduce(x, axis=axes, dtype=np.float64, keepdims=keepdims).astype(x.dtype),
 }
 
 

@@ -24,10 +24,31 @@ def _sum(instruction, x, axes, keepdims):
     if not axes:
         return x
     x = widened(x)
+    if instruction.op == "sum" and x.dtype == "float32" and _in_rows(instruction.input_shapes[0], axes):
+        return cast(
+            op_classes.NumpyOp("sum", (tuple(axes), keepdims), "float32", _kept(x, axes, keepdims))(x),
+            instruction.dtype,
+        )
     reduce = T.sum if instruction.op == "sum" else T.prod
     # In float32 a sum of a million rows would be off by a hundredth.
     wide = "float64" if x.dtype == "float32" else x.dtype
     return cast(reduce(x, axis=axes, keepdims=keepdims, dtype=x.dtype, acc_dtype=wide), instruction.dtype)
+
+
+def _in_rows(shape, axes):
+    """Whether whole rows are added up, and large enough for numpy: Theano's C code goes down one column at a time."""
+    if shape[-1] is None or len(shape) - 1 in axes:
+        return False
+    return shape[-1] >= 32 and np.prod([32 if n is None else n for n in shape], dtype=float) >= 8192
+
+
+def _kept(x, axes, keepdims):
+    """The pattern of axes of length 1 that a reduction leaves, as Theano's types have it."""
+    return tuple(
+        keepdims if axis in axes else bool(broadcastable)
+        for axis, broadcastable in enumerate(x.broadcastable)
+        if keepdims or axis not in axes
+    )
 
 
 def _extreme(name, scalar_op):
@@ -37,12 +58,7 @@ def _extreme(name, scalar_op):
             return x
         if x.dtype in ("int64", "uint64"):
             # The C code of Theano's reduction passes through doubles.
-            kept = [
-                keepdims if axis in axes else bool(broadcastable)
-                for axis, broadcastable in enumerate(x.broadcastable)
-                if keepdims or axis not in axes
-            ]
-            return op_classes.NumpyOp(name, (tuple(axes), keepdims), x.dtype, tuple(kept))(x)
+            return op_classes.NumpyOp(name, (tuple(axes), keepdims), x.dtype, _kept(x, axes, keepdims))(x)
         y = widened(x)
         reduced = T.elemwise.CAReduce(getattr(theano.scalar, scalar_op), axes)(y)
         if keepdims:
