@@ -28,6 +28,9 @@ FEW_TERMS = 128
 # Along the last axes it keeps several sums beside each other: so many may be added there.
 FEW_AT_THE_END = 1024
 
+# A loop's turn costs TensorFlow itself as much as a dozen small ops: it does two steps of up to so many instructions.
+SHORT_STEP = 100
+
 
 # Reductions -----------------------------------------------------------------------------------------------
 
@@ -339,12 +342,16 @@ def _scan(instruction, *operands, **attrs):
         return done + 1, new, [array.write(t, x) for array, x in zip(arrays, results[count:])]
 
     states = [_known(x, shape) for x, shape in zip(operands[first : first + count], shapes)]
-    open_shape = tf.TensorShape(None)
+    loop = tf.constant(0), states, arrays
+    short = len(body.instructions) <= SHORT_STEP and not any(i.op == "scan" for i in body.instructions)
+    in_pairs = short and isinstance(length, int)
+    if in_pairs and length % 2:
+        loop = step(*loop)
     _, states, arrays = tf.while_loop(
         lambda done, states, arrays: done < length,
-        step,
-        (tf.constant(0), states, arrays),
-        shape_invariants=(tf.TensorShape(()), shapes, [open_shape] * len(arrays)),
+        (lambda *loop: step(*step(*loop))) if in_pairs else step,
+        loop,
+        shape_invariants=(tf.TensorShape(()), shapes, [tf.TensorShape(None)] * len(arrays)),
         # Steps that need one another gain nothing by running ahead.
         parallel_iterations=1 if count else 10,
     )
