@@ -58,18 +58,20 @@ def data(case):
 
 # name: shapes of float32 operands of single ops: a product, a convolution (images and kernel, channels last), a chain.
 OPS = {"gemm": [(1024, 1024), (1024, 1024)], "conv": [(256, 32, 32, 16), (3, 3, 16, 32)], "chain": [(4000000,)]}
+# Activations that engines have functions for.
+ACTIVATIONS = {"sigmoid": [(4000000,)], "softplus": [(4000000,)]}
 
 
 def operands(case):
     """The operands of an op, the same for every engine, each from the beginning of a cache line on."""
     random = np.random.RandomState(1)
     found = []
-    for shape in OPS[case]:
+    for shape in OPS.get(case) or ACTIVATIONS[case]:
         size = int(np.prod(shape))
         memory = np.empty(size + 16, "float32")
         start = -memory.ctypes.data % 64 // 4
         found.append(memory[start : start + size].reshape(shape))
-        found[-1][...] = random.standard_normal(shape) * 0.1
+        found[-1][...] = random.standard_normal(shape) * (0.1 if case in OPS else 4.0)
     return found
 
 

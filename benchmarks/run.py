@@ -246,6 +246,23 @@ def table(header: Row, rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def activations(engines: list[str], rounds: int) -> str:
+    """The section about activations."""
+    rows = []
+    for engine in engines:
+        set_backend(engine)
+        rows += timing.activations(engine, baseline, 2 * rounds)
+        K.clear_session()
+    return "\n".join(
+        [
+            "\n## Activations beside the engine's own\n",
+            "4,000,000 numbers, by kernelk and by the engine's own function, where that holds float32's digits; in one",
+            "process, as the ops above.\n",
+            table(["engine", "function", "native", "kernelk", "ratio", "target", "met"], rows),
+        ]
+    )
+
+
 def cpu() -> str:
     """The processor's model name."""
     try:
@@ -263,8 +280,12 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--comparisons", type=int, default=20, help="real ones of a body with itself")
+    parser.add_argument("--activations", action="store_true", help="measure the activations alone, and print them")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     options = parser.parse_args()
+    if options.activations:
+        print(activations(options.engines, options.rounds))
+        return
     call_rows: list[Row] = []
     reasons: list[str] = []
     swap_rows: list[Row] = []
@@ -334,6 +355,7 @@ def main() -> None:
         "calls with a barrier) for the op written by hand, in one process, with the engine set up alike.\n",
         table(["engine", "op", "native", "kernelk", "ratio", "target", "met"], fidelity_rows),
         *(["\nWhy intervals lie outside:\n", *fidelity_reasons] if fidelity_reasons else []),
+        activations(options.engines, options.rounds),
         "\n`kernelk.compare` of a body with itself, and with one that does 5 % more, at the default budget; then 2,000",
         "times with the noise of the real ones.\n",
         table(["what", "found", "target", "met"], itself_rows),

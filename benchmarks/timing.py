@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from measure import Native, interval
-from native import OPS, operands
+from native import ACTIVATIONS, OPS, operands
 
 import kernelk
 from kernelk import backend as K
@@ -28,6 +28,11 @@ SAMPLE = 0.05
 
 # Nobody writes these by hand to compare with: numpy has no convolution, Theano's and CNTK's have other layouts.
 WITHOUT_CONV = {"numpy", "theano", "cntk"}
+# Engines whose own functions hold a float32's digits (see docs/accuracy.md).
+ACCURATE = {
+    "sigmoid": {"tensorflow", "cntk", "jax", "torch"},
+    "softplus": {"tensorflow", "theano", "cntk", "jax", "torch"},
+}
 # Why kernelk's program isn't the one written by hand, shown where an interval lies outside.
 WHY = {
     ("jax", "chain"): (
@@ -48,6 +53,8 @@ def tensor(case: str) -> Any:
         return K.dot(*held)
     if case == "conv":
         return K.conv2d(*held, data_format="channels_last")
+    if case in ACTIVATIONS:
+        return getattr(K, case)(*held)
     y = held[0]
     for _ in range(4):
         y = K.tanh(y * 0.5 + 0.1)
@@ -68,30 +75,34 @@ def handed_over(y: Any, folder: Path) -> None:
         np.save(folder / f"variable{i:03}.npy", session.read(variable))
 
 
-def fidelity(engine: str, native: Any, rounds: int) -> tuple[list[Row], list[str]]:
-    """Compares kernelk's times for single ops with those of the engine's own harness, in pairs of random order.
+def paired(engine: str, case: str, native: Any, rounds: int) -> tuple[list[str], tuple[float, float, float]]:
+    """An op by hand and by kernelk, in pairs of random order: their times as shown, and the ratio with its interval.
 
     `native(engine, case, folder)` starts the process in which both run. The engine is to be active.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        handed_over(tensor(case), Path(folder))
+        process: Native = native(engine, case, folder)
+        loops = 1
+        while (one := process.mean(loops, "kernelk")) * loops < SAMPLE:
+            loops = max(loops + 1, math.ceil(1.1 * SAMPLE / one))
+        pairs = []
+        for _ in range(rounds):
+            found = {name: process.mean(loops, name) for name in random.sample(["kernelk", "native"], 2)}
+            pairs.append((found["kernelk"], found["native"]))
+        process.close()
+    ours, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    return [f"{seconds * 1e3:.3f} ms" for seconds in (theirs, ours)], interval([a / b for a, b in pairs])
+
+
+def fidelity(engine: str, native: Any, rounds: int) -> tuple[list[Row], list[str]]:
+    """Compares kernelk's times for single ops with those of the engine's own harness; see `paired`."""
     rows, reasons = [], []
     for case in OPS:
         if case == "conv" and engine in WITHOUT_CONV:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            handed_over(tensor(case), Path(folder))
-            process: Native = native(engine, case, folder)
-            loops = 1
-            while (one := process.mean(loops, "kernelk")) * loops < SAMPLE:
-                loops = max(loops + 1, math.ceil(1.1 * SAMPLE / one))
-            pairs = []
-            for _ in range(rounds):
-                found = {name: process.mean(loops, name) for name in random.sample(["kernelk", "native"], 2)}
-                pairs.append((found["kernelk"], found["native"]))
-            process.close()
-        ratio = interval([a / b for a, b in pairs])
-        ours, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+        shown, ratio = paired(engine, case, native, rounds)
         met = "yes" if ratio[1] >= 0.97 and ratio[2] <= 1.03 else "**no**"
-        shown = [f"{seconds * 1e3:.3f} ms" for seconds in (theirs, ours)]
         between = f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
         rows.append([engine, case, *shown, between, "inside 0.97-1.03", met])
         reason = WHY.get((engine, case)) or WHY.get(engine)
@@ -99,6 +110,19 @@ def fidelity(engine: str, native: Any, rounds: int) -> tuple[list[Row], list[str
             reasons.append(f"- {engine}, {case}: {reason}")
         print(" | ".join(rows[-1]), flush=True)
     return rows, reasons
+
+
+def activations(engine: str, native: Any, rounds: int) -> list[Row]:
+    """Compares activations with the engine's own functions, where these are right; see `paired`."""
+    rows = []
+    for case in ACTIVATIONS:
+        if engine not in ACCURATE[case]:
+            continue
+        shown, ratio = paired(engine, case, native, rounds)
+        between = f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
+        rows.append([engine, case, *shown, between, "at most 1.03", "yes" if ratio[1] <= 1.03 else "**no**"])
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
 
 
 def against_itself(comparisons: int) -> list[Row]:

@@ -1,8 +1,9 @@
 """The baselines, an engine a file: each case of `native.MODELS` written by hand, as that engine's users write it.
 
 Each module has `empty()`, and `mlp`, `lenet` and `lstm` of (weights, x, t), which return a call that ends with its
-result in numpy, and `holder(array)`, which returns (put, get) of a variable; `gemm`, `conv` and `chain` of their
-operands return calls of single ops. Python 3.6 syntax: they run beside Theano and CNTK.
+result in numpy, and `holder(array)`, which returns (put, get) of a variable. `gemm`, `conv` and `chain` of their
+operands return calls of single ops; `sigmoid` and `softplus`, where the engine's own are right, calls of these. Python
+3.6 syntax: they run beside Theano and CNTK.
 """
 
 import importlib

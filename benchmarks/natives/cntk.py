@@ -104,3 +104,13 @@ def chain(x):
     for _ in range(4):
         y = C.tanh(y * 0.5 + 0.1)
     return anew(y, start)
+
+
+def sigmoid(x):
+    x = C.parameter(init=x)
+    return anew(C.sigmoid(x), x)
+
+
+def softplus(x):
+    x = C.parameter(init=x)
+    return anew(C.softplus(x), x)

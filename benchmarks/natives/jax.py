@@ -123,3 +123,11 @@ def chain(x):
         return y
 
     return ready(body, x)
+
+
+def sigmoid(x):
+    return ready(jax.nn.sigmoid, x)
+
+
+def softplus(x):
+    return ready(jax.nn.softplus, x)

@@ -109,3 +109,11 @@ def chain(x):
         return y
 
     return ready(body, x)
+
+
+def sigmoid(x):
+    return ready(lambda x: tf.sigmoid(x), x)
+
+
+def softplus(x):
+    return ready(lambda x: tf.nn.softplus(x), x)

@@ -104,3 +104,7 @@ def chain(x):
         return y
 
     return held(body, x)
+
+
+def softplus(x):
+    return held(T.nnet.softplus, x)

@@ -113,3 +113,13 @@ def chain(x):
         return y
 
     return call
+
+
+def sigmoid(x):
+    x = torch.from_numpy(x)
+    return lambda: torch.sigmoid(x)
+
+
+def softplus(x):
+    x = torch.from_numpy(x)
+    return lambda: F.softplus(x)
