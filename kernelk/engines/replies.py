@@ -96,6 +96,20 @@ def _are_facts(value: Any) -> bool:
     )
 
 
+def _is_histogram(value: Any) -> bool:
+    return _is_dict(value) and _list_of(_is_count)(value.get("counts")) and _list_of(_is_number)(value.get("edges"))
+
+
+def _are_figures(value: Any) -> bool:
+    return (
+        _is_dict(value)
+        and all(_is_count(value.get(name)) for name in ("looked_at", "nans", "infinities"))
+        and all(_or_none(_is_number)(value.get(name)) for name in ("minimum", "maximum", "mean", "std"))
+        and _or_none(_is_histogram)(value.get("histogram"))
+        and _list_of(_list_of(lambda one: type(one) in (bool, int, float)))(value.get("corner"))
+    )
+
+
 _ERROR: dict[str, Callable[[Any], bool]] = {
     "type": _is_text,
     "message": _is_text,
@@ -125,6 +139,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "load": {"different": _list_of(_is_count)},
     "fetch": {},
+    "summarise": {"figures": _are_figures},
     "run": {"seconds": _is_float},
     "time": {"compile": _is_float, "first": _is_float},
     "describe": {"kind": _is_text, "ops": _is_count, "text": _is_text},

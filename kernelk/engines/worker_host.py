@@ -307,7 +307,7 @@ class WorkerHost(Host):
         confirmed = self.confirmed
         if confirmed != self._told:
             message.setdefault("confirmed", confirmed)
-        self._replaceable = message["do"] == "fetch"
+        self._replaceable = message["do"] in ("fetch", "summarise")
         try:
             reply = exchange.ask(message)
         except BaseException as error:

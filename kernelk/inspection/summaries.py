@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
+from ..backends.figures import SIDE, figures
 from ..errors import KernelKError, WorkerDiedError, joined, one_line
 from ..graph.nodes import LearningPhase, Placeholder, StepInput, Tensor, Update, Variable
 from ..program.resolve import update_value
@@ -42,15 +43,12 @@ from ..session.linearise import linearised
 from ..session.session import Session, Shown
 from .inventory import is_stale, number
 
-BINS = 20
-# Larger arrays are sampled at so many evenly spaced positions.
+# Larger arrays are looked at in places.
 MOST_ELEMENTS = 1 << 24
-_SPACED = 1 << 20
-# Elements that are worked on at a time.
-_CHUNK = 1 << 20
 # A value that takes more isn't evaluated just to be shown.
 MOST_BYTES = 1 << 28
-_SIDE = 32
+# Those that a `Summary` has by the same names.
+_FIGURES = ("looked_at", "minimum", "maximum", "mean", "std", "nans", "infinities")
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -168,28 +166,29 @@ def summarised(
     key: int, value: Array, origin: str, engine: str = "", note: str = "", most: int = MOST_ELEMENTS
 ) -> Summary:
     """The summary of an array; see `summary`."""
-    sample = value
-    if value.size > most:
-        step = -(-value.size // min(_SPACED, most))
-        while math.gcd(step, value.shape[-1]) > 1:
-            # It would meet a few columns only.
-            step += 1
-        sample = value.reshape(-1)[::step]
-        sampled = f"from {sample.size:,} of {value.size:,} elements, evenly spaced"
+    return _of_figures(key, figures(value, most), value.shape, value.dtype.name, origin, engine, note)
+
+
+def _of_figures(
+    key: int, found: dict[str, Any], shape: tuple[int, ...], dtype: str, origin: str, engine: str = "", note: str = ""
+) -> Summary:
+    size, rows, bins = math.prod(shape), found["corner"], found["histogram"]
+    if found["looked_at"] < size:
+        sampled = f"from {found['looked_at']:,} of {size:,} elements, evenly spaced"
         note = f"{note}; {sampled}" if note else sampled
-    figures = _figures(sample)
+    corner = np.array(rows, dtype).reshape(len(rows), len(rows[0]) if rows else 0)
     return Summary(
         key,
         origin,
         engine,
         note,
-        shape=value.shape,
-        dtype=value.dtype.name,
-        size=value.size,
-        bytes=value.nbytes,
-        looked_at=sample.size,
-        preview=_preview(value),
-        **figures,
+        shape=shape,
+        dtype=dtype,
+        size=size,
+        bytes=size * np.dtype(dtype).itemsize,
+        histogram=None if bins is None else Histogram(tuple(bins["counts"]), tuple(bins["edges"])),
+        preview=Preview(corner, _cut(shape)),
+        **{name: found[name] for name in _FIGURES},
     )
 
 
@@ -226,9 +225,13 @@ def known(session: Session, tensor: Tensor, most: int = MOST_ELEMENTS) -> Summar
 
 def _known(session: Session, tensor: Tensor, most: int) -> Summary | None:
     if isinstance(tensor, Variable):
-        # Looked at in place: no copy of what may be large. The lock keeps it from being committed to.
-        session.calls.fetch([tensor.slots])
-        return summarised(tensor.uid, tensor.slots.view(), "committed", most=most)
+        # Looked at in place, beside its engine or here: no copy of what may be large. The lock keeps it from being
+        # committed to.
+        slots = tensor.slots
+        found = session.calls.figures(slots, most)
+        if found is None:
+            found = figures(slots.view(), most)
+        return _of_figures(tensor.uid, found, slots.shape, slots.dtype, "committed")
     if isinstance(tensor, Placeholder):
         value = last_feed(tensor)
         if isinstance(value, int):
@@ -311,70 +314,12 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
     return summarised(tensor.uid, value, "evaluated", session.active, note, most)
 
 
-def _chunks(values: Array) -> Iterator[Array]:
-    """The finite elements as float64, some at a time."""
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float64)
-        yield part[np.isfinite(part)] if values.dtype.kind == "f" else part
-
-
-def _figures(values: Array) -> dict[str, Any]:
-    """The figures of a `Summary`: extremes, mean, deviation, counts, histogram."""
-    count, nans, low, high = 0, 0, math.inf, -math.inf
-    if values.dtype.kind == "f":
-        flat = values.reshape(-1)
-        nans = sum(int(np.isnan(flat[i : i + _CHUNK]).sum()) for i in range(0, flat.size, _CHUNK))
-    for part in _chunks(values):
-        count += part.size
-        if part.size:
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
-    figures: dict[str, Any] = {"nans": nans, "infinities": values.size - nans - count}
-    if not count:
-        return figures
-    # In units of the largest element: squares and differences of the largest floats have no float of their own.
-    unit = max(abs(low), abs(high))
-    unit = unit if unit > 1e100 else 1.0
-    mean = math.fsum(float((part / unit).sum()) for part in _chunks(values)) / count
-    square = math.fsum(float(np.square(part / unit - mean).sum()) for part in _chunks(values)) / count
-    exact = values.dtype.kind != "f"
-    figures.update(
-        # Of 64-bit integers float64 doesn't hold every one.
-        minimum=int(values.min()) if exact else low,
-        maximum=int(values.max()) if exact else high,
-        mean=min(max(mean * unit, low), high),
-        std=math.sqrt(square) * unit,
-        histogram=_histogram(values, low, high, unit, exact),
-    )
-    return figures
-
-
-def _histogram(values: Array, low: float, high: float, unit: float, exact: bool) -> Histogram:
-    if exact and high - low < BINS and max(abs(low), abs(high)) < 2**52:
-        # A bin for each integer.
-        first, bins = low - 0.5, int(high - low) + 1
-        last = first + bins
-    elif high == low:
-        return Histogram((sum(part.size for part in _chunks(values)),), (low, high))
-    else:
-        first, last, bins = low, high, BINS
-    width = last / unit - first / unit
-    counts = np.zeros(bins, dtype=np.int64)
-    for part in _chunks(values):
-        indices = ((part / unit - first / unit) / width * bins).astype(np.int64)
-        counts += np.bincount(np.clip(indices, 0, bins - 1), minlength=bins)
-    edges = [*((first / unit + width * i / bins) * unit for i in range(bins)), last]
-    return Histogram(tuple(counts.tolist()), tuple(edges))
-
-
-def _preview(value: Array) -> Preview:
-    lead = value.ndim - 2
-    if 0 in value.shape:
-        return Preview(np.zeros((0, 0), value.dtype), "")
+def _cut(shape: tuple[int, ...]) -> str:
+    """Which part of an array of this shape a corner of it is, "" if all."""
+    lead = len(shape) - 2
+    if 0 in shape or math.prod(shape) == math.prod([1 if i < lead else min(n, SIDE) for i, n in enumerate(shape)]):
+        return ""
     if lead < 0:
-        corner = value.reshape(1, -1)[:, :_SIDE]
-        return Preview(corner.copy(), f"[:{_SIDE}] of {value.shape}" if value.size > _SIDE else "")
-    corner = value[(0,) * lead][:_SIDE, :_SIDE]
-    whole = corner.size == value.size
-    parts = ["0"] * lead + [f":{_SIDE}" if n > _SIDE else ":" for n in value.shape[-2:]]
-    return Preview(corner.copy(), "" if whole else f"[{', '.join(parts)}] of {value.shape}")
+        return f"[:{SIDE}] of {shape}"
+    parts = ["0"] * lead + [f":{SIDE}" if n > SIDE else ":" for n in shape[-2:]]
+    return f"[{', '.join(parts)}] of {shape}"

@@ -6,7 +6,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
@@ -23,6 +23,8 @@ from ..graph.nodes import check_generation, located
 from ..graph.state import State
 from ..program.program import Program
 from ..program.specialisation import Specialisation
+
+_Answer = TypeVar("_Answer")
 
 _plan_numbers = itertools.count()
 _timed_numbers = itertools.count()
@@ -161,6 +163,20 @@ class Calls:
             self.check_alone()
             self._fetch(variables)
 
+    def figures(self, slots: Slots, most: int) -> dict[str, Any] | None:
+        """The figures of a value that an engine has alone, made there: see `backends.figures`; None if it lies here.
+
+        Called with the lock held. Raises what `fetch` raises.
+        """
+        self.journal.settle()
+        host: Any = slots.holder
+        if host is None:
+            return None
+        self.check_alone()
+        message = {"do": "summarise", "variable": slots.number, "most": most}
+        found = self._from(host, [slots], lambda _: host.request(message))
+        return None if found is None else found["figures"]
+
     def _fetch(self, variables: list[Slots]) -> None:
         apart: dict[Any, list[Slots]] = {}
         for slots in variables:
@@ -169,24 +185,35 @@ class Calls:
         for host, held in apart.items():
             self._fetch_from(host, held)
 
-    def _fetch_from(self, host: Host, held: list[Slots]) -> None:
-        for attempt in itertools.count():
+    def _fetch_from(self, host: Host, variables: list[Slots]) -> None:
+        def fetch(held: list[Slots]) -> tuple[list[Slots], float | None]:
+            begin, all_at_once = time.perf_counter(), len(held) == len(host.holding)
+            host.request({"do": "fetch", "variables": [[slots.number, slots.destination()] for slots in held]})
+            return held, time.perf_counter() - begin if all_at_once else None
+
+        held, seconds = self._from(host, variables, fetch) or ([], None)
+        self.journal.unsettled = fetched(held)
+        self.journal.settle()
+        if not host.holding:
+            host.fetched(seconds)
+
+    def _from(self, host: Host, variables: list[Slots], ask: Callable[[list[Slots]], _Answer]) -> _Answer | None:
+        """The answer to `ask` about those of these variables whose newest values this host has alone; None if no more.
+
+        If it has ended, or ends in the middle of it, its calls are repeated first.
+        """
+        attempt = 0
+        while True:
             if host.lost or not host.started:
                 self.recover(host)
-                held = [slots for slots in held if slots.holder is host]
-            begin, all_at_once = time.perf_counter(), len(held) == len(host.holding)
+            held = [slots for slots in variables if slots.holder is host]
             try:
-                if held:
-                    host.request({"do": "fetch", "variables": [[slots.number, slots.destination()] for slots in held]})
-                break
+                return ask(held) if held else None
             except KernelKError:
                 # A worker that ends in the middle of it is replaced, as one that has ended before.
                 if attempt == MOST_REPLACED or not host.lost:
                     raise
-        self.journal.unsettled = fetched(held)
-        self.journal.settle()
-        if not host.holding:
-            host.fetched(time.perf_counter() - begin if all_at_once else None)
+                attempt += 1
 
     def _prepare(self, host: Host, feeds: list[Array]) -> None:
         """Before a call of a host that has newest values alone: recovers them if it ended, fetches them when due."""

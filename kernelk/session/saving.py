@@ -139,6 +139,7 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         session.safe_point()
         live = session.live_variables()
         chosen = live if variables is None else _chosen(variables, live)
+        session.calls.fetch([variable.slots for variable in chosen])
         keys = _keys(live)
         wanted = {id(variable) for variable in chosen}
         listed = [(key, variable) for key, variable in keys if id(variable) in wanted]

@@ -133,7 +133,9 @@ def get_value(x: Any) -> Array:
 def batch_get_value(ops: Sequence[Any]) -> list[Array]:
     """The values of several variables, all from the same moment."""
 
-    with current().lock:
+    session, ops = current(), list(ops)
+    with session.lock:
+        session.calls.fetch([x.slots for x in ops if isinstance(x, Variable)])
         return [get_value(x) for x in ops]
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from kernelk.display import messages
 from kernelk.engines import worker_host
 from kernelk.engines.worker_host import WorkerHost, kill_group
 from kernelk.errors import EngineError, ShapeError, WorkerDiedError
+from kernelk.inspection.summaries import summarised, summary
 from kernelk.session.current import current
 
 BATCH = np.linspace(-1, 1, 12).reshape(4, 3).astype(np.float32)
@@ -138,6 +140,53 @@ def test_values_stay_and_are_fetched_one_by_one(light: str) -> None:
     assert model.held == 0
     model.state()
     assert worker().history.nbytes == 0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_rows_of_the_panel_fetch_nothing(light: str, ended: bool) -> None:
+    model = Training()
+    model.step([BATCH])
+    if ended:
+        kill()
+    found = [summary(current(), variable) for variable in model.variables]
+    assert model.held == 3
+    model.state()
+    assert model.held == 0
+    for variable, one in zip(model.variables, found):
+        again = summary(current(), variable)
+        assert one.origin == "committed"
+        assert one.as_dict() == again.as_dict()
+
+
+def test_rows_of_a_real_engine_and_of_large_values(real: str) -> None:
+    values = np.random.RandomState(0).randn(300, 7).astype(np.float32)
+    values[3, 2], values[200, 1] = np.nan, -np.inf
+    dtypes = ["float32", "float16", "int64", "bool", "uint8"]
+    with np.errstate(all="ignore"):
+        arrays = [np.nan_to_num(values, posinf=0, neginf=0).astype(dtype) for dtype in dtypes[2:]]
+        arrays += [values.astype(dtype) for dtype in dtypes[:2]]
+    held = [K.variable(np.zeros_like(array), dtype=array.dtype.name) for array in arrays]
+    fed = [K.placeholder(array.shape, dtype=array.dtype.name) for array in arrays]
+    K.function(fed, [], list(zip(held, fed)))(arrays)
+    for most in (1 << 24, 100):
+        assert all(variable.slots.holder is not None for variable in held)
+        for variable, array in zip(held, arrays):
+            wanted_row = summarised(variable.uid, array, "committed", most=most).as_dict()
+            assert summary(current(), variable, most=most).as_dict() == wanted_row
+
+
+def test_several_values_are_fetched_at_once(light: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = Training(), []
+    request = type(worker()).request
+    monkeypatch.setattr(
+        WorkerHost, "request", lambda host, message: asked.append(message["do"]) or request(host, message)
+    )
+    for look in (model.state, lambda: kernelk.save(tmp_path / "weights.npz")):
+        model.step([BATCH])
+        asked.clear()
+        look()
+        assert asked.count("fetch") == 1
+        assert model.held == 0
 
 
 def test_a_call_that_changes_less_than_the_bound_is_committed(light: str, monkeypatch: pytest.MonkeyPatch) -> None:

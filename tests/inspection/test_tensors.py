@@ -18,9 +18,10 @@ from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends import figures
 from kernelk.errors import ArgumentError
 from kernelk.graph.state import current_state
-from kernelk.inspection import summaries, tensor_list
+from kernelk.inspection import tensor_list
 from kernelk.inspection.inventory import names_of, rows
 from kernelk.inspection.summaries import Summary, summary
 from kernelk.session.current import current
@@ -221,7 +222,7 @@ def test_a_preview_says_what_is_cut() -> None:
 
 
 def test_a_large_array_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summaries, "_SPACED", 1000)
+    monkeypatch.setattr(figures, "_SPACED", 1000)
     value = np.tile(np.arange(10.0), (1000, 1))
     found = summary(current(), K.variable(value), most=5000)
     assert found.note == "from 910 of 10,000 elements, evenly spaced"

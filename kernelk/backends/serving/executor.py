@@ -14,6 +14,7 @@ import numpy as np
 from ..base import STAGED
 from ..describing import described
 from ..errors import CannotLower
+from ..figures import figures
 from ..lowering import InstructionError, Program
 from ..random_draws import draw
 from ..staged import compile_program
@@ -170,6 +171,10 @@ class Executor(object):
         """Fields: variables ([id, reference]...). Writes their values there."""
         for number, reference in request["variables"]:
             self.array(reference)[...] = self.backend.to_numpy(self.state[number])
+
+    def do_summarise(self, request):
+        """Fields: variable (its id), most. Replies with the figures of its value: see `figures`."""
+        return {"figures": figures(np.asarray(self.backend.to_numpy(self.state[request["variable"]])), request["most"])}
 
     def do_run(self, request):
         """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
