@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -23,14 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import config
 from ..arrays import Array
 from ..backends.errors import OptionError
-from ..backends.serving.executor import Executor
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, WorkerDiedError, one_line
 from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
-from .history import History, Recipe, Record, Repeated, told
+from .history import History, Recipe, Record, told
 from .host import RELEASED, Host, cache_folder, engine_error
 from .interrupts import DeferInterrupt, is_deferred
 from .process_environment import worker_variables
@@ -570,26 +568,6 @@ class WorkerHost(Host):
             f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and {told(repeated)} "
             f"({time.perf_counter() - begin:.1f} s): nothing is lost"
         )
-
-    def repeat_in_kernel(self) -> tuple[Executor, Repeated]:
-        """Has numpy make those calls again, here. Raises what goes wrong; nothing is changed then."""
-        backend = importlib.import_module("kernelk.backends.numpy.backend").NumpyBackend({})
-        executor = Executor(backend)
-        executor.segments = self.storage.segments
-
-        def ask(message: dict[str, Any]) -> dict[str, Any]:
-            reply: dict[str, Any] = executor.handle(message)
-            if "error" in reply:
-                raise engine_error(self.engine, reply["error"])
-            return reply
-
-        def compile_here(recipe: Recipe, constants: list[Reference]) -> None:
-            ask({"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants})
-
-        with self.waiting("repeating calls"):
-            repeated = self.history.repeat(self.storage, ask, compile_here, 0)
-        executor.confirm(repeated.number)
-        return executor, repeated
 
     def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
         if recipe.key not in self.compiled:

@@ -15,6 +15,7 @@ from ..engines import memory
 from ..engines.history import Recipe, told
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
+from ..engines.repeating import repeated_by_numpy
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept
 from ..engines.worker_host import WorkerHost
 from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError, one_line
@@ -245,7 +246,7 @@ class Calls:
                 problem = error
         held = list(host.holding.values())
         try:
-            executor, repeated = host.repeat_in_kernel()
+            executor, repeated = repeated_by_numpy(host)
             places = [[slots.number, slots.destination()] for slots in held]
             executor.do_fetch({"variables": places})
         except Exception as error:
