@@ -315,3 +315,15 @@ def test_an_integer_to_a_negative_power_in_a_loop_is_refused(backend: str) -> No
         np.testing.assert_array_equal(each, powers)
     with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
         call([[1, -3, 0, 2]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_product_in_a_sum_is_rounded_by_itself(backend: str, dtype: str) -> None:
+    a, b, c, d = (K.placeholder((1000,), dtype=dtype) for _ in range(4))
+    x, y, z = (np.random.RandomState(seed).randn(1000).astype(dtype) for seed in range(3))
+    call = K.function([a, b, c, d], [a * b + c, a * b - c * d, c - a * b])
+    plus, minus, rest = call([x, y, z, x])
+    np.testing.assert_array_equal(plus, x * y + z)
+    np.testing.assert_array_equal(minus, x * y - z * x)
+    np.testing.assert_array_equal(rest, z - x * y)
+    np.testing.assert_array_equal(call([x, y, x, y])[1], np.zeros(1000))

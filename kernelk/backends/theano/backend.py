@@ -147,6 +147,8 @@ class TheanoBackend(Backend):
 
             from . import op_classes, window_classes
 
+        # The compiler would have a product and a sum rounded once, where the processor can; the user's own flags stay.
+        theano.config.gcc.cxxflags = (theano.config.gcc.cxxflags + " -ffp-contract=off").strip()
         with_c = bool(compiler)
         hand_over([elementwise, ops, windows], T=T, theano=theano, op_classes=op_classes, with_c=with_c)
         hand_over([windows], window_classes=window_classes if with_c else None)
