@@ -210,6 +210,9 @@ def test_a_softmax_in_float16_is_rounded_once(backend: str) -> None:
         ((3000, 3, 40), [0, 1]),
         ((30, 30, 30, 30), None),
         ((5, 1, 30000, 2, 3), [0, 2, 4]),
+        ((1000, 64), [0]),
+        ((32, 24, 24, 8), [0, 1, 2]),
+        ((1009, 64), [0]),
     ],
 )
 def test_sums_over_several_axes(backend: str, shape: tuple[int, ...], axes: list[int] | None, known: bool) -> None:
@@ -302,7 +305,21 @@ def test_an_integer_to_a_negative_power_is_refused(backend: str, dtype: str) -> 
     with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
         raise_it([[0, -1, 2]])
     np.testing.assert_array_equal(K.get_value(held), [1, 3, 16])
+    with pytest.raises(EngineError, match="Integers to negative integer powers are not allowed"):
+        K.function([given, exponents], [(given**exponents)[:1]], updates=[(held, held + 1)])([[2, 3, 4], [0, 1, -2]])
+    np.testing.assert_array_equal(K.get_value(held), [1, 3, 16])
+    nothing = K.placeholder((None, 3), dtype=dtype)
+    power = K.function([nothing, exponents], [nothing**-1, nothing**exponents])
+    assert [value.shape for value in power([np.zeros((0, 3), dtype), [1, -1, 2]])] == [(0, 3)] * 2
     np.testing.assert_array_equal(raise_it([[2, 1, 0]]), [[2, 4, 2]])
+
+
+def test_the_largest_unsigned_exponents(backend: str) -> None:
+    values = np.array([3, 3, 2, 0, 1, 5], "uint64")
+    exponents = np.array([3, 2**63 + 1, 2**63 + 1, 2**63, 2**64 - 1, 2**64 - 1], "uint64")
+    x, y = (K.placeholder((6,), dtype="uint64") for _ in range(2))
+    (got,) = K.function([x, y], [x**y])([values, exponents])
+    np.testing.assert_array_equal(got, values**exponents)
 
 
 def test_an_integer_to_a_negative_power_in_a_loop_is_refused(backend: str) -> None:

@@ -23,7 +23,7 @@ MOST_PADDED = 5
 # A sum over so many rows at most is a product with ones, up to thirty times as fast as CNTK's own over leading axes.
 MOST_ROWS = 1 << 16
 # So many of them may be added in float32, one after the other; CNTK's own sum adds in float64.
-FEW_ROWS = 1024
+FEW_ROWS = 64
 
 
 # Reductions -----------------------------------------------------------------------------------------------
@@ -42,9 +42,14 @@ def _reduced(b, instruction, node, x, keepdims):
 
 
 def _factors(count):
-    """Two factors of a number, as near to each other as there are."""
-    first = next(n for n in range(int(count**0.5), 0, -1) if count % n == 0)
-    return [first, count // first]
+    """Factors of a number, none of them above FEW_ROWS, the largest ones first; none where a prime one is larger."""
+    parts = []
+    while count > 1:
+        parts.append(max(n for n in range(1, FEW_ROWS + 1) if count % n == 0))
+        if parts[-1] == 1:
+            return []
+        count //= parts[-1]
+    return parts
 
 
 @op("sum")
@@ -54,13 +59,13 @@ def _sum(b, instruction, x, axes, keepdims):
     width = int(np.prod(x.shape)) // rows
     leading = list(axes) == list(range(len(axes)))
     if leading and width > 1 and 1 < rows <= MOST_ROWS and rows * width > LARGE:
-        # One product adds one row after the other in float32: few, or in two steps.
-        parts = [rows] if rows <= FEW_ROWS else _factors(rows)
-        if max(parts) <= FEW_ROWS:
-            for i, count in enumerate(parts):
-                rest = int(np.prod(parts[i + 1 :])) * width
-                ones = b.constant(np.ones((1, count)), x.dtype)
-                node = b.engine.times(ones, reshaped(b, node, (count, rest)))
+        # One product adds one row after the other in float32: few, in several steps.
+        parts = _factors(rows)
+        for i, count in enumerate(parts):
+            rest = int(np.prod(parts[i + 1 :])) * width
+            ones = b.constant(np.ones((1, count)), x.dtype)
+            node = b.engine.times(ones, reshaped(b, node, (count, rest)))
+        if parts:
             return _reduced(b, instruction, node, x, False)
     node = _reduce(b, instruction, node, "reduce_sum", axes)
     return _reduced(b, instruction, node, x, keepdims)

@@ -94,10 +94,11 @@ def _ops_for(program, embedded, refusals):
         return OPS
 
     def power(instruction, x, y):
+        x, y = broadcast(x, y)
         if instruction.index in squares:
-            x, y = broadcast(x, y)
             return lax.mul(x, x)
-        if instruction.index in refusable:
+        # Of nothing, nothing is refused.
+        if instruction.index in refusable and 0 not in x.shape:
             refusals.append((instruction, lax.reduce_or(lax.lt(y, lax.full_like(y, 0)), tuple(range(y.ndim)))))
         return OPS["power"](instruction, x, y)
 

@@ -142,7 +142,13 @@ def _is_zero(x):
 
 @op("power")
 def _power(instruction, x, y):
-    return unsigned_again(tf.raw_ops.Pow(x=signed(x), y=signed(y)), instruction.dtype)
+    wide, exponent = signed(x), signed(y)
+    if instruction.dtype != "uint64":
+        return unsigned_again(tf.raw_ops.Pow(x=wide, y=exponent), instruction.dtype)
+    # As int64, exponents from 2**63 on are negative. Modulo 2**64 that power is 1 of odd numbers, and 0 of even ones.
+    power = tf.raw_ops.Pow(x=wide, y=tf.bitwise.bitwise_and(exponent, typed(2**63 - 1, exponent)))
+    even = tf.equal(tf.bitwise.bitwise_and(wide, typed(1, wide)), typed(0, wide))
+    return unsigned_again(where(tf.logical_and(tf.less(exponent, 0), even), typed(0, wide), power), "uint64")
 
 
 def _float_divmod(x, y):

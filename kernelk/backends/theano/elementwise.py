@@ -70,6 +70,13 @@ def is_integer(x):
 
 
 def _power(x, y):
+    known = isinstance(y, T.Constant) and np.all(y.data >= 0)
+    if is_integer(x) and not known:
+        # Of an Elemwise that only a slice is taken of, Theano computes no more, and refuses no exponent beside it.
+        ndim = max(x.ndim, y.ndim)
+        patterns = [(True,) * (ndim - value.ndim) + tuple(value.broadcastable) for value in (x, y)]
+        both = tuple(bool(a and b) for a, b in zip(*patterns))
+        return op_classes.NumpyOp("power", (), x.dtype, both)(x, y)
     return op_classes.power(x, y)
 
 

@@ -229,7 +229,7 @@ def _power(instruction):
         x, y = twin(x), twin(y)
         if instruction.dtype == "uint64":
             return _power_of_uint64(x, y).view(dtype)
-        if signed and bool(torch.lt(y, 0).any()):
+        if signed and x.numel() and bool(torch.lt(y, 0).any()):
             raise ValueError("Integers to negative integer powers are not allowed.")
         if dtype is torch.uint16 or dtype is torch.uint32:
             x, y = x.to(torch.int64), y.view(dtype).to(torch.int64)
