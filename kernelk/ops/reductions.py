@@ -101,11 +101,19 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     axes = axes_of(axis, values.ndim, "logsumexp")
     if not axes:
         return values
+    zero, one = scalar(0, values.dtype), scalar(1, values.dtype)
     top = apply("stop_gradient", apply("max", values, axes=axes, keepdims=True))
     # An infinite maximum would give inf - inf.
     finite = apply("less", apply("abs", top), scalar(np.inf, values.dtype))
-    top = apply("select", finite, top, scalar(0, values.dtype))
-    total = apply("log", apply("sum", apply("exp", values - top), axes=axes, keepdims=True)) + top
+    top = apply("select", finite, top, zero)
+    powers = apply("exp", values - top)
+    above = apply("sum", powers, axes=axes, keepdims=True) - 1.0
+    # One of the largest, whose power is 1, is left out of the sum: where it is nearly all, the others decide.
+    largest = apply("equal", values, top)
+    others = apply("sum", apply("select", largest, zero, powers), axes=axes, keepdims=True)
+    count = apply("sum", apply("select", largest, one, zero), axes=axes, keepdims=True)
+    lost = apply("select", finite, others + (count - 1.0) - above, zero)
+    total = apply("log1p", above + apply("stop_gradient", lost)) + top
     return total if keepdims else apply("sum", total, axes=axes, keepdims=False)
 
 

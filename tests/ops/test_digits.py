@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -344,3 +345,23 @@ def test_a_product_in_a_sum_is_rounded_by_itself(backend: str, dtype: str) -> No
     np.testing.assert_array_equal(minus, x * y - z * x)
     np.testing.assert_array_equal(rest, z - x * y)
     np.testing.assert_array_equal(call([x, y, x, y])[1], np.zeros(1000))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_near_0_and_at_its_edges(backend: str, dtype: str) -> None:
+    given = K.placeholder((None, 3), dtype=dtype)
+    total = K.logsumexp(given, axis=1)
+    call = K.function([given], [total, K.logsumexp(given), K.gradients(K.sum(total), [given])[0]])
+    rows = np.array([[0, -20, -21], [-20, 0, -20], [3, 3, 3], [-1e3, -1.1e3, -2e3], [700, 0, -700], [0, 0, -30]], dtype)
+    with mpmath.workdps(50):
+        sums = [mpmath.fsum(mpmath.exp(mpmath.mpf(float(x))) for x in row) for row in rows]
+        exact = np.array([float(mpmath.log(x)) for x in sums])
+        all_of_them = float(mpmath.log(mpmath.fsum(sums)))
+    found, whole, slopes = call([rows])
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+    np.testing.assert_allclose(whole, all_of_them, rtol=tolerance)
+    powers = np.exp(rows.astype("float64") - exact[:, None])
+    np.testing.assert_allclose(slopes, powers, rtol=1e3 * tolerance, atol=1e-30)
+    edges = np.array([[np.inf, 1, 2], [-np.inf] * 3, [-np.inf, 0, 0], [np.nan, 0, 0], [np.inf, -np.inf, 0]], dtype)
+    np.testing.assert_allclose(call([edges])[0], [np.inf, -np.inf, np.log(2), np.nan, np.inf], rtol=tolerance)
