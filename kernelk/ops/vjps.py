@@ -215,16 +215,19 @@ def _new_axis(x: Tensor, axis: int) -> Tensor:
 
 
 def of_prod(node: Tensor, g: Tensor) -> Gradients:
-    """The product of all others, from the left times from the right, so that zeros are right."""
+    """The product of all others, from the left times from the right, so that zeros are right.
+
+    In float64: on its way it may leave the numbers that the dtype has.
+    """
     (x,) = node.inputs
     axes = node.attrs["axes"]
     others = [i for i in range(x.ndim) if i not in axes]
     order = [*others, *axes]
-    moved = apply("transpose", x, permutation=order)
+    moved = apply("transpose", cast(x, "float64"), permutation=order)
     axis = len(others)
     line = merge_axes(moved, axis, x.ndim - 1)
     one = apply("slice", line, slices=[[None, None, None]] * axis + [[0, 1, None]])
-    start = broadcast_to(scalar(1, x.dtype), one)
+    start = broadcast_to(scalar(1, "float64"), one)
 
     def before(values: Tensor) -> Tensor:
         shifted = apply("slice", values, slices=[[None, None, None]] * axis + [[None, -1, None]])
@@ -233,7 +236,7 @@ def of_prod(node: Tensor, g: Tensor) -> Gradients:
     without = before(line) * reversed_along(before(reversed_along(line, [axis])), [axis])
     inverse = sorted(range(x.ndim), key=order.__getitem__)
     back = apply("transpose", shaped_as(without, moved), permutation=inverse)
-    return [broadcast_to(kept(g, x, axes), x) * back]
+    return [broadcast_to(kept(g, x, axes), x) * cast(back, x.dtype)]
 
 
 def of_pad(node: Tensor, g: Tensor) -> Gradients:

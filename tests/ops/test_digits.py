@@ -365,3 +365,15 @@ def test_logsumexp_near_0_and_at_its_edges(backend: str, dtype: str) -> None:
     np.testing.assert_allclose(slopes, powers, rtol=1e3 * tolerance, atol=1e-30)
     edges = np.array([[np.inf, 1, 2], [-np.inf] * 3, [-np.inf, 0, 0], [np.nan, 0, 0], [np.inf, -np.inf, 0]], dtype)
     np.testing.assert_allclose(call([edges])[0], [np.inf, -np.inf, np.log(2), np.nan, np.inf], rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("float32", [1e30, 1e30, 1e-30, 1e-30]), ("float16", [1000, 1000, 1e-3, 1e-3])]
+)
+def test_the_slope_of_a_product_that_leaves_the_dtype_on_its_way(backend: str, dtype: str, values: list[float]) -> None:
+    given = K.placeholder((4,), dtype=dtype)
+    x = np.array(values, dtype)
+    (slope,) = K.function([given], K.gradients(K.prod(given), [given]))([x])
+    wide = x.astype("float64")
+    right = [np.prod(np.delete(wide, i)) for i in range(4)]
+    np.testing.assert_allclose(slope, right, rtol=2 * float(np.finfo(dtype).eps))
