@@ -28,7 +28,7 @@ FEW_TERMS = 128
 # Along the last axes it keeps several sums beside each other: so many may be added there.
 FEW_AT_THE_END = 1024
 
-# A loop's turn costs TensorFlow itself as much as a dozen small ops: it does two steps of up to so many instructions.
+# TensorFlow's own work for a turn of a loop shows where a step is short: two of up to so many instructions share it.
 SHORT_STEP = 100
 
 
