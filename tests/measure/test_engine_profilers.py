@@ -93,7 +93,11 @@ def test_a_loop_is_seen_from_inside(worker: str) -> None:
     last, _, _ = K.rnn(lambda inputs, states: (h := K.tanh(K.dot(states[0], w) + inputs), [h]), x, [K.zeros((2, 16))])
     found = own(kernelk.profile(K.sum(last), feeds={x: np.ones((2, 7, 16))}, budget=BUDGET, engine=True))
     # The steps' own ops, once for each step.
-    assert max(row.calls for row in found.rows) >= 7
+    if worker == "tensorflow":
+        # Two steps share a turn, and have rows of their own, as the first of an odd number has.
+        assert sum(row.calls for row in found.rows if row.name.endswith(":Tanh")) == 7
+    else:
+        assert max(row.calls for row in found.rows) >= 7
     assert sum(found.share(row) for row in found.rows) == pytest.approx(1)
 
 
