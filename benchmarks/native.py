@@ -66,7 +66,7 @@ def operands(case):
     """The operands of an op, the same for every engine, each from the beginning of a cache line on."""
     random = np.random.RandomState(1)
     found = []
-    for shape in OPS.get(case) or ACTIVATIONS[case]:
+    for shape in {**OPS, **ACTIVATIONS}[case]:
         size = int(np.prod(shape))
         memory = np.empty(size + 16, "float32")
         start = -memory.ctypes.data % 64 // 4

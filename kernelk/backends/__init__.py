@@ -7,7 +7,7 @@ engine's folder imports nothing: `numpy.ops`, the definitions, is read without t
 Where a line belongs:
 - what every engine has in common lies here: `base` (the contract, with all primitives), `lowering` (a program as
   backends see it), `choosing` (options), `products` (how factors are rounded), `errors`; `staged` and `segments` cut a
-  program that no engine takes whole;
+  program that no engine takes whole; `figures` puts an array into figures, for the panel;
 - one engine's code lies in the folder of its name, under the same file names in each: `backend` (the class), `ops` (its
   table of ops), `elementwise` and `windows` (convolution and pooling; parts of that table), `profiler`. What else a
   folder has is that engine's own;

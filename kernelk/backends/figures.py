@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-BINS = 20
+_BINS = 20
 # Of a larger array than is wanted, so many evenly spaced elements are looked at.
 _SPACED = 1 << 20
 # Elements that are worked on at a time.
@@ -70,14 +70,14 @@ def _statistics(values):
 
 
 def _histogram(values, low, high, unit, exact):
-    if exact and high - low < BINS and max(abs(low), abs(high)) < 2**52:
+    if exact and high - low < _BINS and max(abs(low), abs(high)) < 2**52:
         # A bin for each integer.
         first, bins = low - 0.5, int(high - low) + 1
         last = first + bins
     elif high == low:
         return {"counts": [sum(int(part.size) for part in _chunks(values))], "edges": [low, high]}
     else:
-        first, last, bins = low, high, BINS
+        first, last, bins = low, high, _BINS
     width = last / unit - first / unit
     counts = np.zeros(bins, dtype=np.int64)
     for part in _chunks(values):
