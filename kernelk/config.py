@@ -293,6 +293,7 @@ class Limits:
     commit_bytes: int = 1 << 20
     repeat_seconds: float = 3.0
     repeat_bytes: int = 256 << 20
+    build_beside: bool = True
     quiet: bool = False
     backend: str = ""
 

@@ -222,6 +222,11 @@ class Backend(object):
     # stay with the engine alone until somebody asks for them, or they are copied out at a checkpoint. Not together with
     # `writes_in_place`. Without it each call's new values are committed at once.
     keeps_updates = False
+    # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
+    # slower program, and have the other one built beside the calls: `take_over` then replaces it.
+    waits = True
+    # How many programs, or parts of them, are being built beside the calls.
+    building = 0
 
     def __init__(self, options):
         self.options = options
@@ -313,6 +318,13 @@ class Backend(object):
     def maps(self):
         """The memory maps that this process has, where compiled programs take many of these; elsewhere 0."""
         return 0
+
+    def take_over(self, wait):
+        """Called between two calls: has what was built beside them run from here on; `wait`: when all of it is built.
+
+        Returns how many programs, or parts of them, now run otherwise, and the reasons of builds that have failed.
+        """
+        return 0, []
 
     def synchronize(self):
         """Returns when all work handed to the device is done."""

@@ -69,6 +69,7 @@ class Host:
         self.confirmed = 0  # that of the last such call that was committed
         self.compiled: OrderedDict[str, int] = OrderedDict()  # key -> bytes
         self.maps: dict[str, int] = {}  # key -> memory maps that it takes of the process
+        self.building: set[str] = set()  # the keys of programs whose faster form is being built beside the calls
         # Variables whose new values the engine may have computed in a call that isn't committed yet.
         self.uncommitted: list[Slots] | None = None
         self.plans: OrderedDict[int, str] = OrderedDict()  # number of a plan that the executor has -> its key
@@ -183,6 +184,7 @@ class Host:
         self.versions.clear()
         self.compiled.clear()
         self.maps.clear()
+        self.building.clear()
         self.plans.clear()
         self.stages.clear()
 
@@ -210,6 +212,8 @@ class Host:
         """Enters a compiled program, and drops the least recently used ones beyond the bound."""
         self.compiled[key] = reply["bytes"]
         self.maps[key] = reply["maps"]
+        if reply["building"]:
+            self.building.add(key)
         self.compile_count += 1
         self.recompile_count += key in self._dropped
         if reply.get("stages"):
@@ -225,6 +229,12 @@ class Host:
             self._dropped.update(dict.fromkeys(dropped))
             drop_oldest(self._dropped, MOST_DROPPED)
             self.release_programs(dropped)
+
+    def finish_building(self) -> None:
+        """Waits for the programs that are being built beside the calls; from here on these run."""
+        if self.building:
+            with self.waiting("compiling"):
+                self.request({"do": "build"})
 
     def define(self, number: int, key: str) -> None:
         """Notes that the executor has this plan, and lets it forget the oldest ones beyond a bound."""
@@ -242,6 +252,7 @@ class Host:
         for key in keys:
             self.compiled.pop(key, None)
             self.maps.pop(key, None)
+            self.building.discard(key)
             self.stages.pop(key, None)
         if self.started:
             self._release(programs=keys, plans=plans)

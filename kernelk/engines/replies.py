@@ -12,6 +12,8 @@ def check_reply(request: dict[str, Any], reply: dict[str, Any]) -> None:
     """Raises Malformed for a reply that can't be one to this request."""
     if "warnings" in reply:
         _need("warnings", _list_of(_is_warning)(reply["warnings"]))
+    if "built" in reply:
+        _need("built", _is_built(reply["built"]))
     if "error" in reply:
         error = reply["error"]
         _need("error", isinstance(error, dict))
@@ -62,6 +64,15 @@ def _is_warning(value: Any) -> bool:
         return False
     names, text, file, line = value
     return _list_of(_is_text)(names) and bool(names) and _is_text(text) and _is_text(file) and _is_count(line)
+
+
+def _is_built(value: Any) -> bool:
+    return (
+        _is_dict(value)
+        and _is_count(value.get("programs"))
+        and _is_count(value.get("left"))
+        and _list_of(_is_text)(value.get("problems"))
+    )
 
 
 def _is_row(value: Any) -> bool:
@@ -136,7 +147,9 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "bytes": _is_count,
         "maps": _is_count,
         "stages": _or_none(lambda value: type(value) is list),
+        "building": lambda value: type(value) is bool,
     },
+    "build": {"built": _is_built},
     "load": {"different": _list_of(_is_count)},
     "fetch": {},
     "summarise": {"figures": _are_figures},

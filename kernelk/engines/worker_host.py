@@ -24,7 +24,15 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, WorkerDiedError, one_line
+from ..errors import (
+    ArgumentError,
+    BackendNotInstalledError,
+    EngineError,
+    KernelKError,
+    WorkerDiedError,
+    joined,
+    one_line,
+)
 from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
@@ -250,9 +258,36 @@ class WorkerHost(Host):
         """Takes the warnings out of a reply and returns it. Raises the error that it holds, if any."""
         if "warnings" in reply:
             self._warned += reply.pop("warnings")
+        if "built" in reply:
+            self._tell_of_builds(**reply.pop("built"))
         if "error" in reply:
             raise self._explain(reply["error"])
         return reply
+
+    def remember(self, key: str, reply: dict[str, Any]) -> None:
+        if reply["building"] and not self.building:
+            self._notify(
+                f"{self.engine.title} computes by numpy code until C code is built (%config KernelK.build_beside = "
+                "False waits for it)"
+            )
+        super().remember(key, reply)
+
+    def _tell_of_builds(self, programs: int, left: int, problems: list[str]) -> None:
+        """Tells the user what has come of the programs that were being built beside the calls."""
+        if not left:
+            self.building.clear()
+        for problem in dict.fromkeys(problems):
+            reason = one_line(problem)[:300]
+            self._notify(
+                joined(
+                    f"{self.engine.title} goes on computing by numpy code, since C code can't be built: {reason}",
+                    next_step=f"%kbackend --log {self.engine.name}",
+                )
+            )
+        if programs and not left:
+            self._notify(
+                f"{self.engine.title}'s C code is built and runs from here on; the last digits of results may differ"
+            )
 
     def _explain(self, error: dict[str, Any]) -> Exception:
         if error["type"] in ("ImportError", "ModuleNotFoundError") and not self.facts:

@@ -43,6 +43,7 @@ class Seeds:
     def restart(self, seed: int | None) -> None:
         """Restarts the draws, from the system's entropy if no seed is given."""
         self.fixed = 0 if seed is None else _seed_of(seed)
+        self.repeatable = seed is not None  # whether the user expects the same results from the same cells
         self.stream = Stream(seed)
         # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
         self.counter = 0
@@ -76,3 +77,4 @@ class Seeds:
         """
         self.stream.entropy, self.stream.count = state["entropy"], state["count"]
         self.fixed, self.counter = state["fixed"], state["counter"]
+        self.repeatable = True

@@ -9,6 +9,7 @@ from typing import Any
 from ..display.tables import Rendered, Table, filled, size
 from ..engines import registry
 from ..engines.descriptors import Engine
+from ..engines.host import Host
 from ..errors import BackendNotInstalledError, joined
 from ..session.current import current
 from ..session.session import Session
@@ -160,7 +161,7 @@ def _status(session: Session, name: str) -> EngineStatus:
             recompiled=host.recompile_count,
             alone=len(held),
             alone_bytes=alone_bytes,
-            note=str(facts.get("mode", "")),
+            note=str(facts.get("mode", "")) + _building(host),
         )
     placement = "kernel" if descriptor.runs_in_kernel(options) else "worker"
     note = version = interpreter = ""
@@ -188,6 +189,13 @@ def _status(session: Session, name: str) -> EngineStatus:
         alone=len(held),
         alone_bytes=alone_bytes,
     )
+
+
+def _building(host: Host) -> str:
+    count = len(host.building)
+    if not count:
+        return ""
+    return f"; numpy code until {count} program{' is' if count == 1 else 's are'} built"
 
 
 def _installed_version(descriptor: Engine) -> tuple[str, str]:

@@ -276,11 +276,12 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
 
 def measured(session: Session, host: Host, call: Call, budget: float) -> CallTime:
     """Measures one kind of call on a started host for about `budget` seconds, plus its compilation."""
-    with ready(session, host, call) as timed:
-        timed.warm_up(budget * WARM_UP)
-        timed.sample_for(budget)
-        timed.transfers()
-    timed.call_time.whole = _whole_calls(session, host, call, budget)
+    with session.calls.patient():
+        with ready(session, host, call) as timed:
+            timed.warm_up(budget * WARM_UP)
+            timed.sample_for(budget)
+            timed.transfers()
+        timed.call_time.whole = _whole_calls(session, host, call, budget)
     return timed.call_time
 
 

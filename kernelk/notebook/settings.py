@@ -61,6 +61,11 @@ class KernelK(Configurable):
         help="How many bytes may be held to repeat such calls, their feeds above all; beyond it all new values are "
         "fetched.",
     ).tag(config=True)
+    build_beside = Bool(
+        config.LIMITS.build_beside,
+        help="Whether Theano computes by numpy code while the C compiler builds a program that it hasn't built before. "
+        "Without it, and after K.set_random_seed, and where times are measured, the compiler is waited for.",
+    ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
         self._following = True  # nothing is swapped while a file's settings are read
@@ -103,7 +108,7 @@ class KernelK(Configurable):
             raise TraitError(f"KernelK.backend: {error}") from None
         return proposal["value"]
 
-    @observe("quiet", *_AMOUNTS)
+    @observe("quiet", "build_beside", *_AMOUNTS)
     def _put(self, change: Any) -> None:
         setattr(config.LIMITS, change["name"], change["new"])
 

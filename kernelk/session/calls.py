@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from .. import config
 from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..display import messages
@@ -69,6 +71,7 @@ class Calls:
         self._seeds = state.seeds
         self._safe_point = safe_point
         self._planned: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._patient = 0  # how many measurements are under way, which wait for what is built beside calls
         self._large = 0  # the transfer segment's size, while it may be freed
         self._small_calls = 0
 
@@ -271,12 +274,30 @@ class Calls:
         feeds: list[Array],
         commit: bool,
     ) -> list[Array]:
+        if host.building and self._waits():
+            host.finish_building()
         with host.held():
             if specialisation.key in host.compiled:
                 host.compiled.move_to_end(specialisation.key)
             else:
                 self._compile(host, program, specialisation)
             return self._run(host, program, specialisation, feeds, commit)
+
+    def _waits(self) -> bool:
+        """Whether what takes an engine's compiler long is waited for, rather than built beside the calls.
+
+        What a seeded session computes, or a measurement finds, mustn't depend on when the compiler is done.
+        """
+        return self._seeds.repeatable or self._patient > 0 or not config.LIMITS.build_beside
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Inside, calls wait for what an engine would otherwise build beside them."""
+        self._patient += 1
+        try:
+            yield
+        finally:
+            self._patient -= 1
 
     def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
         _check_able(host, program)
@@ -286,7 +307,13 @@ class Calls:
         try:
             with host.waiting("compiling"):
                 reply = host.request(
-                    {"do": "compile", "key": specialisation.key, "program": encoded, "constants": references}
+                    {
+                        "do": "compile",
+                        "key": specialisation.key,
+                        "program": encoded,
+                        "constants": references,
+                        "wait": self._waits(),
+                    }
                 )
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
@@ -301,6 +328,7 @@ class Calls:
         compilation and its first run. Called with the lock held; nothing of the session changes. Raises EngineError.
         """
         self.check_alone()
+        host.finish_building()
         self.fetch([variable.slots for variable in program.slots])
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
         _check_able(host, program)

@@ -11,8 +11,11 @@ from .session import Session
 
 @contextlib.contextmanager
 def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
-    """Restores the count of draws and the compiled programs at the end of the block."""
-    with session.state.seeds.counter_kept(), forgetting({*hosts, session.host("numpy")}):
+    """Restores the count of draws and the compiled programs at the end of the block.
+
+    Inside, calls wait for what an engine would otherwise build beside them.
+    """
+    with session.state.seeds.counter_kept(), session.calls.patient(), forgetting({*hosts, session.host("numpy")}):
         yield
 
 

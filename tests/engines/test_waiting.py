@@ -298,6 +298,7 @@ def test_ctrl_c_in_theanos_first_compilation(terminal: Any, tmp_path: Path) -> N
     activate("theano")
     shell = terminal(XDG_CACHE_HOME=str(tmp_path), COLUMNS="200")
     shell.run("%load_ext kernelk")
+    shell.run("%config KernelK.build_beside = False")
     shell.run("from kernelk import backend as K\n" + RECURRENT)
     assert "chosen by %kbackend" in shell.run("%kbackend theano")
     shell.run("from kernelk.session import current")
@@ -343,7 +344,8 @@ def test_a_lock_that_a_dead_worker_left_holds_nobody_up(tmp_path: Path, owner: s
     """One that was hardly begun, and one whose process number has been given to another process."""
     activate("theano")
     code = (
-        "import kernelk\nfrom kernelk import backend as K\nkernelk.set_backend('theano')\n"
+        "import kernelk\nfrom kernelk import backend as K, config\nconfig.LIMITS.build_beside = False\n"
+        "kernelk.set_backend('theano')\n"
         "result = K.eval(K.exp(K.variable([0.0])) + 1.0).tolist()"
     )
     settings = {"XDG_CACHE_HOME": str(tmp_path), "KERNELK_BACKEND": "numpy"}

@@ -719,8 +719,9 @@ def test_theano_with_its_own_compiler() -> None:
     activate("theano")
     code = """
 import numpy as np, kernelk
-from kernelk import backend as K
+from kernelk import backend as K, config
 from kernelk.session import current
+config.LIMITS.build_beside = False
 kernelk.set_backend("theano")
 mode = current().host().facts.get("mode", "")
 x, w = K.placeholder((None, 3)), K.variable(np.arange(6.0).reshape(3, 2))

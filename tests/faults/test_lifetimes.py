@@ -328,6 +328,8 @@ def test_a_real_engine_in_a_long_call_ends_with_its_kernel(tmp_path: Path, engin
 
 COMPILING = """
 from helpers.processes import children
+from kernelk import config
+config.LIMITS.build_beside = sys.argv[1] == "beside"
 kernelk.set_backend("theano", compiler=True)
 pid = current().host().pid
 def compiles():
@@ -341,12 +343,14 @@ K.function([x], [K.sum(K.tanh(x) * K.exp(x))])([np.ones((2, 3))])
 
 
 @pytest.mark.compiled_theano
-def test_the_compiler_ends_with_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["within", "beside"])
+def test_the_compiler_ends_with_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The compiler that a call waits for, and the processes that build beside the calls."""
     activate("theano")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    with kernel(LIGHT + COMPILING, temporary) as (process, (worker, *compilers)):
+    with kernel(LIGHT + COMPILING, temporary, where) as (process, (worker, *compilers)):
         process.kill()
         process.wait()
         assert all_gone(temporary, worker, *compilers)

@@ -256,7 +256,8 @@ def test_whose_a_lock_is(tmp_path: Path) -> None:
 
 REAL_LOCK = """
 import os, socket, pathlib, kernelk
-from kernelk import backend as K
+from kernelk import backend as K, config
+config.LIMITS.build_beside = False
 from kernelk.session.current import current
 kernelk.set_backend("theano", compiler=True)
 v = K.variable([0.5])

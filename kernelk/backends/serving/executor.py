@@ -97,6 +97,7 @@ class Executor(object):
         self.compiled = {}  # key -> (program, run)
         self.plans = {}  # number -> Plan
         self.timed = {}  # number -> Timed
+        self.built = {"programs": 0, "problems": []}  # what has come of builds since it was last replied
 
     def handle(self, request):
         """Executes a request and returns the reply: a dict, with "error" if it failed."""
@@ -134,11 +135,19 @@ class Executor(object):
         }
 
     def do_compile(self, request):
-        """Fields: key, program (encoded), constants (references). Replies with seconds, bytes and maps taken."""
+        """Fields: key, program (encoded), constants (references), wait (False: a slower program may answer at once).
+
+        Replies with seconds, bytes and maps taken, and whether a faster program is being built beside the calls.
+        """
         before, maps, start = resident_bytes(), self.backend.maps(), time.perf_counter()
         program = Program(request["program"])
         constants = [np.array(self.array(reference)) for reference in request["constants"]]
-        run = compile_program(self.backend, program, constants)
+        building = self.backend.building
+        self.backend.waits = request.get("wait", True)
+        try:
+            run = compile_program(self.backend, program, constants)
+        finally:
+            self.backend.waits = True
         self.compiled[request["key"]] = (program, run)
         held = sum(constant.nbytes for constant in constants) + 2000 * len(program.instructions)
         return {
@@ -146,7 +155,25 @@ class Executor(object):
             "bytes": max(held, resident_bytes() - before),
             "maps": max(0, self.backend.maps() - maps),
             "stages": getattr(run, "stages", None),
+            "building": self.backend.building > building,
         }
+
+    def do_build(self, request):
+        """Waits for what is being built beside the calls. Replies, under "built", with what has come of it:
+
+        programs: how many run otherwise from here on, left: how many are still being built, problems: why some aren't.
+        """
+        self._take_over(True)
+        return {"built": self._news()}
+
+    def _take_over(self, wait):
+        programs, problems = self.backend.take_over(wait)
+        self.built["programs"] += programs
+        self.built["problems"] += problems
+
+    def _news(self):
+        news, self.built = dict(self.built, left=self.backend.building), {"programs": 0, "problems": []}
+        return news
 
     def do_load(self, request):
         """Fields: variables ([id, reference]...), verify. Replies with the ids that were not read back bit for bit."""
@@ -184,9 +211,11 @@ class Executor(object):
         last call whose pending values count; any other request may have it).
         Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
         to come with the reply, and not in the plan's memory.
-        Replies with the seconds that the run itself took.
+        Replies with the seconds that the run itself took, and with "built" as `do_build` where there is something new.
         """
         backend, state = self.backend, self.state
+        if backend.building:
+            self._take_over(False)
         if request["define"] is not None:
             self.plans[request["plan"]] = Plan(self, request["define"])
         plan = self.plans[request["plan"]]
@@ -204,6 +233,8 @@ class Executor(object):
             outputs, updated = plan.run(feeds, values, draws)
         seconds = time.perf_counter() - start
         delivered = self._deliver(plan, outputs, request.get("results"))
+        if self.built["programs"] or self.built["problems"]:
+            delivered["built"] = self._news()
         if keep is not None:
             self.pending = keep, dict(zip(plan.updated, updated))
             return dict(delivered, seconds=seconds)

@@ -46,7 +46,10 @@ def watch(kernel, scratch):
 def _serve(watched, scratch):
     kernel, worker = watched
     # The kernel reads until nobody can write to the log's pipe or the socket any more.
-    _let_go([process.fileno for process in watched])
+    let_go([process.fileno for process in watched])
+    # Standard input, output and error lead nowhere.
+    for _ in range(3):
+        os.open(os.devnull, os.O_RDWR)
     os.chdir("/")
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -127,8 +130,8 @@ def _look(pid):
         return None
 
 
-def _let_go(kept):
-    """Closes every descriptor but those that are kept; standard input, output and error lead nowhere."""
+def let_go(kept):
+    """Closes every descriptor of this process but those that are kept."""
     numbers = range(256)
     for folder in ("/proc/self/fd", "/dev/fd"):
         try:
@@ -140,8 +143,6 @@ def _let_go(kept):
         if number not in kept:
             with contextlib.suppress(OSError):  # one was the descriptor of the listing
                 os.close(number)
-    for _ in range(3):
-        os.open(os.devnull, os.O_RDWR)
 
 
 def _remove(folder):

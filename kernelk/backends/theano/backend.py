@@ -1,5 +1,6 @@
 """Theano 1.0.5, in a worker of its own: programs are compiled as a whole by theano.function, with C or without."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -14,6 +15,7 @@ from ..errors import OptionError
 from ..lowering import InstructionError, lower
 from ..segments import compile_in_segments
 from . import elementwise, ops, windows
+from .building import Builds, Guard, NotBuilt, Switching
 from .profiler import TheanoProfiler
 from .rewrites import excluded
 from .starting import find_compiler, join, keep_cache_keys, numpy_blas, quoted, shorten_waits, writable
@@ -24,6 +26,7 @@ theano = None
 op_classes = None
 settings = None
 with_c = False
+guard = None
 
 # Constants up to this many elements are the optimizer's to fold; larger ones are loaded once as fixed inputs.
 SMALL = 64
@@ -91,6 +94,7 @@ class TheanoBackend(Backend):
         self.optimizers = {}
         # Where a TheanoProfiler is to find the functions that are compiled.
         self.watched = None
+        self.builds = Builds(guard, options.get("scratch")) if with_c and options.get("scratch") else None
 
     def _flags(self, compiler):
         options = self.options
@@ -118,7 +122,7 @@ class TheanoBackend(Backend):
         return flags
 
     def _import(self, flags, compiler):
-        global T, op_classes, theano, with_c
+        global T, guard, op_classes, theano, with_c
         if "theano" in sys.modules:
             raise RuntimeError("theano was imported before kernelk could choose its settings; use a new worker")
         scratch = self.options.get("scratch")
@@ -155,6 +159,7 @@ class TheanoBackend(Backend):
         if compiler:
             shorten_waits()
             keep_cache_keys(theano)
+            guard = Guard(theano)
 
     def _link(self, folder):
         """Lets `-lopenblas` mean numpy's library, by a folder in LIBRARY_PATH: flags can hold no path with spaces.
@@ -171,6 +176,21 @@ class TheanoBackend(Backend):
             os.replace(new, link)
         paths = [folder] + [path for path in os.environ.get("LIBRARY_PATH", "").split(os.pathsep) if path]
         os.environ["LIBRARY_PATH"] = os.pathsep.join(paths)
+
+    @contextlib.contextmanager
+    def _without_c(self):
+        """A context in which functions are compiled without C, as if there were no compiler."""
+        global with_c
+        compiler, classes, before = theano.config.cxx, windows.window_classes, with_c
+        try:
+            theano.config.cxx, with_c = "", False
+            hand_over([elementwise, ops, windows], with_c=False)
+            hand_over([windows], window_classes=None)
+            yield
+        finally:
+            theano.config.cxx, with_c = compiler, before
+            hand_over([elementwise, ops, windows], with_c=before)
+            hand_over([windows], window_classes=classes)
 
     def _optimizers(self, program):
         exclude = excluded(program, with_c)
@@ -228,18 +248,37 @@ class TheanoBackend(Backend):
         return self._compile(program, constants)
 
     def _compile(self, program, constants):
-        inputs, leaves, fixed = [], [], []
+        if self.waits or self.builds is None:
+            return self._runner(program, *self._function(program, constants))
+        makers = []
+        try:
+            with guard.closed():
+                return self._runner(program, *self._function(program, constants, makers))
+        except NotBuilt:
+            pass
+        with self._without_c():
+            run = Switching(self._runner(program, *self._function(program, constants)))
+
+        def make():
+            if makers:
+                # Its graph is optimised already.
+                return makers[0].create([None] * len(makers[0].inputs)), fixed_of(constants)
+            return self._function(program, constants)
+
+        self.builds.add(make, lambda made: self._runner(program, *made), run)
+        return run
+
+    def _function(self, program, constants, makers=None):
+        """(the compiled function, the constants that are its last inputs); its maker is added to `makers`."""
+        inputs, leaves = [], []
         first = len(program.leaves) - len(program.constants)
         for number, (dtype, shape) in enumerate(program.leaves):
             kind = T.TensorType(dtype, [n == 1 for n in shape])
-            constant = np.array(constants[number - first]) if number >= first else None
-            if constant is not None and constant.size <= SMALL and not has_negative_zero(constant):
-                leaves.append(T.TensorConstant(kind, constant))
+            if number >= first and is_folded(constants[number - first]):
+                leaves.append(T.TensorConstant(kind, np.array(constants[number - first])))
                 continue
             leaves.append(kind())
             inputs.append(leaves[-1])
-            if constant is not None:
-                fixed.append(constant)
         seen = set()
 
         def marking(function):
@@ -253,19 +292,27 @@ class TheanoBackend(Backend):
         used = set(instruction.op for instruction in program.instructions)
         values = lower(program, leaves, {name: marking(self.ops[name]) for name in used if name in self.ops})
         results = [values[number] for number in program.results()]
-        linker = theano.gof.vm.VM_Linker(allow_gc=True, use_cloop=with_c)
+        linker = theano.gof.vm.VM_Linker(allow_gc=True, use_cloop=with_c, c_thunks=with_c)
+        mode = theano.compile.Mode(linker, self._optimizers(program))
+        if makers is not None:
+
+            def maker(*args, **kwargs):
+                makers.append(theano.compile.function_module.FunctionMaker(*args, **kwargs))
+                return makers[0]
+
+            mode.function_maker = maker
         with np.errstate(all="ignore"):
             compiled = theano.function(
                 [theano.In(value, borrow=True) for value in inputs],
                 # Borrowed: an output keeps the array it finds in its storage, and none is copied on the way out.
                 [theano.Out(value, borrow=True) for value in results],
-                mode=theano.compile.Mode(linker, self._optimizers(program)),
+                mode=mode,
                 on_unused_input="ignore",
                 profile=self._stats(),
             )
         if self.watched is not None:
             self.watched.append((marked, compiled))
-        return self._runner(program, compiled, fixed)
+        return compiled, fixed_of(constants)
 
     def _stats(self):
         if self.watched is None:
@@ -353,6 +400,23 @@ class TheanoBackend(Backend):
 
     def synchronize(self):
         pass
+
+    @property
+    def building(self):
+        return len(self.builds.pending) if self.builds is not None else 0
+
+    def take_over(self, wait):
+        return self.builds.take_over(wait) if self.builds is not None else (0, [])
+
+
+def is_folded(constant):
+    """Whether a constant is part of the graph; others are fixed inputs."""
+    return constant.size <= SMALL and not has_negative_zero(constant)
+
+
+def fixed_of(constants):
+    """Copies of the constants that are inputs of a function, in order."""
+    return [np.array(constant) for constant in constants if not is_folded(constant)]
 
 
 def has_negative_zero(array):
