@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 from IPython.core.completer import provisionalcompleter
@@ -69,6 +73,47 @@ def cold_start(engine: str, rounds: int) -> Row:
     row = [engine, f"{bare:.2f} s", f"{worker:.2f} s", f"{median:.2f} [{low:.2f}, {high:.2f}]", "at most 1.2", met]
     print(" | ".join(row), flush=True)
     return row
+
+
+FIRST = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from models import model
+import kernelk
+from kernelk import backend as K, config
+config.LIMITS.build_beside = sys.argv[2] == "beside"
+kernelk.set_backend("numpy")
+step = model("lenet32")
+K.eval(K.softmax(K.variable([[1.0, 2.0]]) * 3.0))
+begin = time.perf_counter()
+report = kernelk.set_backend("theano")
+swap = time.perf_counter() - begin
+step()
+print(json.dumps([swap, time.perf_counter() - begin - swap, report.seconds["start"]]))
+"""
+
+
+def first_answer(rounds: int) -> list[Row]:
+    """`%kbackend theano` with one tensor shown, and a LeNet's first step, with nothing in the compile cache."""
+
+    def run(how: str) -> list[float]:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {**os.environ, "XDG_CACHE_HOME": cache, "KERNELK_QUIET": "1"}
+            command = [sys.executable, "-c", FIRST, str(Path(__file__).parent), how]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        return [float(number) for number in json.loads(done.stdout.splitlines()[-1])]
+
+    rows = []
+    for how, target in (("beside", 2.0), ("waited for", None)):
+        found = [run(how) for _ in range(rounds if how == "beside" else 1)]
+        parts = [interval([seconds[i] for seconds in found]) for i in range(3)]
+        beyond = interval([swap + first - start for swap, first, start in found])
+        what = f"C code {'built beside the calls' if how == 'beside' else how}"
+        texts = [f"{median:.1f} s [{low:.1f}, {high:.1f}]" for median, low, high in (*parts, beyond)]
+        met = "" if target is None else "yes" if beyond[2] <= target else "**no**"
+        rows.append([what, *texts, "" if target is None else f"at most {target:.0f} s", met])
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
 
 
 def completion(rounds: int) -> Row:

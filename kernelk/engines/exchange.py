@@ -30,12 +30,17 @@ class Exchange:
         self._wire.waiting = waiting
         self._number = 0
         self.owed = 0  # the number of a request whose reply is still to come; 0: none
+        self._posted: dict[str, Any] = {}  # that request
         self.under_way = False
 
     @property
     def is_inside(self) -> bool:
         """Whether this code runs within an exchange, called by a signal handler that interrupted it."""
         return is_inside(self, Exchange.ask.__code__, Exchange.post.__code__, Exchange.settle.__code__)
+
+    def owes(self, do: str) -> bool:
+        """Whether the reply to a request of this kind is owed."""
+        return bool(self.owed) and self._posted["do"] == do
 
     def hello(self) -> dict[str, Any]:
         """The message that the worker sends unasked once it has started."""
@@ -68,6 +73,7 @@ class Exchange:
             self.under_way = False
             return False
         self._number = self.owed = number
+        self._posted = message
         self.under_way = False
         return True
 
@@ -79,8 +85,8 @@ class Exchange:
             return None
         self.under_way = True
         reply: dict[str, Any] = self._wire.receive(self.owed)
-        check_reply({"do": "release"}, reply)
-        if "error" in reply:
+        check_reply(self._posted, reply)
+        if "error" in reply and self._posted["do"] == "release":
             raise Malformed(reply["error"]["message"])
         self.owed = 0
         self.under_way = False

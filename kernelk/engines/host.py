@@ -108,6 +108,13 @@ class Host:
         """Sends a request and returns the reply. Raises EngineError if the reply holds an error."""
         raise NotImplementedError
 
+    def request_within(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """The reply to a request; or None if it isn't there after so many seconds, where the engine can be left to it.
+
+        It is then finished before the next request, and whoever made it forgets what it was about.
+        """
+        return self.request(message)
+
     def feed(self, views: list[Array], feeds: list[Array]) -> None:
         """Readies the next run's feeds; `views`: their memory in the plan."""
         for view, feed in zip(views, feeds):

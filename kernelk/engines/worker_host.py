@@ -121,6 +121,7 @@ class WorkerHost(Host):
         self._checkpoint_seconds = 0.0
         self._lost = False
         self._told = 0  # the number of the last call that the worker knows to count
+        self._told_of_building = False
         self._last_end = ""  # how the last worker before this one ended
         self._replaceable = False  # whether what is asked for can be had from a new worker just as well
         forks.tell(self)
@@ -265,7 +266,8 @@ class WorkerHost(Host):
         return reply
 
     def remember(self, key: str, reply: dict[str, Any]) -> None:
-        if reply["building"] and not self.building:
+        if reply["building"] and not self._told_of_building:
+            self._told_of_building = True
             self._notify(
                 f"{self.engine.title} computes by numpy code until C code is built (%config KernelK.build_beside = "
                 "False waits for it)"
@@ -325,18 +327,7 @@ class WorkerHost(Host):
             return self._request(message)
 
     def _request(self, message: dict[str, Any]) -> dict[str, Any]:
-        exchange = self._exchange
-        if exchange is None:
-            raise self._death(True)
-        if exchange.under_way:
-            self._refuse_second(exchange)
-        if self._gone or exchange.owed:
-            self._release_all(exchange)
-        new = [n for n in self.storage.segments if n not in self._attached]
-        if new:
-            # At most 64 descriptors fit into one message.
-            for start in range(0, len(new), 64):
-                self._attach(exchange, new[start : start + 64])
+        exchange = self._ready()
         confirmed = self.confirmed
         if confirmed != self._told:
             message.setdefault("confirmed", confirmed)
@@ -347,6 +338,40 @@ class WorkerHost(Host):
             self._raise_broken(error)
         self._told = confirmed
         return reply if len(reply) == 1 and "seconds" in reply else self._accepted(reply)
+
+    def _ready(self) -> Exchange:
+        """The exchange, when the worker has nothing else to do and knows all memory."""
+        exchange = self._exchange
+        if exchange is None:
+            raise self._death(True)
+        if exchange.under_way:
+            self._refuse_second(exchange)
+        if self._gone or exchange.owed:
+            with self.waiting("compiling") if exchange.owes("compile") else contextlib.nullcontext():
+                self._release_all(exchange)
+        new = [n for n in self.storage.segments if n not in self._attached]
+        if new:
+            # At most 64 descriptors fit into one message.
+            for start in range(0, len(new), 64):
+                self._attach(exchange, new[start : start + 64])
+        return exchange
+
+    def request_within(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        end = time.perf_counter() + seconds
+        with self.held():
+            exchange = self._ready()
+            try:
+                exchange.post(message, True)
+            except BaseException as error:
+                self._raise_broken(error)
+        try:
+            while (reply := exchange.settle(False)) is None:
+                if time.perf_counter() > end:
+                    return None
+                time.sleep(0.002)
+        except BaseException as error:
+            self._raise_broken(error)
+        return self._accepted(reply)
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]

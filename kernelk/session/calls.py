@@ -299,25 +299,41 @@ class Calls:
         finally:
             self._patient -= 1
 
-    def _compile(self, host: Host, program: Program, specialisation: Specialisation) -> None:
+    def compiled_within(self, host: Host, program: Program, feeds: list[Array], seconds: float) -> bool:
+        """Whether a started host has this call's program compiled after so many seconds at most.
+
+        If not, its engine is left to it where it can be. Called with the lock held. Raises EngineError.
+        """
+        specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
+        return specialisation.key in host.compiled or self._compile(host, program, specialisation, seconds)
+
+    def _compile(
+        self, host: Host, program: Program, specialisation: Specialisation, seconds: float | None = None
+    ) -> bool:
+        """Compiles a program; with `seconds`, returns whether it was done in that time."""
         _check_able(host, program)
         encoded = specialisation.encode(program)
         constants = [node.array for node in program.constants]
         references = self._written(constants)
+        message = {
+            "do": "compile",
+            "key": specialisation.key,
+            "program": encoded,
+            "constants": references,
+            "wait": self._waits(),
+        }
+        reply: dict[str, Any] | None
         try:
             with host.waiting("compiling"):
-                reply = host.request(
-                    {
-                        "do": "compile",
-                        "key": specialisation.key,
-                        "program": encoded,
-                        "constants": references,
-                        "wait": self._waits(),
-                    }
-                )
+                reply = host.request(message) if seconds is None else host.request_within(message, seconds)
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
+        if reply is None:
+            # The memory that its constants lie in is used again.
+            host.release_programs([specialisation.key])
+            return False
         host.remember(specialisation.key, reply)
+        return True
 
     def make_timed(
         self, host: Host, program: Program, feeds: list[Array], profiled: bool = False

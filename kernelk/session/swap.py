@@ -334,8 +334,9 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
     begin = time.perf_counter()
     shown = list(session.shown.items())
     for done, (tensor, (feeds, before, versions, _)) in enumerate(reversed(shown)):
-        if time.perf_counter() - begin > config.LIMITS.reevaluation_seconds:
-            report.not_reevaluated = len(shown) - done
+        left = config.LIMITS.reevaluation_seconds - (time.perf_counter() - begin)
+        if left <= 0:
+            report.not_reevaluated += len(shown) - done
             break
         placeholders = [x for x in feeds if not isinstance(x, LearningPhase)]
         phase = next((as_phase(value) for x, value in feeds.items() if isinstance(x, LearningPhase)), 0)
@@ -345,6 +346,9 @@ def _reevaluate(session: Session, target: Host, report: SwapReport) -> None:
             if program.draws or versions != {x.slots.number: x.slots.version for x in program.slots}:
                 # New draws or newer variables: there is nothing to compare with.
                 continue
+            if not session.calls.compiled_within(target, program, fed, left):
+                report.not_reevaluated += len(shown) - done
+                break
             after = session.calls.execute(target, program, fed)[0]
         except KernelKError:
             report.not_reevaluated += 1
