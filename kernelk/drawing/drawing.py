@@ -234,7 +234,7 @@ def _profiled(target: Any, feeds: Any) -> Any:
         # Checked here, since the profile's error would name another command.
         known_feeds(target, roots, feeds or {}, "draw", "%kgraph y --times --feed x=array")
         before = [(variable, session.read(variable)) for variable in updated]
-        with session.state.seeds.counter_kept():
+        with session.state.seeds.kept():
             try:
                 return profile(target, feeds, budget=2.0)
             finally:

@@ -50,11 +50,11 @@ class Value(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One call: its feeds, the count of draws before it, the values that weren't there yet, and its small outputs."""
+    """One call: its feeds, the counts of its draws, the values that weren't there yet, and its small outputs."""
 
     recipe: Recipe
     feeds: list[Array]
-    counter: int
+    counts: list[int]
     values: list[Value]
     outputs: list[Array | None]
     nbytes: int
@@ -108,7 +108,7 @@ class History:
         return known[-1]
 
     def record(
-        self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], holder: Any, seconds: float
+        self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], holder: Any, seconds: float
     ) -> Record:
         """A call that is about to be committed, while the variables still are what it has read."""
         values = [
@@ -119,7 +119,7 @@ class History:
         fed = [np.array(feed) for feed in feeds]
         seen = [np.array(x) if getattr(x, "nbytes", SMALL_BYTES) < SMALL_BYTES else None for x in outputs]
         nbytes = _RECORD_BYTES + sum([x.nbytes for x in (*fed, *seen) if x is not None])
-        return Record(recipe, fed, counter, values, seen, nbytes, seconds)
+        return Record(recipe, fed, counts, values, seen, nbytes, seconds)
 
     def enter(self, record: Record) -> None:
         """Adds a call that counts now; to enter it twice changes nothing."""
@@ -201,7 +201,7 @@ class History:
                         "define": definition if known is None else None,
                         "load": load,
                         "sides": [],
-                        "counter": record.counter,
+                        "counts": record.counts,
                         "keep": number,
                         "confirmed": confirmed,
                     }

@@ -171,7 +171,7 @@ class Host:
     def fetched(self, seconds: float | None) -> None:
         """Notes that nothing lies with the engine alone any more; fetching it all at once has taken so long."""
 
-    def note(self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], seconds: float) -> None:
+    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
         """Notes the call that is committed next, for it to be repeated if the engine ends."""
 
     def hold(self, slots: Slots, version: int) -> None:

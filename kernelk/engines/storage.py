@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -297,17 +297,25 @@ class Slots:
                 self._storage.release(block)
 
 
-class Journal:
-    """Commits the second slots of several variables: all of them or none, whatever interrupts.
+class Counting(Protocol):
+    """What counts the evaluations of a draw."""
 
-    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`. If an exception comes
-    in between, whoever next uses the session settles it: to settle twice changes nothing.
+    value: int
+
+
+class Journal:
+    """Commits the second slots of several variables, and the draws of a call: all of them or none, whatever interrupts.
+
+    To commit is to set `unsettled` to what `flipped` has made, one assignment, and to `settle`; `drawn` has the counts
+    of draws with their new values. If an exception comes in between, whoever next uses the session settles it: to
+    settle twice changes nothing.
     """
 
-    __slots__ = ("unsettled",)
+    __slots__ = ("drawn", "unsettled")
 
     def __init__(self) -> None:
         self.unsettled: list[Change] | None = None
+        self.drawn: Sequence[tuple[Counting, int]] | None = None
 
     def settle(self) -> None:
         """Completes a commit. Called with the session's lock held, before any value is used."""
@@ -321,6 +329,10 @@ class Journal:
                 slots.version = version
                 slots.holder = holder
             self.unsettled = None
+        if self.drawn is not None:
+            for count, value in self.drawn:
+                count.value = value
+            self.drawn = None
 
 
 class Holder(Protocol):

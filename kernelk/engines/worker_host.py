@@ -596,9 +596,9 @@ class WorkerHost(Host):
         self.history.clear()
         self._lost = False
 
-    def note(self, recipe: Recipe, feeds: list[Array], counter: int, outputs: list[Any], seconds: float) -> None:
+    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
         try:
-            self.record = self.history.record(recipe, feeds, counter, outputs, self, seconds)
+            self.record = self.history.record(recipe, feeds, counts, outputs, self, seconds)
         except BaseException:
             if not self.holding:
                 self.fetched(None)

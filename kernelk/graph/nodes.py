@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ArgumentError, KernelKError, StaleTensorError
 from ..source import Source, caller
+from .seeds import Count
 from .state import Generation, State, current_state
 
 if TYPE_CHECKING:
@@ -255,9 +256,13 @@ class Constant(Tensor):
 
 
 class Draw(Tensor):
-    """Random numbers, fresh at each run: attrs are `kind` and `dims`; `seed()` (64 bits) picks the stream."""
+    """Random numbers, fresh at each run: attrs are `kind` and `dims`.
+
+    `seed()` (64 bits) picks the stream, and `count` says how far it has got.
+    """
 
     seed: Callable[[], int]
+    count: Count
 
 
 class Variable(Tensor):

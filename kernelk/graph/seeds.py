@@ -1,10 +1,12 @@
-"""The randomness of one session: which seed each recorded draw has, and how many runs have drawn."""
+"""The randomness of one session: which seed each recorded draw has, and how often it has drawn."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+from weakref import WeakSet
 
 
 def _seed_of(entropy: int, *spawn_key: int) -> int:
@@ -14,15 +16,18 @@ def _seed_of(entropy: int, *spawn_key: int) -> int:
 
 
 class Stream:
-    """Seeds for nodes that were given none: the n-th node's follows from n and the stream's entropy.
+    """The draws since the last `set_random_seed`, numbered, and seeds for those that were given none.
 
-    The nodes ask for it at each plan, not once: a file that is loaded gives their stream the entropy of the one that
-    was saved, and the same cells then get the same draws.
+    The n-th one's seed follows from n and the stream's entropy. It is asked for at each plan, not once: a file that is
+    loaded gives the stream the entropy of the one that was saved, and the same cells then get the same draws. `begins`
+    has the counts that a file has for draws by their numbers; all others begin with `begin`.
     """
 
     def __init__(self, entropy: int | None = None) -> None:
         self.entropy = int.from_bytes(os.urandom(16), "big") if entropy is None else int(entropy)
         self.count = 0
+        self.begin = 0
+        self.begins: dict[int, int] = {}
 
     def next(self) -> int:
         """The number of the next node."""
@@ -34,10 +39,29 @@ class Stream:
         return _seed_of(self.entropy, number)
 
 
+class Count:
+    """How often one draw was evaluated: its n-th evaluation gives the n-th draw of its seed, whatever else ran."""
+
+    __slots__ = ("__weakref__", "begin", "number", "stream", "value")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.number = stream.next()
+        self.begin = self.value = stream.begins.get(self.number, stream.begin)
+
+    def seed(self) -> int:
+        """The seed of a draw that was given none."""
+        return self.stream.seed(self.number)
+
+
+Places = Mapping[Count, int]
+
+
 class Seeds:
     """The state of randomness: what `set_random_seed` restarts, and `kernelk.save` keeps."""
 
     def __init__(self) -> None:
+        self.counts: WeakSet[Count] = WeakSet()
         self.restart(None)
 
     def restart(self, seed: int | None) -> None:
@@ -45,36 +69,65 @@ class Seeds:
         self.fixed = 0 if seed is None else _seed_of(seed)
         self.repeatable = seed is not None  # whether the user expects the same results from the same cells
         self.stream = Stream(seed)
-        # How many runs have drawn; part of each draw's key, so that it lives on across swaps and restarts.
-        self.counter = 0
+        for count in self.counts:
+            count.begin = count.value = 0
+
+    def new(self) -> Count:
+        """The count of a new draw."""
+        count = Count(self.stream)
+        self.counts.add(count)
+        return count
+
+    def places(self) -> Places:
+        """How often each draw was evaluated up to now."""
+        return {count: count.value for count in self.counts}
+
+    def rewind(self, places: Places) -> None:
+        """Makes the next draws those that followed `places`; of draws that are newer, those from their beginning."""
+        for count in list(self.counts):
+            count.value = places.get(count, count.begin)
 
     @contextlib.contextmanager
-    def counted_from(self, counter: int) -> Iterator[None]:
-        """Makes runs inside draw what they would after so many runs; the count is restored afterwards."""
-        before, self.counter = self.counter, counter
+    def rewound(self, places: Places) -> Iterator[None]:
+        """Makes the next draws inside those that followed `places`; afterwards they are as before."""
+        before = self.places()
+        self.rewind(places)
         try:
             yield
         finally:
-            self.counter = before
+            self.rewind(before)
 
-    def counter_kept(self) -> contextlib.AbstractContextManager[None]:
+    def kept(self) -> contextlib.AbstractContextManager[None]:
         """Makes runs inside draw what the next call would, without using those draws up."""
-        return self.counted_from(self.counter)
+        return self.rewound(self.places())
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, object]:
         """The numbers that determine the next draws."""
+        stream, counts = self.stream, dict(self.stream.begins)
+        # After `restore`, two of one number may be there: what was made before and after the same seed was set.
+        for count in sorted((x for x in self.counts if x.stream is stream), key=lambda x: x.value):
+            counts[count.number] = count.value
         return {
-            "entropy": self.stream.entropy,
-            "count": self.stream.count,
+            "entropy": stream.entropy,
+            "count": stream.count,
             "fixed": self.fixed,
-            "counter": self.counter,
+            "counter": stream.begin,
+            "counts": {str(number): counts[number] for number in sorted(counts) if counts[number] != stream.begin},
         }
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Makes the next draws, of the nodes that the present stream has made too, those that follow from `state`.
 
         Plans that already hold a seed have to be made again.
         """
-        self.stream.entropy, self.stream.count = state["entropy"], state["count"]
-        self.fixed, self.counter = state["fixed"], state["counter"]
+        stream = self.stream
+        # Of equal seeds the draws are the same, whenever these were set.
+        continued = [x for x in self.counts if x.stream is stream or x.stream.entropy == state["entropy"]]
+        stream.entropy, stream.count, self.fixed = state["entropy"], state["count"], state["fixed"]
         self.repeatable = True
+        # What was written when all draws shared one counter goes on from there.
+        stream.begin = state["counter"]
+        stream.begins = {int(number): value for number, value in state["counts"].items()}
+        for count in continued:
+            count.stream = stream
+            count.begin = count.value = stream.begins.get(count.number, stream.begin)

@@ -296,7 +296,7 @@ def _evaluated(session: Session, tensor: Tensor, shown: Shown | None, names: _Na
             )
         host.start()
     fed = [as_feed(x, feeds[x]) for x in needed]
-    with session.state.seeds.counter_kept():
+    with session.state.seeds.kept():
         program, _ = linearised(session, needed, [target], (), phase, host.ops, fed)
         bytes_, _, shape = program.specialise(tuple(x.shape for x in fed), host.specialises).output_arrays(program)[0]
         if bytes_ > MOST_BYTES:

@@ -13,6 +13,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, Variable
+from ..graph.seeds import Count, Places
 from ..program.program import Program
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
@@ -57,14 +58,14 @@ class Recording:
     """The calls of a body: the kinds of calls, and all calls in order with their feeds (None: no longer kept).
 
     `seconds` is the whole body's time. `before` has the values of updated variables as they were before their first
-    update, `counter` that of the random draws; `value` is that of the body's last expression.
+    update, `places` how far the random draws had got; `value` is that of the body's last expression.
     """
 
     calls: list[Call] = field(default_factory=list)
     sequence: list[tuple[Call, list[Array] | None]] = field(default_factory=list)
     seconds: float = 0.0
     before: dict[Variable, Array] = field(default_factory=dict)
-    counter: int = 0
+    places: Places = field(default_factory=dict)
     value: Any = None
 
     @property
@@ -119,7 +120,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
     body raises.
     """
     __tracebackhide__ = True  # in an error of the body
-    recording = Recording(counter=session.state.seeds.counter)
+    recording = Recording(places=session.state.seeds.places())
     if callable(target) and not isinstance(target, Function):
         if feeds:
             raise ArgumentError(
@@ -185,16 +186,18 @@ def _noting(session: Session, recording: Recording) -> Iterator[None]:
 def restoring(session: Session, recordings: list[Recording]) -> Iterator[Callable[[], None]]:
     """Gives a function that makes the state that from before the recordings; at the end it is again as at the start."""
     before: dict[Variable, Array] = {}
+    places: dict[Count, int] = {}
     for recording in reversed(recordings):
         before.update(recording.before)
+        places.update(recording.places)
     after = {variable: session.read(variable) for variable in before}
     seeds = session.state.seeds
 
     def rewind() -> None:
         session.write(list(before.items()))
-        seeds.counter = min(recording.counter for recording in recordings)
+        seeds.rewind(places)
 
-    with seeds.counter_kept():
+    with seeds.kept():
         try:
             yield rewind
         finally:

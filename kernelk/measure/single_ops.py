@@ -40,7 +40,7 @@ class Nodes:
         self._session = session
         self._roots = roots
         self._phase = phase
-        self._counter = session.state.seeds.counter
+        self._places = session.state.seeds.places()
         self.placeholders = list(feeds)
         self.feeds = list(feeds.values())
         # With every op "native", no composite is written out: one node for each op that the user's lines recorded.
@@ -129,9 +129,9 @@ class Nodes:
     ) -> list[Array]:
         """The outputs' values from one program on this host, with the draws that the session's next call would get."""
         seeds = self._session.state.seeds
-        with seeds.counted_from(self._counter):
+        with seeds.rewound(self._places):
             program = Function(inputs, outputs, live=False).program_for(self._session, host.ops, self._phase, feeds)
-        with seeds.counted_from(self._counter), forgetting([host]):
+        with seeds.rewound(self._places), forgetting([host]):
             return self._session.calls.execute(host, program, feeds, commit=False)[: len(outputs)]
 
     def values(self, host: Host, numbers: Sequence[int]) -> dict[int, Array]:

@@ -27,8 +27,9 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
     seeds = current_state().seeds
+    count = node.count = seeds.new()
     if seed is None:
-        node.seed = partial(seeds.stream.seed, seeds.stream.next())
+        node.seed = count.seed
     else:
         node.seed = partial(int, (int(seed) ^ seeds.fixed) & (2**64 - 1))
     return node

@@ -21,7 +21,7 @@ from ..errors import FileError, KernelKError, one_line, printable
 
 # The member of the file that says what the others are: JSON, as an array of one string.
 ABOUT = "kernelk"
-FORMAT = 1
+FORMAT = 2
 
 _MOST_ABOUT = 64 << 20
 # Those that numpy writes. Python's other decompressors return a block's whole content at once, however large.
@@ -45,7 +45,7 @@ class Head(NamedTuple):
 class About(NamedTuple):
     """The header of a file: the random state, and for each key the kind and text that identify its variable."""
 
-    random: dict[str, int] | None
+    random: dict[str, Any] | None
     variables: list[tuple[str, str, str]]
 
 
@@ -168,10 +168,13 @@ class Archive:
         if not isinstance(state, dict) or not isinstance(header.get("variables"), list):
             raise ValueError("its list of variables is damaged")
         random: dict[str, Any] = {name: state.get(name) for name in ("entropy", "count", "fixed", "counter")}
+        # In the first format all draws shared one counter.
+        counts = state.get("counts") if version > 1 else {}
         # The counters must have room to grow; a seed has 64 bits.
         ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
-        if not all(type(number) is int and 0 <= number < ends[name] for name, number in random.items()):
+        if not all(_is_below(ends[name], number) for name, number in random.items()) or not _are_counts(counts):
             raise ValueError("its random state is damaged")
+        random["counts"] = counts
         listed = header["variables"]
         if not all(type(entry) is list and [type(word) for word in entry] == [str] * 3 for entry in listed):
             raise ValueError("its list of variables is damaged")
@@ -206,3 +209,14 @@ class Archive:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # reaches the end, where the checksum is compared
             return array
+
+
+def _is_below(end: float, value: Any) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        number.isascii() and number.isdigit() and len(number) < 20 and _is_below(2**62, count)
+        for number, count in value.items()
+    )

@@ -133,7 +133,7 @@ class Calls:
         # Otherwise an exception cut that call short before its end was noted.
         self._under_way = False
 
-    def write(self, values: list[tuple[Slots, Array]], random: dict[str, int] | None = None) -> None:
+    def write(self, values: list[tuple[Slots, Array]], random: dict[str, Any] | None = None) -> None:
         """Commits values of the right shapes, all at once, and with them a state of the draws.
 
         Called with the lock held. Raises EngineError within a call, OutOfMemoryError where they don't fit.
@@ -366,7 +366,7 @@ class Calls:
             "feeds": references[len(program.constants) :],
             "variables": [variable.slots.reference() for variable in program.slots],
             "draws": _draws(program, specialisation),
-            "counter": self._seeds.counter,
+            "counts": [node.count.value for node in program.draws],
             "profiled": profiled,
         }
         try:
@@ -500,14 +500,14 @@ class Calls:
         host.feed(plan.feeds, feeds)
         known = plan.number in host.plans
         updated = plan.updated
-        drawn = self._seeds.counter
+        counts = [node.count.value for node in program.draws]
         message = {
             "do": "run",
             "plan": plan.number,
             "define": None if known else plan.definition,
             "load": host.loads(plan.slots),
             "sides": [1 - slot.active for slot in updated],
-            "counter": drawn,
+            "counts": counts,
         }
         if keeps:
             # They are pending in the engine until the next request confirms this call.
@@ -527,15 +527,15 @@ class Calls:
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)
-            counter = drawn + bool(program.draws)
+            drawn = [(node.count, n + 1) for node, n in zip(program.draws, counts)] or None
             if updated and commit:
                 changed = kept(updated, host) if keeps else flipped(updated)
                 if plan.recipe is not None:
                     seconds = time.perf_counter() - begin
                     # As the worker has read them, from memory that is about to be used again.
-                    host.note(plan.recipe, plan.feeds, drawn, values, seconds)
+                    host.note(plan.recipe, plan.feeds, counts, values, seconds)
                 # Signal handlers run where a function begins, so not between these statements.
-                self._seeds.counter = counter
+                self.journal.drawn = drawn
                 self.journal.unsettled = changed
                 self.journal.settle()
                 if keeps:
@@ -543,8 +543,9 @@ class Calls:
                 else:
                     host.loaded(updated)
                 host.uncommitted = None
-            else:
-                self._seeds.counter = counter
+            elif drawn:
+                self.journal.drawn = drawn
+                self.journal.settle()
         except EngineError as error:
             raise _blamed(error, program, specialisation) from None
         return values

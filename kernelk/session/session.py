@@ -165,7 +165,7 @@ class Session(HasTraits):
 
         Each call passes here first. Called with the lock held.
         """
-        if self.calls.journal.unsettled is not None:
+        if self.calls.journal.unsettled is not None or self.calls.journal.drawn is not None:
             self.calls.journal.settle()
         if self._forks != forks.COUNT:
             self._after_fork()
@@ -221,7 +221,7 @@ class Session(HasTraits):
         """
         self.restore(values, None)
 
-    def restore(self, values: list[tuple[Variable, Array]], random: dict[str, int] | None) -> None:
+    def restore(self, values: list[tuple[Variable, Array]], random: dict[str, Any] | None) -> None:
         """Commits values as `write` does, and makes the next draws those that follow from `random`, if it is given."""
         self.check_process()
         with self.lock:

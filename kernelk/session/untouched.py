@@ -15,7 +15,7 @@ def untouched(session: Session, hosts: list[Host]) -> Iterator[None]:
 
     Inside, calls wait for what an engine would otherwise build beside them.
     """
-    with session.state.seeds.counter_kept(), session.calls.patient(), forgetting({*hosts, session.host("numpy")}):
+    with session.state.seeds.kept(), session.calls.patient(), forgetting({*hosts, session.host("numpy")}):
         yield
 
 

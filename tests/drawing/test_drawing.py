@@ -250,10 +250,10 @@ def test_times_are_written_as_well_as_coloured(monkeypatch: pytest.MonkeyPatch) 
     w = K.variable(np.ones((2, 2)))
     y = K.tanh(K.dot(x, w))
     train = K.function([x], [y], [K.update(w, K.exp(y))])
-    counter = current_state().seeds.counter
+    drawn = current_state().seeds.state()
     drawing = kernelk.draw(train, times=True, feeds={x: np.ones((2, 2))})
     assert np.array_equal(K.get_value(w), np.ones((2, 2)))
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == drawn
     slow = next(node for node in drawing.as_dict()["nodes"] if node["op"] == "tanh")
     assert slow["time"]["share"] > 0.8
     assert slow["time"]["text"] in slow["lines"]

@@ -561,16 +561,20 @@ def test_any_message_arrives_whole(sent: list[dict[str, Any]], padding: int) -> 
 
 @given(
     plan=st.integers(0, 2**64 - 1),
-    counter=st.integers(0, 2**64 - 1),
+    counts=st.lists(st.integers(0, 2**64 - 1), max_size=20),
     sides=st.lists(st.integers(0, 1), max_size=300),
     seconds=st.floats(0, 1e6),
 )
-def test_the_short_forms_say_the_same(plan: int, counter: int, sides: list[int], seconds: float) -> None:
+def test_the_short_forms_say_the_same(plan: int, counts: list[int], sides: list[int], seconds: float) -> None:
     left, right = pair()
-    run = {"do": "run", "plan": plan, "define": None, "load": [], "sides": sides, "counter": counter}
+    run = {"do": "run", "plan": plan, "define": None, "load": [], "sides": sides, "counts": counts}
     left.send(run, 7)
     got = right.receive(7)
-    assert {**got, "load": list(got["load"])} == run
+    assert {**got, "load": list(got["load"]), "counts": list(got["counts"])} == run
+    kept = {**run, "sides": [], "keep": plan, "confirmed": 2**64 - 1 - plan}
+    left.send(kept, 7)
+    got = right.receive(7)
+    assert {name: list(value) if isinstance(value, tuple) else value for name, value in got.items()} == kept
     right.send({"seconds": seconds}, 7)
     assert left.receive(7) == {"seconds": seconds}
     longer = {**run, "load": [[1, [2, 3, "float32", [4]]]]}

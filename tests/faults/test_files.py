@@ -58,8 +58,8 @@ def head(shape: str, dtype: str = "'<f4'") -> bytes:
     return b"\x93NUMPY\x01\x00" + len(words).to_bytes(2, "little") + words + bytes(8)
 
 
-def random(**changes: int) -> dict[str, int]:
-    return {"entropy": 1, "count": 0, "fixed": 0, "counter": 0} | changes
+def random(**changes: Any) -> dict[str, Any]:
+    return {"entropy": 1, "count": 0, "fixed": 0, "counter": 0, "counts": {}} | changes
 
 
 def packed_otherwise() -> bytes:
@@ -92,10 +92,13 @@ FILES: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "structures of objects": (lambda good: npz(v=head("(1,)", "[('a', '|O')]")), "it contains Python objects"),
     "counter": (lambda good: about(good, random=random(counter=2**64 - 1)), "random state is damaged"),
     "count": (lambda good: about(good, random=random(count=2**64 - 1)), "random state is damaged"),
+    "counts of another type": (lambda good: about(good, random=random(counts=[1])), "random state is damaged"),
+    "a count beyond its end": (lambda good: about(good, random=random(counts={"0": 2**62})), "random state is damaged"),
+    "a count of nothing": (lambda good: about(good, random=random(counts={"-1": 1})), "random state is damaged"),
     "state of another type": (lambda good: about(good, random=random() | {"fixed": 1.5}), "random state is damaged"),
     "no format": (lambda good: about(good, format="1"), "no format"),
     "keys of another type": (lambda good: about(good, variables=[["v", ["name"], "v"]]), "variables is damaged"),
-    "a newer one": (lambda good: about(good, format=2, kernelk="x\n" * 500), "was written by kernelk x"),
+    "a newer one": (lambda good: about(good, format=3, kernelk="x\n" * 500), "was written by kernelk x"),
 }
 
 

@@ -257,18 +257,18 @@ def test_looking_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = K.dropout(v, 0.5)
     change = K.update_add(v, K.random_uniform((2,)))
     printed = K.print_tensor(K.exp(v), "seen")
-    counter = current_state().seeds.counter
+    state = current_state().seeds.state()
     names = {"v": v, "drawn": drawn, "change": change, "printed": printed}
     found = kernelk.tensors(values=True, namespace=names)
     notes = {row.label: one.note for row, one in zip(found.rows, found.summaries) if one is not None}
     assert notes["change"] == "what 'v' would become"
     assert notes["drawn"] == "drawn again at each call"
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == state
     assert K.get_value(v).tolist() == [1.0, 2.0]
     for one in names.values():
         one._repr_html_()
     assert capsys.readouterr().out == ""
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == state
 
 
 def test_no_engine_is_started(spare: str) -> None:

@@ -277,11 +277,11 @@ def test_the_session_stays_as_it_was() -> None:
     _, call, w = network()
     call([np.random.rand(4, 3), 1])
     compiled = {name: list(host.compiled) for name, host in session.hosts.items()}
-    value, counter, shown = K.get_value(w), current_state().seeds.counter, dict(session.shown)
+    value, drawn, shown = K.get_value(w), current_state().seeds.state(), dict(session.shown)
     functions, swaps = len(session.functions), len(session.swaps)
     first = kernelk.diff(call, "theano", "numpy")
     assert session.active == "tensorflow"
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == drawn
     assert np.array_equal(K.get_value(w), value)
     assert {name: list(session.hosts[name].compiled) for name in compiled} == compiled
     assert (dict(session.shown), len(session.functions), len(session.swaps)) == (shown, functions, swaps)
@@ -408,7 +408,7 @@ def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
     activate("numpy")
     v = K.variable([1.0, 2.0])
     y = K.exp(v) * K.random_uniform((2,))
-    counter = current_state().seeds.counter
+    drawn = current_state().seeds.state()
     pid = current().host("spare").pid
     assert pid is not None
     brake.hold("exp")
@@ -417,7 +417,7 @@ def test_a_worker_that_dies_leaves_the_session_as_it_was(brake: Brake) -> None:
         kernelk.diff(y, "numpy", "spare")
     thread.join()
     brake.free("exp")
-    assert (current_state().seeds.counter, current().active) == (counter, "numpy")
+    assert (current_state().seeds.state(), current().active) == (drawn, "numpy")
     assert kernelk.diff(y, "numpy", "spare").agrees
 
 
@@ -468,7 +468,7 @@ def test_ctrl_c_leaves_the_session_as_it_was(brake: Brake, times: int) -> None:
     v = K.variable([1.0, 2.0])
     y = K.exp(v) * K.random_uniform((2,))
     K.eval(y)
-    counter, compiled = current_state().seeds.counter, list(current().hosts["numpy"].compiled)
+    drawn, compiled = current_state().seeds.state(), list(current().hosts["numpy"].compiled)
     brake.hold("exp")
 
     def stop() -> None:
@@ -483,7 +483,7 @@ def test_ctrl_c_leaves_the_session_as_it_was(brake: Brake, times: int) -> None:
     thread.join()
     brake.free("exp")
     assert current().active == "numpy"
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == drawn
     assert list(current().hosts["numpy"].compiled) == compiled
     assert K.get_value(v).tolist() == [1.0, 2.0]
     report = kernelk.diff(y, "numpy", "spare")

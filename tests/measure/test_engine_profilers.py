@@ -55,7 +55,7 @@ def folders(name: str) -> set[Path]:
 def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     call, w, batch = step()
     label, names, has_lines = PROFILERS[worker]
-    counter, before = current_state().seeds.counter, folders(worker)
+    drawn, before = current_state().seeds.state(), folders(worker)
     result = kernelk.profile(lambda: call([batch]), budget=BUDGET, engine=True)
     found = own(result)
     assert found.profiler == label
@@ -83,7 +83,7 @@ def test_the_engines_own_words_stand_beside_the_ops(worker: str) -> None:
     again, v, _ = step()
     again([batch])
     np.testing.assert_allclose(K.get_value(w), K.get_value(v), rtol=1e-6)
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == drawn
     assert folders(worker) == before
 
 

@@ -32,7 +32,7 @@ def step() -> tuple[Any, Any, Any]:
 
 def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
     call, w, batch = step()
-    counter = current_state().seeds.counter
+    drawn = current_state().seeds.state()
     result = kernelk.profile(lambda: call([batch]), budget=BUDGET)
     assert result.conditions.engine == backend
     rows = {(op.op, op.part) for op in result.ops}
@@ -49,7 +49,7 @@ def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
     again, v, _ = step()
     again([batch])
     np.testing.assert_allclose(K.get_value(w), K.get_value(v), rtol=1e-6)
-    assert current_state().seeds.counter == counter
+    assert current_state().seeds.state() == drawn
     text = repr(result)
     assert "its ops one by one" in text
     assert "one by one: forward" in text

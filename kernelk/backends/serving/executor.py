@@ -206,7 +206,7 @@ class Executor(object):
     def do_run(self, request):
         """Fields: plan (its number), define (what the plan is, the first time), load ([id, reference]...),
 
-        sides (for each update, which of its two slots to write), counter (of random draws).
+        sides (for each update, which of its two slots to write), counts (for each draw, how often it was made).
         In place of sides: keep (the number of the call), whose updates stay here, pending, and confirmed (that of the
         last call whose pending values count; any other request may have it).
         Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
@@ -221,8 +221,8 @@ class Executor(object):
         plan = self.plans[request["plan"]]
         for number, reference in request["load"]:
             state[number] = backend.load(self.array(reference))
-        counter, feeds = request["counter"], request.get("feeds", plan.feeds)
-        draws = [draw(kind, dtype, shape, seed, counter) for kind, dtype, shape, seed in plan.draws]
+        feeds = request.get("feeds", plan.feeds)
+        draws = [draw(*how, counter=n) for how, n in zip(plan.draws, request["counts"])]
         keep = request.get("keep")
         into = [pair[side] for pair, side in zip(plan.into, request["sides"])] if keep is None else None
         values = [state[number] for number in plan.slots]
@@ -247,7 +247,7 @@ class Executor(object):
         return dict(delivered, seconds=seconds)
 
     def do_time(self, request):
-        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counter,
+        """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counts,
 
         profiled (whether the engine's own profiler is to be asked).
         Makes a `Timed`. Replies with the seconds of its compilation and of its first run.
@@ -256,7 +256,7 @@ class Executor(object):
             [self.array(reference) for reference in request[name]] for name in ("constants", "feeds", "variables")
         ]
         profiler = self.backend.profiler() if request["profiled"] else None
-        rest = {"draws": request["draws"], "counter": request["counter"], "profiler": profiler}
+        rest = {"draws": request["draws"], "counts": request["counts"], "profiler": profiler}
         made = Timed(self.backend, request["program"], *arrays, **rest)
         self.timed[request["timed"]] = made
         return {"compile": made.compile_seconds, "first": made.first_seconds}

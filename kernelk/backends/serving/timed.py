@@ -17,18 +17,18 @@ class Timed(object):
     """One call, to be repeated for timing; it changes only its own memory.
 
     `encoded` has no inputs: feeds come as the first of its slots, so that handing them over isn't part of a run.
-    `constants`, `feeds` and `variables` are ndarrays, and are copied; `draws` are [kind, dtype, shape, seed]...
+    `constants`, `feeds` and `variables` are ndarrays, and are copied; `draws` are [kind, dtype, shape, seed]...,
+    `counts` how often each was made.
     Each sample begins with these values; within it, updates take their effect from run to run.
     `profiler`: the engine's own, if `watched` is going to be called.
     `compile_seconds` is the time to build the program, `first_seconds` that of its first run.
     """
 
-    def __init__(self, backend, encoded, constants, feeds, variables, draws, counter, profiler=None):
+    def __init__(self, backend, encoded, constants, feeds, variables, draws, counts, profiler=None):
         self.backend = backend
         self.profiler = profiler
         self.feeds = [_own(array) for array in feeds]
-        self.draws = draws
-        self.counter = counter
+        self.draws = list(zip(draws, counts))
         program = Program(encoded)
         constants = [np.array(array) for array in constants]
         backend.compile_anew()
@@ -47,7 +47,7 @@ class Timed(object):
 
     def _call(self, state, into):
         # Draws are made for each run, and so they are part of it.
-        drawn = [draw(kind, dtype, shape, seed, self.counter) for kind, dtype, shape, seed in self.draws]
+        drawn = [draw(*how, counter=n) for how, n in self.draws]
         if self.backend.writes_in_place:
             return self.run([], state, drawn, into)
         return self.run([], state, drawn)

@@ -16,12 +16,13 @@ import time
 
 _HEADER = struct.Struct("<IBQ")
 _JSON, _RUN, _DONE, _KEEP = 0, 1, 2, 3
-_RUN_BODY = struct.Struct("<QQ")  # plan, counter; then one byte for each side
-_KEEP_BODY = struct.Struct("<QQQQ")  # plan, counter, the call's number, that of the last one that counts
+_RUN_BODY = struct.Struct("<QI")  # plan, how many sides; then one byte for each, and the counts
+_KEEP_BODY = struct.Struct("<QQQ")  # plan, the call's number, that of the last one that counts; then the counts
+_COUNT = 8  # bytes of the count of each draw
 _DONE_BODY = struct.Struct("<d")  # seconds
 # Header and body at once: two would slow an ordinary call.
-_RUN_FRAME = struct.Struct("<IBQQQ")
-_KEEP_FRAME = struct.Struct("<IBQQQQQ")
+_RUN_FRAME = struct.Struct("<IBQQI")
+_KEEP_FRAME = struct.Struct("<IBQQQQ")
 _DONE_FRAME = struct.Struct("<IBQd")
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
 _MOST_FILES = 64
@@ -52,13 +53,14 @@ class Malformed(Exception):
 def encode(message, number=0):
     """A message (a JSON-able dict) as a frame. Raises TooLong."""
     if message.get("do") == "run" and message["define"] is None and not message["load"]:
-        plan, counter = message["plan"], message["counter"]
+        plan, counts = message["plan"], message["counts"]
+        rest = struct.pack("<%dQ" % len(counts), *counts) if counts else b""
         if "confirmed" not in message:
-            sides = bytes(message["sides"])
-            return _RUN_FRAME.pack(_RUN_BODY.size + len(sides), _RUN, number, plan, counter) + sides
+            rest = bytes(message["sides"]) + rest
+            return _RUN_FRAME.pack(_RUN_BODY.size + len(rest), _RUN, number, plan, len(message["sides"])) + rest
         if "keep" in message:
-            keep, confirmed = message["keep"], message["confirmed"]
-            return _KEEP_FRAME.pack(_KEEP_BODY.size, _KEEP, number, plan, counter, keep, confirmed)
+            size = _KEEP_BODY.size + len(rest)
+            return _KEEP_FRAME.pack(size, _KEEP, number, plan, message["keep"], message["confirmed"]) + rest
     if len(message) == 1 and "seconds" in message:
         return _DONE_FRAME.pack(_DONE_BODY.size, _DONE, number, message["seconds"])
     body = json.dumps(message, separators=(",", ":")).encode("utf-8")
@@ -71,13 +73,12 @@ def decode(kind, body):
     """The message of a frame. Raises Malformed."""
     try:
         if kind == _RUN:
-            plan, counter = _RUN_BODY.unpack_from(body)
-            sides = list(body[_RUN_BODY.size :])
-            return {"do": "run", "plan": plan, "define": None, "load": (), "sides": sides, "counter": counter}
+            plan, sides = _RUN_BODY.unpack_from(body)
+            end = _RUN_BODY.size + sides
+            return dict(_run(plan, body[end:]), sides=list(body[_RUN_BODY.size : end]))
         if kind == _KEEP:
-            plan, counter, keep, confirmed = _KEEP_BODY.unpack(body)
-            known = {"do": "run", "plan": plan, "define": None, "load": (), "sides": (), "counter": counter}
-            return dict(known, keep=keep, confirmed=confirmed)
+            plan, keep, confirmed = _KEEP_BODY.unpack_from(body)
+            return dict(_run(plan, body[_KEEP_BODY.size :]), sides=(), keep=keep, confirmed=confirmed)
         if kind == _DONE:
             return {"seconds": _DONE_BODY.unpack(body)[0]}
         message = json.loads(bytes(body).decode("utf-8")) if kind == _JSON else None
@@ -86,6 +87,11 @@ def decode(kind, body):
     if type(message) is not dict:
         raise Malformed("kind %d is unknown" % kind if kind != _JSON else "it is a %s" % type(message).__name__)
     return message
+
+
+def _run(plan, counts):
+    counts = struct.unpack("<%dQ" % (len(counts) // _COUNT), counts) if len(counts) else ()
+    return {"do": "run", "plan": plan, "define": None, "load": (), "counts": counts}
 
 
 class Wire(object):

@@ -1,0 +1,146 @@
+"""Each draw has a count of its own: its n-th evaluation gives the n-th draw of its seed, whatever else ran."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.arrays import same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernelk
+from kernelk import backend as K
+from kernelk.backends.random_draws import draw
+from kernelk.errors import KernelKError
+from kernelk.graph.state import current_state
+from kernelk.session.current import current
+from kernelk.session.untouched import untouched
+
+MOST = 40
+
+
+def nth(node: Any, n: int) -> np.ndarray:
+    """The n-th draw of a node, counted from 0."""
+    value: np.ndarray = draw(node.attrs["kind"], node.dtype, node.shape, node.seed(), n)
+    return value
+
+
+def test_ops_with_one_seed_draw_the_same(backend: str) -> None:
+    """As in Keras on TensorFlow, where an op's stream begins with the op."""
+    K.eval(K.random_uniform((3,)))
+    a, b = K.random_uniform((3,), seed=7), K.random_uniform((3,), seed=7)
+    first = K.eval(a)
+    second = K.eval(a)
+    assert not same_bits(first, second)
+    assert same_bits(K.eval(b), first)
+    assert same_bits(K.eval(b), second)
+    one, other = K.eval(K.dropout(K.ones((40,)), 0.5, seed=3)), K.eval(K.dropout(K.ones((40,)), 0.5, seed=3))
+    assert same_bits(one, other)
+
+
+def test_a_draw_goes_on_from_function_to_function_and_from_engine_to_engine(every_engine: list[str]) -> None:
+    a: Any = K.random_normal((2, 3))
+    b: Any = K.random_uniform((4,))
+    both, one = K.function([], [a, b]), K.function([], [b])
+    for n, engine in enumerate(every_engine):
+        kernelk.set_backend(engine)
+        values = both([])
+        np.testing.assert_allclose(values[0], nth(a, n), rtol=1e-6)
+        assert same_bits(values[1], nth(b, 2 * n))
+        assert same_bits(one([])[0], nth(b, 2 * n + 1))
+    assert (a.count.value, b.count.value) == (len(every_engine), 2 * len(every_engine))
+
+
+@settings(max_examples=MOST)
+@given(data=st.data())
+def test_random_evaluations(data: st.DataObject) -> None:
+    """In any order, together or alone, rewound or refused, in sessions that are saved and loaded."""
+    K.set_random_seed(data.draw(st.integers(0, 3)))
+    nodes: list[Any] = [K.random_uniform((2,), seed=s) for s in (None, 1, 1, None)]
+    counts = [0] * len(nodes)
+    w = K.variable([0.0, 0.0])
+    for _ in range(data.draw(st.integers(1, 12))):
+        chosen = data.draw(st.lists(st.integers(0, len(nodes) - 1), min_size=1, max_size=3, unique=True))
+        how = data.draw(st.sampled_from(["call", "update", "look", "kept", "fail", "drop"]))
+        wanted = [nth(nodes[i], counts[i]) for i in chosen]
+        outputs = [nodes[i] for i in chosen]
+        if how == "drop":
+            # Others come and go.
+            K.eval(K.random_uniform((3,)))
+            gc.collect()
+            continue
+        if how == "fail":
+            x = K.placeholder((2,))
+            with pytest.raises(KernelKError):
+                K.function([x], [x + nodes[i] for i in chosen])([np.zeros(3)])
+            continue
+        if how == "look":
+            session = current()
+            with untouched(session, []):
+                got = K.function([], outputs)([])
+        elif how == "kept":
+            session = current()
+            places = session.state.seeds.places()
+            K.function([], outputs)([])
+            session.state.seeds.rewind(places)
+            got = wanted
+        else:
+            got = K.function([], outputs, [K.update(w, outputs[0])] if how == "update" else [])([])
+            if how == "update":
+                assert same_bits(K.get_value(w), wanted[0])
+            for i in chosen:
+                counts[i] += 1
+        assert all(same_bits(a, b) for a, b in zip(got, wanted))
+    assert [node.count.value for node in nodes] == counts
+
+
+def test_what_a_file_has_goes_on_by_number(tmp_path: Path) -> None:
+    """In a new session, the same cells' draws go on where they were, also those that are made after the loading."""
+
+    def cells() -> list[Any]:
+        return [K.random_uniform((2,)), K.random_uniform((2,), seed=5), K.random_normal((2,))]
+
+    first = cells()
+    for n, node in enumerate(first):
+        for _ in range(n + 1):
+            K.eval(node)
+    late = K.random_uniform((2,))
+    K.eval(late)
+    kernelk.save(tmp_path / "x")
+    wanted = [K.eval(node) for node in [*first, late]]
+    K.clear_session()
+    current_state().seeds.restart(None)
+    again = cells()
+    K.eval(again[0])
+    kernelk.load(tmp_path / "x.npz")
+    got = [K.eval(node) for node in again]
+    assert all(same_bits(a, b) for a, b in zip(got, wanted))
+    # A second file of this session still has what the first one said of draws that weren't made here.
+    kernelk.save(tmp_path / "y")
+    assert current_state().seeds.state()["counts"] == {"0": 2, "1": 3, "2": 4, "3": 1}
+
+
+def test_a_file_of_the_first_format_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    """All draws shared one counter then."""
+    node = K.random_uniform((2,))
+    seeds = current_state().seeds
+    state = {"entropy": seeds.stream.entropy, "count": 1, "fixed": 0, "counter": 9, "counts": {}}
+    current().restore([], state)
+    assert same_bits(K.eval(node), nth(node, 9))
+    assert same_bits(K.eval(node), nth(node, 10))
+    later = K.random_uniform((2,))
+    assert same_bits(K.eval(later), nth(later, 9))
+
+
+def test_counts_of_draws_that_are_gone_are_forgotten() -> None:
+    before = len(current_state().seeds.counts)
+    for _ in range(20):
+        K.eval(K.random_uniform((2,)))
+    gc.collect()
+    K.clear_session()
+    gc.collect()
+    assert len(current_state().seeds.counts) <= before
