@@ -1,9 +1,10 @@
-"""One command for a machine with a GPU: swaps, profiles, precisions, a comparison on it, written to GPU_RESULTS.md."""
+"""One command for a machine with a GPU: swaps, profiles, precisions, draws, a comparison; writes GPU_RESULTS.md."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import sys
 from datetime import date
 
@@ -82,6 +83,30 @@ class Products:
         return rows, passed
 
 
+# The shape of a dropout mask that numpy takes a third of a second for.
+DRAWN = (64, 32, 112, 112)
+
+
+def draws(engine: str, device: str) -> tuple[str, bool]:
+    """A line about uniform draws made on the device: the time of one run, and whether they are numpy's bit for bit."""
+    noise = K.random_uniform(DRAWN)
+    seeds = current().state.seeds
+    places = seeds.places()
+    kernelk.set_backend("numpy")
+    wanted = K.eval(noise)
+    times = [kernelk.time(K.max(noise), budget=1)]
+    seeds.rewind(places)
+    kernelk.set_backend(engine, device=device)
+    equal = K.eval(noise).tobytes() == wanted.tobytes()
+    times.append(kernelk.time(K.max(noise), budget=1))
+    host, there = (statistics.median(result.calls[0].samples) for result in times)
+    same = "numpy's bit for bit" if equal else "NOT numpy's"
+    return (
+        f"{noise.shape} uniform draws and their maximum: {there:.4f} s, on numpy {host:.4f} s; they are {same}\n",
+        equal,
+    )
+
+
 def main() -> int:
     """Runs the check; 0 where it has passed, or where there is no GPU."""
     found = gpus()
@@ -92,7 +117,7 @@ def main() -> int:
     kernelk.set_backend("numpy")
     step = model("lenet32")
     losses = [float(np.asarray(step()).reshape(-1)[0])]
-    products, precise = Products(), True
+    products, precise, drawn = Products(), True, True
     square = K.variable(np.random.default_rng(0).standard_normal((2048, 2048)))
     for engine, device in found.items():
         report = kernelk.set_backend(engine, device=device)
@@ -106,6 +131,9 @@ def main() -> int:
         precise = precise and passed
         table = ["| in | precision | what | relative error | as it should be |", "|---|---|---|---|---|", *rows]
         parts.append("\n".join(table) + "\n")
+        line, equal = draws(engine, device)
+        drawn = drawn and equal
+        parts.append(line)
     result = kernelk.compare(K.dot(square, square), *found, "numpy", budget=20)
     parts += ["## A matrix product of 2048, with numpy on the processor\n", f"```\n{result}\n```\n"]
     (HERE / "GPU_RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
@@ -113,7 +141,7 @@ def main() -> int:
     going_on = all(a > b for a, b in itertools.pairwise(losses))
     print(f"the loss goes on across the swaps: {losses}" if going_on else f"the loss does not go on: {losses}")
     print("every precision is what it says" if precise else "a precision is not what it says: see the tables above")
-    return 0 if going_on and precise and result.equal and result.comparable else 1
+    return 0 if going_on and precise and drawn and result.equal and result.comparable else 1
 
 
 if __name__ == "__main__":

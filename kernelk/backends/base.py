@@ -265,8 +265,8 @@ class Backend(object):
     def compile(self, program, constants):
         """Lowers a `lowering.Program` as a whole; `constants` are ndarrays.
 
-        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds and draws) and native
-        values (state, one for each slot) in; native outputs, and the native new value of each of
+        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds), of what `draw` returns
+        (draws) and native values (state, one for each slot) in; native outputs, and the native new value of each of
         `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
         `run.fresh`, if it is there, has the positions of outputs in memory that nothing else will hold.
         Raises CannotLower.
@@ -318,6 +318,12 @@ class Backend(object):
     def maps(self):
         """The memory maps that this process has, where compiled programs take many of these; elsewhere 0."""
         return 0
+
+    def draw(self, kind, dtype, shape, seed, counter):
+        """What `run` takes among its draws: see `backends.random_draws`. A device may make the same by itself."""
+        from .random_draws import draw
+
+        return draw(kind, dtype, shape, seed, counter)
 
     def take_over(self, wait):
         """Called between two calls: has what was built beside them run from here on; `wait`: when all of it is built.

@@ -1,5 +1,7 @@
 """Random arrays made for each run from (seed, counter): every engine is fed the same draws.
 
+On a GPU, JAX and PyTorch make the same themselves: see `draws.py` in their folders.
+
 Philox's raw bits are the same in every numpy; the transforms are written out here because numpy's own have changed
 between versions. Uniform draws are bit-identical everywhere; normal ones go through log, sin and cos, whose last bit
 may differ between two numpy builds.
@@ -7,21 +9,34 @@ may differ between two numpy builds.
 
 import numpy as np
 
-_KEY = 0x6B65726E656C6B  # "kernelk": keeps these streams apart from a user's own Philox(seed)
+KEY = 0x6B65726E656C6B  # "kernelk": keeps these streams apart from a user's own Philox(seed)
+
+# Philox of four 64-bit words, as numpy has it, for who makes the same bits otherwise. J. Salmon et al., "Parallel
+# random numbers: as easy as 1, 2, 3", 2011.
+MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+ROUNDS = 10
 
 
 def _raw(count, seed, counter):
-    bits = np.random.Philox(key=[seed, _KEY], counter=[0, 0, 0, counter])
+    # Of lists, numpy makes float64 on the way where some of the numbers are above 2**63: the last bits would be lost.
+    key, start = np.array([seed, KEY], np.uint64), np.array([0, 0, 0, counter], np.uint64)
+    bits = np.random.Philox(key=key, counter=start)
     return bits.random_raw(count) if count else np.zeros(0, np.uint64)
 
 
 def _uniform(count, dtype, seed, counter):
+    # In place where that can be: to write to fresh memory takes longer than to compute.
     if dtype == "float64":
-        return (_raw(count, seed, counter) >> np.uint64(11)) * 2.0**-53
-    words = _raw((count + 1) // 2, seed, counter).astype("<u8").view("<u4")[:count]
-    if dtype == "float16":
-        return (words >> np.uint32(21)).astype(np.float16) * np.float16(2.0**-11)
-    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+        words, bits = _raw(count, seed, counter), 53
+        words >>= np.uint64(64 - bits)
+    else:
+        words = _raw((count + 1) // 2, seed, counter).astype("<u8", copy=False).view("<u4")[:count]
+        bits = 11 if dtype == "float16" else 24
+        words >>= np.uint32(32 - bits)
+    values = words.astype(dtype)
+    values *= np.dtype(dtype).type(2.0**-bits)
+    return values
 
 
 def _normal(count, dtype, seed, counter):

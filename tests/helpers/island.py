@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernelk.backends import random_draws
 from kernelk.backends.lowering import Program
 from kernelk.backends.numpy.ops import OPS
 
@@ -91,3 +93,30 @@ def same_as_numpy(
     engine: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], dtype: str, tolerance: float = 0
 ) -> tuple[Any, Any]:
     return all_as_numpy(engine, [(op, attrs, operands, dtype)], tolerance)[0]
+
+
+def draws_of_a_device_are_the_hosts(draw: Any, to_numpy: Any, engine: Any) -> None:
+    """`draw(kind, dtype, shape, seed, counter)`, made on a device: uniforms bit for bit, and a program takes them."""
+    for kind, dtype in itertools.product(("uniform", "normal"), FLOATS):
+        for shape, seed, counter in itertools.product(
+            ((), (1,), (0,), (7,), (3, 5), (1001,)), (0, 2**63 + 1, 2**64 - 1), (0, 5, 2**64 - 1)
+        ):
+            wanted = random_draws.draw(kind, dtype, shape, seed, counter)
+            got = to_numpy(draw(kind, dtype, shape, seed, counter))
+            assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+            if kind == "uniform":
+                assert got.tobytes() == wanted.tobytes(), (dtype, shape, seed, counter)
+            else:
+                rounding = {"float16": 1e-3, "float32": 2e-7, "float64": 1e-14}[dtype]
+                np.testing.assert_allclose(got.astype("f8"), wanted.astype("f8"), rtol=rounding, atol=1e-15)
+    run = engine.compile(
+        program(
+            draws=[["float32", [4]]],
+            instructions=[["negative", [0], {}, "float32", [4]]],
+            outputs=[1],
+        ),
+        [],
+    )
+    on_host = random_draws.draw("uniform", "float32", (4,), 3, 1)
+    for drawn in (on_host, draw("uniform", "float32", (4,), 3, 1)):
+        assert to_numpy(run([], [], [drawn])[0][0]).tobytes() == (-on_host).tobytes()

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.island import FLOATS, all_as_numpy, program, run_all, same_as_numpy
+from helpers.island import FLOATS, all_as_numpy, draws_of_a_device_are_the_hosts, program, run_all, same_as_numpy
 from helpers.processes import PROJECT
 from island_ownership import aligned, bits
 
@@ -362,3 +362,14 @@ def test_a_gpu_that_has_tensorfloat32_is_told_by_its_capability():
     for capability, has in capabilities.items():
         assert _has_tf32(type("Device", (), {"compute_capability": capability})) is has
     assert not _has_tf32(object())
+
+
+def test_draws_on_a_device(backend, monkeypatch):
+    """As a GPU makes them; here XLA compiles the same for the processor. A truncated normal draw comes from numpy."""
+    from kernelk.backends.jax.draws import DeviceDraws
+
+    assert type(backend.draw("uniform", "float32", (3,), 1, 0)) is np.ndarray
+    monkeypatch.setattr(backend, "_device_draws", DeviceDraws(backend._executable, backend._make))
+    draws_of_a_device_are_the_hosts(backend.draw, backend.to_numpy, backend)
+    assert type(backend.draw("uniform", "float32", (3,), 1, 0)) is not np.ndarray
+    assert type(backend.draw("truncated_normal", "float32", (3,), 1, 0)) is np.ndarray

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.island import one_op, program, same_as_numpy
+from helpers.island import draws_of_a_device_are_the_hosts, one_op, program, same_as_numpy
 from helpers.processes import PROJECT, TESTS
 from island_ownership import bits
 
@@ -319,3 +319,15 @@ def test_a_variable_that_decides_on_the_precision_is_refused_in_the_kernel(backe
     assert caught.value.next_step.startswith("%kbackend torch --worker, or restart")
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
     assert type(backend)({"device": "cpu:0", "in_kernel": True}).facts()["precision"] == "float32"
+
+
+def test_draws_on_a_device(backend):
+    """As a GPU makes them; here the same kernels run on the processor."""
+    from kernelk.backends.torch import draws
+
+    def draw(kind, dtype, shape, seed, counter):
+        make = backend._inside(draws.KINDS[kind])
+        return make(int(np.prod(shape)), dtype, seed, counter, backend._native_device).reshape(shape)
+
+    assert type(backend.draw("uniform", "float32", (draws.WORTH,), 1, 0)) is np.ndarray
+    draws_of_a_device_are_the_hosts(draw, backend.to_numpy, backend)

@@ -41,6 +41,7 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     activate(engine)
     monkeypatch.setattr(check, "gpus", lambda: {engine: "cpu:0"})
     monkeypatch.setattr(check, "HERE", tmp_path)
+    monkeypatch.setattr(check, "DRAWN", (3, 4))
     real = {name: getattr(check.kernelk, name) for name in ("profile", "compare")}
     for name, call in real.items():
         monkeypatch.setattr(
@@ -53,3 +54,5 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     assert "reference" in text
     # In a worker and in this process: a matrix product and a convolution, in the two precisions of a processor.
     assert text.count("| yes |") == 8
+    assert "(3, 4) uniform draws and their maximum" in text
+    assert "they are numpy's bit for bit" in text

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.arrays import same_bits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends import random_draws
 from kernelk.backends.random_draws import draw
 from kernelk.errors import KernelKError
 from kernelk.graph.state import current_state
@@ -27,6 +28,43 @@ def nth(node: Any, n: int) -> np.ndarray:
     """The n-th draw of a node, counted from 0."""
     value: np.ndarray = draw(node.attrs["kind"], node.dtype, node.shape, node.seed(), n)
     return value
+
+
+def philox(seed: int, counter: int, count: int) -> list[int]:
+    """Philox of four 64-bit words in whole numbers, written from the paper: ten rounds, two products in each."""
+    words: list[int] = []
+    for block in range(1, (count + 3) // 4 + 1):
+        c, k = [block, 0, 0, counter], [seed, random_draws.KEY]
+        for _ in range(10):
+            a, b = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
+            c = [(b >> 64) ^ c[1] ^ k[0], b % 2**64, (a >> 64) ^ c[3] ^ k[1], a % 2**64]
+            k = [(k[0] + 0x9E3779B97F4A7C15) % 2**64, (k[1] + 0xBB67AE8584CAA73B) % 2**64]
+        words += c
+    return words[:count]
+
+
+@given(seed=st.integers(0, 2**64 - 1), counter=st.integers(0, 2**64 - 1), count=st.integers(0, 9))
+@example(seed=2**63 + 1, counter=0, count=4)
+@example(seed=1, counter=2**63 + 1, count=4)
+def test_no_bit_of_a_seed_or_a_count_is_lost(seed: int, counter: int, count: int) -> None:
+    words = philox(seed, counter, count)
+    wanted = np.array([(word >> 11) * 2.0**-53 for word in words])
+    assert same_bits(draw("uniform", "float64", (count,), seed, counter), wanted)
+    halves = [half for word in words for half in (word % 2**32, word >> 32)]
+    for dtype, bits in (("float32", 24), ("float16", 11)):
+        wanted = np.array([(half >> (32 - bits)) * 2.0**-bits for half in halves], dtype)
+        assert same_bits(draw("uniform", dtype, (2 * count,), seed, counter), wanted)
+
+
+def test_seeds_that_differ_in_a_bit_draw_otherwise(backend: str) -> None:
+    for seed in range(8):
+        K.set_random_seed(seed)
+        values = [K.eval(K.random_uniform((4,), seed=n)).tobytes() for n in (4, 5, 6)]
+        assert len(set(values)) == 3
+        # Fresh ops, whose streams begin with them.
+        kernelk.set_backend("numpy")
+        assert [K.eval(K.random_uniform((4,), seed=n)).tobytes() for n in (4, 5, 6)] == values
+        kernelk.set_backend(backend)
 
 
 def test_ops_with_one_seed_draw_the_same(backend: str) -> None:

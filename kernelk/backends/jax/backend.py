@@ -23,8 +23,9 @@ from ..choosing import (
 from ..lowering import InstructionError
 from ..products import round_factors
 from ..segments import compile_in_segments
-from . import elementwise, ops, tracing, windows
+from . import draws, elementwise, ops, tracing, windows
 from .denormals import keep_denormals
+from .draws import KINDS, DeviceDraws
 from .profiler import JaxProfiler
 
 # Imported when the first JaxBackend is made.
@@ -88,7 +89,7 @@ class JaxBackend(Backend):
         import jax
         from jax import lax
 
-        hand_over([elementwise, ops, tracing, windows], jax=jax, lax=lax)
+        hand_over([draws, elementwise, ops, tracing, windows], jax=jax, lax=lax)
         started = _started()
         self._in_kernel = bool(options.get("in_kernel"))
         if denormals != "flush" and not started and not self._in_kernel:
@@ -133,6 +134,8 @@ class JaxBackend(Backend):
             self._zero = self._make(np.asarray(0, np.int32))
             self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
             kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
+        # On a processor, numpy makes them in less time than XLA.
+        self._device_draws = None if self._device.startswith("cpu") else DeviceDraws(self._executable, self._make)
         self._denormals = settled_denormals("JAX", denormals, kept, self._in_kernel, self._notes, "started")
 
     def _take_shortcuts(self):
@@ -257,6 +260,11 @@ class JaxBackend(Backend):
     def to_numpy(self, value):
         return np.asarray(value)
 
+    def draw(self, kind, dtype, shape, seed, counter):
+        if self._device_draws is None or kind not in KINDS:
+            return Backend.draw(self, kind, dtype, shape, seed, counter)
+        return self._device_draws.draw(kind, dtype, shape, seed, counter)
+
     def native(self, value, fresh):
         # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
         return value if fresh else self.load(np.array(value))
@@ -357,7 +365,7 @@ class JaxBackend(Backend):
             values = [make(feeds[number]) for number in fed]
             values += [state[slot] for slot in held]
             if drawn:
-                values += [make(draws[number]) for number in drawn]
+                values += [x if type(x) is not np.ndarray else make(x) for x in (draws[number] for number in drawn)]
             if tail:
                 values += tail
             results = compiled(*values)

@@ -16,7 +16,6 @@ from ..describing import described
 from ..errors import CannotLower
 from ..figures import figures
 from ..lowering import InstructionError, Program
-from ..random_draws import draw
 from ..staged import compile_program
 from .timed import Timed
 
@@ -222,7 +221,7 @@ class Executor(object):
         for number, reference in request["load"]:
             state[number] = backend.load(self.array(reference))
         feeds = request.get("feeds", plan.feeds)
-        draws = [draw(*how, counter=n) for how, n in zip(plan.draws, request["counts"])]
+        draws = [backend.draw(*how, counter=n) for how, n in zip(plan.draws, request["counts"])]
         keep = request.get("keep")
         into = [pair[side] for pair, side in zip(plan.into, request["sides"])] if keep is None else None
         values = [state[number] for number in plan.slots]

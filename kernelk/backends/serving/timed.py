@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..lowering import Program
-from ..random_draws import draw
 from ..staged import compile_program
 from .shared_memory import Segment, aligned
 from .watching import Profiler
@@ -47,7 +46,7 @@ class Timed(object):
 
     def _call(self, state, into):
         # Draws are made for each run, and so they are part of it.
-        drawn = [draw(*how, counter=n) for how, n in self.draws]
+        drawn = [self.backend.draw(*how, counter=n) for how, n in self.draws]
         if self.backend.writes_in_place:
             return self.run([], state, drawn, into)
         return self.run([], state, drawn)

@@ -18,7 +18,7 @@ from ..choosing import (
 from ..describing import ops_in
 from ..lowering import InstructionError
 from ..products import round_factors
-from . import elementwise, ops, precision, windows
+from . import draws, elementwise, ops, precision, windows
 from .profiler import TorchProfiler
 
 # Imported when the first TorchBackend is made.
@@ -66,7 +66,7 @@ class TorchBackend(Backend):
         Backend.__init__(self, options)
         import torch
 
-        hand_over([elementwise, ops, precision, windows], torch=torch)
+        hand_over([draws, elementwise, ops, precision, windows], torch=torch)
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
@@ -149,6 +149,14 @@ class TorchBackend(Backend):
     def to_numpy(self, value):
         return value.numpy() if self._on_cpu else value.cpu().numpy()
 
+    def draw(self, kind, dtype, shape, seed, counter):
+        count = int(np.prod(shape, dtype=np.int64))
+        # On a processor, numpy makes them in less time than so many kernels.
+        if self._on_cpu or kind not in draws.KINDS or count < draws.WORTH:
+            return Backend.draw(self, kind, dtype, shape, seed, counter)
+        make = self._inside(draws.KINDS[kind])
+        return make(count, dtype, seed, counter, self._native_device).reshape(shape)
+
     def commit(self, value, destination):
         # Made by `run` from this very array: the value is there.
         if getattr(value, "kernelk_destination", None) is destination:
@@ -203,7 +211,7 @@ class TorchBackend(Backend):
             if function is None:
                 function = compiled[in_place] = inside(code.function(in_place))
             arrays = [on_device(array) for array in feeds]
-            drawn = [on_device(array) for array in draws]
+            drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
             try:
                 return function(arrays, state, drawn, destinations)
             except Exception as error:
