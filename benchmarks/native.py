@@ -23,6 +23,8 @@ BATCH, STEPS, FEATURES, UNITS, CLASSES = 32, 50, 64, 128, 10
 MODELS = {
     "small_step": ("mlp", (64, 128, 10, 32)),
     "large_step": ("mlp", (1024, 1024, 160, 128)),
+    "huge_step": ("mlp", (3584, 3200, 512, 64)),
+    "huge_few": ("mlp", (3584, 3200, 512, 4)),
     "lenet32": ("lenet", (32,)),
     "lenet128": ("lenet", (128,)),
     "lstm": ("lstm", ()),
