@@ -1,6 +1,6 @@
 """What a worker's calls since the last checkpoint need to be repeated, if it ends while it alone has their results.
 
-Between `session.calls`, which notes a call before it is committed, and `WorkerHost`, whose next worker repeats it.
+Between `session.calls`, which notes a call before it is committed, and `KeepingHost`, whose next engine repeats it.
 A checkpoint copies all newest values to the kernel's memory as one cut, and the history begins anew.
 """
 

@@ -11,10 +11,10 @@ from .host import engine_error
 from .storage import Reference
 
 if TYPE_CHECKING:
-    from .worker_host import WorkerHost
+    from .keeping_host import KeepingHost
 
 
-def repeated_by_numpy(host: WorkerHost) -> tuple[Executor, Repeated]:
+def repeated_by_numpy(host: KeepingHost) -> tuple[Executor, Repeated]:
     """Makes the calls of a worker's history again: the executor that has their values, and what came of it.
 
     Raises what goes wrong; nothing is changed then.

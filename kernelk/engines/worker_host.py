@@ -17,10 +17,8 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from .. import config
-from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
@@ -36,21 +34,15 @@ from ..errors import (
 from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
-from .history import History, Recipe, Record, told
-from .host import RELEASED, Host, cache_folder, engine_error
+from .host import RELEASED, cache_folder, engine_error
 from .interrupts import DeferInterrupt, is_deferred
+from .keeping_host import KeepingHost
 from .process_environment import worker_variables
 from .start_failures import failed_start, signal_name
-from .storage import Reference, Slots, Storage
+from .storage import Storage
 from .waits import Wait, Worker
 from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
-
-if TYPE_CHECKING:
-    from ..program.program import Program
-
-# Fetching all that a worker has alone takes at most this part (1/50) of the calls' own time.
-CHECKPOINT_FACTOR = 50
 
 # At most so many things are named in one "release" message: small enough to be sent without waiting for the worker.
 _MOST_RELEASED = 500
@@ -86,7 +78,7 @@ def kill_group(pid: int) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-class WorkerHost(Host):
+class WorkerHost(KeepingHost):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
     `notify(text)` shows the user a line, e.g. that a dead worker was started again; `log` takes its workers' output.
@@ -116,13 +108,8 @@ class WorkerHost(Host):
         self.log = log
         self._mark = 0
         self._warned: list[list[Any]] = []
-        self.history = History()
-        self.record: Record | None = None  # the call that is committed next, or was last
-        self._checkpoint_seconds = 0.0
-        self._lost = False
         self._told = 0  # the number of the last call that the worker knows to count
         self._told_of_building = False
-        self._last_end = ""  # how the last worker before this one ended
         self._replaceable = False  # whether what is asked for can be had from a new worker just as well
         forks.tell(self)
 
@@ -134,10 +121,6 @@ class WorkerHost(Host):
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
-
-    @property
-    def lost(self) -> bool:
-        return self._lost and bool(self.holding)
 
     def start(self) -> None:
         if self.started:
@@ -171,7 +154,7 @@ class WorkerHost(Host):
                 self.end()
                 raise
         self.start_seconds = time.perf_counter() - begin
-        self._last_end = ended
+        self.last_end = ended
         if ended and self._was_started and not self.lost:
             self._notify(f"{self.engine.title}'s worker {ended}; it was restarted with all variables, nothing is lost")
         self._was_started = True
@@ -217,6 +200,14 @@ class WorkerHost(Host):
         self._mark = self.log.total
         self.log.follow(read_fd)
         _running.add(self)
+
+    def notify(self, text: str) -> None:
+        self._notify(text)
+
+    def silence(self) -> None:
+        self._warned.clear()
+        self.log.drain()
+        self.listen()
 
     def listen(self) -> None:
         if self._warned:
@@ -530,7 +521,6 @@ class WorkerHost(Host):
     def _forget(self) -> None:
         super()._forget()
         self._gone = {}
-        self._lost = bool(self.holding)
 
     def _clean_up(self) -> None:
         # If this is cut short, the next start repeats it.
@@ -566,73 +556,7 @@ class WorkerHost(Host):
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
         self._attached.difference_update(known)
-        for number in variables:
-            self.history.orphan(number)
         super().release(variables, known)
-        if not self.holding:
-            self.fetched(None)
-
-    # --- values that the worker has alone ---
-
-    def keeps(self, program: Program, feeds: list[Array]) -> bool:
-        if self.holding:
-            return True
-        if self.record is not None or self._lost:
-            # All has been set or fetched since.
-            self.fetched(None)
-        large = program.updated_bytes > config.LIMITS.commit_bytes
-        return large and sum([feed.nbytes for feed in feeds]) <= config.LIMITS.repeat_bytes
-
-    def must_fetch(self, feeds: list[Array]) -> bool:
-        history = self.history
-        if history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes:
-            return True
-        return history.seconds > max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
-
-    def fetched(self, seconds: float | None) -> None:
-        if seconds is not None:
-            self._checkpoint_seconds = seconds
-        self.record = None
-        self.history.clear()
-        self._lost = False
-
-    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
-        try:
-            self.record = self.history.record(recipe, feeds, counts, outputs, self, seconds)
-        except BaseException:
-            if not self.holding:
-                self.fetched(None)
-            raise
-
-    def hold(self, slots: Slots, version: int) -> None:
-        if self.record is not None:
-            self.history.enter(self.record)
-        super().hold(slots, version)
-        self.history.versions[slots.number] = version
-
-    def repeat(self) -> None:
-        """Has a new worker make those calls again whose results only the last one had. Raises KernelKError."""
-        ended, begin = self._last_end, time.perf_counter()
-        with self.waiting("repeating calls"):
-            repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
-        self.call = self.confirmed = repeated.number
-        # What somebody has seen or set meanwhile is loaded from the kernel's memory, and of some variables all is gone.
-        self._release(variables=[number for number in self.history.versions if number not in self.holding])
-        self.versions.update({number: slots.version for number, slots in self.holding.items()})
-        self._lost = False
-        # What they print and warn of was shown at the first time.
-        self._warned.clear()
-        self.log.drain()
-        self.listen()
-        self._notify(
-            f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and {told(repeated)} "
-            f"({time.perf_counter() - begin:.1f} s): nothing is lost"
-        )
-
-    def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
-        if recipe.key not in self.compiled:
-            message = {"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants}
-            self.remember(recipe.key, self.request(message))
 
     def end(self) -> None:
         if self._exchange is not None and self.started:

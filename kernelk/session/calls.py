@@ -17,9 +17,9 @@ from ..engines import memory
 from ..engines.history import Recipe, told
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
+from ..engines.keeping_host import KeepingHost
 from ..engines.repeating import repeated_by_numpy
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept
-from ..engines.worker_host import WorkerHost
 from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError, one_line
 from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
@@ -233,7 +233,7 @@ class Calls:
         and not while Ctrl-C is deferred. Raises KernelKError if none can, and the calls are kept then; ForkedError in
         a child that hasn't the engine.
         """
-        if not isinstance(host, WorkerHost):
+        if not isinstance(host, KeepingHost):
             raise ForkedError(
                 f"the newest values of {len(host.holding)} variables are with {host.engine.title} in this process's "
                 "parent, which forked in the middle of a call",

@@ -1,0 +1,114 @@
+"""A host whose engine may have variables' newest values alone: it notes the calls, and another engine repeats them.
+
+Between `session.calls`, which asks what may stay with the engine, and `worker_host`, which knows how a worker ends.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from .. import config
+from ..arrays import Array
+from .descriptors import Engine
+from .history import History, Recipe, Record, told
+from .host import Host
+from .storage import Reference, Slots, Storage
+
+if TYPE_CHECKING:
+    from ..program.program import Program
+
+# Fetching all that an engine has alone takes at most this part (1/50) of the calls' own time.
+CHECKPOINT_FACTOR = 50
+
+
+class KeepingHost(Host):
+    """A host that can be started again, with what it takes to compute again what the last engine had alone."""
+
+    def __init__(self, engine: Engine, storage: Storage, options: dict[str, Any] | None = None) -> None:
+        super().__init__(engine, storage, options)
+        self.history = History()
+        self.record: Record | None = None  # the call that is committed next, or was last
+        self.last_end = ""  # how the engine before this one ended
+        self._checkpoint_seconds = 0.0
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        return self._lost and bool(self.holding)
+
+    def notify(self, text: str) -> None:
+        """Shows the user a line."""
+        raise NotImplementedError
+
+    def silence(self) -> None:
+        """Forgets what the engine has printed and warned of up to now: it was shown when the calls were first made."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._lost = bool(self.holding)
+
+    def release(self, variables: list[int], segments: list[int]) -> None:
+        for number in variables:
+            self.history.orphan(number)
+        super().release(variables, segments)
+        if not self.holding:
+            self.fetched(None)
+
+    def keeps(self, program: Program, feeds: list[Array]) -> bool:
+        if self.holding:
+            return True
+        if self.record is not None or self._lost:
+            # All has been set or fetched since.
+            self.fetched(None)
+        large = program.updated_bytes > config.LIMITS.commit_bytes
+        return large and sum([feed.nbytes for feed in feeds]) <= config.LIMITS.repeat_bytes
+
+    def must_fetch(self, feeds: list[Array]) -> bool:
+        history = self.history
+        if history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes:
+            return True
+        return history.seconds > max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+
+    def fetched(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self._checkpoint_seconds = seconds
+        self.record = None
+        self.history.clear()
+        self._lost = False
+
+    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
+        try:
+            self.record = self.history.record(recipe, feeds, counts, outputs, self, seconds)
+        except BaseException:
+            if not self.holding:
+                self.fetched(None)
+            raise
+
+    def hold(self, slots: Slots, version: int) -> None:
+        if self.record is not None:
+            self.history.enter(self.record)
+        super().hold(slots, version)
+        self.history.versions[slots.number] = version
+
+    def repeat(self) -> None:
+        """Has a new worker make those calls again whose results only the last one had. Raises KernelKError."""
+        ended, begin = self.last_end, time.perf_counter()
+        with self.waiting("repeating calls"):
+            repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
+        self.call = self.confirmed = repeated.number
+        # What somebody has seen or set meanwhile is loaded from the kernel's memory, and of some variables all is gone.
+        self._release(variables=[number for number in self.history.versions if number not in self.holding])
+        self.versions.update({number: slots.version for number, slots in self.holding.items()})
+        self._lost = False
+        self.silence()
+        self.notify(
+            f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and {told(repeated)} "
+            f"({time.perf_counter() - begin:.1f} s): nothing is lost"
+        )
+
+    def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
+        if recipe.key not in self.compiled:
+            message = {"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants}
+            self.remember(recipe.key, self.request(message))
