@@ -11,23 +11,37 @@ from native import MODELS, MOMENTUM, RATE, UNITS, data
 from kernelk import backend as K
 
 Weights = list[Any]
+Drop = Callable[[Any], Any]
 
 
-def mlp(w: Weights, x: Any) -> Any:
+def kept(x: Any) -> Any:
+    """Where nothing is dropped."""
+    return x
+
+
+def half(x: Any) -> Any:
+    """Dropout of half of all."""
+    return K.dropout(x, 0.5)
+
+
+def mlp(w: Weights, x: Any, drop: Drop = kept) -> Any:
     """Two dense layers, up to the softmax."""
-    hidden = K.relu(K.dot(x, w[0]) + w[1])
+    hidden = drop(K.relu(K.dot(x, w[0]) + w[1]))
     return K.softmax(K.dot(hidden, w[2]) + w[3])
 
 
-def lenet(w: Weights, x: Any) -> Any:
+def lenet(w: Weights, x: Any, drop: Drop = kept) -> Any:
     """Two convolutions with pooling and three dense layers."""
     for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
         x = K.relu(K.bias_add(K.conv2d(x, kernel, data_format="channels_last"), bias, "channels_last"))
         x = K.pool2d(x, (2, 2), (2, 2), data_format="channels_last")
     x = K.batch_flatten(x)
     for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
-        x = K.relu(K.dot(x, matrix) + bias)
+        x = drop(K.relu(K.dot(x, matrix) + bias))
     return K.softmax(K.dot(x, w[8]) + w[9])
+
+
+DENSE = {"mlp": mlp, "lenet": lenet}
 
 
 def lstm(w: Weights, x: Any) -> Any:
@@ -67,10 +81,10 @@ def empty() -> Callable[[], Any]:
 def model(case: str) -> Callable[[], Any]:
     """One training step of a case: momentum for an MLP, plain gradient descent for the others."""
     weights, x, t = data(case)
-    name = MODELS[case][0]
+    name, _, dropped = MODELS[case][0].partition("_")
     xs, ts = K.placeholder(x.shape), K.placeholder(t.shape)
     parameters = [K.variable(w) for w in weights]
-    p = {"mlp": mlp, "lenet": lenet, "lstm": lstm}[name](parameters, xs)
+    p = lstm(parameters, xs) if name == "lstm" else DENSE[name](parameters, xs, half if dropped else kept)
     loss = K.mean(K.categorical_crossentropy(ts, p))
     updates = []
     for w, g in zip(parameters, K.gradients(loss, parameters)):

@@ -19,13 +19,16 @@ RATE, MOMENTUM = 0.01, 0.9
 # Of the LSTM: batch, time steps, features, units, classes.
 BATCH, STEPS, FEATURES, UNITS, CLASSES = 32, 50, 64, 128, 10
 # name: (model, sizes). An MLP's (inputs, hidden, classes, batch): momentum updates every weight and every velocity.
-# LeNet's batch of 28 x 28 images. The other models are trained by plain gradient descent.
+# LeNet's batch of 28 x 28 images. With dropout: of half of what comes out of each dense layer but the last. The other
+# models are trained by plain gradient descent.
 MODELS = {
     "small_step": ("mlp", (64, 128, 10, 32)),
     "large_step": ("mlp", (1024, 1024, 160, 128)),
     "huge_step": ("mlp", (3584, 3200, 512, 64)),
     "huge_few": ("mlp", (3584, 3200, 512, 4)),
+    "large_dropout": ("mlp_dropout", (1024, 1024, 160, 128)),
     "lenet32": ("lenet", (32,)),
+    "lenet_dropout": ("lenet_dropout", (32,)),
     "lenet128": ("lenet", (128,)),
     "lstm": ("lstm", ()),
 }
@@ -34,6 +37,7 @@ MODELS = {
 def shapes(case):
     """The shapes of a model's weights, and of its input."""
     model, sizes = MODELS[case]
+    model = model.split("_")[0]
     if model == "mlp":
         inputs, hidden, classes, batch = sizes
         return [(inputs, hidden), (hidden,), (hidden, classes), (classes,)], (batch, inputs)

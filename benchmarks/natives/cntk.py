@@ -33,17 +33,34 @@ def rate(batch):
     return C.learning_parameter_schedule(RATE, minibatch_size=batch)
 
 
-def mlp(weights, x, t):
+def kept(x):
+    return x
+
+
+def half(x):
+    """Dropout as CNTK has it."""
+    return C.dropout(x, 0.5)
+
+
+def mlp_dropout(weights, x, t):
+    return mlp(weights, x, t, half)
+
+
+def mlp(weights, x, t, drop=kept):
     xs, ts = C.input_variable(x.shape[1]), C.input_variable(t.shape[1])
     parameters = [C.parameter(init=w) for w in weights]
-    hidden = C.relu(C.times(xs, parameters[0]) + parameters[1])
+    hidden = drop(C.relu(C.times(xs, parameters[0]) + parameters[1]))
     loss = loss_of(C.times(hidden, parameters[2]) + parameters[3], ts)
     momentum = C.momentum_schedule(MOMENTUM, minibatch_size=len(x))
     learner = C.momentum_sgd(parameters, rate(len(x)), momentum, unit_gain=False)
     return training(loss, learner, {xs: x, ts: t})
 
 
-def lenet(weights, x, t):
+def lenet_dropout(weights, x, t):
+    return lenet(weights, x, t, half)
+
+
+def lenet(weights, x, t, drop=kept):
     # CNTK's own layouts: channels before rows, kernels as (out, in, rows, columns).
     weights = [w.transpose(3, 2, 0, 1).copy() if w.ndim == 4 else w for w in weights]
     x = x.transpose(0, 3, 1, 2).copy()
@@ -56,7 +73,7 @@ def lenet(weights, x, t):
         y = C.pooling(y, C.MAX_POOLING, (2, 2), (2, 2))
     y = C.reshape(y, (-1,))
     for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
-        y = C.relu(C.times(y, matrix) + bias)
+        y = drop(C.relu(C.times(y, matrix) + bias))
     loss = loss_of(C.times(y, w[8]) + w[9], ts)
     return training(loss, C.sgd(w, rate(len(x))), {xs: x, ts: t})
 

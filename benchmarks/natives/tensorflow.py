@@ -20,14 +20,27 @@ def loss_of(logits, t):
     return tf.reduce_mean(-tf.reduce_sum(t * tf.math.log(p), -1))
 
 
-def mlp(weights, x, t):
+def kept(x):
+    return x
+
+
+def half(x):
+    """Dropout as TensorFlow has it."""
+    return tf.nn.dropout(x, 0.5)
+
+
+def mlp_dropout(weights, x, t):
+    return mlp(weights, x, t, half)
+
+
+def mlp(weights, x, t, drop=kept):
     variables = [tf.Variable(w) for w in weights]
     velocities = [tf.Variable(np.zeros_like(w)) for w in weights]
 
     @tf.function
     def step(x, t):
         with tf.GradientTape() as tape:
-            hidden = tf.nn.relu(tf.matmul(x, variables[0]) + variables[1])
+            hidden = drop(tf.nn.relu(tf.matmul(x, variables[0]) + variables[1]))
             loss = loss_of(tf.matmul(hidden, variables[2]) + variables[3], t)
         for w, v, g in zip(variables, velocities, tape.gradient(loss, variables)):
             v.assign(MOMENTUM * v - RATE * g)
@@ -52,14 +65,18 @@ def descend(weights, logits_of, x, t):
     return lambda: step(x, t).numpy()
 
 
-def lenet(weights, x, t):
+def lenet_dropout(weights, x, t):
+    return lenet(weights, x, t, half)
+
+
+def lenet(weights, x, t, drop=kept):
     def logits_of(w, x):
         for kernel, bias in ((w[0], w[1]), (w[2], w[3])):
             x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "VALID") + bias)
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         x = tf.reshape(x, (x.shape[0], -1))
         for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
-            x = tf.nn.relu(tf.matmul(x, matrix) + bias)
+            x = drop(tf.nn.relu(tf.matmul(x, matrix) + bias))
         return tf.matmul(x, w[8]) + w[9]
 
     return descend(weights, logits_of, x, t)

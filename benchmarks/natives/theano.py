@@ -11,6 +11,9 @@ from natives import backend
 backend("theano")
 import theano
 import theano.tensor as T
+from theano.sandbox.rng_mrg import MRG_RandomStreams
+
+STREAMS = MRG_RandomStreams(1)
 
 
 def empty():
@@ -22,11 +25,25 @@ def loss_of(logits, t):
     return T.mean(-T.sum(t * T.log(p), -1))
 
 
-def mlp(weights, x, t):
+def kept(x):
+    return x
+
+
+def half(x):
+    """Dropout by Theano's own generator for it."""
+    mask = STREAMS.binomial(x.shape, p=0.5, dtype="float32")
+    return x * mask * np.float32(2)
+
+
+def mlp_dropout(weights, x, t):
+    return mlp(weights, x, t, half)
+
+
+def mlp(weights, x, t, drop=kept):
     variables = [theano.shared(w) for w in weights]
     velocities = [theano.shared(np.zeros_like(w)) for w in weights]
     xs, ts = T.fmatrix(), T.fmatrix()
-    hidden = T.nnet.relu(T.dot(xs, variables[0]) + variables[1])
+    hidden = drop(T.nnet.relu(T.dot(xs, variables[0]) + variables[1]))
     loss = loss_of(T.dot(hidden, variables[2]) + variables[3], ts)
     updates = []
     for w, v, g in zip(variables, velocities, T.grad(loss, variables)):
@@ -46,7 +63,11 @@ def descend(weights, logits_of, x, t):
     return lambda: step(x, t)
 
 
-def lenet(weights, x, t):
+def lenet_dropout(weights, x, t):
+    return lenet(weights, x, t, half)
+
+
+def lenet(weights, x, t, drop=kept):
     # Theano's own layouts: channels before rows, kernels as (out, in, rows, columns), not flipped.
     weights = [w.transpose(3, 2, 0, 1).copy() if w.ndim == 4 else w for w in weights]
     x = x.transpose(0, 3, 1, 2).copy()
@@ -59,7 +80,7 @@ def lenet(weights, x, t):
             x = pool_2d(x, (2, 2), ignore_border=True)
         x = x.flatten(2)
         for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
-            x = T.nnet.relu(T.dot(x, matrix) + bias)
+            x = drop(T.nnet.relu(T.dot(x, matrix) + bias))
         return T.dot(x, w[8]) + w[9]
 
     return descend(weights, logits_of, x, t)

@@ -25,13 +25,26 @@ def parameters(weights):
     return [torch.tensor(w, requires_grad=True) for w in weights]
 
 
-def mlp(weights, x, t):
+def kept(x):
+    return x
+
+
+def half(x):
+    """Dropout as PyTorch has it."""
+    return F.dropout(x, 0.5)
+
+
+def mlp_dropout(weights, x, t):
+    return mlp(weights, x, t, half)
+
+
+def mlp(weights, x, t, drop=kept):
     ws = parameters(weights)
     velocities = [torch.zeros_like(w) for w in ws]
 
     def step():
         given, wanted = torch.from_numpy(x), torch.from_numpy(t)
-        hidden = torch.relu(given @ ws[0] + ws[1])
+        hidden = drop(torch.relu(given @ ws[0] + ws[1]))
         loss = loss_of(hidden @ ws[2] + ws[3], wanted)
         gradients = torch.autograd.grad(loss, ws)
         with torch.no_grad():
@@ -58,7 +71,11 @@ def descend(weights, logits_of, x, t):
     return step
 
 
-def lenet(weights, x, t):
+def lenet_dropout(weights, x, t):
+    return lenet(weights, x, t, half)
+
+
+def lenet(weights, x, t, drop=kept):
     # PyTorch's own layouts: channels before rows, kernels as (out, in, rows, columns).
     weights = [w.transpose(3, 2, 0, 1).copy() if w.ndim == 4 else w for w in weights]
     x = x.transpose(0, 3, 1, 2).copy()
@@ -68,7 +85,7 @@ def lenet(weights, x, t):
             x = F.max_pool2d(torch.relu(F.conv2d(x, kernel, bias)), 2)
         x = x.flatten(1)
         for matrix, bias in ((w[4], w[5]), (w[6], w[7])):
-            x = torch.relu(x @ matrix + bias)
+            x = drop(torch.relu(x @ matrix + bias))
         return x @ w[8] + w[9]
 
     return descend(weights, logits_of, x, t)
