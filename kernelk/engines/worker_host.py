@@ -274,7 +274,7 @@ class WorkerHost(KeepingHost):
             self._notify(
                 joined(
                     f"{self.engine.title} goes on computing by numpy code, since C code can't be built: {reason}",
-                    next_step=f"%kbackend --log {self.engine.name}",
+                    next_step="%config KernelK.build_beside = False, and run it again for all that the compiler says",
                 )
             )
         if programs and not left:

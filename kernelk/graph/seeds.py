@@ -24,6 +24,8 @@ class Stream:
     """
 
     def __init__(self, entropy: int | None = None) -> None:
+        # What seeds that were given are combined with.
+        self.fixed = 0 if entropy is None else _seed_of(entropy)
         self.entropy = int.from_bytes(os.urandom(16), "big") if entropy is None else int(entropy)
         self.count = 0
         self.begin = 0
@@ -53,6 +55,10 @@ class Count:
         """The seed of a draw that was given none."""
         return self.stream.seed(self.number)
 
+    def given_seed(self, seed: int) -> int:
+        """That of a draw that was given this one."""
+        return (seed ^ self.stream.fixed) & (2**64 - 1)
+
 
 Places = Mapping[Count, int]
 
@@ -66,7 +72,6 @@ class Seeds:
 
     def restart(self, seed: int | None) -> None:
         """Restarts the draws, from the system's entropy if no seed is given."""
-        self.fixed = 0 if seed is None else _seed_of(seed)
         self.repeatable = seed is not None  # whether the user expects the same results from the same cells
         self.stream = Stream(seed)
         for count in self.counts:
@@ -110,7 +115,7 @@ class Seeds:
         return {
             "entropy": stream.entropy,
             "count": stream.count,
-            "fixed": self.fixed,
+            "fixed": stream.fixed,
             "counter": stream.begin,
             "counts": {str(number): counts[number] for number in sorted(counts) if counts[number] != stream.begin},
         }
@@ -123,7 +128,7 @@ class Seeds:
         stream = self.stream
         # Of equal seeds the draws are the same, whenever these were set.
         continued = [x for x in self.counts if x.stream is stream or x.stream.entropy == state["entropy"]]
-        stream.entropy, stream.count, self.fixed = state["entropy"], state["count"], state["fixed"]
+        stream.entropy, stream.count, stream.fixed = state["entropy"], state["count"], state["fixed"]
         self.repeatable = True
         # What was written when all draws shared one counter goes on from there.
         stream.begin = state["counter"]

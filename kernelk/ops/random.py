@@ -26,12 +26,11 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
-    seeds = current_state().seeds
-    count = node.count = seeds.new()
+    count = node.count = current_state().seeds.new()
     if seed is None:
         node.seed = count.seed
     else:
-        node.seed = partial(int, (int(seed) ^ seeds.fixed) & (2**64 - 1))
+        node.seed = partial(count.given_seed, int(seed))
     return node
 
 

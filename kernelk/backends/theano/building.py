@@ -28,26 +28,27 @@ class Guard(object):
         def module_from_key(self, key, lnk=None, keep_lock=False):
             if not guard._is_closed:
                 return opened(self, key, lnk, keep_lock)
-            module = guard._known(self, key, lnk, keep_lock)
+            module = guard._known(self, key, lnk)
             if module is None and not guard._refreshed:
                 guard._refreshed = True
-                guard.refresh()
-                module = guard._known(self, key, lnk, keep_lock)
+                guard._refresh()
+                module = guard._known(self, key, lnk)
             if module is None:
                 raise NotBuilt
             return module
 
         cache.module_from_key = module_from_key
 
-    def _known(self, cache, key, lnk, keep_lock):
+    def _known(self, cache, key, lnk):
+        """The module with this key, or with this source; Theano would wait for its lock to note the key."""
         module = cache._get_from_key(key)
         if module is None:
-            module_hash = self._cmodule.get_module_hash(lnk.get_src_code(), key)
-            module = cache._get_from_hash(module_hash, key, keep_lock=keep_lock)
+            data = cache.module_hash_to_key_data.get(self._cmodule.get_module_hash(lnk.get_src_code(), key))
+            module = None if data is None else cache._get_from_key(None, data)
         return module
 
-    def refresh(self):
-        """Makes modules known that other processes have built, without waiting for Theano's lock."""
+    def _refresh(self):
+        """Makes modules known that other processes have built, without waiting for Theano's lock either."""
         self._cmodule.get_module_cache(self._cmodule.config.compiledir).refresh(cleanup=False)
 
     @contextlib.contextmanager
@@ -112,8 +113,11 @@ class Builds(object):
             return pid
         status = 1
         try:
-            # The wire above all: while it is open here, nobody would notice the worker's end.
-            let_go((0, 1, 2))
+            # The wire above all: while it is open here, nobody would notice the worker's end. What Theano prints of a
+            # failure would come in some later cell.
+            let_go(())
+            for _ in range(3):
+                os.open(os.devnull, os.O_RDWR)
             build.make()
             status = 0
         except BaseException as error:
@@ -131,7 +135,6 @@ class Builds(object):
         Returns how many there were, and for each build that has failed its reason; numpy code goes on there.
         """
         switched, problems = 0, []
-        fresh = False
         for build in list(self.pending):
             if build.pid is not None:
                 pid, status = os.waitpid(build.pid, 0 if wait else os.WNOHANG)
@@ -147,17 +150,22 @@ class Builds(object):
             switching = build.switching()
             if switching is None:
                 continue
-            if not fresh:
-                self._guard.refresh()
-                fresh = True
             try:
-                switching.run = build.use(build.make())
+                switching.run = build.use(self._made(build))
                 switched += 1
             except Exception as error:
                 problems.append(_reason(error))
         if self.pending:
             self._start()
         return switched, problems
+
+    def _made(self, build):
+        try:
+            with self._guard.closed():
+                return build.make()
+        except NotBuilt:
+            # Of some op the cache has nothing that another process can use.
+            return build.make()
 
     def _ending(self, pid, status):
         if os.WIFSIGNALED(status):
