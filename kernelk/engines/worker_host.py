@@ -110,6 +110,7 @@ class WorkerHost(KeepingHost):
         self._warned: list[list[Any]] = []
         self._told = 0  # the number of the last call that the worker knows to count
         self._told_of_building = False
+        self._built = 0  # how many programs, or parts of them, are built since that was last told
         self._replaceable = False  # whether what is asked for can be had from a new worker just as well
         forks.tell(self)
 
@@ -267,8 +268,7 @@ class WorkerHost(KeepingHost):
 
     def _tell_of_builds(self, programs: int, left: int, problems: list[str]) -> None:
         """Tells the user what has come of the programs that were being built beside the calls."""
-        if not left:
-            self.building.clear()
+        self._built += programs
         for problem in dict.fromkeys(problems):
             reason = one_line(problem)[:300]
             self._notify(
@@ -277,7 +277,11 @@ class WorkerHost(KeepingHost):
                     next_step="%config KernelK.build_beside = False, and run it again for all that the compiler says",
                 )
             )
-        if programs and not left:
+        if left:
+            return
+        self.building.clear()
+        built, self._built = self._built, 0
+        if built:
             self._notify(
                 f"{self.engine.title}'s C code is built and runs from here on; the last digits of results may differ"
             )

@@ -192,10 +192,7 @@ def _status(session: Session, name: str) -> EngineStatus:
 
 
 def _building(host: Host) -> str:
-    count = len(host.building)
-    if not count:
-        return ""
-    return f"; numpy code until {count} program{' is' if count == 1 else 's are'} built"
+    return "; new programs run as numpy code until they are built" if host.building else ""
 
 
 def _installed_version(descriptor: Engine) -> tuple[str, str]:

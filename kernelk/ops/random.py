@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..errors import DTypeError
+from ..errors import ArgumentError, DTypeError
 from ..graph.nodes import Draw, Spec, Tensor
 from ..graph.state import current_state
 from ..source import caller
@@ -15,22 +15,26 @@ from .shaping import dims_of
 
 
 def set_random_seed(seed: int) -> None:
-    """Restarts all randomness: the same cells run after it draw the same numbers, on every engine."""
-    current_state().seeds.restart(whole_number(seed, "seed", "set_random_seed"))
+    """Restarts all randomness: the same cells run after it draw the same numbers, on every engine.
+
+    Raises ArgumentError unless `seed` is an int of at least 0.
+    """
+    number = whole_number(seed, "seed", "set_random_seed")
+    if number < 0:
+        raise ArgumentError(f"set_random_seed: seed {number} isn't allowed", allowed="it must be at least 0")
+    current_state().seeds.restart(number)
 
 
 def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...], seed: int | None) -> Tensor:
     """A node of standard draws ("uniform" in [0, 1) or "normal"); `dims` refer to `references` from 0."""
     if dtype not in FLOATS:
         raise DTypeError(f"random numbers are floats, not {dtype}", next_step="cast them with K.cast(x, dtype)")
+    given = None if seed is None else whole_number(seed, "seed", "random numbers")
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
     count = node.count = current_state().seeds.new()
-    if seed is None:
-        node.seed = count.seed
-    else:
-        node.seed = partial(count.given_seed, int(seed))
+    node.seed = count.seed if given is None else partial(count.given_seed, given)
     return node
 
 

@@ -112,7 +112,8 @@ class Program:
 
     Values are numbered: inputs, slots (variables), draws, constants, instructions, in that order. The values of the
     `prints` that it passes, in the order in which they were written, are further outputs after those asked for;
-    `printed` has values of others, which were known before (they decide shapes).
+    `printed` has values of others, which were known before (they decide shapes), and `drawn_before` the draws that
+    these needed.
     The body of a loop is a program, too: its inputs may be any tensors, and those that nothing needs are left out
     unless they are among `required`.
     Raises FeedError for a placeholder that isn't among `inputs`, NeedsValuesError before values are known that shapes
@@ -133,6 +134,7 @@ class Program:
         self._specialised: dict[Any, Specialisation] = {}
         self.plans: dict[Any, Any] = {}  # filled by the session: the plan of each kind of call
         self.printed: list[tuple[Print, Array]] = []
+        self.drawn_before: list[Draw] = []
         self.draws: list[Draw] = []
         self.constants: list[Constant] = []
         self.instructions: list[Instruction] = []

@@ -527,7 +527,9 @@ class Calls:
             host.last_run_seconds = reply["seconds"]
             if message["load"]:
                 host.loaded(plan.slots)
-            drawn = [(node.count, n + 1) for node, n in zip(program.draws, counts)] or None
+            drawn = [(node.count, n + 1) for node, n in zip(program.draws, counts)]
+            if program.drawn_before:
+                drawn += [(node.count, node.count.value + 1) for node in program.drawn_before]
             if updated and commit:
                 changed = kept(updated, host) if keeps else flipped(updated)
                 if plan.recipe is not None:
@@ -535,7 +537,7 @@ class Calls:
                     # As the worker has read them, from memory that is about to be used again.
                     host.note(plan.recipe, plan.feeds, counts, values, seconds)
                 # Signal handlers run where a function begins, so not between these statements.
-                self.journal.drawn = drawn
+                self.journal.drawn = drawn or None
                 self.journal.unsettled = changed
                 self.journal.settle()
                 if keeps:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..arrays import Array
 from ..errors import FeedError
-from ..graph.nodes import Placeholder, Tensor, Variable
+from ..graph.nodes import Draw, Placeholder, Tensor, Variable
 from ..program.inference import outputs_from_shapes
 from ..program.program import Print, Program
 from ..program.resolve import NeedsValuesError
@@ -29,11 +29,13 @@ def linearised(
     """
     values: dict[int, Array] = {}
     printed: list[tuple[Print, Array]] = []
+    drawn: list[Draw] = []
     needs = "nothing"
     while True:
         try:
             made = Program(inputs, outputs, updates, phase, ops, values)
             made.printed = printed
+            made.drawn_before = [node for node in dict.fromkeys(drawn) if node not in made.draws]
             return made, needs
         except NeedsValuesError as needed:
             if feeds is None:
@@ -47,7 +49,10 @@ def linearised(
             lengths = outputs_from_shapes(program, [feed.shape for feed in feeds])
             needs = "values" if lengths is None or program.prints or "values" in (needs, inner) else "shapes"
             if lengths is None:
-                lengths = session.calls.execute(host, program, feeds)
+                # The call itself has the same draws, and uses them up.
+                with session.state.seeds.kept():
+                    lengths = session.calls.execute(host, program, feeds)
+            drawn += [*program.draws, *program.drawn_before]
             values.update({id(tensor): value for tensor, value in zip(needed.tensors, lengths)})
             # Printed values follow the requested outputs.
             printed += [*program.printed, *zip(program.prints, lengths[len(needed.tensors) :])]

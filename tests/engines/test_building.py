@@ -127,7 +127,7 @@ def test_numpy_code_answers_at_once_and_c_code_takes_over_between_two_calls(
     losses = [step([feed])[0], step([feed])[0]]
     assert said == [BUILDING]
     assert len(host.building) == 1
-    assert "; numpy code until 1 program is built" in repr(kernelk.list_backends())
+    assert "; new programs run as numpy code until they are built" in repr(kernelk.list_backends())
 
     compiler.release()
 
@@ -302,6 +302,22 @@ def gone(children: list[int]) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_what_is_built_is_told_even_if_the_last_build_fails(compiler: Compiler, said: list[str]) -> None:
+    x = K.placeholder((3,))
+    first, second = K.function([x], [K.exp(x) * 7.25]), K.function([x], [K.tanh(x) * K.exp(x) - 7.5])
+    first([np.ones(3)])
+    second([np.ones(3)])
+    (lasting,) = [pid for pid in builders() if pid == max(builders())]
+    os.kill(lasting, signal.SIGSTOP)
+    compiler.release()
+    until(lambda: len(builders()) == 1, lambda: first([np.ones(3)]))
+    os.kill(lasting, signal.SIGKILL)
+    until(lambda: len(said) > 2, lambda: first([np.ones(3)]))
+    assert "signal 9" in said[1]
+    assert said[2] == BUILT
+    assert not current().host().building
 
 
 def test_a_worker_that_ends_takes_its_builds_along(compiler: Compiler, said: list[str]) -> None:

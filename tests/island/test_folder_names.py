@@ -34,10 +34,10 @@ MISSING = {"numpy": {"profiler.py": "numpy has no profiler that tells of single 
 # What one engine alone needs; each file's first sentence says what for.
 OWN = {
     "tensorflow": {"denormals.py"},
-    "theano": {"op_classes.py", "window_classes.py", "windows.cpp", "rewrites.py", "starting.py"},
+    "theano": {"op_classes.py", "window_classes.py", "windows.cpp", "rewrites.py", "starting.py", "building.py"},
     "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py"},
-    "jax": {"denormals.py", "tracing.py"},
-    "torch": {"precision.py"},
+    "jax": {"denormals.py", "draws.py", "tracing.py"},
+    "torch": {"draws.py", "precision.py"},
 }
 # Not imported before their engine: see test_island_gate.py.
 AFTER_START = {"theano.op_classes", "theano.window_classes"}

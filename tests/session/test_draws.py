@@ -16,7 +16,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.backends import random_draws
 from kernelk.backends.random_draws import draw
-from kernelk.errors import KernelKError
+from kernelk.errors import ArgumentError, KernelKError
 from kernelk.graph.state import current_state
 from kernelk.session.current import current
 from kernelk.session.untouched import untouched
@@ -134,6 +134,38 @@ def test_random_evaluations(data: st.DataObject) -> None:
                 counts[i] += 1
         assert all(same_bits(a, b) for a, b in zip(got, wanted))
     assert [node.count.value for node in nodes] == counts
+
+
+def test_lengths_that_depend_on_draws_have_those_of_their_call(backend: str) -> None:
+    """However they are needed, in one call and one measurement a draw has one value, and is used up once."""
+    K.set_random_seed(3)
+    x: Any = K.random_uniform((10,))
+    n = K.sum(K.cast(x > 0.5, "int32"))
+    y = K.placeholder((None,))
+    f, lone = K.function([], [n, K.arange(n), x]), K.function([], [K.arange(n)])
+    failing = K.function([y], [K.arange(n), y + K.ones((4,)) + x[:4]])
+    for i in (0, 2, 4):
+        count, counted, drawn = f([])
+        assert same_bits(drawn, nth(x, i))
+        assert len(counted) == count == (drawn > 0.5).sum()
+        assert len(lone([])[0]) == (nth(x, i + 1) > 0.5).sum()
+        assert x.count.value == i + 2
+    with pytest.raises(KernelKError):
+        failing([np.ones(3)])
+    assert x.count.value == 6
+    kernelk.time(lone, budget=0.05)
+    assert x.count.value == 7
+    assert len(K.eval(K.arange(n))) == (nth(x, 7) > 0.5).sum()
+    assert x.count.value == 8
+
+
+@pytest.mark.parametrize("wrong", [-1, np.int64(-3), "x", 1.5, None])
+def test_seeds_that_are_none(wrong: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"set_random_seed: seed .* isn't allowed"):
+        K.set_random_seed(wrong)
+    if wrong in ("x", 1.5):
+        with pytest.raises(ArgumentError, match=r"random numbers: seed .* isn't allowed"):
+            K.random_uniform((2,), seed=wrong)
 
 
 def test_what_a_file_has_goes_on_by_number(tmp_path: Path) -> None:

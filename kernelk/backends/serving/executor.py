@@ -96,7 +96,8 @@ class Executor(object):
         self.compiled = {}  # key -> (program, run)
         self.plans = {}  # number -> Plan
         self.timed = {}  # number -> Timed
-        self.built = {"programs": 0, "problems": []}  # what has come of builds since it was last replied
+        # What has come of builds since it was last replied, and whether there is something to reply.
+        self.built, self.has_news = {"programs": 0, "problems": []}, False
 
     def handle(self, request):
         """Executes a request and returns the reply: a dict, with "error" if it failed."""
@@ -169,9 +170,11 @@ class Executor(object):
         programs, problems = self.backend.take_over(wait)
         self.built["programs"] += programs
         self.built["problems"] += problems
+        self.has_news = bool(self.has_news or programs or problems or not self.backend.building)
 
     def _news(self):
-        news, self.built = dict(self.built, left=self.backend.building), {"programs": 0, "problems": []}
+        news = dict(self.built, left=self.backend.building)
+        self.built, self.has_news = {"programs": 0, "problems": []}, False
         return news
 
     def do_load(self, request):
@@ -232,7 +235,7 @@ class Executor(object):
             outputs, updated = plan.run(feeds, values, draws)
         seconds = time.perf_counter() - start
         delivered = self._deliver(plan, outputs, request.get("results"))
-        if self.built["programs"] or self.built["problems"]:
+        if self.has_news:
             delivered["built"] = self._news()
         if keep is not None:
             self.pending = keep, dict(zip(plan.updated, updated))
