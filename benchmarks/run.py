@@ -19,6 +19,7 @@ import platformdirs
 os.environ.setdefault("KERNELK_QUIET", "1")
 
 import choosing
+import durable
 import panel
 import side
 import timing
@@ -70,13 +71,14 @@ CASES = {
     "large_step": ("MLP step, 9.7 MB of state", 10, 100e-6, 0.02),
     "huge_step": ("MLP step, 105 MB of state, batch 64", 3, 0.0, 0.02),
     "huge_few": ("MLP step, 105 MB of state, batch 4", 3, 0.0, 0.02),
+    "vast_few": ("MLP step, 1.6 GB of state, batch 4", 1, 0.0, 0.02),
     "large_dropout": ("the step of 9.7 MB with dropout", 10, 100e-6, 0.02),
     "lenet32": ("LeNet step, batch 32", 20, 150e-6, 0.05),
     "lenet_dropout": ("LeNet step, batch 32, with dropout", 20, 150e-6, 0.05),
     "lenet128": ("LeNet step, batch 128", 6, 150e-6, 0.05),
     "lstm": ("LSTM step, 50 time steps", 6, 150e-6, 0.05),
 }
-HUGE = {"huge_step", "huge_few"}
+HUGE = {"huge_step", "huge_few", "vast_few"}
 LARGE = {"large_step", "large_dropout", *HUGE}
 # Why an engine misses a target, as its profile showed; shown where it does. Times are of one step alone on two cores.
 _IN_SHARED_MEMORY = (
@@ -274,6 +276,34 @@ def activations(engines: list[str], rounds: int) -> str:
     return "\n".join(parts)
 
 
+def durability(engines: list[str], rounds: int) -> str:
+    """The sections about a worker's death and about memory."""
+    recoveries, peaks = [], []
+    for engine in engines:
+        if engine == "numpy":
+            continue
+        recoveries.append(durable.recovery(engine, max(5, rounds // 3)))
+        K.clear_session()
+        peaks.append(durable.peaks(engine))
+        K.clear_session()
+    parts = [
+        "\n## Recovery of 400 MB after a kill\n",
+        "A step of an MLP whose weights and velocities take 400 MB, after ten such steps and a SIGKILL of the worker:",
+        "what it takes beyond the new worker's start, compiling and the steps that are repeated (their number in",
+        "parentheses: engines whose values are committed at each call repeat none).\n",
+        table(["engine", "the call", "start", "compiling", "repeated", "the rest", "target", "met"], recoveries),
+        "\n## Memory\n",
+        "What the kernel and the worker take together beyond an empty session, in multiples of the 400 MB of that",
+        "model's variables; pages that both have count once. A checkpoint copies all newest values to the kernel.\n",
+        table(
+            ["engine", "at rest, no engine has them", "most in a swap", "at rest", "most in a step", "at rest"]
+            + ["most in a checkpoint", "at rest"],
+            peaks,
+        ),
+    ]
+    return "\n".join(parts)
+
+
 def first_answer(rows: list[Row]) -> str:
     """The section on Theano's first answer."""
     header = ["C code", "swap", "first step", "the worker's start in it", "the rest", "target", "met"]
@@ -300,6 +330,7 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=20, help="real ones of a body with itself")
     parser.add_argument("--activations", action="store_true", help="measure the activations alone, and print them")
     parser.add_argument("--calls", action="store_true", help="measure the calls alone, and print them")
+    parser.add_argument("--durable", action="store_true", help="measure recoveries and memory alone, and print them")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     options = parser.parse_args()
     # What is measured is the C code.
@@ -312,6 +343,9 @@ def main() -> None:
         return
     if options.activations:
         print(activations(options.engines, options.rounds))
+        return
+    if options.durable:
+        print(durability(options.engines, options.rounds))
         return
     call_rows: list[Row] = []
     reasons: list[str] = []
@@ -373,6 +407,7 @@ def main() -> None:
         "\n## Swap of 1 GiB of variables\n",
         "The baseline is the engine's own load of 16 arrays of 64 MiB, read back and compared.\n",
         table(["to", "native", "kernelk", "ratio", "target", "met"], large_rows),
+        durability(options.engines, options.rounds),
         "\n## Cold start of a worker\n",
         "From nothing to the worker's first answer; the baseline is its interpreter, up to the engine's import.\n",
         table(["engine", "bare import", "worker", "ratio", "target", "met"], start_rows),

@@ -30,6 +30,7 @@ class KeepingHost(Host):
         self.history = History()
         self.record: Record | None = None  # the call that is committed next, or was last
         self.last_end = ""  # how the engine before this one ended
+        self.updating = 0  # the bytes of all new values of the call under way
         self._checkpoint_seconds = 0.0
         self._lost = False
 
@@ -57,6 +58,7 @@ class KeepingHost(Host):
             self.fetched(None)
 
     def keeps(self, program: Program, feeds: list[Array]) -> bool:
+        self.updating = program.updated_bytes
         if self.holding:
             return True
         if self.record is not None or self._lost:

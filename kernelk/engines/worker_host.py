@@ -47,6 +47,9 @@ from .worker_log import WorkerLog, last_words, note, show, warn_again
 # At most so many things are named in one "release" message: small enough to be sent without waiting for the worker.
 _MOST_RELEASED = 500
 
+# From so many bytes on, the engine is told at once that it may forget what a call has replaced.
+_CONFIRMED_AT_ONCE = 16 << 20
+
 _ISLAND = Path(__file__).parent.parent / "backends"
 
 # The worker's first lines. The island is loaded from its folder under its own name, and `kernelk` itself is only a
@@ -397,6 +400,11 @@ class WorkerHost(KeepingHost):
                 with contextlib.suppress(KernelKError):
                     # Nothing is lost, and the next use reports what went wrong.
                     self._raise_broken(error)
+
+    def confirm(self) -> None:
+        # At rest the engine then has one value of each. What is small waits for the next request, and costs nothing.
+        if self.updating >= _CONFIRMED_AT_ONCE:
+            self._release()
 
     def _release_all(self, exchange: Exchange) -> None:
         try:

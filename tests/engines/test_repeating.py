@@ -142,6 +142,26 @@ def test_values_stay_and_are_fetched_one_by_one(light: str) -> None:
     assert worker().history.nbytes == 0
 
 
+def test_at_rest_a_large_value_lies_there_once(light: str) -> None:
+    # glibc gives back at once what is larger than 32 MiB.
+    w = K.variable(np.zeros(12_000_000))
+    step = K.function([], [K.sum(w)], [K.update_add(w, 1.0)])
+
+    def private() -> int:
+        rows = [line.split() for line in Path(f"/proc/{worker().pid}/smaps_rollup").read_text().splitlines()[1:]]
+        return 1024 * sum(int(row[1]) for row in rows if row[0].startswith("Private"))
+
+    K.eval(K.constant(1.0))
+    before = private()
+    for _ in range(3):
+        step([])
+    deadline = time.monotonic() + 20
+    while (held := private() - before) > 1.5 * w.slots.nbytes and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert 0.9 < held / w.slots.nbytes < 1.5
+    assert K.get_value(w)[-1] == 3
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_rows_of_the_panel_fetch_nothing(light: str, ended: bool) -> None:
     model = Training()
