@@ -41,4 +41,4 @@ def kernelks(backend, program, folder):
         [np.load(os.path.join(folder, file)) for file in sorted(os.listdir(folder)) if file.startswith(kind)]
         for kind in ("constant", "variable")
     ]
-    return island("serving.timed").Timed(backend, program, arrays[0], [], arrays[1], [], 0)
+    return island("serving.timed").Timed(backend, program, arrays[0], [], arrays[1], [], [])

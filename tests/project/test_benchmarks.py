@@ -1,0 +1,54 @@
+"""`benchmarks/`: its parts run, as far as they take seconds; what they measure is for `make bench`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers.engines import activate
+from helpers.processes import PROJECT
+
+BENCHMARKS = PROJECT / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module that `make bench` runs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module("run")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def test_an_op_beside_the_engines_own(bench: Any) -> None:
+    activate("numpy")
+    shown, ratio = bench.timing.paired("numpy", "gemm", bench.baseline, 2)
+    assert len(shown) == 3
+    assert ratio[0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["theano", "torch"])
+def test_a_step_beside_one_that_writes_in_place_and_one_that_does_not(bench: Any, engine: str) -> None:
+    activate(engine)
+    ours = bench.repeated(bench.model("large_step"))
+    for environment in ({}, {"KERNELK_BESIDE": "1"}):
+        native = bench.baseline(engine, "large_step", **environment)
+        assert bench.compare(ours, native, 2, 1).ratio[0] > 0
+        native.close()
+
+
+@pytest.mark.slow
+def test_recoveries_and_peaks_of_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.durable, "CASE", "large_step")
+    activate("jax")
+    assert bench.durable.recovery("jax", 1, 2)[4].endswith("(2)")
+    # The variables are there once in the kernel, and then in the engine, too.
+    shares = [float(share) for share in bench.durable.peaks("jax")[1:]]
+    assert shares[0] == pytest.approx(1, abs=0.3)
+    assert shares[-1] > shares[0]
