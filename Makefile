@@ -24,7 +24,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## .venv with all packages, and the environments of Theano and CNTK
 	@# An engine that can't be had is one line from kernelk itself; everything else goes on without it.
-	@$(BIN)/kernelk install theano cntk || true
+	@$(BIN)/kernelk install theano cntk keras2 || true
 
 $(STAMP): pyproject.toml
 	@"$(or $(PYTHON),python3)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

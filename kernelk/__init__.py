@@ -39,6 +39,8 @@ _LAZY = {
     "profile": "measure.profiling",
     "draw": "drawing.drawing",
     "show": "drawing.engine_graphs",
+    "enable_keras2": "keras2",
+    "disable_keras2": "keras2",
     "install": "manage.install",
     "uninstall": "manage.install",
     "doctor": "manage.doctor_report",

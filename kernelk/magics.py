@@ -25,7 +25,7 @@ class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
     # The options of `%kbackend` that do something else than choosing an engine; each stands alone.
-    actions = ("list", "stop", "install", "doctor", "log")
+    actions = ("list", "stop", "install", "doctor", "log", "keras2", "keras3_back")
 
     @staticmethod
     def _act(action: str, value: Any) -> Any:
@@ -49,6 +49,10 @@ class KernelKMagics(Magics):
             from .manage.logs import log
 
             return log(value or None)
+        if action in ("keras2", "keras3_back"):
+            from .keras2 import disable_keras2, enable_keras2
+
+            return enable_keras2() if action == "keras2" else disable_keras2()
         from .manage.status import list_backends
 
         return list_backends()
@@ -68,6 +72,8 @@ class KernelKMagics(Magics):
     @argument("--install", nargs="+", metavar="NAME", help="install engines that need an environment of their own")
     @argument("--doctor", nargs="*", metavar="NAME", help="check these engines, or all")
     @argument("--log", nargs="?", const="", metavar="NAME", help="a worker's latest output (the active engine's)")
+    @argument("--keras2", action="store_true", help="import keras gives Keras 2.3.1 on kernelk")
+    @argument("--keras3-back", action="store_true", help="import keras gives the installed Keras again")
     @line_magic
     def kbackend(self, line: str) -> Any:
         """Shows or changes the engine under K, its device, its threads and its precision.
@@ -88,19 +94,22 @@ class KernelKMagics(Magics):
           %kbackend --install theano cntk   builds their environments
           %kbackend --doctor                checks every engine, and shows what is missing and the next command
           %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
+          %kbackend --keras2                `import keras` gives Keras 2.3.1, which runs on the active engine
+          %kbackend --keras3-back           undoes that
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
         `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(),
-        kernelk.log("cntk").
+        kernelk.log("cntk"), kernelk.enable_keras2(), kernelk.disable_keras2().
         """
         given = parse(self.kbackend, line)
         words = [name for name, value in vars(given).items() if value not in (None, False)]
         chosen = [name for name in words if name in self.actions]
         if chosen:
             if len(words) > 1:
+                option = chosen[0].replace("_", "-")
                 raise ArgumentError(
-                    f"%kbackend --{chosen[0]} can't be combined with other options or names, as in {line.strip()!r}",
+                    f"%kbackend --{option} can't be combined with other options or names, as in {line.strip()!r}",
                     next_step=self._alone(chosen[0], getattr(given, chosen[0])),
                 )
             return self._act(chosen[0], getattr(given, chosen[0]))
@@ -129,7 +138,7 @@ class KernelKMagics(Magics):
     def _alone(action: str, value: Any) -> str:
         """The line that does this action alone."""
         names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        return " ".join(["%kbackend", f"--{action}", *names]).strip()
+        return " ".join(["%kbackend", f"--{action.replace('_', '-')}", *names]).strip()
 
     @staticmethod
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:
@@ -194,6 +203,9 @@ def unload(shell: InteractiveShell) -> None:
     if widgets is not None:
         widgets.close_panels()
     shell.events.unregister("pre_run_cell", _Loaded.show_cell)
+    keras2 = sys.modules.get("kernelk.keras2")
+    if keras2 is not None:
+        keras2.disable_keras2()
     completion.unload(shell)
     ours: list[Any] = [_Loaded.settings]
     for kind_of_magics in (KernelKMagics, MeasuringMagics, InspectionMagics, GraphMagics):

@@ -16,7 +16,7 @@ from .._version import __version__
 from ..display.progress import Progress
 from ..engines import registry
 from ..engines.descriptors import Engine
-from ..environments import build, bundles, places
+from ..environments import build, bundles, keras2, places
 from ..environments.recipes import RECIPES
 from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, joined, one_line
 from ..manage.install import BUILDS, install, uninstall
@@ -36,9 +36,14 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(1)
 
 
-def _engine(name: str, command: str) -> Engine:
-    """The engine of that name. Raises UnknownBackendError with the command that was meant, if one is near."""
+def _check_name(name: str, command: str) -> None:
+    """Takes an engine's name, and that of Keras 2 where it can be installed or removed.
+
+    Raises UnknownBackendError with the command that was meant, if one is near.
+    """
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
+    if command in ("install", "uninstall"):
+        known.append(keras2.NAME)
     if name not in known:
         hint = registry.near(name, known, f"`kernelk {command} {{}}`")
         raise UnknownBackendError(
@@ -46,6 +51,11 @@ def _engine(name: str, command: str) -> Engine:
             allowed=f"{hint}available are {', '.join(sorted(known))}",
             next_step="`kernelk list`",
         )
+
+
+def _engine(name: str, command: str) -> Engine:
+    """The engine of that name. Raises as `_check_name`."""
+    _check_name(name, command)
     return registry.engine(BUILDS.get(name, name))
 
 
@@ -54,7 +64,7 @@ def _each(names: Sequence[str], command: str, work: Callable[[str], object]) -> 
     failed = False
     for name in dict.fromkeys(names):
         try:
-            _engine(name, command)
+            _check_name(name, command)
             work(name)
         except KernelKError as error:
             failed = True

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..display.commands import in_shell_and_notebook
 from ..display.progress import Progress, Report
 from ..engines import registry
-from ..environments import interpreters
+from ..environments import interpreters, keras2
 from ..environments.build import size
 from ..environments.install import end_orphans, install_recipe, one_at_a_time
 from ..environments.places import MARKER, candidate_folders, python_in, root, superseded, unfinished, users
@@ -33,6 +33,8 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
     an error or Ctrl-C it isn't installed; a `rebuild` keeps the old environment then.
     """
     report = report or Progress()
+    if name == keras2.NAME:
+        return keras2.install(report, rebuild)
     own = _recipe_of(name)
     if own is None:
         engine = registry.engine(BUILDS.get(name, name))
@@ -63,6 +65,10 @@ def uninstall(name: str, report: Report | None = None) -> list[Path]:
     or if only pip can remove it.
     """
     report = report or Progress()
+    if name == keras2.NAME:
+        gone = keras2.removed()
+        report(f"{name}: " + (", ".join(f"{path} removed" for path in gone) or "not installed, nothing to remove"))
+        return gone
     recipe = _recipe_of(name)
     if recipe is None:
         if registry.installed(BUILDS.get(name, name)):

@@ -1,4 +1,4 @@
-"""Makes `import keras` give the unpacked Keras 2.3.1 with kernelk as its backend, in this process only."""
+"""Makes `import keras` give Keras 2.3.1 with kernelk as its backend, as its users have it, for Keras's own tests."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
     that raises AttributeError, so that all the rest can be tested.
     """
     os.environ["KERAS_HOME"] = str(BUILD / "home")
-    os.environ["KERAS_BACKEND"] = "kernelk.backend"
     os.environ["KERNELK_BACKEND"] = engine
     os.environ["KERNELK_QUIET"] = "1"
-    sys.path[:0] = [str(PROJECT), str(KERAS), *map(str, sorted(PACKAGES.glob("*.whl")))]
+    sys.path.insert(0, str(PROJECT))
     _mend_python()
 
+    import kernelk
     from kernelk import backend
-    from kernelk.session import session
+    from kernelk.session.calls import Calls
 
     counts = Counts()
     missing = [name for name in _imported_names() if not hasattr(backend, name)]
@@ -55,7 +55,7 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
     for name, value in list(vars(backend).items()):
         if isinstance(value, types.FunctionType) and not name.startswith("_"):
             setattr(backend, name, _counted(value, counts))
-    execute = session.Session.execute
+    execute = Calls.execute
 
     @functools.wraps(execute)
     def counted_execute(self: Any, host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -63,24 +63,21 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
         counts.runs[host.engine.name] += 1
         return values
 
-    session.Session.execute = counted_execute  # type: ignore[method-assign]
+    Calls.execute = counted_execute  # type: ignore[method-assign]
 
-    # Keras would take an engine's package into this process where it finds one.
-    sys.modules.update(dict.fromkeys(ENGINE_PACKAGES))
+    kernelk.enable_keras2()
     import keras
     from keras.backend import numpy_backend
 
-    for name in ENGINE_PACKAGES:
-        del sys.modules[name]
     numpy_backend.np = _OldNumpy()
-    assert Path(keras.__file__).is_relative_to(KERAS), f"this isn't the Keras under test: {keras.__file__}"
-    assert keras.backend.backend() == "kernelk.backend"
+    assert keras.__version__ == "2.3.1"
+    assert keras.backend.backend() == engine
     assert keras.backend.dot is backend.dot
     return backend, counts, missing
 
 
 def _mend_python() -> None:
-    """Names that Python, numpy and this environment had in 2019 and Keras or its tests use."""
+    """Names that Python, numpy and this environment had in 2019 and Keras's tests use."""
     for name in collections.abc.__all__:
         setattr(collections, name, getattr(collections.abc, name))
     for name, value in {"Inf": np.inf, "alltrue": np.all, "int": int}.items():

@@ -1,0 +1,50 @@
+"""`keras.backend`: kernelk's K, and what Keras 2.3.1 has there beside it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+from .. import backend as K
+
+# What Keras's own code is told, whichever engine is active: it asks in some 25 places, and would flip kernels in a file
+# that is saved or loaded while Theano is active.
+CONSTANT = "tensorflow"
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+class KerasBackend(types.ModuleType):
+    """The module `keras.backend`, or one of its parts that had a single engine."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(name, K.__doc__)
+        self.__dict__["_folder"] = folder
+
+    def fill(self) -> None:
+        """Enters K's functions."""
+        own: dict[str, Any] = {name: getattr(K, name) for name in K.__all__}
+        own.update(
+            __all__=[*K.__all__],
+            backend=self._backend_name,
+            _is_tf_1=lambda: True,
+            _get_available_gpus=list,
+            py_all=all,
+            py_any=any,
+            py_sum=sum,
+            py_slice=slice,
+        )
+        vars(self).update(own)
+
+    def _backend_name(self) -> str:
+        """Keras's and installed packages' code gets "tensorflow", all other code the active engine's name."""
+        file = sys._getframe(1).f_code.co_filename
+        if file.startswith(vars(self)["_folder"]) or any(part in file for part in _INSTALLED):
+            return CONSTANT
+        return K.backend()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.__name__ == "keras.backend" and name in ("tensorflow_backend", "theano_backend", "cntk_backend"):
+            return __import__(f"keras.backend.{name}", fromlist=[name])
+        # Names that K hasn't in its list, and the error for those that it hasn't at all.
+        return getattr(K, name)

@@ -1,0 +1,157 @@
+"""What Keras 2.3.1 imports and finds changed since 2019: Python's collections, numpy, h5py, PyYAML, TensorFlow.
+
+Each is a stand-in for Keras's modules alone; nobody else's is touched. A stand-in has what its module has, and beside
+that:
+
+- `collections`: the abstract classes that Python 3.10 has moved to `collections.abc`;
+- `numpy`: the names that numpy 2 has dropped (`Inf`, `alltrue`, `string_`, `unicode_`, `float_`, `product`, `int`,
+  `float`, `bool` and `object`);
+- `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
+- `yaml`: `load` without a loader reads plain data; without PyYAML it isn't there;
+- `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import importlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import backend as K
+from ..errors import AbsentError
+
+
+class StandIn(types.ModuleType):
+    """A module with some names of its own; all others are those of `module`."""
+
+    def __init__(self, name: str, module: Any, **own: Any) -> None:
+        super().__init__(name)
+        vars(self).update(own, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_module"], name)
+
+
+def _collections() -> StandIn:
+    moved = {name: getattr(collections.abc, name) for name in collections.abc.__all__}
+    return StandIn("collections", collections, **moved)
+
+
+def _numpy() -> StandIn:
+    dropped = {"Inf": np.inf, "NaN": np.nan, "alltrue": np.all, "sometrue": np.any, "product": np.prod}
+    dropped |= {"string_": np.bytes_, "unicode_": np.str_, "float_": np.float64, "in1d": np.isin}
+    dropped |= {"int": int, "float": float, "bool": bool, "object": object}
+    return StandIn("numpy", np, **dropped)
+
+
+def _h5py() -> StandIn:
+    h5py: Any = importlib.import_module("h5py")
+
+    class Attributes(h5py.AttributeManager):  # type: ignore[misc]
+        def __getitem__(self, name: Any) -> Any:
+            return _as_bytes(super().__getitem__(name))
+
+    class Old:
+        """A group whose attributes, and those of the groups in it, are read as bytes."""
+
+        attrs = property(lambda self: Attributes(self))
+
+        def __getitem__(self, name: Any) -> Any:
+            return _old(super().__getitem__(name))  # type: ignore[misc]
+
+        def create_group(self, name: Any, *args: Any, **options: Any) -> Any:
+            return _old(super().create_group(name, *args, **options))  # type: ignore[misc]
+
+    class Group(Old, h5py.Group):  # type: ignore[misc]
+        """A group in a file."""
+
+    def _old(found: Any) -> Any:
+        return Group(found.id) if type(found) is h5py.Group else found
+
+    class File(Old, h5py.File):  # type: ignore[misc]
+        """A file, open for reading and writing unless `mode` says otherwise."""
+
+        def __init__(self, name: Any, mode: str = "a", **options: Any) -> None:
+            super().__init__(name, mode, **options)
+
+        @property
+        def fid(self) -> Any:
+            return self.id
+
+    return StandIn("h5py", h5py, File=File)
+
+
+def _as_bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return np.array([_as_bytes(part) for part in value.ravel()]).reshape(value.shape)
+    return value
+
+
+def _yaml() -> StandIn:
+    yaml: Any = importlib.import_module("yaml")
+
+    def load(stream: Any, Loader: Any = yaml.SafeLoader) -> Any:
+        return yaml.load(stream, Loader=Loader)
+
+    return StandIn("yaml", yaml, load=load)
+
+
+class _Never:
+    """A class of TensorFlow's of which there is no instance here."""
+
+
+class _TensorFlow(types.ModuleType):
+    """TensorFlow as far as Keras's own code uses it, on K."""
+
+    __version__ = "1.15.5"
+    Tensor = IndexedSlices = _Never
+    bool = "bool"
+    cast = staticmethod(lambda x, dtype: K.cast(x, dtype))
+    cond = staticmethod(lambda condition, yes, no: K.switch(condition, yes, no))
+    scalar_mul = staticmethod(lambda scalar, x: scalar * x)
+    zeros = staticmethod(lambda shape: K.constant(0.0, shape=shape))
+
+    class train:
+        Optimizer = _Never
+
+    class compat:
+        class v1:
+            class train:
+                Optimizer = _Never
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AbsentError(
+            f"Keras 2.3.1 uses TensorFlow's own '{name}' here, which K hasn't",
+            next_step="use a layer, metric or callback that any backend can run",
+        )
+
+
+STAND_INS: dict[str, Callable[[], Any]] = {
+    "collections": _collections,
+    "numpy": _numpy,
+    "h5py": _h5py,
+    "yaml": _yaml,
+    "tensorflow": lambda: _TensorFlow("tensorflow"),
+}
+_MADE: dict[str, Any] = {}
+
+
+def stand_in(name: str) -> Any:
+    """The stand-in for a module, as an import statement gets it. Raises ImportError where that can't be imported."""
+    top = name.partition(".")[0]
+    if top not in _MADE:
+        _MADE[top] = STAND_INS[top]()
+    if top == "tensorflow" and name != top:
+        raise ImportError(f"Keras 2.3.1 runs on kernelk, without {name}", name=name)
+    if name != top:
+        importlib.import_module(name)
+    return _MADE[top]

@@ -1,0 +1,295 @@
+"""Keras 2.3.1, unedited, in a notebook with kernelk: it is found, learns on every engine, and is put back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.engines import ENGINES, require_installed
+from helpers.notebooks import run_cells
+
+from kernelk.environments import keras2
+from kernelk.errors import InstallError
+
+BEGIN = "%load_ext kernelk\nimport kernelk, numpy as np\nkernelk.set_backend('numpy')\n%kbackend --keras2\nimport keras"
+DATA = "x = np.random.RandomState(1).rand(60, 6)\ny = np.eye(3)[(x.sum(1) * 7).astype(int) % 3]"
+MODEL = """
+def made():
+    kernelk.backend.set_random_seed(3)
+    np.random.seed(3)
+    model = keras.Sequential([
+        keras.layers.Dense(8, activation="relu", input_shape=(6,), kernel_regularizer="l2"),
+        keras.layers.Dropout(0.3),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dense(3, activation="softmax"),
+    ])
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+def cells(*code: str, **settings: Any) -> list[dict[str, Any]]:
+    """What the cells after the beginning showed; none of them may fail."""
+    results = run_cells([BEGIN, *code], KERNELK_QUIET="1", **settings)
+    for result in results:
+        assert result["error"] is None, result["err"] + result["out"]
+    return results[1:]
+
+
+def value(result: dict[str, Any]) -> Any:
+    """The JSON that a cell has printed last."""
+    return json.loads(result["out"].strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched() -> None:
+    """Keras 2.3.1 in kernelk's folder."""
+    keras2.install(lambda text: None)
+
+
+def test_import_keras_gives_keras_2_with_k_as_its_backend() -> None:
+    version, same, names, aliases, modules, absent = cells(
+        "keras.__version__",
+        "from keras import backend as K\nimport kernelk.backend\n"
+        "[K.dot is kernelk.backend.dot, keras.backend is K, keras.backend.floatx is kernelk.backend.floatx]",
+        "[K.backend(), kernelk.using('theano') and K.backend(), keras.engine.network.K.backend()]",
+        "import keras.backend.theano_backend as T\nfrom keras.backend.tensorflow_backend import softmax\n"
+        "[T.softmax is K.softmax, softmax is K.softmax, K.tensorflow_backend.softmax is K.softmax,"
+        " callable(K.clear_session), callable(K.is_symbolic), callable(K.get_variable_shape)]",
+        "import sys\n[name in sys.modules for name in ('tensorflow', 'theano', 'cntk', 'torch', 'jax')],"
+        " [path for path in sys.path if 'keras2' in path]",
+        "try:\n    K.get_session()\nexcept AttributeError as error:\n    print(error)",
+    )
+    assert version["value"] == "'2.3.1'"
+    assert same["value"] == "[True, True, True]"
+    assert names["value"] == "['numpy', 'numpy', 'numpy']"
+    assert aliases["value"] == str([True] * 6)
+    assert modules["value"] == "([False, False, False, False, False], [])"
+    assert "there are no TensorFlow sessions; next: K.get_value(w)" in absent["out"]
+
+
+def test_kerass_own_code_and_packages_see_one_name(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "old_package.py").write_text("from keras import backend as K\nname = K.backend()\n")
+    (package / "asks.py").write_text("def ask():\n    from keras import backend as K\n    return K.backend()\n")
+    (tmp_path / "mine.py").write_text("from keras import backend as K\ndef ask():\n    return K.backend()\n")
+    found = cells(
+        f"import sys\nsys.path[:0] = [{str(package)!r}, {str(tmp_path)!r}]\nimport old_package, asks, mine\n"
+        "kernelk.set_backend('numpy')\n[old_package.name, asks.ask(), mine.ask(), keras.backend.backend()]"
+    )
+    assert found[0]["value"] == "['tensorflow', 'tensorflow', 'numpy', 'numpy']"
+
+
+def test_a_model_learns_as_in_keras() -> None:
+    _, layers, text = cells(
+        DATA + MODEL,
+        "model = made()\nhistory = model.fit(x, y, epochs=30, batch_size=16, verbose=0, validation_split=0.2).history\n"
+        "print(__import__('json').dumps({name: [float(v) for v in values] for name, values in history.items()}))",
+        "print(keras.models.model_from_json(model.to_json()).to_yaml() == model.to_yaml(),"
+        " [w.name for w in model.weights[:3]])",
+    )
+    history = value(layers)
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert history["loss"][-1] < history["loss"][0]
+    assert text["out"].strip() == "True ['dense_1/kernel', 'dense_1/bias', 'batch_normalization_1/gamma']"
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_through_every_ordered_pair_of_engines() -> None:
+    """The engine changes before each batch, so that each one follows each other one."""
+    for name in ENGINES:
+        require_installed(name)
+    found = cells(
+        DATA + MODEL + f"names = {list(ENGINES)}",
+        """
+import itertools, json, os
+def fitted(engines):
+    model, losses, turns = made(), [], iter(engines)
+    class Swap(keras.callbacks.Callback):
+        def on_batch_begin(self, batch, logs=None):
+            kernelk.set_backend(next(turns))
+        def on_batch_end(self, batch, logs=None):
+            losses.append(float(logs["loss"]))
+    batches = len(engines)
+    data = np.tile(x, (batches // 60 + 1, 1)), np.tile(y, (batches // 60 + 1, 1))
+    options = {'batch_size': 1, 'shuffle': False, 'verbose': 0, 'callbacks': [Swap()]}
+    model.fit(data[0][:batches], data[1][:batches], **options)
+    kernelk.set_backend("numpy")
+    return losses, [w.astype(float).tolist() for w in model.get_weights()]
+# A walk that goes along each ordered pair once.
+graph, walk, stack = {a: [b for b in names if b != a] for a in names}, [], [names[0]]
+while stack:
+    if graph[stack[-1]]:
+        stack.append(graph[stack[-1]].pop())
+    else:
+        walk.append(stack.pop())
+assert len(set(zip(walk, walk[1:]))) == len(names) * (len(names) - 1)
+alone, there = fitted(["numpy"] * len(walk)), fitted(walk)
+print(json.dumps([max(abs(a - b) for a, b in zip(alone[0], there[0])), len(there[0]),
+    max(np.abs(np.array(a) - np.array(b)).max() for a, b in zip(alone[1], there[1]))]))
+""",
+    )
+    loss, batches, weight = value(found[-1])
+    assert batches == len(ENGINES) * (len(ENGINES) - 1) + 1
+    assert loss < 2e-5
+    assert weight < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layers_of_each_kind_learn_the_same_on_each_engine(engine: str) -> None:
+    require_installed(engine)
+    found = cells(
+        f"engine = {engine!r}",
+        """
+import json
+L = keras.layers
+def kinds():
+    yield "convolutional", [L.Conv2D(4, 3, padding="same", activation="relu", input_shape=(6, 6, 1)), L.MaxPooling2D(),
+        L.SeparableConv2D(3, 2), L.SpatialDropout2D(0.2), L.GlobalAveragePooling2D(), L.Dense(2)]
+    yield "recurrent", [L.Masking(input_shape=(5, 3)), L.Bidirectional(L.LSTM(4, return_sequences=True, dropout=0.5)),
+        L.GRU(3, recurrent_dropout=0.3), L.Dense(2)]
+    yield "embedded", [L.Embedding(9, 4, input_length=5), L.Lambda(lambda t: t[:, 1:3]), L.Flatten(), L.Dense(2)]
+inputs = {"convolutional": (12, 6, 6, 1), "recurrent": (12, 5, 3), "embedded": (12, 5)}
+def learned(engine):
+    kernelk.set_backend(engine)
+    values = {}
+    for kind, layers in kinds():
+        kernelk.backend.set_random_seed(4)
+        np.random.seed(4)
+        random = np.random.RandomState(0)
+        data = random.randint(0, 9, inputs[kind]) if kind == "embedded" else random.rand(*inputs[kind])
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.SGD(0.1, clipnorm=1.0), "mse")
+        losses = model.fit(data, random.rand(12, 2), epochs=2, batch_size=6, verbose=0, shuffle=False).history["loss"]
+        values[kind] = [*map(float, losses), float(np.abs(model.predict(data)).sum()), model.uses_learning_phase]
+    return values
+print(json.dumps([learned("numpy"), learned(engine)]))
+""",
+    )
+    wanted, got = value(found[-1])
+    assert wanted.keys() == got.keys()
+    for kind, numbers in wanted.items():
+        assert got[kind][:-1] == pytest.approx(numbers[:-1], rel=2e-4), kind
+    # Dropout inside a loop counts, too: without it `fit` would never drop anything.
+    assert [numbers[-1] for numbers in got.values()] == [True, True, False]
+
+
+def test_files_say_tensorflow_whichever_engine_is_active(tmp_path: Path) -> None:
+    require_installed("theano")
+    same, stored, again, compiled = cells(
+        DATA + MODEL + "model = made()\nmodel.fit(x, y, verbose=0)\nbefore = model.predict(x)",
+        f"import io, h5py\nkernelk.set_backend('theano')\npath = {str(tmp_path / 'model.h5')!r}\nmodel.save(path)\n"
+        "with h5py.File(path) as file:\n    print(file.attrs['backend'], file['model_weights'].attrs['backend'],"
+        " sorted(file['model_weights']['dense_1']['dense_1']))",
+        "kernelk.set_backend('numpy')\nloaded = keras.models.load_model(path)\nstream = io.BytesIO()\n"
+        "loaded.save(stream)\nstream.seek(0)\nonce_more = keras.models.load_model(stream)\n"
+        "[bool((loaded.predict(x) == before).all()), bool((once_more.predict(x) == before).all())]",
+        "a, b = loaded.optimizer.get_weights(), model.optimizer.get_weights()\n"
+        "[len(a), all(np.array_equal(p, q) for p, q in zip(a, b))]",
+    )
+    assert same["error"] is None
+    assert stored["out"].strip() in (
+        "tensorflow tensorflow ['bias', 'kernel']",
+        "b'tensorflow' b'tensorflow' ['bias', 'kernel']",
+    )
+    assert again["value"] == "[True, True]"
+    assert compiled["value"].endswith(", True]")
+    assert not compiled["value"].startswith("[0")
+
+
+def test_kernels_that_keras_wrote_on_theano_are_turned_when_they_are_loaded(tmp_path: Path) -> None:
+    found = cells(
+        "import h5py\nmodel = keras.Sequential([keras.layers.Conv2D(2, 3, input_shape=(5, 5, 1))])\n"
+        f"path = {str(tmp_path / 'weights.h5')!r}\nmodel.save_weights(path)\nkernel = model.get_weights()[0]\n"
+        "with h5py.File(path, 'r+') as file:\n    file.attrs['backend'] = np.bytes_('theano')\n"
+        "model.load_weights(path)\nbool((model.get_weights()[0] == kernel[::-1, ::-1]).all())"
+    )
+    assert found[0]["value"] == "True"
+
+
+def test_a_metrics_value_is_that_after_its_update() -> None:
+    found = cells("from keras import backend as K\nfloat(K.eval(keras.metrics.Mean()([1.0, 3.0])))")
+    assert found[0]["value"] == "2.0"
+
+
+def test_the_installed_keras_comes_back() -> None:
+    pytest.importorskip("keras")
+    undone, ended = cells(
+        "%kbackend --keras3-back\nimport keras, sys\n[keras.__version__[0], kernelk.enable_keras2.__module__]",
+        "for name in [n for n in sys.modules if n.partition('.')[0] == 'keras']:\n    del sys.modules[name]\n"
+        "%kbackend --keras2\nimport keras\nprint(keras.__version__)\n%unload_ext kernelk\nimport keras\n"
+        "print(keras.__version__[0])",
+    )
+    assert undone["value"] == "['3', 'kernelk.keras2']"
+    assert ended["out"].split()[-2:] == ["2.3.1", "3"]
+
+
+def test_another_keras_that_was_imported_first_is_left_alone() -> None:
+    pytest.importorskip("keras")
+    results = run_cells(
+        ["import keras\nfirst = keras", "%load_ext kernelk\n%kbackend --keras2", "import keras\nkeras is first"],
+        KERNELK_QUIET="1",
+    )
+    assert results[1]["error"] == "ArgumentError"
+    line = results[1]["out"] + results[1]["err"]
+    assert "keras 3" in line
+    assert "next: restart the kernel, and run %kbackend --keras2 before anything imports Keras or tf.keras" in line
+    assert results[2]["value"] == "True"
+
+
+def test_what_asks_for_keras_3_afterwards_is_told_in_one_line() -> None:
+    results = run_cells([BEGIN, "import keras.src.ops", "float(keras.backend.eval(keras.backend.constant(2.0)))"])
+    assert results[1]["error"] == "ModuleNotFoundError"
+    assert "has no module 'keras.src'; next: restart the kernel" in results[1]["out"] + results[1]["err"]
+    assert results[2]["value"] == "2.0"
+
+
+def test_what_needs_tensorflow_itself_is_told_in_one_line() -> None:
+    results = run_cells(
+        [
+            BEGIN,
+            "keras.metrics.MeanIoU(3)",
+            "m = keras.metrics.Precision(top_k=2)\nm(np.eye(3), np.eye(3))",
+            "keras.layers.CuDNNLSTM(3)(keras.Input((4, 2)))",
+        ]
+    )
+    for result in results[1:]:
+        assert result["error"] is not None
+        assert "ensor" in result["out"] + result["err"]
+
+
+def test_a_package_that_keras_2_needs_and_is_missing(tmp_path: Path) -> None:
+    results = run_cells(
+        [
+            "import importlib.util as u\nfind = u.find_spec\n"
+            "u.find_spec = lambda name, *rest: None if name == 'h5py' else find(name, *rest)",
+            "%load_ext kernelk\n%kbackend --keras2",
+        ]
+    )
+    assert results[1]["error"] == "BackendNotInstalledError"
+    assert "Keras 2.3.1 needs h5py; next: %pip install 'kernelk[keras2]'" in results[1]["out"] + results[1]["err"]
+
+
+def test_a_changed_package_is_refused_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    lines: list[str] = []
+    folder = keras2.install(lines.append)
+    assert folder.parent == tmp_path / "envs"
+    assert any("ready: Keras 2.3.1" in line for line in lines)
+    lock = tmp_path / "keras2.txt"
+    lock.write_text(keras2.REQUIREMENTS.read_text().replace("sha256:d08a", "sha256:d08b"))
+    monkeypatch.setattr(keras2, "REQUIREMENTS", lock)
+    with pytest.raises(
+        InstallError, match=r"could not be installed: .*SHA-256.*next: .*kernelk install keras2"
+    ):
+        keras2.install(lines.append)
+    left = [name for name in os.listdir(tmp_path / "envs") if (tmp_path / "envs" / name).is_dir()]
+    assert left == [folder.name]
+    assert keras2.removed() == [folder]
+    assert keras2.found() is None
