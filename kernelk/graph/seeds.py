@@ -20,7 +20,8 @@ class Stream:
 
     The n-th one's seed follows from n and the stream's entropy. It is asked for at each plan, not once: a file that is
     loaded gives the stream the entropy of the one that was saved, and the same cells then get the same draws. `begins`
-    has the counts that a file has for draws by their numbers; all others begin with `begin`.
+    has the counts that a file has for draws by their numbers; all others begin with `begin`. `taken` has the seeds that
+    draws had taken from np.random where the file was saved.
     """
 
     def __init__(self, entropy: int | None = None) -> None:
@@ -30,6 +31,7 @@ class Stream:
         self.count = 0
         self.begin = 0
         self.begins: dict[int, int] = {}
+        self.taken: dict[int, int] = {}
 
     def next(self) -> int:
         """The number of the next node."""
@@ -42,18 +44,22 @@ class Stream:
 
 
 class Count:
-    """How often one draw was evaluated: its n-th evaluation gives the n-th draw of its seed, whatever else ran."""
+    """How often one draw was evaluated: its n-th evaluation gives the n-th draw of its seed, whatever else ran.
 
-    __slots__ = ("__weakref__", "begin", "number", "stream", "value")
+    `taken` is the seed that it took from np.random, as draws do in Keras; None if it has another.
+    """
 
-    def __init__(self, stream: Stream) -> None:
+    __slots__ = ("__weakref__", "begin", "number", "stream", "taken", "value")
+
+    def __init__(self, stream: Stream, taken: int | None) -> None:
         self.stream = stream
         self.number = stream.next()
+        self.taken = stream.taken.get(self.number, taken)
         self.begin = self.value = stream.begins.get(self.number, stream.begin)
 
     def seed(self) -> int:
         """The seed of a draw that was given none."""
-        return self.stream.seed(self.number)
+        return self.stream.seed(self.number) if self.taken is None else self.given_seed(self.taken)
 
     def given_seed(self, seed: int) -> int:
         """That of a draw that was given this one."""
@@ -77,9 +83,14 @@ class Seeds:
         for count in self.counts:
             count.begin = count.value = 0
 
-    def new(self) -> Count:
-        """The count of a new draw."""
-        count = Count(self.stream)
+    def new(self, seeded: bool) -> Count:
+        """The count of a new draw; `seeded`: it was given a seed, as all are once `set_random_seed` was called."""
+        taken = None
+        if not (seeded or self.repeatable):
+            import numpy as np
+
+            taken = int(np.random.randint(2**31 - 1))
+        count = Count(self.stream, taken)
         self.counts.add(count)
         return count
 
@@ -108,16 +119,19 @@ class Seeds:
 
     def state(self) -> dict[str, object]:
         """The numbers that determine the next draws."""
-        stream, counts = self.stream, dict(self.stream.begins)
+        stream, counts, taken = self.stream, dict(self.stream.begins), dict(self.stream.taken)
         # After `restore`, two of one number may be there: what was made before and after the same seed was set.
         for count in sorted((x for x in self.counts if x.stream is stream), key=lambda x: x.value):
             counts[count.number] = count.value
+            if count.taken is not None:
+                taken[count.number] = count.taken
         return {
             "entropy": stream.entropy,
             "count": stream.count,
             "fixed": stream.fixed,
             "counter": stream.begin,
             "counts": {str(number): counts[number] for number in sorted(counts) if counts[number] != stream.begin},
+            "taken": {str(number): taken[number] for number in sorted(taken)},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -133,6 +147,7 @@ class Seeds:
         # What was written when all draws shared one counter goes on from there.
         stream.begin = state["counter"]
         stream.begins = {int(number): value for number, value in state["counts"].items()}
+        stream.taken = {int(number): seed for number, seed in state["taken"].items()}
         for count in continued:
-            count.stream = stream
+            count.stream, count.taken = stream, stream.taken.get(count.number)
             count.begin = count.value = stream.begins.get(count.number, stream.begin)

@@ -33,7 +33,7 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))
     node = Draw("draw", references, {"kind": kind, "dims": dims}, shape, dtype, caller())
-    count = node.count = current_state().seeds.new()
+    count = node.count = current_state().seeds.new(given is not None)
     node.seed = count.seed if given is None else partial(count.given_seed, given)
     return node
 

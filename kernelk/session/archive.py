@@ -21,7 +21,7 @@ from ..errors import FileError, KernelKError, one_line, printable
 
 # The member of the file that says what the others are: JSON, as an array of one string.
 ABOUT = "kernelk"
-FORMAT = 2
+FORMAT = 3
 
 _MOST_ABOUT = 64 << 20
 # Those that numpy writes. Python's other decompressors return a block's whole content at once, however large.
@@ -170,11 +170,14 @@ class Archive:
         random: dict[str, Any] = {name: state.get(name) for name in ("entropy", "count", "fixed", "counter")}
         # In the first format all draws shared one counter.
         counts = state.get("counts") if version > 1 else {}
+        # In the second one no draw took its seed from np.random.
+        taken = state.get("taken") if version > 2 else {}
         # The counters must have room to grow; a seed has 64 bits.
         ends = {"entropy": math.inf, "count": 2**62, "fixed": 2**64, "counter": 2**62}
-        if not all(_is_below(ends[name], number) for name, number in random.items()) or not _are_counts(counts):
+        whole = all(_is_below(ends[name], number) for name, number in random.items())
+        if not (whole and _are_counts(counts) and _are_counts(taken)):
             raise ValueError("its random state is damaged")
-        random["counts"] = counts
+        random["counts"], random["taken"] = counts, taken
         listed = header["variables"]
         if not all(type(entry) is list and [type(word) for word in entry] == [str] * 3 for entry in listed):
             raise ValueError("its list of variables is damaged")

@@ -67,6 +67,73 @@ def test_seeds_that_differ_in_a_bit_draw_otherwise(backend: str) -> None:
         kernelk.set_backend(backend)
 
 
+def test_draws_follow_numpys_seed_until_one_is_set(backend: str, tmp_path: Path) -> None:
+    """As in Keras 2.3.1, whose ops take their seeds from np.random; `K.set_random_seed` decides alone."""
+
+    def made() -> list[np.ndarray]:
+        draws = [K.random_uniform((4,)), K.random_normal((4,)), K.dropout(K.ones((40,)), 0.5)]
+        return [K.eval(draw) for draw in (*draws, *draws)]
+
+    def again(seed: int) -> list[np.ndarray]:
+        np.random.seed(seed)
+        return made()
+
+    K.clear_session()
+    current_state().seeds.restart(None)
+    first = again(1337)
+    assert all(same_bits(a, b) for a, b in zip(first, again(1337)))
+    assert not any(same_bits(a, b) for a, b in zip(first, again(1338)))
+    assert not any(same_bits(a, b) for a, b in zip(first, first[3:]))
+    # Ops that were given a seed take none.
+    np.random.seed(5)
+    K.random_uniform((2,), seed=3)
+    untouched_state = np.random.randint(1000)
+    np.random.seed(5)
+    assert untouched_state == np.random.randint(1000)
+    K.set_random_seed(2)
+    second = again(1)
+    K.set_random_seed(2)
+    assert all(same_bits(a, b) for a, b in zip(second, again(7)))
+
+
+def test_a_file_keeps_the_seeds_that_came_from_numpy(tmp_path: Path) -> None:
+    kernelk.set_backend("numpy")
+
+    def cells() -> tuple[Any, Any]:
+        K.clear_session()
+        current_state().seeds.restart(None)
+        K.eval(K.random_uniform((1,)))  # one that nobody holds
+        return K.random_uniform((4,)), K.dropout(K.ones((40,)), 0.5)
+
+    np.random.seed(11)
+    a, b = cells()
+    K.eval(a)
+    kernelk.save(tmp_path / "run")
+    wanted = [K.eval(a), K.eval(b), K.eval(a)]
+    np.random.seed(99)
+    a, b = cells()
+    kernelk.load(tmp_path / "run")
+    assert all(same_bits(x, y) for x, y in zip(wanted, [K.eval(a), K.eval(b), K.eval(a)]))
+    # Also of ops that are made only after it.
+    np.random.seed(100)
+    K.clear_session()
+    current_state().seeds.restart(None)
+    kernelk.load(tmp_path / "run")
+    current_state().seeds.stream.count = 0
+    K.random_uniform((1,))
+    a, b = K.random_uniform((4,)), K.dropout(K.ones((40,)), 0.5)
+    assert all(same_bits(x, y) for x, y in zip(wanted, [K.eval(a), K.eval(b), K.eval(a)]))
+
+
+def test_seeds_from_numpy_take_no_memory_once_their_ops_are_gone() -> None:
+    kernelk.set_backend("numpy")
+    current_state().seeds.restart(None)
+    for _ in range(100):
+        K.eval(K.random_uniform((1,)))
+    gc.collect()
+    assert len(current_state().seeds.state()["taken"]) <= 1
+
+
 def test_ops_with_one_seed_draw_the_same(backend: str) -> None:
     """As in Keras on TensorFlow, where an op's stream begins with the op."""
     K.eval(K.random_uniform((3,)))
@@ -199,7 +266,7 @@ def test_a_file_of_the_first_format_goes_on_as_it_would_have(tmp_path: Path) -> 
     """All draws shared one counter then."""
     node = K.random_uniform((2,))
     seeds = current_state().seeds
-    state = {"entropy": seeds.stream.entropy, "count": 1, "fixed": 0, "counter": 9, "counts": {}}
+    state = {"entropy": seeds.stream.entropy, "count": 1, "fixed": 0, "counter": 9, "counts": {}, "taken": {}}
     current().restore([], state)
     assert same_bits(K.eval(node), nth(node, 9))
     assert same_bits(K.eval(node), nth(node, 10))
