@@ -21,11 +21,11 @@ K.get_value(total)
     "eval": "K.eval(K.constant([1, 2]) + 1)",
     "gradients": """
 x = K.variable([1, 2, 3])
-K.eval(K.gradients(K.sum(x * x), x))
+K.eval(K.gradients(K.sum(x * x), x)[0])
 """,
     "stop_gradient": """
 x = K.variable([1, 2, 3])
-K.eval(K.gradients(K.sum(K.stop_gradient(x) * x), x))
+K.eval(K.gradients(K.sum(K.stop_gradient(x) * x), x)[0])
 """,
     "placeholder": """
 x = K.placeholder((None, 3), name="x")
@@ -309,10 +309,11 @@ w.name
     "symbolic": "K.symbolic(len)([1, 2])",
     "eager": "K.eager(len)([1, 2])",
     "control_dependencies": """
-with K.control_dependencies([]):
-    x = K.constant(1)
+total, count = K.variable(0.0), K.variable(0.0)
+with K.control_dependencies([K.update_add(total, 6.0), K.update_add(count, 2.0)]):
+    mean = total / count
 
-K.eval(x)
+K.eval(mean), K.get_value(count)
 """,
     "manual_variable_initialization": "K.manual_variable_initialization(True)",
 }

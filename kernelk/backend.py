@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn as _NoReturn
+
 from .config import epsilon, floatx, image_data_format, set_epsilon, set_floatx, set_image_data_format
 from .graph.nodes import Tensor
 from .inspection import rich_repr as _rich_repr  # noqa: F401  (enters how tensors look at the end of a cell)
@@ -66,6 +68,7 @@ from .ops.elementwise import (
     sqrt,
     square,
 )
+from .ops.elsewhere import absent_from_k as _absent_from_k
 from .ops.gradients import gradients, stop_gradient
 from .ops.linear import batch_dot, dot, permute_dimensions, transpose
 from .ops.loops import foldl, foldr, map_fn, rnn
@@ -151,6 +154,10 @@ def backend() -> str:
 def clear_session() -> None:
     """Frees all variables and compiled programs; tensors made before can't be used any more."""
     current().clear()
+
+
+def __getattr__(name: str) -> _NoReturn:
+    raise _absent_from_k(name)
 
 
 __all__ = [

@@ -136,6 +136,10 @@ class ArgumentError(KernelKError, ValueError):
     """An argument whose value isn't allowed."""
 
 
+class AbsentError(KernelKError, AttributeError):
+    """A name that other libraries have on tensors or on K; the next step is what there is instead."""
+
+
 class FeedError(KernelKError, ValueError):
     """A function was called with the wrong number, shape or dtype of inputs, or one is missing."""
 

@@ -32,11 +32,52 @@ class Spec(NamedTuple):
 Inference: TypeAlias = Callable[..., tuple[Shape, str]]
 
 
+class StaticShape(tuple["int | None", ...]):
+    """A tensor's static shape as TensorFlow 1's: `as_list()`, `ndims`, and lengths that have a `value`."""
+
+    __slots__ = ()
+
+    def __new__(cls, lengths: Shape) -> StaticShape:
+        return super().__new__(cls, [None if n is None else Dimension(n) for n in lengths])
+
+    def as_list(self) -> list[int | None]:
+        """The lengths as plain ints, None where they aren't known."""
+        return [None if n is None else int(n) for n in self]
+
+    @property
+    def ndims(self) -> int:
+        """The number of axes."""
+        return len(self)
+
+
+class Dimension(int):
+    """A length that is known."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> int:
+        """The length as a plain int."""
+        return int(self)
+
+
 class _StaticShape:
     """A tensor's `_keras_shape` until Keras sets another: its static shape."""
 
     def __get__(self, tensor: Tensor, owner: type) -> Shape:
         return tensor.shape
+
+
+class _UsesLearningPhase:
+    """A tensor's `_uses_learning_phase` until Keras sets it: True where a value depends on the phase, else absent."""
+
+    def __get__(self, tensor: Tensor | None, owner: type) -> Any:
+        if tensor is None:
+            return self
+        if depends_on_phase(tensor):
+            return True
+        # Keras asks with `hasattr`, too.
+        raise AttributeError("_uses_learning_phase: this tensor's value doesn't depend on the learning phase")
 
 
 class Tensor:
@@ -56,6 +97,7 @@ class Tensor:
         "generation",
         "inputs",
         "op",
+        "phased",
         "scope",
         "shape",
         "source",
@@ -63,11 +105,11 @@ class Tensor:
     )
     # Whether it was given as a sparse matrix, as Keras asks; every value is computed densely.
     sparse = False
-    # numpy must leave `array + tensor` to the tensor instead of making an object array of it.
-    __array_ufunc__ = None
     # Keras reads both on any tensor, and sets its own.
     _keras_shape = _StaticShape()
-    _uses_learning_phase = False
+    _uses_learning_phase = _UsesLearningPhase()
+    # The updates that are performed whenever the value is computed, by variable: see K.control_dependencies.
+    dependencies: dict[Variable, Update] | None = None
 
     def __init__(
         self,
@@ -90,12 +132,18 @@ class Tensor:
         self.generation = state.generation
         self.scope = state.scope
         self.expansion: Tensor | None = None
-        self._name = name
+        self.phased: bool | None = None  # once asked for: see `depends_on_phase`
+        if state.dependencies:
+            self.dependencies = state.dependencies
+        self._name = f"{self.scope}/{name}" if name and self.scope else name
 
     @property
     def name(self) -> str:
-        """The given name, or one made of the op and a running number."""
-        return self._name or f"{self.op}_{self.uid}"
+        """The given name, or one made of the op and a running number; after those of the name scopes around it."""
+        if self._name:
+            return self._name
+        made = f"{self.op}_{self.uid}"
+        return f"{self.scope}/{made}" if self.scope else made
 
     @name.setter
     def name(self, value: str) -> None:
@@ -106,13 +154,13 @@ class Tensor:
         """Number of axes."""
         return len(self.shape)
 
-    def get_shape(self) -> Shape:
-        """The static shape, as Keras 2 code asks for it."""
-        return self.shape
+    def get_shape(self) -> StaticShape:
+        """The static shape, as code for TensorFlow 1 asks for it: a tuple whose `as_list()` is a list."""
+        return StaticShape(self.shape)
 
     if TYPE_CHECKING:
         # Entered by function.
-        def eval(self, feeds: dict[Tensor, Any] | None = None) -> Array: ...
+        def eval(self, feeds: dict[Tensor, Any] | None = None, **options: Any) -> Array: ...
 
         # Entered by ops.operators.
         def __add__(self, other: Any) -> Tensor: ...
@@ -129,6 +177,8 @@ class Tensor:
         def __rmod__(self, other: Any) -> Tensor: ...
         def __pow__(self, other: Any) -> Tensor: ...
         def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
         def __and__(self, other: Any) -> Tensor: ...
         def __rand__(self, other: Any) -> Tensor: ...
         def __or__(self, other: Any) -> Tensor: ...
@@ -270,6 +320,7 @@ class Variable(Tensor):
 
     slots: Slots
     constraint: Any
+    trainable = True  # for Keras and its users, who read and set it
 
     @property
     def initialized(self) -> bool:
@@ -284,8 +335,9 @@ class Variable(Tensor):
 class Update(Tensor):
     """The new value of `variable`: kind "assign" (inputs: the value) or "add" (inputs: the increment)."""
 
-    variable: Tensor
+    variable: Variable
     kind: str
+    follows: Update | None = None  # an update of the same variable that is part of this one
 
 
 def mark() -> int:
@@ -323,10 +375,13 @@ def record(
     op: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any], infer: Inference, name: str | None = None
 ) -> Tensor:
     """Adds a node: its shape and dtype come from `infer`, which raises what can't work in the user's own line."""
-    generation = current_state().generation
+    state = current_state()
+    generation = state.generation
     for tensor in inputs:
         if tensor.generation is not generation:
             check_generation(tensor)
+    if state.dependencies:
+        inputs = tuple([state.dependencies.get(x, x) if type(x) is Variable else x for x in inputs])
     shape, dtype = infer(*inputs, **attrs)
     return Tensor(op, inputs, attrs, shape, dtype, caller(), name)
 
@@ -345,6 +400,38 @@ def constant_node(array: Array, name: str | None = None) -> Constant:
     node = Constant("constant", (), _EMPTY, array.shape, array.dtype.name, caller(), name)
     node.array = array
     return node
+
+
+def dependencies_of(tensors: Sequence[Tensor]) -> list[Update]:
+    """The updates that are performed whenever one of these is computed, in order: see `K.control_dependencies`."""
+    if not current_state().ordered:
+        return []
+    nodes = [node for node in walk(tensors, lambda x: x.inputs) if node.dependencies]
+    return list(dict.fromkeys(update for node in nodes for update in (node.dependencies or {}).values()))
+
+
+def without_followed(updates: Sequence[Any]) -> list[Any]:
+    """Updates without those that are part of another one among them."""
+    followed = set()
+    for update in updates:
+        while isinstance(update, Update) and update.follows is not None:
+            update = update.follows
+            followed.add(id(update))
+    return [update for update in updates if id(update) not in followed]
+
+
+def depends_on_phase(tensor: Tensor) -> bool:
+    """Whether a tensor's value depends on the learning phase. What has been found out once is kept."""
+    if tensor.phased is None:
+        for node in walk([tensor], lambda x: x.inputs if x.phased is None else ()):
+            if node.phased is None:
+                node.phased = (
+                    node.op == "phase_select"
+                    or isinstance(node, LearningPhase)
+                    or (isinstance(node, Scan) and node.body.phased)
+                    or any([x.phased for x in node.inputs])
+                )
+    return bool(tensor.phased)
 
 
 def walk(roots: Sequence[Tensor], inputs_of: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .seeds import Seeds
 
 if TYPE_CHECKING:
-    from .nodes import LearningPhase
+    from .nodes import LearningPhase, Update, Variable
 
 
 class Generation:
@@ -32,10 +32,12 @@ class State:
 
     __slots__ = (
         "__weakref__",
+        "dependencies",
         "fixed_phase",
         "generation",
         "gradient_spans",
         "numbers",
+        "ordered",
         "phase_placeholder",
         "scope",
         "seeds",
@@ -51,6 +53,9 @@ class State:
         self.seeds = Seeds()
         # Between which numbers the nodes lie that `K.gradients` has made, one pair for each of its calls, in order.
         self.gradient_spans: list[tuple[int, int]] = []
+        # The updates that tensors made now come after, by the variable that each sets: see K.control_dependencies.
+        self.dependencies: dict[Variable, Update] | None = None
+        self.ordered = False  # whether any tensor has such dependencies
         self.fixed_phase: int | None = None  # by K.set_learning_phase
         self.phase_placeholder: LearningPhase | None = None  # made when it is first asked for
         self.session: Any = None  # the Session that it belongs to, once there is one; nothing here looks into it
@@ -60,6 +65,7 @@ class State:
         self.generation.ended = True
         self.generation = Generation()
         self.gradient_spans.clear()
+        self.ordered = False
         self.fixed_phase = None
         self.phase_placeholder = None
 

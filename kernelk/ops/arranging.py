@@ -11,8 +11,9 @@ import numpy as np
 from .. import config
 from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Tensor, constant_node
-from ..graph.rules import apply
-from .dtypes import INTEGERS, as_tensor, cast, check_dtype
+from ..graph.rules import RULES, Rule, apply
+from .dtypes import INTEGERS, as_tensor, as_tensors, cast, check_dtype, operands
+from .indexing import Bounds
 from .linear import permute_dimensions
 from .operators import binary
 from .shapes import (
@@ -28,6 +29,9 @@ from .shapes import (
 )
 from .shaping import concatenate, dims_of, expand_dims, known_integer, shape, unstacked
 
+# Beyond the end of any axis.
+_END = 2**31 - 1
+
 
 def gather(reference: Any, indices: Any) -> Tensor:
     """Rows of `reference` by integer `indices`: shape(indices) + shape(reference)[1:].
@@ -41,7 +45,7 @@ def gather(reference: Any, indices: Any) -> Tensor:
 
 def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
-    parts = [as_tensor(part) for part in listed(x, "stack")]
+    parts = as_tensors(listed(x, "stack"))
     if not parts:
         raise ArgumentError("stack: the list is empty", allowed="it needs at least one tensor")
     first = parts[0].shape
@@ -59,10 +63,13 @@ def reverse(x: Any, axes: Any) -> Tensor:
 
 
 def slice(x: Any, start: Any, size: Any) -> Tensor:
-    """The block of `x` that begins at `start` and has `size` elements along each axis (-1: all that follow)."""
+    """The block of `x` that begins at `start` and has `size` elements along each axis (-1: all that follow).
+
+    `start` and `size` are lists of ints and 0-d integer tensors, or integer vectors; tensors are evaluated before each
+    call. Raises ShapeError for a block that isn't inside, then or now.
+    """
     x = as_tensor(x)
-    begin = [int(n) for n in (start.array if hasattr(start, "array") else start)]
-    length = [int(n) for n in (size.array if hasattr(size, "array") else size)]
+    begin, length = _block("start", start), _block("size", size)
     if not len(begin) == len(length) == x.ndim:
         starts, sizes = (begin + [0] * x.ndim)[: x.ndim], (length + [-1] * x.ndim)[: x.ndim]
         raise ShapeError(
@@ -72,13 +79,86 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
         )
     for axis, (first, n) in enumerate(zip(begin, length)):
         whole = x.shape[axis]
+        if isinstance(first, Tensor) or isinstance(n, Tensor):
+            continue
         if first < 0 or n < -1 or (whole is not None and first + builtins.max(n, 0) > whole):
             raise ShapeError(
                 f"slice: start {first} and size {n} don't fit axis {axis} of shape {x.shape}",
                 allowed="allowed are starts from 0, and sizes that end inside, or -1 for all that follow",
             )
+    if any_tensor(begin, length):
+        return _slice_of_values(x, begin, length)
     slices = [[first, None if n == -1 else first + n, None] for first, n in zip(begin, length)]
     return apply("slice", x, slices=slices)
+
+
+def any_tensor(*entries: Sequence[Any]) -> bool:
+    """Whether some entry is a tensor."""
+    return builtins.any(isinstance(entry, Tensor) for part in entries for entry in part)
+
+
+def _block(what: str, given: Any) -> list[Any]:
+    """A start or size of `slice`: for each axis an int where it is known, else a 0-d integer tensor."""
+    if isinstance(given, Tensor):
+        if given.ndim != 1 or given.dtype not in INTEGERS or given.shape[0] is None:
+            raise ArgumentError(
+                f"slice: the {what} is a tensor of dtype {given.dtype} and shape {given.shape}",
+                allowed="it must be an integer vector of known length",
+                next_step="K.cast(x, 'int32')" if given.ndim == 1 and given.dtype not in INTEGERS else "",
+            )
+        given = unstacked(given) or list(given)
+    elif not hasattr(given, "__iter__"):
+        raise ArgumentError(
+            f"slice: the {what} is {given!r}",
+            allowed="it needs one entry for each axis",
+            next_step="K.slice(x, [0, 0], [2, -1])",
+        )
+    entries: list[Any] = []
+    for n in given:
+        if not isinstance(n, Tensor):
+            entries.append(whole_number(n, f"a {what}", "slice"))
+            continue
+        if n.ndim or n.dtype not in INTEGERS:
+            raise ArgumentError(f"slice: {n!r} can't be a {what}", allowed="it must be an int or a 0-d integer tensor")
+        known = known_integer(n)
+        entries.append(cast(n, "int64") if known is None else known)
+    return entries
+
+
+def _slice_of_values(x: Tensor, begin: list[Any], length: list[Any]) -> Tensor:
+    """The block whose begin or size only a call knows."""
+    bounds, wanted = Bounds(), Bounds()
+    slices: list[list[Any]] = []
+    dims: list[Any] = []
+    for axis, (first, n) in enumerate(zip(begin, length)):
+        whole = x.shape[axis] if x.shape[axis] is not None else shape(x)[axis]
+        all_that_follow = isinstance(n, int) and n == -1
+        rest = binary("subtract", as_tensor(whole, "int64"), first)
+        if isinstance(n, Tensor):
+            n = apply("select", binary("less", n, 0), *operands(rest, n))
+        dims.append(wanted.entry(rest if all_that_follow else n))
+        stop = None if all_that_follow else n + first
+        if isinstance(first, Tensor):
+            # A negative one would count from the end.
+            first = apply("select", binary("less", first, 0), *operands(_END, first))
+        slices.append([bounds.entry(first), bounds.entry(stop), None])
+    sliced = apply("slice", x, *bounds.references, slices=slices)
+    return apply("block", sliced, *wanted.references, dims=dims)
+
+
+def _infer_block(sliced: Any, *references: Any, dims: Sequence[Any]) -> Any:
+    lengths = [n if isinstance(n, int) else None for n in dims]
+    if builtins.any(n is not None and m is not None and n != m for n, m in zip(lengths, sliced.shape)):
+        shown = tuple("?" if n is None else n for n in lengths)
+        raise ShapeError(
+            f"slice: a block of shape {shown} was asked for, and {sliced.shape} of it lies inside x",
+            allowed="allowed are starts from 0, and sizes that end inside, or -1 for all that follow",
+        )
+    return tuple(m if n is None else n for n, m in zip(lengths, sliced.shape)), sliced.dtype
+
+
+# A slice that is whole: only its lengths are checked, once they are known.
+RULES["block"] = Rule(_infer_block, None, lambda sliced, *references, dims: sliced, checks=True)
 
 
 def tile(x: Any, n: Any) -> Tensor:

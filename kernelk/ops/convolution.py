@@ -12,7 +12,7 @@ from ..graph.nodes import Shape, Tensor
 from ..graph.rules import apply
 from .convolution_rules import apply_conv, size_of
 from .dtypes import as_tensor, cast, promote
-from .operators import index
+from .indexing import index
 from .shapes import image_axes, own_dims
 from .shaping import concatenate, dims_of
 from .windows import WindowArguments, Windows, floats, lengths_of, output_length, per_axis, positions, window_arguments

@@ -17,9 +17,9 @@ from ..errors import ShapeError
 from ..graph.nodes import Tensor, constant_node
 from ..graph.rules import RULES, Gradients, Result, Rule, apply
 from .dtypes import in_float32
-from .shapes import known_dims, matmul, own_dims
+from .shapes import known_dims, matmul, own_dims, renumbered
 from .shaping import concatenate
-from .windows import Windows, cropped, output_length, padded, positions, renumbered
+from .windows import Windows, cropped, output_length, padded, positions
 
 
 def apply_conv(part: str, windows: Windows, depthwise: bool, *inputs: Tensor, **attrs: Any) -> Tensor:

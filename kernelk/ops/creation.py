@@ -96,7 +96,7 @@ def identity(x: Any, name: str | None = None) -> Tensor:
     """A new tensor with the same value as `x`."""
     node = apply("identity", as_tensor(x))
     if name:
-        node.name = name
+        node.name = f"{node.scope}/{name}" if node.scope else name
     return node
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, reduce
 from typing import Any
 
@@ -30,15 +30,17 @@ def no_tensor(op: str, x: Any) -> ArgumentError:
 
 
 def check_dtype(dtype: Any) -> str:
-    """The canonical name of a dtype (a name, numpy dtype or type); None gives floatx. Raises DTypeError."""
+    """The canonical name of a dtype (a name, numpy's, TensorFlow's or PyTorch's); None: floatx. Raises DTypeError."""
     if dtype is None:
         return config.floatx()
     if isinstance(dtype, str) and dtype in DTYPES:
         return dtype
     try:
-        name = str(np.dtype(dtype).name)
+        # TensorFlow's know numpy's.
+        name = str(np.dtype(getattr(dtype, "as_numpy_dtype", dtype)).name)
     except TypeError:
-        name = str(dtype)
+        # PyTorch's are written "torch.float32".
+        name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise DTypeError(f"dtype {dtype!r} isn't supported", allowed=f"allowed are {', '.join(DTYPES)}")
     return name
@@ -100,8 +102,9 @@ def _scalar_dtype(value: Any, partner: str | None) -> str:
 def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     """`value` as a tensor: a tensor itself, a weak Python scalar (cast to `partner`, a dtype), an array or a list.
 
-    Arrays keep their dtype; nested lists become floatx, or int32 (int64 where needed) if they hold integers only. A
-    list that holds tensors is stacked, as Keras has it in `K.prod([K.shape(x)[0], 3])`.
+    Arrays keep their dtype, but for float64, which numpy makes of everything: with a `partner` it takes the dtype of
+    that, floatx if that is no float, as in Keras. Nested lists become floatx, or int32 (int64 where needed) if they
+    hold integers only. A list that holds tensors is stacked, as Keras has it in `K.prod([K.shape(x)[0], 3])`.
     Raises DTypeError or ArgumentError for what no tensor can hold.
     """
     if isinstance(value, Tensor):
@@ -133,12 +136,23 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
             array = array.astype("int32") if small else array
         elif array.dtype.kind == "f":
             array = array.astype(config.floatx())
+    elif partner is not None and array.dtype == np.float64:
+        with np.errstate(all="ignore"):
+            array = array.astype(_scalar_dtype(1.0, partner))
     if array.dtype.name not in DTYPES:
         raise DTypeError(
             f"{type(value).__name__} of dtype {array.dtype} can't be a tensor",
             allowed=f"allowed are {', '.join(DTYPES)}",
         )
     return constant_node(array)
+
+
+def as_tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Several values as tensors: what isn't one takes its dtype from the first float tensor, or tensor, among them."""
+    values = list(values)
+    dtypes = [value.dtype for value in values if isinstance(value, Tensor)]
+    partner = next((dtype for dtype in dtypes if dtype in FLOATS), dtypes[0] if dtypes else None)
+    return [as_tensor(value, partner) for value in values]
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..graph.loops import Closure, close_loop, per_step, stacked
-from ..graph.nodes import Body, Constant, Scan, Shape, StepInput, Tensor, check_generation, mark, walk
+from ..graph.nodes import Body, Constant, Scan, Shape, StepInput, Tensor, Update, check_generation, mark, walk
 from ..graph.rules import RULES, apply, expand
 from ..graph.state import current_state
 from ..source import caller
@@ -24,6 +24,9 @@ def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequen
         return ()
     if node.op == "phase_select":
         return (node.inputs[0 if phase else 1],)
+    if isinstance(node, Update):
+        # It stands for the variable after it; how the new value came about is no part of that.
+        return (node.variable,)
     return (expand(node),) if _by_expansion(node) else node.inputs
 
 
@@ -45,20 +48,19 @@ def _by_expansion(node: Tensor) -> bool:
     return rule is not None and rule.decompose is not None and rule.vjp is None
 
 
-def gradients(loss: Any, variables: Any) -> Any:
+def gradients(loss: Any, variables: Any) -> list[Tensor]:
     """The gradient of `loss` (its sum, if it isn't a scalar) with respect to each of `variables`, any tensors.
 
-    Returns a list of tensors in the shapes and dtypes of `variables` (one tensor for one variable); a variable
-    that `loss` doesn't depend on gets zeros. Gradients can be used in further ops and differentiated again.
+    Returns a list of tensors in the shapes and dtypes of `variables`, also for one tensor, as Keras on TensorFlow does;
+    a variable that `loss` doesn't depend on gets zeros. Gradients can be used in further ops and differentiated again.
     Raises ArgumentError if `loss` isn't a float.
     """
-    single = isinstance(variables, Tensor)
-    if not single and not isinstance(variables, Iterable):
+    if not isinstance(variables, Iterable):
         raise ArgumentError(
             f"gradients: expected tensors to differentiate by, not {type(variables).__name__}",
             next_step="K.gradients(loss, [w])",
         )
-    targets = [variables] if single else list(variables)
+    targets = [variables] if isinstance(variables, Tensor) else list(variables)
     loss = as_tensor(loss)
     if loss.dtype not in FLOATS:
         raise ArgumentError(f"gradients: the loss is {loss.dtype}", allowed="it must be a float tensor")
@@ -80,7 +82,7 @@ def gradients(loss: Any, variables: Any) -> Any:
         test = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
     results = [_or_zeros(gradient, target) for gradient, target in zip(test, targets)]
     current_state().gradient_spans.append((begin, mark()))
-    return results[0] if single else results
+    return results
 
 
 def of_a_gradient(node: Tensor) -> bool:
@@ -130,7 +132,7 @@ def _backwards(
         if node.op == "item":
             of_loops.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = total
             continue
-        if node.op == "phase_select" or _by_expansion(node):
+        if node.op == "phase_select" or isinstance(node, Update) or _by_expansion(node):
             pending.setdefault(id(_inputs_of(node, phase)[0]), []).append(total)
             continue
         rule = RULES.get(node.op)

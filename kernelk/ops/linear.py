@@ -43,6 +43,29 @@ def dot(x: Any, y: Any) -> Tensor:
     return apply("reshape", product, *references, dims=dims)
 
 
+def matrix_product(a: Any, b: Any) -> Tensor:
+    """`a @ b`: of matrices, of a stack of matrices with one matrix, or of two equal stacks. Raises ShapeError."""
+    a, b = operands(a, b)
+    if a.ndim < 2 or b.ndim not in (2, a.ndim):
+        raise ShapeError(
+            f"@: shapes {a.shape} and {b.shape} don't fit",
+            allowed="matrices, a stack of them and one matrix, or two equal stacks can be multiplied",
+            next_step="K.dot(a, b)",
+        )
+    if b.ndim == 2:
+        return dot(a, b)
+    k, meets = a.shape[-1], b.shape[-2]
+    if any(n != m and None not in (n, m) for n, m in zip((*a.shape[:-2], k), (*b.shape[:-2], meets))):
+        raise ShapeError(
+            f"@: shapes {a.shape} and {b.shape} don't fit", allowed="the stacks and the inner lengths must be equal"
+        )
+    return apply("batch_matmul", a, b, transpose_a=False, transpose_b=False)
+
+
+Tensor.__matmul__ = matrix_product  # type: ignore[method-assign]
+Tensor.__rmatmul__ = lambda self, other: matrix_product(other, self)  # type: ignore[method-assign]
+
+
 def _transposed(x: Tensor, y: Tensor) -> str:
     """The product of operands that don't fit with that one transposed which then does; "" where neither does."""
     if y.ndim == 2 and y.shape[1] == x.shape[-1]:

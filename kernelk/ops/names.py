@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import config
-from ..graph.nodes import Tensor
+from ..graph.nodes import Tensor, Update, dependencies_of, without_followed
 from ..graph.rules import apply
 from ..graph.state import current_state
 from .dtypes import as_tensor, no_tensor
@@ -31,7 +31,7 @@ def reset_uids() -> None:
 
 @contextlib.contextmanager
 def name_scope(name: str) -> Iterator[str]:
-    """Groups the ops made inside under this name in drawings; tensors' own names don't change."""
+    """Puts this name and a slash before the names of tensors made inside, and groups them in drawings."""
     state = current_state()
     before = state.scope
     state.scope = f"{before}/{name}" if before else name
@@ -90,8 +90,33 @@ def eager(func: F) -> F:
 
 @contextlib.contextmanager
 def control_dependencies(control_inputs: Any) -> Iterator[None]:
-    """Does nothing: updates are part of a call, not of an order of ops."""
-    yield
+    """What is made inside comes after these tensors: it reads variables as the updates among them have set them.
+
+    A call that computes it performs those updates. None: what is made inside comes after nothing.
+    Raises ArgumentError for what isn't a tensor.
+    """
+    state = current_state()
+    before = state.dependencies
+    updates = _updates_among(control_inputs)
+    state.dependencies = None if control_inputs is None else {**(before or {}), **{x.variable: x for x in updates}}
+    state.ordered = state.ordered or bool(state.dependencies)
+    try:
+        yield
+    finally:
+        state.dependencies = before
+
+
+def _updates_among(given: Any) -> list[Update]:
+    found: list[Update] = []
+    for x in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(x, (list, tuple)):
+            found += _updates_among(x)
+        elif isinstance(x, Tensor):
+            found += dependencies_of([x])
+            found += [x] if isinstance(x, Update) else []
+        elif x is not None:
+            raise no_tensor("control_dependencies", x)
+    return without_followed(found)
 
 
 def manual_variable_initialization(value: bool) -> None:

@@ -49,12 +49,9 @@ def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
     if not isinstance(training, Tensor):
         chosen = x if training else alt
         return chosen() if callable(chosen) else chosen
-    first, second = (as_tensor(value() if callable(value) else value) for value in (x, alt))
-    first, second = operands(first, second)
+    first, second = operands(*(value() if callable(value) else value for value in (x, alt)))
     if isinstance(training, LearningPhase):
-        chosen = apply("phase_select", first, second)
-        chosen._uses_learning_phase = True  # by which Keras knows that it must feed the phase
-        return chosen
+        return apply("phase_select", first, second)
     return apply("select", cast_to(training, "bool"), first, second)
 
 

@@ -71,7 +71,7 @@ def normalize_batch_in_training(
     normed = off / apply("sqrt", variance + epsilon)
     for parameter, combine in ((gamma, "multiply"), (beta, "add")):
         if parameter is not None:
-            tensor = as_tensor(parameter)
+            tensor = as_tensor(parameter, values.dtype)
             if len(left) == 1:
                 tensor = _along(values, tensor, left[0])
             normed = binary(combine, normed, tensor)
@@ -89,7 +89,7 @@ def bias_add(x: Any, bias: Any, data_format: Any = None) -> Tensor:
     `x`'s own axes, as in Keras (a reshape, not a transposition).
     """
     values = floating(as_tensor(x))
-    tensor = as_tensor(bias)
+    tensor = as_tensor(bias, values.dtype)
     first = normalize_data_format(data_format) == "channels_first"
     if tensor.ndim not in (1, values.ndim - 1):
         raise ShapeError(

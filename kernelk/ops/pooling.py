@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..graph.nodes import Tensor, constant_node
 from ..graph.rules import RULES, Gradients, Result, Rule, apply
 from .dtypes import in_float32
-from .shapes import own_dims, scalar
+from .shapes import own_dims, renumbered, scalar
 from .windows import (
     WindowArguments,
     Windows,
@@ -26,7 +26,6 @@ from .windows import (
     padded,
     per_axis,
     positions,
-    renumbered,
     window_arguments,
 )
 

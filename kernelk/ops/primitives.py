@@ -217,7 +217,7 @@ def _infer_slice(x: Any, *references: Any, slices: Sequence[Sequence[Any]]) -> R
     return tuple(_slice_length(n, entry) for n, entry in zip(x.shape, slices)), x.dtype
 
 
-def _infer_unslice(piece: Any, like: Any, slices: Any) -> Result:
+def _infer_unslice(piece: Any, like: Any, *references: Any, slices: Any) -> Result:
     return like.shape, piece.dtype
 
 

@@ -206,6 +206,15 @@ def reversed_along(x: Tensor, axes: Sequence[int]) -> Tensor:
     return apply("slice", x, slices=[[None, None, -1 if i in axes else None] for i in range(x.ndim)])
 
 
+def renumbered(entries: Any, by: int) -> Any:
+    """Pads, dims or slices with the operands that they refer to moved by `by` places."""
+    if not isinstance(entries, list):
+        return entries
+    if len(entries) == 3 and entries[0] == "value":
+        return ["value", entries[1] + by, entries[2]]
+    return [renumbered(entry, by) for entry in entries]
+
+
 def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """The product of two matrices, each transposed first if so asked."""
     return apply("matmul", a, b, transpose_a=transpose_a, transpose_b=transpose_b)

@@ -11,7 +11,7 @@ from ..backends.lowering import Instruction as Lowered
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph.nodes import Constant, Shape, Tensor, constant_node
 from ..graph.rules import apply
-from .dtypes import INTEGERS, as_tensor, check_dtype, promote
+from .dtypes import INTEGERS, as_tensor, as_tensors, check_dtype, promote
 from .dtypes import cast as cast_to
 from .shapes import axis_of, broadcast_to, count, listed, merge_axes, scalar_refused, whole_number
 
@@ -208,7 +208,7 @@ def concatenate(tensors: Any, axis: int = -1) -> Tensor:
 
     Raises ShapeError where other axes differ.
     """
-    parts = [as_tensor(part) for part in listed(tensors, "concatenate")]
+    parts = as_tensors(listed(tensors, "concatenate"))
     if not parts:
         raise ArgumentError("concatenate: the list is empty", allowed="it needs at least one tensor")
     common = parts[0].dtype

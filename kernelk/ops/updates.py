@@ -8,6 +8,8 @@ import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError, UpdateError
 from ..graph.nodes import Tensor, Update, Variable, check_generation
+from ..graph.rules import apply
+from ..graph.state import current_state
 from ..source import caller
 from .dtypes import FLOATS, as_tensor, cast, promote
 from .operators import binary
@@ -49,7 +51,12 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
             f"{op}: variable '{variable.name}' has shape {variable.shape}, but the value has {value.shape}",
             allowed="they must be equal",
         )
+    earlier = (current_state().dependencies or {}).get(variable)
+    if earlier is not None and kind == "add":
+        # It begins with what that one has set.
+        kind, value = "assign", apply("add", earlier, value)
     node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())
+    node.follows = earlier
     node.variable = variable
     node.kind = kind
     return node

@@ -14,6 +14,7 @@ from .shapes import (
     kept,
     matmul,
     merge_axes,
+    renumbered,
     reversed_along,
     scalar,
     scalar_of,
@@ -156,11 +157,13 @@ def of_unconcatenate(node: Tensor, g: Tensor) -> Gradients:
 
 
 def of_slice(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("unslice", g, node.inputs[0], slices=node.attrs["slices"])]
+    x, *references = node.inputs
+    return [apply("unslice", g, x, *references, slices=renumbered(node.attrs["slices"], 1))]
 
 
 def of_unslice(node: Tensor, g: Tensor) -> Gradients:
-    return [apply("slice", g, slices=node.attrs["slices"]), None]
+    references = node.inputs[2:]
+    return [apply("slice", g, *references, slices=renumbered(node.attrs["slices"], -1)), None]
 
 
 def of_matmul(node: Tensor, g: Tensor) -> Gradients:

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from .arranging import normalize_data_format
-from .dtypes import FLOATS, as_tensor, cast
+from .dtypes import FLOATS, as_tensor, as_tensors, cast
 from .operators import binary
 from .shapes import image_axes, rank_refused
 
@@ -93,15 +93,6 @@ def windows_of(
     return Windows(size, strides, pads, dilation, tuple(references))
 
 
-def renumbered(entries: Any, by: int) -> Any:
-    """Pads or dims with the operands that they refer to moved by `by` places."""
-    if not isinstance(entries, list):
-        return entries
-    if len(entries) == 3 and entries[0] == "value":
-        return ["value", entries[1] + by, entries[2]]
-    return [renumbered(entry, by) for entry in entries]
-
-
 def padded(x: Tensor, windows: Windows, first: int) -> Tensor:
     """`x` with zeros around; `first` is the number of the first operand that the pads refer to."""
     if all(pair == [0, 0] for pair in windows.pads):
@@ -155,7 +146,7 @@ def positions(windows: Windows) -> list[list[Any]]:
 
 def floats(op: str, *values: Any) -> list[Tensor]:
     """The operands as tensors. Raises DTypeError unless each is a float."""
-    tensors = [as_tensor(value) for value in values]
+    tensors = as_tensors(values)
     for x in tensors:
         if x.dtype not in FLOATS:
             raise DTypeError(f"{op} takes floats, not {x.dtype}", next_step="cast with K.cast(x, 'float32')")

@@ -13,7 +13,17 @@ from ..engines import memory
 from ..engines.host import Host
 from ..errors import ArgumentError, FeedError
 from ..eviction import drop_oldest
-from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, Variable, check_generation, stale
+from ..graph.nodes import (
+    LearningPhase,
+    Placeholder,
+    Tensor,
+    Update,
+    Variable,
+    check_generation,
+    dependencies_of,
+    stale,
+    without_followed,
+)
 from ..graph.state import current_state
 from ..ops.dtypes import as_tensor
 from ..ops.foreign import as_numpy
@@ -68,7 +78,13 @@ class Function:
                 "K.function: a placeholder appears twice in the inputs", allowed="each may be there once"
             )
         self.outputs = [as_tensor(x) for x in listed]
-        self.updates = compose(updates or ())
+        if any(isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x) for x in listed):
+            raise ArgumentError(
+                "K.function: one of the outputs is a list of tensors",
+                allowed="each is a tensor",
+                next_step="K.function([x], [y, *K.gradients(y, [w])])",
+            )
+        self.updates = compose(self._with_dependencies(updates or ()))
         # Keras marks a metric's result like this: it is computed from the state after the call's own batch.
         self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
         self._programs: dict[Any, Program] = {}
@@ -82,6 +98,13 @@ class Function:
         if live:
             # A swap checks live functions against its target, but not the temporary one of an evaluation.
             session.functions.add(self)
+
+    def _with_dependencies(self, updates: Sequence[Any]) -> Sequence[Any]:
+        """The updates, and those that come before an output or another update by `K.control_dependencies`."""
+        roots = [*self.outputs, *(x for x in updates if isinstance(x, Tensor))]
+        roots += [x[1] for x in updates if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], Tensor)]
+        given = {id(x) for x in updates}
+        return without_followed([*updates, *(x for x in dependencies_of(roots) if id(x) not in given)])
 
     def __call__(self, inputs: Any = ()) -> Any:
         """Feeds `inputs` (one array for each placeholder, in order) and returns the outputs as a list of ndarrays.
@@ -255,23 +278,25 @@ def evaluate(x: Any, feeds: dict[Tensor, Any] | None = None) -> Array:
     """
     tensor = as_tensor(x)
     session = current()
-    if isinstance(tensor, Variable):
-        return session.read(tensor)
     if feeds:
         checked_keys(feeds)
+    if isinstance(tensor, Variable):
+        return session.read(tensor)
     # Converted once, since it is used twice.
     feeds = {x: as_numpy(value, f"placeholder '{x.name}'", FeedError) for x, value in (feeds or {}).items()}
     updates = [tensor] if isinstance(tensor, Update) else []
     call = Function(list(feeds), [tensor], updates, live=False)
     value: Array = call(list(feeds.values()))[0]
-    if value.nbytes <= SHOWN_BYTES and not updates:
+    if value.nbytes <= SHOWN_BYTES and not call.updates:
         session.show(tensor, feeds, value, call.slots())
     return value
 
 
-def _eval(self: Tensor, feeds: dict[Tensor, Any] | None = None) -> Array:
-    """The tensor's value as an ndarray; `feeds` maps placeholders to their values."""
-    return evaluate(self, feeds)
+def _eval(self: Tensor, feeds: dict[Tensor, Any] | None = None, *, feed_dict: Any = None, session: Any = None) -> Array:
+    """The tensor's value as an ndarray; `feeds`, or TensorFlow 1's `feed_dict`, maps placeholders to their values."""
+    if session is not None:
+        raise ArgumentError("eval: there are no TensorFlow sessions here", next_step="y.eval({x: array})")
+    return evaluate(self, feed_dict if feeds is None else feeds)
 
 
-Tensor.eval = _eval  # type: ignore[method-assign]
+Tensor.eval = _eval  # type: ignore[method-assign,assignment]

@@ -194,14 +194,14 @@ def _fitted(x: Variable, value: Any) -> Array:
 
 def _copied(self: Variable, memo: dict[int, Any] | None = None) -> Variable:
     """A new variable with this one's value, dtype, name, constraint and attributes."""
-    made = _enter(current().read(self), self.dtype, self._name, self.constraint)
+    made = _enter(current().read(self), self.dtype, None, self.constraint)
     others = {name: value for name, value in vars(self).items() if name not in vars(made)}
     if memo is not None:
         # Before the attributes, which may refer back to it.
         memo[id(self)] = made
         others = copy.deepcopy(others, memo)
     vars(made).update(others)
-    made.sparse = self.sparse
+    made.sparse, made.scope, made._name = self.sparse, self.scope, self._name
     return made
 
 

@@ -650,7 +650,7 @@ def test_an_empty_batch(backend: str) -> None:
 
 def test_the_first_of_equals_gets_the_gradient(backend: str) -> None:
     x = K.placeholder((1, 2, 4, 1))
-    slope = K.gradients(K.sum(K.pool2d(x, (2, 2), (2, 2))), x)
+    (slope,) = K.gradients(K.sum(K.pool2d(x, (2, 2), (2, 2))), x)
     call = K.function([x], slope)
     equal = call([np.ones((1, 2, 4, 1))])
     np.testing.assert_array_equal(equal[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0]])

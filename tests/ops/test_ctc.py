@@ -53,7 +53,7 @@ def cost_function(dtype: str = "float64") -> tuple[Any, Any]:
     cost = K.ctc_batch_cost(y_true, y_pred, steps, lengths)
     assert K.int_shape(cost) == (None, 1)
     inputs = [y_true, y_pred, steps, lengths]
-    return K.function(inputs, [cost]), K.function(inputs, [K.gradients(K.sum(cost), y_pred)])
+    return K.function(inputs, [cost]), K.function(inputs, K.gradients(K.sum(cost), y_pred))
 
 
 def test_the_cost_is_that_of_all_paths_and_its_gradient_that_of_small_steps(backend: str) -> None:

@@ -365,7 +365,7 @@ def test_broadcasting_of_unknown_lengths(backend: str, other: tuple[int | None, 
 
 def test_one_tensor_for_one_variable() -> None:
     v = K.variable([1.0, 2.0])
-    single = K.gradients(K.sum(v * v), v)
+    (single,) = K.gradients(K.sum(v * v), v)
     assert isinstance(single, Tensor)
     assert K.eval(single).tolist() == [2.0, 4.0]
     assert K.eval(K.gradients(v * v, (v,))[0]).tolist() == [2.0, 4.0]
@@ -550,6 +550,6 @@ def test_gradients_are_checked_at_a_swap_like_anything_else(monkeypatch: pytest.
 
 def test_where_relu_gives_zero_no_infinity_comes_through(backend: str) -> None:
     x, w = K.placeholder((4,)), K.placeholder((4,))
-    slope = K.function([x, w], [K.gradients(K.sum(K.relu(x) * w), x)])
+    slope = K.function([x, w], K.gradients(K.sum(K.relu(x) * w), x))
     got = slope([[-1.0, 0.0, 2.0, np.nan], [np.inf, np.nan, np.inf, 1.0]])[0]
     assert got.tolist() == [0.0, 0.0, np.inf, 0.0]

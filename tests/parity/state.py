@@ -140,13 +140,13 @@ def _gradients():
         ("tanh", lambda x: K.sum(K.tanh(x)), lambda x: 1 - np.tanh(x) ** 2),
         ("through round", lambda x: K.sum(K.relu(K.round(x))), lambda x: x * 0),
         ("unconnected", lambda x: K.sum(K.stop_gradient(x)), lambda x: x * 0),
-        ("second order", lambda x: K.gradients(K.sum(x * x * x), x), lambda x: 6 * x),
+        ("second order", lambda x: K.gradients(K.sum(x * x * x), x)[0], lambda x: 6 * x),
         ("through a shape", lambda x: K.sum(K.transpose(K.reshape(x, (-1, 1))) * 2), lambda x: x * 0 + 2),
     ):
         yield Case(
             "gradients",
             note,
-            lambda x, loss=loss: K.gradients(loss(x), x),
+            lambda x, loss=loss: K.gradients(loss(x), x)[0],
             lambda x, slope=slope: slope(x),
             [real("Ab" if "mean" not in note else "ab")],
             scale=8,

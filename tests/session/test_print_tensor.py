@@ -127,7 +127,7 @@ def rnn(unroll: bool) -> Any:
         return h, [K.print_tensor(h * 0.5, "state")]
 
     last, outputs, (state,) = K.rnn(step, x, [K.zeros((2, 2))], go_backwards=True, unroll=unroll)
-    slope = K.gradients(K.sum(K.square(outputs)), w)
+    (slope,) = K.gradients(K.sum(K.square(outputs)), w)
     return K.function([x], [K.print_tensor(K.sum(last) + K.sum(state), "sum"), slope])
 
 

@@ -45,6 +45,71 @@ def test_a_metrics_result_has_the_calls_own_batch_in_it(backend: str) -> None:
     assert K.function([], [unchanged])([])[0] == 18.0
 
 
+def test_what_comes_after_an_update_reads_its_new_value(backend: str) -> None:
+    """As Keras's metrics are written: the result comes after the updates, which are performed with it."""
+    total, count, x = K.variable(0.0), K.variable(0.0), K.placeholder((None,))
+    added = K.update_add(total, K.sum(x))
+    with K.control_dependencies([added]):
+        counted = K.update_add(count, K.cast(K.size(x), "float32"))
+    with K.control_dependencies(counted):
+        mean = total / count
+    outside = total / count
+    assert mean.eval({x: [1.0, 3.0]}) == 2.0
+    assert K.batch_get_value([total, count]) == [4.0, 2.0]
+    # Also where they are updates of the call anyway: once.
+    for updates in ((), (added,), [counted], [added, counted]):
+        K.batch_set_value([(total, 4.0), (count, 2.0)])
+        assert K.function([x], [mean * 2.0, outside], updates)([[8.0, 0.0]]) == [6.0, 2.0]
+        assert K.batch_get_value([total, count]) == [12.0, 4.0]
+
+
+def test_updates_of_one_variable_that_come_after_each_other(backend: str) -> None:
+    v = K.variable([1.0, 2.0])
+    first = K.update(v, v * 10.0)
+    with K.control_dependencies([first]):
+        second = K.update_add(v, 1.0)
+        with K.control_dependencies([second]):
+            third = K.update(v, v * 2.0)
+            with K.control_dependencies([third]):
+                seen = v - 0.0
+            with K.control_dependencies(None):
+                before = v - 0.0
+        middle = v - 0.0
+    for updates in ((), [first], [second, first, third]):
+        K.set_value(v, [1.0, 2.0])
+        last, at_first = K.function([], [seen, before], updates)([])
+        assert last.tolist() == [22.0, 42.0]
+        assert at_first.tolist() == [1.0, 2.0]
+        assert K.get_value(v).tolist() == [22.0, 42.0]
+    K.set_value(v, [1.0, 2.0])
+    assert K.eval(middle).tolist() == [10.0, 20.0]
+    assert K.get_value(v).tolist() == [10.0, 20.0]
+    with pytest.raises(ArgumentError, match="control_dependencies: str isn't a tensor"), K.control_dependencies(["v"]):
+        pass
+
+
+def test_a_swap_does_not_perform_updates_again(spare: str) -> None:
+    kernelk.set_backend("numpy")
+    v = K.variable(1.0)
+    with K.control_dependencies([K.update_add(v, 1.0)]):
+        seen = v * 1.0
+    assert K.eval(seen) == 2.0
+    report = kernelk.set_backend(spare)
+    assert report.reevaluated == []
+    assert K.get_value(v) == 2.0
+
+
+def test_what_comes_after_an_update_in_a_loop_and_in_a_gradient(backend: str) -> None:
+    w, x = K.variable(2.0), K.placeholder((None,))
+    with K.control_dependencies([K.update(w, w + 1.0)]):
+        total = K.foldl(lambda a, e: a + e * w, x, K.constant(0.0))
+        loss = K.sum(x) * w
+    assert total.eval({x: [1.0, 2.0]}) == 9.0
+    assert K.get_value(w) == 3.0
+    (slope,) = K.gradients(loss, [w])
+    assert slope.eval({x: [1.0, 2.0]}) == 3.0
+
+
 def test_all_updates_start_from_the_same_values(backend: str) -> None:
     a, b, c = K.variable([1.0, 2.0]), K.variable([30.0, 40.0]), K.variable(5.0)
     swap = K.function([], [], [K.update(a, b), (b, a), K.update(c, K.sum(a) + K.sum(b) + c)])
@@ -201,7 +266,7 @@ def test_an_arrays_floats_take_the_variables_dtype(backend: str) -> None:
         assert_close(K.get_value(v), np.array(wanted, "float32"))
     integer = K.variable([1, 2], dtype="int32")
     for update in (K.update, K.update_add, K.update_sub):
-        with pytest.raises(DTypeError, match="is int32, but the value is float64"):
+        with pytest.raises(DTypeError, match="is int32, but the value is float32"):
             update(integer, np.array([0.5, 1.0]))
 
 

@@ -1,0 +1,98 @@
+"""K as code for TensorFlow 1 and Keras 2 has it: names, shapes, arrays of float64, `@`, `feed_dict`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.arrays import assert_close
+
+from kernelk import backend as K
+from kernelk.errors import ArgumentError, ShapeError
+
+
+def test_name_scopes_are_part_of_names() -> None:
+    with K.name_scope("outer") as prefix:
+        w = K.variable(1.0, name="w")
+        with K.name_scope("inner"):
+            x = K.placeholder((2,), name="x")
+            y = K.identity(x * w, name="y")
+            unnamed = x * w
+    assert prefix == "outer/"
+    assert [t.name for t in (w, x, y)] == ["outer/w", "outer/inner/x", "outer/inner/y"]
+    assert unnamed.name.startswith("outer/inner/multiply_")
+    w.name = "mine"
+    assert w.name == "mine"
+    assert K.variable(1.0, name="w").name == "w"
+
+
+def test_static_shapes() -> None:
+    shape = K.placeholder((None, 3, 4)).get_shape()
+    assert shape == (None, 3, 4)
+    assert shape.as_list() == [None, 3, 4]
+    assert shape.ndims == len(shape) == 3
+    assert [shape[1].value, shape[-1] * 2] == [3, 8]
+    assert K.zeros(shape[1:]).shape == (3, 4)
+    assert type(shape[1].value) is int
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((5, 2, 3), (5, 3, 4)), ((6, 5, 2, 3), (6, 5, 3, 4)), ((2, 0), (0, 4))],
+)
+def test_matrix_products(backend: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    left, right = np.random.RandomState(0).rand(*a).astype("float32"), np.random.RandomState(1).rand(*b)
+    x = K.placeholder((None, *a[1:]))
+    assert_close((x @ K.variable(right)).eval({x: left}), left @ right.astype("float32"))
+    assert_close(K.eval(left @ K.variable(right)), left @ right.astype("float32"))
+    assert_close(K.eval(K.variable(left) @ right), left @ right.astype("float32"))
+
+
+@pytest.mark.parametrize(("a", "b"), [((3,), (3, 2)), ((2, 3), (4, 2)), ((5, 2, 3), (4, 3, 2)), ((2, 3), (5, 3, 2))])
+def test_matrix_products_that_do_not_fit(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="don't fit"):
+        K.placeholder(a) @ K.placeholder(b)
+
+
+def test_feed_dict() -> None:
+    x = K.placeholder((2,))
+    assert (x * 2.0).eval(feed_dict={x: [1.0, 2.0]}).tolist() == [2.0, 4.0]
+    with pytest.raises(ArgumentError, match=r"there are no TensorFlow sessions here; next: y\.eval"):
+        x.eval({x: [1.0, 2.0]}, session=object())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("float16", "float16"), ("float32", "float32"), ("float64", "float64"), ("int32", "float32"), ("bool", "float32")],
+)
+def test_an_array_of_float64_takes_the_tensors_dtype(dtype: str, wanted: str) -> None:
+    array = np.array([0.1, 0.2])
+    w = K.variable([1, 1], dtype=dtype)
+    for y in (array * w, w - array, K.maximum(w, array), K.concatenate([array, w]), K.stack([w, array])):
+        assert y.dtype == wanted
+    assert K.switch(K.constant(True, dtype="bool"), w, array).dtype == wanted
+    assert K.in_train_phase(w, array).dtype == wanted
+    assert K.eval(w * array).dtype == wanted
+
+
+def test_arrays_of_other_dtypes_and_float64_tensors_keep_theirs() -> None:
+    w = K.variable([1.0, 1.0])
+    assert (w * K.constant([0.1, 0.2], dtype="float64")).dtype == "float64"
+    assert (K.variable([1.0, 1.0], dtype="float16") * np.ones(2, "float32")).dtype == "float32"
+    assert (w * np.array([1, 2])).dtype == "float32"
+    assert K.exp(np.array([0.1, 0.2])).dtype == "float64"
+    step = K.function([], [], [K.update_sub(w, np.array([0.5, 0.25]) * w)])
+    step([])
+    assert K.get_value(w).tolist() == [0.5, 0.75]
+
+
+def test_variables_are_trainable_until_someone_says_otherwise() -> None:
+    first, second = K.variable(1.0), K.variable(1.0)
+    first.trainable = False
+    assert (first.trainable, second.trainable) == (False, True)
+
+
+def test_the_gradient_of_one_tensor_is_in_a_list(backend: str) -> None:
+    x = K.placeholder((None, 2))
+    found = K.gradients(K.sum(x * x), x)
+    assert isinstance(found, list)
+    assert_close(found[0].eval({x: [[1.0, 2.0], [3.0, 4.0]]}), np.array([[2.0, 4.0], [6.0, 8.0]], "float32"))
