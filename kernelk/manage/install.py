@@ -34,6 +34,9 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
     """
     report = report or Progress()
     if name == keras2.NAME:
+        there = keras2.found()
+        if there is not None and not rebuild:
+            report(f"{name}: already installed in {there}")
         return keras2.install(report, rebuild)
     own = _recipe_of(name)
     if own is None:

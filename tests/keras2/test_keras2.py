@@ -285,9 +285,7 @@ def test_a_changed_package_is_refused_and_what_is_there_stays(tmp_path: Path, mo
     lock = tmp_path / "keras2.txt"
     lock.write_text(keras2.REQUIREMENTS.read_text().replace("sha256:d08a", "sha256:d08b"))
     monkeypatch.setattr(keras2, "REQUIREMENTS", lock)
-    with pytest.raises(
-        InstallError, match=r"could not be installed: .*SHA-256.*next: .*kernelk install keras2"
-    ):
+    with pytest.raises(InstallError, match=r"could not be installed: .*SHA-256.*next: .*kernelk install keras2"):
         keras2.install(lines.append)
     left = [name for name in os.listdir(tmp_path / "envs") if (tmp_path / "envs" / name).is_dir()]
     assert left == [folder.name]
