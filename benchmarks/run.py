@@ -309,7 +309,8 @@ def durability(engines: list[str], rounds: int) -> str:
         table(["engine", "the call", "start", "compiling", "repeated", "the rest", "target", "met"], recoveries),
         "\n## Memory\n",
         "What the kernel and the worker take together beyond an empty session, in multiples of the 400 MB of that",
-        "model's variables; pages that both have count once. A checkpoint copies all newest values to the kernel.\n",
+        "model's variables; pages that both have count once. A checkpoint copies all newest values to the kernel.",
+        "TensorFlow (findings/tf_onednn_keeps_freed_memory.sh) and CNTK keep for later what they no longer need.\n",
         table(
             ["engine", "at rest, no engine has them", "most in a swap", "at rest", "most in a step", "at rest"]
             + ["most in a checkpoint", "at rest"],
