@@ -69,13 +69,18 @@ class _StaticShape:
 
 
 class _UsesLearningPhase:
-    """A tensor's `_uses_learning_phase` until Keras sets it: True where a value depends on the phase, else absent."""
+    """A tensor's `_uses_learning_phase` until Keras sets it: True where a value depends on the phase.
+
+    Else it is False on placeholders and variables, as Keras's backend for TensorFlow sets it, and absent elsewhere.
+    """
 
     def __get__(self, tensor: Tensor | None, owner: type) -> Any:
         if tensor is None:
             return self
         if depends_on_phase(tensor):
             return True
+        if isinstance(tensor, (Placeholder, Variable)):
+            return False
         # Keras asks with `hasattr`, too.
         raise AttributeError("_uses_learning_phase: this tensor's value doesn't depend on the learning phase")
 
@@ -105,11 +110,10 @@ class Tensor:
     )
     # Whether it was given as a sparse matrix, as Keras asks; every value is computed densely.
     sparse = False
-    # Keras reads both on any tensor, and sets its own.
-    _keras_shape = _StaticShape()
+    # Keras reads it on any tensor, and sets its own.
     _uses_learning_phase = _UsesLearningPhase()
-    # The updates that are performed whenever the value is computed, by variable: see K.control_dependencies.
-    dependencies: dict[Variable, Update] | None = None
+    # The updates that are performed whenever the value is computed: see K.control_dependencies.
+    dependencies: tuple[Update, ...] = ()
 
     def __init__(
         self,
@@ -246,6 +250,7 @@ class Tensor:
 class Placeholder(Tensor):
     """A value fed at each call; `fed` is what `function` keeps of the last one, `fed_shape` its shape."""
 
+    _keras_shape = _StaticShape()
     fed: Any = None
     fed_shape: tuple[int, ...] | None = None
 
@@ -318,6 +323,7 @@ class Draw(Tensor):
 class Variable(Tensor):
     """State that lives between calls; its committed value is in `slots`."""
 
+    _keras_shape = _StaticShape()
     slots: Slots
     constraint: Any
     trainable = True  # for Keras and its users, who read and set it
@@ -337,7 +343,7 @@ class Update(Tensor):
 
     variable: Variable
     kind: str
-    follows: Update | None = None  # an update of the same variable that is part of this one
+    begin: Tensor | None = None  # what an increment is added to, if that isn't the variable before the call
 
 
 def mark() -> int:
@@ -380,8 +386,8 @@ def record(
     for tensor in inputs:
         if tensor.generation is not generation:
             check_generation(tensor)
-    if state.dependencies:
-        inputs = tuple([state.dependencies.get(x, x) if type(x) is Variable else x for x in inputs])
+    if state.renewed:
+        inputs = tuple([state.renewed.get(x, x) if type(x) is Variable else x for x in inputs])
     shape, dtype = infer(*inputs, **attrs)
     return Tensor(op, inputs, attrs, shape, dtype, caller(), name)
 
@@ -406,18 +412,12 @@ def dependencies_of(tensors: Sequence[Tensor]) -> list[Update]:
     """The updates that are performed whenever one of these is computed, in order: see `K.control_dependencies`."""
     if not current_state().ordered:
         return []
-    nodes = [node for node in walk(tensors, lambda x: x.inputs) if node.dependencies]
-    return list(dict.fromkeys(update for node in nodes for update in (node.dependencies or {}).values()))
 
+    def before(node: Tensor) -> Sequence[Tensor]:
+        # Those that a loop's step comes after are performed once.
+        return (*node.inputs, *node.body.new_states, *node.body.results) if isinstance(node, Scan) else node.inputs
 
-def without_followed(updates: Sequence[Any]) -> list[Any]:
-    """Updates without those that are part of another one among them."""
-    followed = set()
-    for update in updates:
-        while isinstance(update, Update) and update.follows is not None:
-            update = update.follows
-            followed.add(id(update))
-    return [update for update in updates if id(update) not in followed]
+    return list(dict.fromkeys(update for node in walk(tensors, before) for update in node.dependencies))
 
 
 def depends_on_phase(tensor: Tensor) -> bool:

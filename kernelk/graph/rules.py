@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from .nodes import Inference, Shape, Tensor, record
+from .state import unordered
 
 # What inference tells of a value: shape and dtype.
 Result: TypeAlias = tuple[Shape, str]
@@ -47,5 +48,6 @@ def expand(node: Tensor) -> Tensor:
     if node.expansion is None:
         decompose = RULES[node.op].decompose
         assert decompose is not None
-        node.expansion = decompose(*node.inputs, **node.attrs)
+        with unordered():
+            node.expansion = decompose(*node.inputs, **node.attrs)
     return node.expansion

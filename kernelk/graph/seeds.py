@@ -79,14 +79,15 @@ class Seeds:
     def restart(self, seed: int | None) -> None:
         """Restarts the draws, from the system's entropy if no seed is given."""
         self.repeatable = seed is not None  # whether the user expects the same results from the same cells
+        self._from_numpy = seed is None  # whether draws that are given no seed take one from np.random
         self.stream = Stream(seed)
         for count in self.counts:
             count.begin = count.value = 0
 
     def new(self, seeded: bool) -> Count:
-        """The count of a new draw; `seeded`: it was given a seed, as all are once `set_random_seed` was called."""
+        """The count of a new draw; `seeded`: it was given a seed."""
         taken = None
-        if not (seeded or self.repeatable):
+        if self._from_numpy and not seeded:
             import numpy as np
 
             taken = int(np.random.randint(2**31 - 1))
@@ -117,6 +118,11 @@ class Seeds:
         """Makes runs inside draw what the next call would, without using those draws up."""
         return self.rewound(self.places())
 
+    def settled(self) -> dict[str, object]:
+        """The `state` for a file: draws made from here on have the stream's seeds, as where the file is loaded."""
+        self._from_numpy = False
+        return self.state()
+
     def state(self) -> dict[str, object]:
         """The numbers that determine the next draws."""
         stream, counts, taken = self.stream, dict(self.stream.begins), dict(self.stream.taken)
@@ -143,7 +149,7 @@ class Seeds:
         # Of equal seeds the draws are the same, whenever these were set.
         continued = [x for x in self.counts if x.stream is stream or x.stream.entropy == state["entropy"]]
         stream.entropy, stream.count, stream.fixed = state["entropy"], state["count"], state["fixed"]
-        self.repeatable = True
+        self.repeatable, self._from_numpy = True, False
         # What was written when all draws shared one counter goes on from there.
         stream.begin = state["counter"]
         stream.begins = {int(number): value for number, value in state["counts"].items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .seeds import Seeds
 
 if TYPE_CHECKING:
-    from .nodes import LearningPhase, Update, Variable
+    from .nodes import LearningPhase, Tensor, Update, Variable
 
 
 class Generation:
@@ -39,6 +40,7 @@ class State:
         "numbers",
         "ordered",
         "phase_placeholder",
+        "renewed",
         "scope",
         "seeds",
         "session",
@@ -53,8 +55,9 @@ class State:
         self.seeds = Seeds()
         # Between which numbers the nodes lie that `K.gradients` has made, one pair for each of its calls, in order.
         self.gradient_spans: list[tuple[int, int]] = []
-        # The updates that tensors made now come after, by the variable that each sets: see K.control_dependencies.
-        self.dependencies: dict[Variable, Update] | None = None
+        # The updates that tensors made now come after, and what these set variables to: see K.control_dependencies.
+        self.dependencies: tuple[Update, ...] = ()
+        self.renewed: dict[Variable, Tensor] = {}
         self.ordered = False  # whether any tensor has such dependencies
         self.fixed_phase: int | None = None  # by K.set_learning_phase
         self.phase_placeholder: LearningPhase | None = None  # made when it is first asked for
@@ -64,6 +67,7 @@ class State:
         """Makes all tensors stale, and forgets the learning phase."""
         self.generation.ended = True
         self.generation = Generation()
+        self.uids.clear()
         self.gradient_spans.clear()
         self.ordered = False
         self.fixed_phase = None
@@ -90,6 +94,18 @@ class _Entered:
 
     def __exit__(self, *_: object) -> None:
         _STATE.reset(self._token)
+
+
+@contextlib.contextmanager
+def unordered() -> Iterator[None]:
+    """What is recorded inside is no part of the user's `K.control_dependencies`: it writes out what they have made."""
+    state = current_state()
+    kept = state.dependencies, state.renewed
+    state.dependencies, state.renewed = (), {}
+    try:
+        yield
+    finally:
+        state.dependencies, state.renewed = kept
 
 
 def entered(state: State) -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ from ..arrays import Array
 from ..backends.figures import SIDE, figures
 from ..errors import KernelKError, WorkerDiedError, joined, one_line
 from ..graph.nodes import LearningPhase, Placeholder, StepInput, Tensor, Update, Variable
-from ..program.resolve import update_value
+from ..ops.updates import update_value
 from ..session.default_feeds import needed_placeholders
 from ..session.feeds import as_feed, as_phase, last_feed
 from ..session.function import SHOWN_BYTES, Function

@@ -41,9 +41,9 @@ def enable_keras2() -> None:
 
 
 def disable_keras2() -> None:
-    """Undoes `enable_keras2`: `import keras` gives whatever is installed. Models made with Keras 2 can still be used.
+    """Undoes `enable_keras2`: `import keras` gives whatever is installed.
 
-    A function or class of Keras 2 that imports another part of Keras only when it is called no longer finds it.
+    Models made with Keras 2 go on working as far as Keras 2 imports nothing more: save them before.
     """
     finder = _finder()
     if finder is None:

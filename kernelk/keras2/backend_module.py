@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 from typing import Any
@@ -12,6 +13,15 @@ from .. import backend as K
 # that is saved or loaded while Theano is active.
 CONSTANT = "tensorflow"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+def _absent(name: str) -> Any:
+    """A function that says what there is instead, once it is called."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(K, name)
+
+    return call
 
 
 class KerasBackend(types.ModuleType):
@@ -29,6 +39,9 @@ class KerasBackend(types.ModuleType):
             backend=self._backend_name,
             _is_tf_1=lambda: True,
             _get_available_gpus=list,
+            # `from keras.backend.tensorflow_backend import set_session` is the first line of many notebooks.
+            get_session=_absent("get_session"),
+            set_session=_absent("set_session"),
             py_all=all,
             py_any=any,
             py_sum=sum,
@@ -45,6 +58,6 @@ class KerasBackend(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if self.__name__ == "keras.backend" and name in ("tensorflow_backend", "theano_backend", "cntk_backend"):
-            return __import__(f"keras.backend.{name}", fromlist=[name])
+            return importlib.import_module(f"keras.backend.{name}")
         # Names that K hasn't in its list, and the error for those that it hasn't at all.
         return getattr(K, name)

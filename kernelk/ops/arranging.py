@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import config
 from ..errors import ArgumentError, ShapeError
-from ..graph.nodes import Tensor, constant_node
+from ..graph.nodes import Constant, Tensor, constant_node
 from ..graph.rules import RULES, Rule, apply
 from .dtypes import INTEGERS, as_tensor, as_tensors, cast, check_dtype, operands
 from .indexing import Bounds
@@ -99,6 +99,8 @@ def any_tensor(*entries: Sequence[Any]) -> bool:
 
 def _block(what: str, given: Any) -> list[Any]:
     """A start or size of `slice`: for each axis an int where it is known, else a 0-d integer tensor."""
+    if isinstance(given, Constant) and given.ndim == 1 and given.dtype in INTEGERS:
+        given = given.array.tolist()
     if isinstance(given, Tensor):
         if given.ndim != 1 or given.dtype not in INTEGERS or given.shape[0] is None:
             raise ArgumentError(
@@ -135,7 +137,7 @@ def _slice_of_values(x: Tensor, begin: list[Any], length: list[Any]) -> Tensor:
         all_that_follow = isinstance(n, int) and n == -1
         rest = binary("subtract", as_tensor(whole, "int64"), first)
         if isinstance(n, Tensor):
-            n = apply("select", binary("less", n, 0), *operands(rest, n))
+            n = apply("select", binary("equal", n, -1), *operands(rest, n))
         dims.append(wanted.entry(rest if all_that_follow else n))
         stop = None if all_that_follow else n + first
         if isinstance(first, Tensor):

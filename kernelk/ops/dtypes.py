@@ -13,8 +13,9 @@ from .. import config
 from ..backends.base import DTYPES
 from ..backends.lowering import Instruction as Lowered
 from ..errors import ArgumentError, DTypeError, KernelKError
-from ..graph.nodes import Constant, Tensor, constant_node
+from ..graph.nodes import Constant, Tensor, Variable, constant_node
 from ..graph.rules import apply
+from ..graph.state import current_state
 from .foreign import as_numpy
 
 FLOATS = frozenset({"float16", "float32", "float64"})
@@ -108,7 +109,8 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     Raises DTypeError or ArgumentError for what no tensor can hold.
     """
     if isinstance(value, Tensor):
-        return value
+        # What returns its operand as it is returns what that is after `K.control_dependencies`.
+        return current_state().renewed.get(value, value) if type(value) is Variable else value
     if isinstance(value, (builtins.bool, int, float, np.generic)) and np.ndim(value) == 0:
         dtype = _scalar_dtype(value, partner)
         if dtype in INTEGERS:

@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..graph.loops import Closure, close_loop, per_step, stacked
 from ..graph.nodes import Body, Constant, Scan, Shape, StepInput, Tensor, Update, check_generation, mark, walk
 from ..graph.rules import RULES, apply, expand
-from ..graph.state import current_state
+from ..graph.state import current_state, unordered
 from ..source import caller
 from .dtypes import FLOATS, as_tensor
 from .shapes import matmul, sum_to, zeros_shaped
@@ -72,6 +72,11 @@ def gradients(loss: Any, variables: Any) -> list[Tensor]:
             )
     for tensor in (loss, *targets):
         check_generation(tensor)
+    with unordered():
+        return _recorded(loss, targets)
+
+
+def _recorded(loss: Tensor, targets: list[Tensor]) -> list[Tensor]:
     begin = mark()
     seeds = [(loss, apply_ones(loss))]
     test, by_phase = _backwards(seeds, targets, 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Constant, Tensor, constant_node
-from ..graph.rules import apply
+from ..graph.rules import RULES, Rule, apply
 from .dtypes import INTEGERS, as_tensor, cast, operands
 from .operators import binary
 from .shapes import index_refused, merge_axes
@@ -88,6 +88,7 @@ def index(x: Tensor, key: Any) -> Tensor:
     be tensors: their values are known at each call. There an index out of range gives NaN (0 for integers), as
     `K.gather` does.
     """
+    x = as_tensor(x)
     entries = [_array(entry) for entry in (key if isinstance(key, tuple) else [key])]
     if sum(entry is Ellipsis for entry in entries) > 1:
         raise ArgumentError("an index holds '...' more than once", allowed="only one is allowed")
@@ -166,6 +167,8 @@ def _inside(entry: Any, axis: int, shape: Any) -> Tensor:
 
 def _taken(x: Tensor, axis: int, entry: Tensor) -> Tensor:
     """The elements of `x` along an axis at an index that is a tensor, whose axes stand there; -1 is the last one."""
+    if entry.dtype in ("int8", "int16"):
+        entry = cast(entry, "int32")  # which holds any length
     if not entry.dtype.startswith("u"):
         length = index(apply("shape", x), axis) if x.shape[axis] is None else x.shape[axis]
         entry = apply("select", binary("less", entry, 0), *operands(binary("add", entry, length), entry))
@@ -182,15 +185,14 @@ def _masked(x: Tensor, mask: Any, rest: tuple[Any, ...]) -> Tensor:
     rank = mask.ndim
     differ = any(n != m and None not in (n, m) for n, m in zip(x.shape, mask.shape))
     if rank > x.ndim or differ:
-        raise ShapeError(
-            f"a mask of shape {mask.shape} doesn't fit a tensor of shape {x.shape}",
-            allowed="it needs the lengths of its first axes",
-        )
-    flat = merge_axes(x, 0, rank - 1)
+        raise _misfit(mask.shape, x.shape)
     positions: Tensor
     if isinstance(mask, np.ndarray):
+        flat = merge_axes(apply("fitting", x, lengths=list(mask.shape)), 0, rank - 1)
         positions = constant_node(np.flatnonzero(mask))
     else:
+        mask = apply("fitting", mask, x, lengths=None)
+        flat = merge_axes(x, 0, rank - 1)
         truths = cast(apply("reshape", mask, dims=[-1]), "int32")
         places = apply("select", apply("reshape", mask, dims=[-1]), *operands(apply("cumsum", truths, axis=0) - 1, -1))
         count = apply("sum", truths, axes=[0], keepdims=False)
@@ -200,6 +202,25 @@ def _masked(x: Tensor, mask: Any, rest: tuple[Any, ...]) -> Tensor:
         positions = apply("scatter_add", numbers, places, like)
     found = apply("gather", flat, positions)
     return index(found, (_ALL, *rest)) if rest else found
+
+
+def _infer_fitting(x: Any, *others: Any, lengths: Any) -> Any:
+    """The shape of `x`, whose first axes have these lengths, or those of the first axes of another one."""
+    mask, masked = (x.shape, others[0].shape) if others else (tuple(lengths), x.shape)
+    if any(n != m and None not in (n, m) for n, m in zip(mask, masked)):
+        raise _misfit(mask, masked)
+    return x.shape, x.dtype
+
+
+def _misfit(mask: Any, masked: Any) -> ShapeError:
+    return ShapeError(
+        f"a mask of shape {mask} doesn't fit a tensor of shape {masked}",
+        allowed="it needs the lengths of its first axes",
+    )
+
+
+# Its first operand as it is: only lengths are checked, once they are known.
+RULES["fitting"] = Rule(_infer_fitting, None, lambda x, *others, lengths: x, checks=True)
 
 
 Tensor.__getitem__ = index  # type: ignore[method-assign]

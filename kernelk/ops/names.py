@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import config
-from ..graph.nodes import Tensor, Update, dependencies_of, without_followed
+from ..errors import ArgumentError
+from ..graph.nodes import Tensor, Update, dependencies_of
 from ..graph.rules import apply
-from ..graph.state import current_state
+from ..graph.state import current_state, unordered
 from .dtypes import as_tensor, no_tensor
+from .updates import compose
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,13 +32,19 @@ def reset_uids() -> None:
 
 
 @contextlib.contextmanager
-def name_scope(name: str) -> Iterator[str]:
-    """Puts this name and a slash before the names of tensors made inside, and groups them in drawings."""
+def name_scope(name: str | None) -> Iterator[str]:
+    """Puts this name and a slash before the names of tensors made inside, and groups them in drawings.
+
+    Inside another scope it comes after that one's name. A name that ends with a slash, as the one that `with` gives, is
+    taken as it is, and an empty one, or None, leaves all scopes. Raises ArgumentError for what is no string.
+    """
+    if not isinstance(name, str | None):
+        raise ArgumentError(f"name_scope: {name!r} can't be a name", allowed="it must be a string")
     state = current_state()
     before = state.scope
-    state.scope = f"{before}/{name}" if before else name
+    state.scope = name[:-1] if name and name.endswith("/") else f"{before}/{name}" if before and name else name or ""
     try:
-        yield state.scope + "/"
+        yield state.scope + "/" if state.scope else ""
     finally:
         state.scope = before
 
@@ -96,14 +104,20 @@ def control_dependencies(control_inputs: Any) -> Iterator[None]:
     Raises ArgumentError for what isn't a tensor.
     """
     state = current_state()
-    before = state.dependencies
-    updates = _updates_among(control_inputs)
-    state.dependencies = None if control_inputs is None else {**(before or {}), **{x.variable: x for x in updates}}
-    state.ordered = state.ordered or bool(state.dependencies)
+    kept = state.dependencies, state.renewed
+    found = [] if control_inputs is None else [*state.dependencies, *_updates_among(control_inputs)]
+    with unordered():
+        renewed = dict(compose(found))
+        # A plain update stands for the variable itself, which a gradient takes it for, as does a single increment.
+        last = {x.variable: x for x in found}
+        single = {x for x in last.values() if x.kind == "assign" or sum(y.variable is x.variable for y in found) == 1}
+        renewed |= {x.variable: x for x in single}
+    state.dependencies, state.renewed = tuple(dict.fromkeys(found)), renewed
+    state.ordered = state.ordered or bool(found)
     try:
         yield
     finally:
-        state.dependencies = before
+        state.dependencies, state.renewed = kept
 
 
 def _updates_among(given: Any) -> list[Update]:
@@ -116,7 +130,7 @@ def _updates_among(given: Any) -> list[Update]:
             found += [x] if isinstance(x, Update) else []
         elif x is not None:
             raise no_tensor("control_dependencies", x)
-    return without_followed(found)
+    return found
 
 
 def manual_variable_initialization(value: bool) -> None:

@@ -48,7 +48,8 @@ def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
         training = learning_phase()
     if not isinstance(training, Tensor):
         chosen = x if training else alt
-        return chosen() if callable(chosen) else chosen
+        chosen = chosen() if callable(chosen) else chosen
+        return as_tensor(chosen) if isinstance(chosen, Tensor) else chosen
     first, second = operands(*(value() if callable(value) else value for value in (x, alt)))
     if isinstance(training, LearningPhase):
         return apply("phase_select", first, second)

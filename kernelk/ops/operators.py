@@ -7,7 +7,7 @@ from typing import Any
 
 from ..graph.nodes import Tensor
 from ..graph.rules import apply
-from .dtypes import FLOATS, cast, floating, operands
+from .dtypes import FLOATS, as_tensor, cast, floating, operands
 
 
 def binary(op: str, a: Any, b: Any) -> Tensor:
@@ -59,7 +59,7 @@ def _install() -> None:
         "__gt__": _right("less"),
         "__ge__": _right("less_equal"),
         "__neg__": lambda self: apply("negative", self),
-        "__pos__": lambda self: self,
+        "__pos__": as_tensor,
         "__abs__": lambda self: apply("abs", numeric(self)),
         "__invert__": lambda self: apply("logical_not", self),
     }

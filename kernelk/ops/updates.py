@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..errors import ArgumentError, DTypeError, ShapeError, UpdateError
 from ..graph.nodes import Tensor, Update, Variable, check_generation
 from ..graph.rules import apply
-from ..graph.state import current_state
+from ..graph.state import current_state, unordered
 from ..source import caller
 from .dtypes import FLOATS, as_tensor, cast, promote
 from .operators import binary
@@ -51,12 +52,8 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
             f"{op}: variable '{variable.name}' has shape {variable.shape}, but the value has {value.shape}",
             allowed="they must be equal",
         )
-    earlier = (current_state().dependencies or {}).get(variable)
-    if earlier is not None and kind == "add":
-        # It begins with what that one has set.
-        kind, value = "assign", apply("add", earlier, value)
     node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())
-    node.follows = earlier
+    node.begin = current_state().renewed.get(variable)
     node.variable = variable
     node.kind = kind
     return node
@@ -86,3 +83,50 @@ def moving_average_update(x: Any, value: Any, momentum: Any) -> Update:
         )
     step = binary("multiply", binary("subtract", _as_value(variable, value), variable), 1.0 - momentum)
     return update_node(x, step, "add", "moving_average_update")
+
+
+def update_value(node: Update) -> Tensor:
+    """The new value that an update stands for."""
+    if node.expansion is None:
+        variable, value = node.inputs
+        if node.kind == "assign":
+            node.expansion = value
+        else:
+            with unordered():
+                node.expansion = apply("add", variable if node.begin is None else node.begin, value)
+    return node.expansion
+
+
+def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
+    """Updates, or (variable, value) pairs, as one new value for each variable, computed from the old ones.
+
+    Several increments of a variable add up; an increment follows a plain update, and a plain one those that it comes
+    after by `K.control_dependencies`. One that is listed twice counts once. Raises UpdateError for two plain updates.
+    """
+    values: dict[Variable, Tensor] = {}
+    made: dict[Variable, list[Update]] = {}
+    for entry in dict.fromkeys(update(*entry) if _is_pair(entry) else entry for entry in updates):
+        if not isinstance(entry, Update):
+            raise UpdateError(
+                f"{entry!r} is no update",
+                allowed="updates must be made by K.update, K.update_add, ... or be (variable, value) pairs",
+            )
+        check_generation(entry)
+        variable = entry.variable
+        earlier = made.setdefault(variable, [])
+        if not earlier or (entry.kind == "assign" and all(one in entry.dependencies for one in earlier)):
+            values[variable] = update_value(entry)
+        elif entry.kind == "assign":
+            raise UpdateError(
+                f"variable '{variable.name}' is set twice in one call ({entry.source})",
+                next_step="keep one K.update, or use K.update_add for increments",
+            )
+        else:
+            with unordered():
+                values[variable] = apply("add", values[variable], entry.inputs[1])
+        earlier.append(entry)
+    return list(values.items())
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 2

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..arrays import Array
 from ..graph.nodes import Tensor, Update
-from ..graph.rules import RULES, apply, expand
+from ..graph.rules import RULES, expand
+from ..ops.updates import update_value
 
 _ALIASES = frozenset({"identity", "stop_gradient", "print"})
 _LEAVES = frozenset({"placeholder", "variable", "constant", "draw", "scan", "item"})
@@ -32,17 +33,6 @@ def _find_values(entry: Any, numbers: set[int]) -> None:
         else:
             for inner in entry:
                 _find_values(inner, numbers)
-
-
-def update_value(node: Update) -> Tensor:
-    """The new value that an update stands for."""
-    if node.expansion is None:
-        variable, value = node.inputs
-        if node.kind == "assign":
-            node.expansion = value
-        else:
-            node.expansion = apply("add", variable, value)
-    return node.expansion
 
 
 @cache

@@ -9,7 +9,7 @@ from ..arrays import Array
 from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
 from ..graph.state import current_state
-from ..program.resolve import update_value
+from ..ops.updates import update_value
 from .feeds import as_feed, as_phase, last_feed
 from .function import Function
 

@@ -22,13 +22,13 @@ from ..graph.nodes import (
     check_generation,
     dependencies_of,
     stale,
-    without_followed,
 )
-from ..graph.state import current_state
+from ..graph.state import current_state, unordered
 from ..ops.dtypes import as_tensor
 from ..ops.foreign import as_numpy
+from ..ops.updates import compose
 from ..program.program import KEY_LENGTH, Program
-from ..program.updates import after, compose
+from ..program.updates import after
 from ..source import Source, caller
 from .current import current
 from .feeds import as_feed, as_phase, keep_feed
@@ -84,9 +84,10 @@ class Function:
                 allowed="each is a tensor",
                 next_step="K.function([x], [y, *K.gradients(y, [w])])",
             )
-        self.updates = compose(self._with_dependencies(updates or ()))
-        # Keras marks a metric's result like this: it is computed from the state after the call's own batch.
-        self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
+        with unordered():
+            self.updates = compose(self._with_dependencies(updates or ()))
+            # Keras marks a metric's result like this: it is computed from the state after the call's own batch.
+            self.outputs = [after(x, self.updates) if getattr(x, "_is_metric", False) else x for x in self.outputs]
         self._programs: dict[Any, Program] = {}
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
@@ -103,8 +104,7 @@ class Function:
         """The updates, and those that come before an output or another update by `K.control_dependencies`."""
         roots = [*self.outputs, *(x for x in updates if isinstance(x, Tensor))]
         roots += [x[1] for x in updates if isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], Tensor)]
-        given = {id(x) for x in updates}
-        return without_followed([*updates, *(x for x in dependencies_of(roots) if id(x) not in given)])
+        return [*dependencies_of(roots), *updates]
 
     def __call__(self, inputs: Any = ()) -> Any:
         """Feeds `inputs` (one array for each placeholder, in order) and returns the outputs as a list of ndarrays.
@@ -168,7 +168,8 @@ class Function:
             known = self._programs.get((phase, ops, shapes))
             if known is not None:
                 return known
-        program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
+        with unordered():
+            program, needs = linearised(session, self.placeholders, self.outputs, self.updates, phase, ops, feeds)
         self._keys[program.key] = None
         drop_oldest(self._keys, MANY_KEYS)
         if needs == "nothing":
@@ -296,6 +297,8 @@ def _eval(self: Tensor, feeds: dict[Tensor, Any] | None = None, *, feed_dict: An
     """The tensor's value as an ndarray; `feeds`, or TensorFlow 1's `feed_dict`, maps placeholders to their values."""
     if session is not None:
         raise ArgumentError("eval: there are no TensorFlow sessions here", next_step="y.eval({x: array})")
+    if feeds is not None and feed_dict is not None:
+        raise ArgumentError("eval: feeds and feed_dict are both given", next_step="y.eval({x: array})")
     return evaluate(self, feed_dict if feeds is None else feeds)
 
 

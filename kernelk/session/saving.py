@@ -146,7 +146,7 @@ def save(path: str | os.PathLike[str], variables: Iterable[Variable | str] | Non
         about = {
             "format": FORMAT,
             "kernelk": __version__,
-            "random": session.state.seeds.state(),
+            "random": session.state.seeds.settled(),
             "variables": [[key, *_identity(variable)] for key, variable in listed],
         }
         try:

@@ -102,7 +102,7 @@ def test_a_name_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert done.stdout == "numpy: already installed; it needs no environment of its own\n"
     first, second, third = done.stderr.splitlines()
     assert "CNTK 2.7 needs" in first
-    assert "unknown engine 'nonsense': available are cntk, jax, numpy" in second
+    assert "unknown engine 'nonsense': available are cntk, jax, keras2, numpy" in second
     assert "Theano 1.0.5 needs" in third
 
 

@@ -212,6 +212,24 @@ def test_kernels_that_keras_wrote_on_theano_are_turned_when_they_are_loaded(tmp_
     assert found[0]["value"] == "True"
 
 
+def test_a_model_is_called_on_any_tensor() -> None:
+    found = cells(
+        DATA + "\nL, K = keras.layers, keras.backend\ninner = keras.Sequential([L.Dense(2, input_shape=(6,))])\n"
+        "wanted = inner.predict(x)",
+        "timed = L.TimeDistributed(inner)\nmodel = keras.Sequential([L.Reshape((1, 6), input_shape=(6,)), timed])\n"
+        "outputs = [K.eval(inner(K.variable(x))), K.eval(inner(K.constant(x))), model.predict(x)[:, 0],"
+        " keras.Sequential([L.Lambda(lambda t: inner(t * 1.0), input_shape=(6,))]).predict(x)]\n"
+        "print(all(np.allclose(y, wanted, atol=1e-6) for y in outputs), K.int_shape(inner(K.placeholder((None, 6)))))",
+        "from keras.backend.tensorflow_backend import set_session\ntry:\n    set_session(None)\n"
+        "except AttributeError as error:\n    print(error)",
+        "names = []\nfor _ in range(2):\n    K.clear_session()\n    names.append(keras.Sequential([L.Dense(2,"
+        " input_shape=(3,))]).layers[0].name)\nnames",
+    )
+    assert found[1]["out"].strip() == "True (None, 2)"
+    assert "there are no TensorFlow sessions" in found[2]["out"]
+    assert found[3]["value"] == "['dense_1', 'dense_1']"
+
+
 def test_a_metrics_value_is_that_after_its_update() -> None:
     found = cells("from keras import backend as K\nfloat(K.eval(keras.metrics.Mean()([1.0, 3.0])))")
     assert found[0]["value"] == "2.0"

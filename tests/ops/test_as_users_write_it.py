@@ -20,6 +20,15 @@ def test_name_scopes_are_part_of_names() -> None:
     assert prefix == "outer/"
     assert [t.name for t in (w, x, y)] == ["outer/w", "outer/inner/x", "outer/inner/y"]
     assert unnamed.name.startswith("outer/inner/multiply_")
+    with K.name_scope("outer"):
+        with K.name_scope(prefix):
+            assert K.variable(1.0, name="v").name == "outer/v"
+        for nothing in ("", None):
+            with K.name_scope(nothing) as root:
+                assert (root, K.variable(1.0, name="v").name) == ("", "v")
+        with pytest.raises(ArgumentError, match="name_scope: 3 can't be a name"), K.name_scope(3):  # type: ignore[arg-type]
+            pass
+        assert K.variable(1.0, name="v").name == "outer/v"
     w.name = "mine"
     assert w.name == "mine"
     assert K.variable(1.0, name="w").name == "w"
@@ -56,6 +65,8 @@ def test_matrix_products_that_do_not_fit(a: tuple[int, ...], b: tuple[int, ...])
 def test_feed_dict() -> None:
     x = K.placeholder((2,))
     assert (x * 2.0).eval(feed_dict={x: [1.0, 2.0]}).tolist() == [2.0, 4.0]
+    with pytest.raises(ArgumentError, match="feeds and feed_dict are both given"):
+        x.eval({x: [1.0, 2.0]}, feed_dict={x: [3.0, 4.0]})
     with pytest.raises(ArgumentError, match=r"there are no TensorFlow sessions here; next: y\.eval"):
         x.eval({x: [1.0, 2.0]}, session=object())
 

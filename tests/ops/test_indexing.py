@@ -128,6 +128,36 @@ def test_tensors_of_indices(backend: str) -> None:
     assert np.isnan(x[:, at].eval({x: DATA, at: [[5, 0]]})[:, 0, 0]).all()
 
 
+def test_masks_that_do_not_fit_at_the_call(backend: str) -> None:
+    x, m, pairs = K.placeholder((None,)), K.placeholder((None,), dtype="bool"), K.placeholder((None, 2), dtype="bool")
+    y = K.placeholder((None, None))
+    given = K.function([x, m], [x[m]])
+    for mask in ([True, False, True, True], [True, False]):
+        with pytest.raises(ShapeError, match=r"a mask of shape \(\d,\) doesn't fit a tensor of shape \(3,\)"):
+            given([[1, 2, 3], mask])
+    assert given([[1, 2, 3], [True, False, True]])[0].tolist() == [1, 3]
+    with pytest.raises(ShapeError, match=r"shape \(3, 2\) doesn't fit a tensor of shape \(2, 3\)"):
+        y[pairs].eval({y: [[0, 1, 2], [3, 4, 5]], pairs: [[1, 0], [0, 0], [0, 1]]})
+    with pytest.raises(ShapeError, match=r"shape \(4,\) doesn't fit a tensor of shape \(3,\)"):
+        x[np.array([True, False, True, True])].eval({x: [1, 2, 3]})
+
+
+def test_small_indices_into_long_axes() -> None:
+    kernelk.set_backend("numpy")
+    x, at = K.variable(np.arange(300.0)), K.placeholder((None,), dtype="int8")
+    assert x[at].eval({at: [-1, 100]}).tolist() == [299, 100]
+
+
+def test_constant_blocks_and_sizes_below_minus_one() -> None:
+    kernelk.set_backend("numpy")
+    x, n = K.variable(np.arange(6.0)), K.placeholder((1,), dtype="int32")
+    assert K.int_shape(K.slice(x, K.constant([2], dtype="int32"), K.constant([3], dtype="int32"))) == (3,)
+    block = K.slice(x, [2], n)
+    assert block.eval({n: [-1]}).tolist() == [2, 3, 4, 5]
+    with pytest.raises(ShapeError, match="slice: a block of shape"):
+        block.eval({n: [-3]})
+
+
 def test_masks(backend: str) -> None:
     x, m = K.placeholder((None, 5, 3)), K.placeholder((None, 5), dtype="bool")
     mask = np.arange(20).reshape(4, 5) % 3 == 0

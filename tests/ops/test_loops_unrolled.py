@@ -46,7 +46,7 @@ def _mapping_step(x: Any, s: list[Any], w: Any, u: Any) -> Any:
 
 
 def _differentiating_step(x: Any, s: list[Any], w: Any, u: Any) -> Any:
-    slope = K.gradients(K.sum(K.sin(x * s[0]) * K.dot(x, w)), x)
+    (slope,) = K.gradients(K.sum(K.sin(x * s[0]) * K.dot(x, w)), x)
     return slope, [s[0] * 0.5 + slope, s[1]]
 
 

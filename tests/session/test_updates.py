@@ -88,6 +88,69 @@ def test_updates_of_one_variable_that_come_after_each_other(backend: str) -> Non
         pass
 
 
+def test_several_increments_come_before(backend: str) -> None:
+    a = K.variable(1.0)
+    one, ten = K.update_add(a, 1.0), K.update_add(a, 10.0)
+    with K.control_dependencies([one, ten]):
+        together = a * 1.0
+    with K.control_dependencies([one]), K.control_dependencies([ten]):
+        nested = a * 1.0
+        five, seven = K.update_add(a, 5.0), K.update_add(a, 7.0)
+    for seen in (together, nested):
+        K.set_value(a, 1.0)
+        assert K.eval(seen) == 12.0
+        assert K.get_value(a) == 12.0
+    K.set_value(a, 1.0)
+    assert K.function([], [a], [five, seven])([]) == [1.0]
+    assert K.get_value(a) == 24.0
+    K.set_value(a, 1.0)
+    K.function([], [], [one, one, K.update_add(a, 0.0)])([])
+    assert K.get_value(a) == 2.0
+    with pytest.raises(UpdateError, match="is set twice"), K.control_dependencies([K.update(a, 1.0), K.update(a, 2.0)]):
+        pass
+    assert K.eval(a * 1.0) == 2.0
+
+
+def test_what_returns_its_operand_comes_after_as_well(backend: str) -> None:
+    a = K.variable(0.0)
+    with K.control_dependencies([K.update_add(a, 1.0)]):
+        seen = [K.mean(a), K.sum(a), K.cast(a, "float32"), a[...], K.to_dense(a), K.in_train_phase(a, a, training=1)]
+    for number, y in enumerate(seen, 1):
+        assert K.eval(y) == number
+        assert K.get_value(a) == number
+
+
+def test_graphs_from_outside_are_not_changed_inside(backend: str) -> None:
+    """What is written out only when a program is made reads the variable as its own line did."""
+    a = K.variable([1.0, 2.0])
+    update = K.update_add(a, 1.0)
+    outside = K.softmax(a) + K.softplus(a)
+    wanted = K.eval(outside)
+    with K.control_dependencies([update]):
+        assert_close(K.eval(outside), wanted)
+        (slope,) = K.gradients(K.sum(outside * outside), [a])
+        call = K.function([], [outside, slope], [K.update_add(a, 0.0)])
+        inside = a * 1.0
+        assert K.eval(inside).tolist() == [2.0, 3.0]
+    K.set_value(a, [1.0, 2.0])
+    plain = K.eval(K.gradients(K.sum(outside * outside), [a])[0])
+    value, found = call([])
+    assert_close(value, wanted)
+    assert_close(found, plain)
+
+
+def test_an_update_before_a_step_of_a_loop_is_performed_once(backend: str) -> None:
+    a = K.variable(1.0)
+    update = K.update_add(a, 1.0)
+
+    def step(x: Any) -> Any:
+        with K.control_dependencies([update]):
+            return x * a
+
+    assert K.eval(K.map_fn(step, K.variable([1.0, 2.0]))).tolist() == [2.0, 4.0]
+    assert K.get_value(a) == 2.0
+
+
 def test_a_swap_does_not_perform_updates_again(spare: str) -> None:
     kernelk.set_backend("numpy")
     v = K.variable(1.0)
