@@ -210,7 +210,10 @@ def repeat_elements(x: Any, rep: int, axis: int) -> Tensor:
         raise ArgumentError(f"repeat_elements: rep {rep} isn't allowed", allowed="it must be 1 or more")
     if times == 1:
         return source
-    return merge_axes(concatenate([expand_dims(source, index + 1)] * times, index + 1), index, index + 1)
+    repeated = merge_axes(concatenate([expand_dims(source, index + 1)] * times, index + 1), index, index + 1)
+    if source.shape[index] is None:
+        repeated._keras_shape = repeated.shape  # as Keras's backend for TensorFlow has it
+    return repeated
 
 
 def any_list(dims: Sequence[Any]) -> bool:
