@@ -163,6 +163,9 @@ class Tensor:
         return StaticShape(self.shape)
 
     if TYPE_CHECKING:
+        # Keras sets it; placeholders and variables have it from the start.
+        _keras_shape: Any
+
         # Entered by function.
         def eval(self, feeds: dict[Tensor, Any] | None = None, **options: Any) -> Array: ...
 
