@@ -22,7 +22,7 @@ TESTERS ?= 2
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(STAMP)  ## .venv with all packages, and the environments of Theano and CNTK
+setup: $(STAMP)  ## .venv with all packages, the environments of Theano and CNTK, and Keras 2
 	@# An engine that can't be had is one line from kernelk itself; everything else goes on without it.
 	@$(BIN)/kernelk install theano cntk keras2 || true
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import statistics
@@ -13,7 +14,7 @@ from typing import Any
 
 from measure import Answering, interval
 from models import model
-from native import data
+from native import shapes
 
 from kernelk.session.current import current
 from kernelk.session.swap import set_backend
@@ -23,6 +24,12 @@ Row = list[str]
 CASE = "large_state"
 # The bar of a recovery, in seconds, beyond the engine's start, its compiling and the calls that are repeated.
 BEYOND = 5.0
+
+
+def checkpoint(host: Any) -> None:
+    """Brings all values that the engine has alone to the kernel's memory."""
+    if host.fetch is not None and host.holding:
+        host.fetch(list(host.holding.values()))
 
 
 def recovery(engine: str, rounds: int, calls: int = 10) -> Row:
@@ -46,8 +53,8 @@ def recovery(engine: str, rounds: int, calls: int = 10) -> Row:
     host.request = request  # type: ignore[method-assign]
     found = []
     for _ in range(rounds):
-        # All values come to the kernel: the calls from here on are those that a death would cost.
-        host.fetch(list(host.holding.values())) if host.holding and host.fetch else None
+        # The calls from here on are those that a death would cost.
+        checkpoint(host)
         seconds = []
         for _ in range(calls):
             begin = time.perf_counter()
@@ -85,9 +92,7 @@ def peaks(engine: str) -> Row:
 
     At rest in the kernel, the peak of a swap, at rest after it, the peak of some steps, and that of a checkpoint.
     """
-    weights = data(CASE)[0]
-    state = 2 * sum(array.nbytes for array in weights)
-    del weights
+    state = 2 * sum(4 * math.prod(shape) for shape in shapes(CASE)[0])
     set_backend("numpy")
     host = current().host(engine)
     host.stop()
@@ -104,10 +109,6 @@ def peaks(engine: str) -> Row:
         gc.collect()
         return most(lambda: time.sleep(0.2))
 
-    def checkpoint() -> None:
-        if host.fetch is not None and host.holding:
-            host.fetch(list(host.holding.values()))
-
     try:
         before = rest()
         set_backend("numpy")
@@ -115,7 +116,7 @@ def peaks(engine: str) -> Row:
         found = [rest(), most(lambda: set_backend(engine)), rest()]
         found.append(most(lambda: [step() for _ in range(5)]))
         found.append(rest())
-        found.append(most(checkpoint))
+        found.append(most(lambda: checkpoint(host)))
         found.append(rest())
     finally:
         sampler.close()

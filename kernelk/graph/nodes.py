@@ -61,7 +61,7 @@ class Dimension(int):
         return int(self)
 
 
-class _StaticShape:
+class _KerasShape:
     """A tensor's `_keras_shape` until Keras sets another: its static shape."""
 
     def __get__(self, tensor: Tensor, owner: type) -> Shape:
@@ -253,7 +253,7 @@ class Tensor:
 class Placeholder(Tensor):
     """A value fed at each call; `fed` is what `function` keeps of the last one, `fed_shape` its shape."""
 
-    _keras_shape = _StaticShape()
+    _keras_shape = _KerasShape()
     fed: Any = None
     fed_shape: tuple[int, ...] | None = None
 
@@ -326,7 +326,7 @@ class Draw(Tensor):
 class Variable(Tensor):
     """State that lives between calls; its committed value is in `slots`."""
 
-    _keras_shape = _StaticShape()
+    _keras_shape = _KerasShape()
     slots: Slots
     constraint: Any
     trainable = True  # for Keras and its users, who read and set it

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import backend as K
+from ..ops.elsewhere import absent_from_k
 
 # What Keras's own code is told, whichever engine is active: it asks in some 25 places, and would flip kernels in a file
 # that is saved or loaded while Theano is active.
@@ -18,8 +19,8 @@ _INSTALLED = ("/site-packages/", "/dist-packages/")
 def _absent(name: str) -> Any:
     """A function that says what there is instead, once it is called."""
 
-    def call(*args: Any, **options: Any) -> Any:
-        return getattr(K, name)
+    def call(*args: Any, **options: Any) -> NoReturn:
+        raise absent_from_k(name)
 
     return call
 

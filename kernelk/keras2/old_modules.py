@@ -4,10 +4,10 @@ Each is a stand-in for Keras's modules alone; nobody else's is touched. A stand-
 that:
 
 - `collections`: the abstract classes that Python 3.10 has moved to `collections.abc`;
-- `numpy`: the names that numpy 2 has dropped (`Inf`, `alltrue`, `string_`, `unicode_`, `float_`, `product`, `int`,
-  `float`, `bool` and `object`);
+- `numpy`: names that have gone since (`Inf`, `NaN`, `alltrue`, `sometrue`, `product`, `string_`, `unicode_`, `float_`,
+  `in1d`, `int`, `float`, `bool` and `object`);
 - `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
-- `yaml`: `load` without a loader reads plain data; without PyYAML it isn't there;
+- `yaml`: `load` without a loader reads plain data;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
 """
 

@@ -86,13 +86,13 @@ def slice(x: Any, start: Any, size: Any) -> Tensor:
                 f"slice: start {first} and size {n} don't fit axis {axis} of shape {x.shape}",
                 allowed="allowed are starts from 0, and sizes that end inside, or -1 for all that follow",
             )
-    if any_tensor(begin, length):
+    if _any_tensor(begin, length):
         return _slice_of_values(x, begin, length)
     slices = [[first, None if n == -1 else first + n, None] for first, n in zip(begin, length)]
     return apply("slice", x, slices=slices)
 
 
-def any_tensor(*entries: Sequence[Any]) -> bool:
+def _any_tensor(*entries: Sequence[Any]) -> bool:
     """Whether some entry is a tensor."""
     return builtins.any(isinstance(entry, Tensor) for part in entries for entry in part)
 

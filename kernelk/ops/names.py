@@ -14,7 +14,7 @@ from ..graph.nodes import Tensor, Update, dependencies_of
 from ..graph.rules import apply
 from ..graph.state import current_state, unordered
 from .dtypes import as_tensor, no_tensor
-from .updates import compose
+from .updates import compose, update_value
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,11 +107,9 @@ def control_dependencies(control_inputs: Any) -> Iterator[None]:
     kept = state.dependencies, state.renewed
     found = [] if control_inputs is None else [*state.dependencies, *_updates_among(control_inputs)]
     with unordered():
-        renewed = dict(compose(found))
-        # A plain update stands for the variable itself, which a gradient takes it for, as does a single increment.
         last = {x.variable: x for x in found}
-        single = {x for x in last.values() if x.kind == "assign" or sum(y.variable is x.variable for y in found) == 1}
-        renewed |= {x.variable: x for x in single}
+        # One update that says it all stands for the variable, which a gradient then takes it for.
+        renewed = {v: last[v] if value is update_value(last[v]) else value for v, value in compose(found)}
     state.dependencies, state.renewed = tuple(dict.fromkeys(found)), renewed
     state.ordered = state.ordered or bool(found)
     try:

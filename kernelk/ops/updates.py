@@ -1,4 +1,4 @@
-"""Updates of variables as nodes, which a call performs when it is done."""
+"""Updates of variables as nodes, which a call performs when it is done, and what they come to together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError, UpdateError
-from ..graph.nodes import Tensor, Update, Variable, check_generation
+from ..graph.nodes import Tensor, Update, Variable, check_generation, walk
 from ..graph.rules import apply
 from ..graph.state import current_state, unordered
 from ..source import caller
@@ -126,6 +126,16 @@ def compose(updates: Sequence[Any]) -> list[tuple[Variable, Tensor]]:
                 values[variable] = apply("add", values[variable], entry.inputs[1])
         earlier.append(entry)
     return list(values.items())
+
+
+def after(tensor: Tensor, updates: Sequence[tuple[Variable, Tensor]]) -> Tensor:
+    """`tensor` as it is after these updates: rewritten in terms of the variables' new values."""
+    renewed: dict[int, Tensor] = {id(variable): value for variable, value in updates}
+    for node in walk([tensor], lambda node: node.inputs):
+        inputs = tuple(renewed.get(id(x), x) for x in node.inputs)
+        if type(node) is Tensor and inputs != node.inputs:
+            renewed[id(node)] = Tensor(node.op, inputs, node.attrs, node.shape, node.dtype, node.source)
+    return renewed.get(id(tensor), tensor)
 
 
 def _is_pair(entry: Any) -> bool:

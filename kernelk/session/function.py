@@ -26,9 +26,8 @@ from ..graph.nodes import (
 from ..graph.state import current_state, unordered
 from ..ops.dtypes import as_tensor
 from ..ops.foreign import as_numpy
-from ..ops.updates import compose
+from ..ops.updates import after, compose
 from ..program.program import KEY_LENGTH, Program
-from ..program.updates import after
 from ..source import Source, caller
 from .current import current
 from .feeds import as_feed, as_phase, keep_feed

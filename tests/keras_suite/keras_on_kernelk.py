@@ -6,7 +6,6 @@ import ast
 import collections
 import collections.abc
 import functools
-import importlib.util
 import os
 import sys
 import types
@@ -88,8 +87,6 @@ def _mend_python() -> None:
     for name, value in {"Inf": np.inf, "alltrue": np.all, "int": int}.items():
         if not hasattr(np, name):
             setattr(np, name, value)
-    if importlib.util.find_spec("yaml") is None:
-        sys.modules["yaml"] = types.ModuleType("yaml")  # only to_yaml and from_yaml use it
 
 
 class _OldNumpy:

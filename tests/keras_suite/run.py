@@ -21,7 +21,7 @@ REQUIREMENTS = SUITE / "requirements.txt"
 
 
 def fetch() -> None:
-    """Keras's source distribution and the packages that it imports, from the package index, checked by their hashes."""
+    """Keras's source distribution, which has its tests, from the package index, checked by its hash."""
     text = REQUIREMENTS.read_text()
     wanted = {word.removeprefix("--hash=sha256:") for word in text.split() if word.startswith("--hash=")}
     if not wanted <= _hashes():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.arrays import assert_close, same_bits
+from helpers.engines import require_installed
 
 import kernelk
 from kernelk import backend as K
@@ -105,7 +107,9 @@ def test_formats_elements_and_feeds_that_do_not_work() -> None:
 
 
 def test_dtypes_of_frameworks() -> None:
-    torch, tensorflow = pytest.importorskip("torch"), pytest.importorskip("tensorflow")
+    for engine in ("torch", "tensorflow"):
+        require_installed(engine)
+    torch, tensorflow = import_module("torch"), import_module("tensorflow")
     for name in ("float16", "float32", "int64", "bool", "uint8"):
         for module in (torch, tensorflow):
             assert K.cast(K.variable(W), getattr(module, name)).dtype == name

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.benchmarks import BENCHMARKS, benchmark
 from helpers.processes import PROJECT
-
-BENCHMARKS = PROJECT / "benchmarks"
 
 
 @pytest.fixture
-def against(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module("against")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+def against() -> Iterator[Any]:
+    with benchmark("against") as module:
+        yield module
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.benchmarks import benchmark
 from helpers.engines import activate
-from helpers.processes import PROJECT
-
-BENCHMARKS = PROJECT / "benchmarks"
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module that `make bench` runs."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module("run")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+def bench() -> Iterator[Any]:
+    with benchmark("run") as module:
+        yield module
 
 
 def test_an_op_beside_the_engines_own(bench: Any) -> None:

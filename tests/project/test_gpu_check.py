@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.benchmarks import benchmark
 from helpers.engines import activate
-from helpers.processes import PROJECT
-
-BENCHMARKS = PROJECT / "benchmarks"
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module("gpu_check")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+def check() -> Iterator[Any]:
+    with benchmark("gpu_check") as module:
+        yield module
 
 
 def test_without_a_gpu_it_says_so(
