@@ -142,6 +142,9 @@ class Host:
     def tell(self) -> None:
         """Shows what the engine has printed since `listen`, and raises its warnings in the kernel."""
 
+    def give_back(self) -> None:
+        """Has an idle engine in a process of its own give the memory that it has freed back to the system."""
+
     def stop(self) -> None:
         """Ends the engine and gives its memory back; first the newest values that it has alone are fetched."""
         if self.holding and self.fetch is not None:

@@ -9,8 +9,10 @@ import contextlib
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from ..display.tables import size
 from ..errors import OutOfMemoryError, one_line
@@ -24,6 +26,16 @@ _RESERVE = 16 << 20
 _NEXT = "free memory (del, %kbackend --stop NAME), or use smaller batches, a smaller dtype or a larger machine"
 
 
+class Holder(Protocol):
+    """What holds memory that it can do without."""
+
+    def give_back(self) -> None:
+        """Gives it back to the system, if it isn't in the middle of something."""
+
+
+holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
 def room() -> tuple[int, str]:
     """The bytes that can be had here, and what limits them."""
     return min(_rooms(), default=(sys.maxsize, ""))
@@ -34,6 +46,10 @@ def require(nbytes: int, what: str) -> None:
     if nbytes < ASKED_FROM:
         return
     free, limit = room()
+    if nbytes > free:
+        for holder in list(holders):
+            holder.give_back()
+        free, limit = room()
     if nbytes > free:
         raise OutOfMemoryError(
             f"{what}: {size(nbytes)} are needed, and {limit} leaves {size(max(free, 0))}; nothing was changed",

@@ -20,6 +20,11 @@ PRECISION_VARIABLES = (
 # Those are for the kernel's interpreter, and must not reach one of another version.
 _PYTHON_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD")
 
+# The GNU C library gives freed blocks of 32 MiB and more back at once, and takes fresh pages for the next ones: in a
+# step with arrays of that size this takes as long as the arithmetic. A worker gives back what is free once it rests.
+_KEEP_FREED = {"glibc.malloc.mmap_max": "0", "glibc.malloc.trim_threshold": str(1 << 40)}
+_OWN_MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
 # The settings of variables that the user was told of.
 _told: set[str] = set()
 
@@ -36,4 +41,13 @@ def worker_variables(own_interpreter: bool) -> dict[str, str]:
         if value and setting not in _told:
             _told.add(setting)
             messages.say(f"kernelk: {setting} is kept out of workers, where --precision decides (float32 by default)")
+    _keep_freed_memory(variables)
     return variables
+
+
+def _keep_freed_memory(variables: dict[str, str]) -> None:
+    """Sets how the GNU C library treats large freed blocks, unless the user has; elsewhere it means nothing."""
+    given = variables.get("GLIBC_TUNABLES", "")
+    if not any(name in variables for name in _OWN_MALLOC) and not any(name in given for name in _KEEP_FREED):
+        own = [f"{name}={value}" for name, value in _KEEP_FREED.items()]
+        variables["GLIBC_TUNABLES"] = ":".join([*([given] if given else []), *own])

@@ -153,6 +153,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "load": {"different": _list_of(_is_count)},
     "fetch": {},
     "summarise": {"figures": _are_figures},
+    "give_back": {},
     "run": {"seconds": _is_float},
     "time": {"compile": _is_float, "first": _is_float},
     "describe": {"kind": _is_text, "ops": _is_count, "text": _is_text},

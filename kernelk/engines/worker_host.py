@@ -47,6 +47,9 @@ from .worker_log import WorkerLog, last_words, note, show, warn_again
 # At most so many things are named in one "release" message: small enough to be sent without waiting for the worker.
 _MOST_RELEASED = 500
 
+# A worker that takes longer, in seconds, to give freed memory back isn't waited for.
+_GIVEN_BACK_WITHIN = 1.0
+
 # From so many bytes on, the engine is told at once that it may forget what a call has replaced.
 _CONFIRMED_AT_ONCE = 16 << 20
 
@@ -370,6 +373,11 @@ class WorkerHost(KeepingHost):
         except BaseException as error:
             self._raise_broken(error)
         return self._accepted(reply)
+
+    def give_back(self) -> None:
+        if self.started and self._exchange is not None and not self._exchange.under_way:
+            with contextlib.suppress(KernelKError):
+                self.request_within({"do": "give_back"}, _GIVEN_BACK_WITHIN)
 
     def _attach(self, exchange: Exchange, numbers: list[int]) -> None:
         segments: list[Segment] = [self.storage.segments[n] for n in numbers]

@@ -83,6 +83,16 @@ class Session(HasTraits):
         self.state.session = self
         forks.tell(self)
         forks.ask(self)
+        memory.holders.add(self)
+
+    def give_back(self) -> None:
+        """Has idle workers give the memory that they have freed back to the system, unless a call is under way."""
+        if self.pid == os.getpid() and self.lock.acquire(blocking=False):
+            try:
+                for host in self.hosts.values():
+                    host.give_back()
+            finally:
+                self.lock.release()
 
     # --- processes ---
 

@@ -143,7 +143,6 @@ def test_values_stay_and_are_fetched_one_by_one(light: str) -> None:
 
 
 def test_at_rest_a_large_value_lies_there_once(light: str) -> None:
-    # glibc gives back at once what is larger than 32 MiB.
     w = K.variable(np.zeros(12_000_000))
     step = K.function([], [K.sum(w)], [K.update_add(w, 1.0)])
 

@@ -8,18 +8,22 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.processes import PATIENCE, environment, run_script
+from helpers.engines import activate
+from helpers.processes import PATIENCE, environment, run_script, wait_until
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.serving.freed import REST
 from kernelk.backends.serving.shared_memory import Segment
 from kernelk.engines import memory
+from kernelk.engines.process_environment import worker_variables
 from kernelk.errors import OutOfMemoryError
 from kernelk.session.calls import SMALL_CALLS
 from kernelk.session.current import current
@@ -167,6 +171,45 @@ def test_a_segment_that_cannot_be_mapped_leaks_no_descriptor(monkeypatch: pytest
 
 
 # ---------------------------------------------------------------------------- what is taken, and comes back
+
+
+def anonymous(pid: int) -> int:
+    """The bytes of a process's memory that belongs to no file, shared memory left out."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_a_worker_keeps_freed_memory_for_its_next_call_only(at_rest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    activate("torch")
+    pid, array = current().host().pid, 4 * 4000 * 4000
+    assert pid is not None
+    x = K.placeholder((4000, 1))
+    call = K.function([x], [K.sum(K.exp(x + K.transpose(x)))])
+    data = np.zeros((4000, 1))
+    assert call([data]) == [4000 * 4000]
+    time.sleep(2 * REST)
+    before = anonymous(pid)
+    # Looked at after the worker's rest has begun, on a busy machine, it is gone again.
+    wait_until(lambda: call([data]) and anonymous(pid) > before + 0.9 * array)
+    if at_rest:
+        wait_until(lambda: anonymous(pid) < before + 0.1 * array)
+        return
+    # What is needed here doesn't wait for that.
+    rooms = [0, 1 << 30]
+    monkeypatch.setattr(memory, "_rooms", lambda: [(rooms.pop(0), "this machine")])
+    memory.require(1 << 30, "the value")
+    assert anonymous(pid) < before + 0.1 * array
+
+
+def test_a_users_own_settings_of_malloc_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert worker_variables(True)["GLIBC_TUNABLES"].startswith("glibc.malloc.check=0:glibc.malloc.mmap_max=")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=9")
+    assert worker_variables(True)["GLIBC_TUNABLES"] == "glibc.malloc.trim_threshold=9"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "9")
+    assert "GLIBC_TUNABLES" not in worker_variables(True)
 
 
 def test_a_variable_takes_its_value_once_more_and_no_more() -> None:

@@ -17,6 +17,7 @@ from ..errors import CannotLower
 from ..figures import figures
 from ..lowering import InstructionError, Program
 from ..staged import compile_program
+from . import freed
 from .timed import Timed
 
 _CHUNK = 1 << 18
@@ -247,6 +248,10 @@ class Executor(object):
             kept[number] = value
         state.update(kept)
         return dict(delivered, seconds=seconds)
+
+    def do_give_back(self, request):
+        """Gives memory that the engine has freed back to the system at once."""
+        freed.give_back()
 
     def do_time(self, request):
         """Fields: timed (its number), program (encoded), constants, feeds, variables (references), draws, counts,

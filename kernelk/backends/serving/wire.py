@@ -10,6 +10,7 @@ its reply, have a short binary form: JSON alone would take a fifth of the time t
 import array
 import json
 import os
+import select
 import socket
 import struct
 import time
@@ -168,16 +169,21 @@ class Wire(object):
             raise Malformed("it has number %d, and %d is due" % (found, number))
         return message
 
-    def receive_with_files(self, patience=0.0):
+    def receive_with_files(self, patience=0.0, resting=None):
         """Waits for one message; returns it, its number and the file descriptors that came with it.
 
         For the first `patience` seconds it looks again and again instead of sleeping, and lets others run in between:
         on an idle machine, to wake a sleeping process takes longer than all the rest of an empty call.
+        `resting`, a pair of seconds and a function: what is called once if nothing has come in that time.
         Raises WireClosed or Malformed, and then the descriptors are closed.
         """
         files = []
         try:
             received = self._look(patience) if patience and _CAN_LOOK else None
+            if received is None and resting is not None:
+                seconds, rest = resting
+                if not select.select([self.connection], [], [], seconds)[0]:
+                    rest()
             count, ancillary, _, _ = received or self.connection.recvmsg_into([self._buffer], _ANCILLARY)
             for level, kind, payload in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

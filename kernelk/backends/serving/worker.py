@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 
+from . import freed
 from .executor import Executor, describe
 from .shared_memory import Segment
 from .wire import Malformed, Wire, WireClosed
@@ -89,10 +90,10 @@ def main(fileno, module, name, options):
         raise
     wire.send(hello)  # number 0: unasked
     warned = _Warnings()
-    patience = 0.0
+    patience, resting = 0.0, (freed.REST, freed.give_back)
     while True:
         try:
-            request, number, files = wire.receive_with_files(patience)
+            request, number, files = wire.receive_with_files(patience, resting)
         except WireClosed:
             break
         except Malformed as error:
