@@ -218,10 +218,13 @@ class Backend(object):
     # Whether `run` takes a fourth argument, `into`: for each update the ndarray that its new value belongs in. A
     # backend may write there at once and return that very array; it is never an operand of the same run.
     writes_in_place = False
-    # Whether the new values that `run` returns are in memory of their own, which nothing else writes to: they may then
-    # stay with the engine alone until somebody asks for them, or they are copied out at a checkpoint. Not together with
-    # `writes_in_place`. Without it each call's new values are committed at once.
+    # Whether new values may stay with the engine alone until somebody asks for them, or they are copied out at a
+    # checkpoint. Those that `run` returns are then in memory of their own, which nothing else writes to; or, together
+    # with `writes_in_place`, `own` copies them, and `run.overwrite` does without the copies where it can. Without it
+    # each call's new values are committed at once.
     keeps_updates = False
+    # Whether the program that is compiled next is most often run by `overwrite`.
+    overwrites = False
     # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
     # slower program, and have the other one built beside the calls: `take_over` then replaces it.
     waits = True
@@ -262,6 +265,10 @@ class Backend(object):
         destination[...] = self.to_numpy(value)
         return value
 
+    def own(self, value):
+        """A copy of a variable's value that nothing else holds and that `run.overwrite` may write to."""
+        return self.load(np.array(self.to_numpy(value)))
+
     def compile(self, program, constants):
         """Lowers a `lowering.Program` as a whole; `constants` are ndarrays.
 
@@ -269,6 +276,8 @@ class Backend(object):
         (draws) and native values (state, one for each slot) in; native outputs, and the native new value of each of
         `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
         `run.fresh`, if it is there, has the positions of outputs in memory that nothing else will hold.
+        `run.overwrite(feeds, state, draws, begin)`, if it is there, does the same, but new values may lie in the memory
+        of `state`, where `own` has made all that is updated; it calls `begin()` before it first writes there.
         Raises CannotLower.
 
         As it stands here, each run calls the op functions one by one.

@@ -94,6 +94,63 @@ def lower(program, leaves, ops):
     return values
 
 
+class Overwriting(object):
+    """Which instructions may write a variable's new value into the memory of the old one.
+
+    `order` has the program's instructions, with `reorder` those last that have to wait for others to read what they
+    overwrite. `views` are the ops whose results may share memory with an operand.
+    """
+
+    def __init__(self, program, views, reorder):
+        self._program = program
+        self._views = views
+        self.order = list(program.instructions)
+        self._find_reads()
+        waiting = self._too_early() if reorder else ()
+        if waiting:
+            # And with them all that depends on them.
+            first = len(program.leaves)
+            for instruction in program.instructions:
+                if any(number - first in waiting for number in instruction.inputs):
+                    waiting.add(instruction.index)
+            self.order.sort(key=lambda instruction: instruction.index in waiting)
+            self._find_reads()
+
+    def _find_reads(self):
+        """Notes what shares memory with which variable, and where each variable's memory is read last."""
+        program = self._program
+        start = len(program.inputs)
+        slots = range(start, start + len(program.slots))
+        self.positions = {instruction.index: at for at, instruction in enumerate(self.order)}
+        # Value number -> numbers of the variables whose memory it may be in
+        self._shared = {number: frozenset([number]) for number in slots}
+        self._last = {}
+        none = frozenset()
+        for at, instruction in enumerate(self.order):
+            read = none.union(*[self._shared.get(number, none) for number in instruction.inputs])
+            self._last.update(dict.fromkeys(read, at))
+            if read and instruction.op in self._views:
+                self._shared[len(program.leaves) + instruction.index] = read
+        self._leaving = none.union(*[self._shared.get(number, none) for number in program.results()])
+
+    def _too_early(self):
+        """Indices of instructions that compute new values before the old ones are read for the last time."""
+        program, found = self._program, set()
+        for slot, number in program.updates:
+            index, variable = number - len(program.leaves), len(program.inputs) + slot
+            if index >= 0 and self._last.get(variable, -1) > self.positions[index]:
+                found.add(index)
+        return found
+
+    def allows(self, instruction, slot):
+        """Whether the instruction's result may be written over this slot's old value, element by element."""
+        variable = len(self._program.inputs) + slot
+        if variable in self._leaving or self._last.get(variable, -1) > self.positions[instruction.index]:
+            return False
+        # Its own operand may be the variable itself, but not some other arrangement of it.
+        return not any(variable in self._shared.get(n, ()) for n in instruction.inputs if n != variable)
+
+
 class Steps(object):
     """A scan's operands, step by step: iterating gives (t, the values of the body's leaves), the states included.
 

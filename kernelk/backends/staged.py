@@ -20,6 +20,8 @@ def compile_program(backend, program, constants):
     """`backend.compile`, in stages where the program has something that the backend leaves out."""
     if not any(is_staged(instruction, backend.ops) for instruction in program.instructions):
         return backend.compile(program, constants)
+    # A value that one part overwrites may be needed by the next one.
+    backend.overwrites = False
     staged = _Staged(backend, program, constants)
 
     # Nothing is written in place: the executor commits the returned values.

@@ -62,6 +62,7 @@ class Host:
         self.start_seconds = 0.0
         self.versions: dict[int, int] = {}  # variable number -> version that the engine has
         self.can_keep = False  # whether a call's updates may stay with the engine until somebody asks for them
+        self.overwrites = False  # whether such a call may overwrite the values before it
         self.holding: dict[int, Slots] = {}  # the variables whose newest values the engine has alone, by number
         # Brings the newest values of variables to the kernel's memory; the session sets it.
         self.fetch: Callable[[list[Slots]], None] | None = None
@@ -161,6 +162,7 @@ class Host:
         self.dtypes = frozenset(hello["dtypes"])
         self.specialises = hello["specialises"]
         self.can_keep = hello["keeps"] and self.fetch is not None
+        self.overwrites = hello["overwrites"]
         self.profiler = hello["profiler"]
 
     def keeps(self, program: Program, feeds: list[Array]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config
 from ..arrays import Array
+from ..errors import KernelKError, one_line
 from .descriptors import Engine
 from .history import History, Recipe, Record, told
 from .host import Host
@@ -33,10 +34,21 @@ class KeepingHost(Host):
         self.updating = 0  # the bytes of all new values of the call under way
         self._checkpoint_seconds = 0.0
         self._lost = False
+        self._torn = False  # whether a call that was cut short is to blame, and the engine still runs
 
     @property
     def lost(self) -> bool:
+        if self.overwrites and self.uncommitted is not None:
+            # It may have overwritten the committed values of these, and nobody knows how far it came.
+            self.forget(self.uncommitted)
+            self.uncommitted = None
+            self._torn = not self._lost
+            self._lost = True
         return self._lost and bool(self.holding)
+
+    def _end(self, words: str) -> None:
+        """Ends the engine, whatever its state; its next use starts another one."""
+        raise NotImplementedError
 
     def notify(self, text: str) -> None:
         """Shows the user a line."""
@@ -48,7 +60,7 @@ class KeepingHost(Host):
 
     def _forget(self) -> None:
         super()._forget()
-        self._lost = bool(self.holding)
+        self._lost, self._torn = bool(self.holding), False
 
     def release(self, variables: list[int], segments: list[int]) -> None:
         for number in variables:
@@ -78,7 +90,7 @@ class KeepingHost(Host):
             self._checkpoint_seconds = seconds
         self.record = None
         self.history.clear()
-        self._lost = False
+        self._lost = self._torn = False
 
     def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
         try:
@@ -95,22 +107,37 @@ class KeepingHost(Host):
         self.history.versions[slots.number] = version
 
     def repeat(self) -> None:
-        """Has a new worker make those calls again whose results only the last one had. Raises KernelKError."""
-        ended, begin = self.last_end, time.perf_counter()
-        with self.waiting("repeating calls"):
-            repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
+        """Has a worker make those calls again whose results are gone with the last one, or with a call in it.
+
+        Raises KernelKError; another worker is needed then.
+        """
+        ended, torn, begin = self.last_end, self._torn, time.perf_counter()
+        try:
+            with self.waiting("repeating calls"):
+                repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
+        except KernelKError as error:
+            if self.started:
+                self._end(f"was ended, since it couldn't repeat calls: {one_line(error)}")
+            raise
         self.call = self.confirmed = repeated.number
         # What somebody has seen or set meanwhile is loaded from the kernel's memory, and of some variables all is gone.
         self._release(variables=[number for number in self.history.versions if number not in self.holding])
         self.versions.update({number: slots.version for number, slots in self.holding.items()})
-        self._lost = False
+        self._lost = self._torn = False
         self.silence()
-        self.notify(
-            f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and {told(repeated)} "
-            f"({time.perf_counter() - begin:.1f} s): nothing is lost"
-        )
+        if torn:
+            why = f"a call was cut short that overwrites variables in {self.engine.title}'s worker;"
+        else:
+            why = f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and"
+        self.notify(f"{why} {told(repeated)} ({time.perf_counter() - begin:.1f} s): nothing is lost")
 
     def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
         if recipe.key not in self.compiled:
-            message = {"do": "compile", "key": recipe.key, "program": recipe.encoded, "constants": constants}
+            message = {
+                "do": "compile",
+                "key": recipe.key,
+                "program": recipe.encoded,
+                "constants": constants,
+                "keeps": True,
+            }
             self.remember(recipe.key, self.request(message))

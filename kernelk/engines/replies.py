@@ -129,6 +129,7 @@ _ERROR: dict[str, Callable[[Any], bool]] = {
     "instruction": _or_none(_is_count),
     "inside": _list_of(_is_count),
     "trace": _is_text,
+    "changed": lambda value: type(value) is bool,
 }
 
 # A worker sends "facts" unasked once it has started. The methods of `Executor` document the fields.
@@ -139,6 +140,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "dtypes": _list_of(_is_text),
         "specialises": _is_text,
         "keeps": lambda value: type(value) is bool,
+        "overwrites": lambda value: type(value) is bool,
         "profiler": _or_none(_is_profiler),
     },
     "attach": {},

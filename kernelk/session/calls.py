@@ -321,6 +321,7 @@ class Calls:
             "program": encoded,
             "constants": references,
             "wait": self._waits(),
+            "keeps": host.can_keep and program.updated_bytes > config.LIMITS.commit_bytes,
         }
         reply: dict[str, Any] | None
         try:
@@ -514,8 +515,10 @@ class Calls:
             host.call += 1
             message["keep"] = host.call
             message["confirmed"] = host.confirmed
+            if not commit:
+                message["apart"] = True
             begin = time.perf_counter()
-        else:
+        if not keeps or (commit and host.overwrites):
             # Noted first: if anything interrupts from here to the commit, the engine's newer values are forgotten.
             host.uncommitted = updated or None
         try:
@@ -549,6 +552,8 @@ class Calls:
                 self.journal.drawn = drawn
                 self.journal.settle()
         except EngineError as error:
+            if keeps and not getattr(error, "details", {}).get("changed", True):
+                host.uncommitted = None
             raise _blamed(error, program, specialisation) from None
         return values
 

@@ -114,7 +114,7 @@ def light(spare: str) -> str:
     return spare
 
 
-@pytest.fixture(params=["jax", "tensorflow"])
+@pytest.fixture(params=["jax", "tensorflow", "torch", "theano", "cntk"])
 def real(request: pytest.FixtureRequest) -> str:
     require_installed(request.param)
     kernelk.set_backend(request.param)

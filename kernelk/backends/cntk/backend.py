@@ -111,6 +111,8 @@ class CNTKBackend(Backend):
         if name in PRIMITIVES or name in OPS or name == "saturating_cast"
     }
     specialises = "all"
+    # In CNTK's own memory, which is copied before CNTK uses it again, or in arrays that nobody writes to
+    keeps_updates = True
 
     def __init__(self, options):
         Backend.__init__(self, options)
@@ -255,7 +257,11 @@ class CNTKBackend(Backend):
             outputs = [keep(number, values, state) for number in program.outputs]
             new_state = []
             for slot, number in program.updates:
-                held = keep(number, values, state)
+                if first_slot <= number < last_slot:
+                    # Another variable's value may be in its slot, which is written to again.
+                    held = Held(np.array(state[number - first_slot].array))
+                else:
+                    held = keep(number, values, state)
                 new_state.append(held)
                 if number in written:
                     for stage in native:

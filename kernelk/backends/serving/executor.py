@@ -1,7 +1,8 @@
 """Carries out a host's requests on one backend, and keeps its compiled programs and the variables' values.
 
 Arrays in requests are references [segment, offset, dtype, shape] into shared memory. A request that fails changes
-nothing: neither a variable's value nor what is compiled.
+nothing: neither a variable's value nor what is compiled. A call that keeps its updates is the exception: its error says
+whether their variables have lost their values, which the kernel then has computed again.
 """
 
 import gc
@@ -63,6 +64,8 @@ def describe(error):
         "instruction": path[0] if path else None,
         "inside": path[1:],
         "unsupported": isinstance(cause, CannotLower),
+        # Whether variables' values are gone: see `do_run`.
+        "changed": getattr(error, "changed", False),
         "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     }
 
@@ -91,6 +94,7 @@ class Executor(object):
         self.backend = backend
         self.segments = {}
         self.state = {}  # variable id -> native value
+        self.own = set()  # the ids of those whose memory nothing else holds, so that a kept call may write there
         # The values that the last call which kept them made: (number of the call, variable id -> native value). They
         # count once a later request confirms that call.
         self.pending = None
@@ -131,12 +135,16 @@ class Executor(object):
             "specialises": backend.specialises,
             # Whether a call may leave its updates here, to be fetched later.
             "keeps": backend.keeps_updates,
+            # Whether such a call may overwrite the values before it.
+            "overwrites": backend.keeps_updates and backend.writes_in_place,
             "profiler": profiler.facts() if profiler else None,
             "resident": resident_bytes(),
         }
 
     def do_compile(self, request):
-        """Fields: key, program (encoded), constants (references), wait (False: a slower program may answer at once).
+        """Fields: key, program (encoded), constants (references), wait (False: a slower program may answer at once),
+
+        keeps (whether its updates will stay here, as a rule).
 
         Replies with seconds, bytes and maps taken, and whether a faster program is being built beside the calls.
         """
@@ -145,10 +153,11 @@ class Executor(object):
         constants = [np.array(self.array(reference)) for reference in request["constants"]]
         building = self.backend.building
         self.backend.waits = request.get("wait", True)
+        self.backend.overwrites = self.backend.writes_in_place and request.get("keeps", False)
         try:
             run = compile_program(self.backend, program, constants)
         finally:
-            self.backend.waits = True
+            self.backend.waits, self.backend.overwrites = True, False
         self.compiled[request["key"]] = (program, run)
         held = sum(constant.nbytes for constant in constants) + 2000 * len(program.instructions)
         return {
@@ -188,14 +197,21 @@ class Executor(object):
                 different.append(number)
             loaded[number] = value
         if not different:
-            self.state.update(loaded)
+            self._set(loaded)
         return {"different": different}
 
     def confirm(self, call):
         """Makes the pending values count, if they are those of this call. The next run forgets those of any other."""
         if self.pending is not None and self.pending[0] == call:
             self.state.update(self.pending[1])
+            if self.backend.writes_in_place:
+                self.own.update(self.pending[1])
             self.pending = None
+
+    def _set(self, values):
+        """Sets variables to values in memory that may not be written to."""
+        self.state.update(values)
+        self.own.difference_update(values)
 
     def do_fetch(self, request):
         """Fields: variables ([id, reference]...). Writes their values there."""
@@ -211,7 +227,8 @@ class Executor(object):
 
         sides (for each update, which of its two slots to write), counts (for each draw, how often it was made).
         In place of sides: keep (the number of the call), whose updates stay here, pending, and confirmed (that of the
-        last call whose pending values count; any other request may have it).
+        last call whose pending values count; any other request may have it); apart, if it is set: its updates are
+        thrown away. A kept call may overwrite the values before it; if it fails then, its error says "changed".
         Within one process also: feeds (ndarrays, in place of the plan's), results: "arrays" or "native", if they are
         to come with the reply, and not in the plan's memory.
         Replies with the seconds that the run itself took, and with "built" as `do_build` where there is something new.
@@ -222,12 +239,14 @@ class Executor(object):
         if request["define"] is not None:
             self.plans[request["plan"]] = Plan(self, request["define"])
         plan = self.plans[request["plan"]]
-        for number, reference in request["load"]:
-            state[number] = backend.load(self.array(reference))
+        if request["load"]:
+            self._set({number: backend.load(self.array(reference)) for number, reference in request["load"]})
         feeds = request.get("feeds", plan.feeds)
         draws = [backend.draw(*how, counter=n) for how, n in zip(plan.draws, request["counts"])]
         keep = request.get("keep")
         into = [pair[side] for pair, side in zip(plan.into, request["sides"])] if keep is None else None
+        if keep is not None and "apart" not in request and hasattr(plan.run, "overwrite"):
+            return self._overwrite(plan, feeds, draws, request)
         values = [state[number] for number in plan.slots]
         start = time.perf_counter()
         if backend.writes_in_place:
@@ -239,14 +258,44 @@ class Executor(object):
         if self.has_news:
             delivered["built"] = self._news()
         if keep is not None:
-            self.pending = keep, dict(zip(plan.updated, updated))
+            if "apart" not in request:
+                if backend.writes_in_place:
+                    # What comes of `overwrite` alone is in memory of its own.
+                    updated = [backend.own(value) for value in updated]
+                self.pending = keep, dict(zip(plan.updated, updated))
             return dict(delivered, seconds=seconds)
         kept = {}
         for number, value, destination in zip(plan.updated, updated, into):
             if value is not destination:
                 value = backend.commit(value, destination)
             kept[number] = value
-        state.update(kept)
+        self._set(kept)
+        return dict(delivered, seconds=seconds)
+
+    def _overwrite(self, plan, feeds, draws, request):
+        """A call whose new values take the place of the old ones: if anything fails from there on, these are gone."""
+        backend, state = self.backend, self.state
+        for number in plan.updated:
+            if number not in self.own:
+                state[number] = backend.own(state[number])
+                self.own.add(number)
+        begun = []
+        try:
+            start = time.perf_counter()
+            values = [state[number] for number in plan.slots]
+            outputs, updated = plan.run.overwrite(feeds, values, draws, lambda: begun.append(True))
+            seconds = time.perf_counter() - start
+            delivered = self._deliver(plan, outputs, request.get("results"))
+        except Exception as error:
+            if begun:
+                error.changed = True
+                for number in plan.updated:
+                    state.pop(number, None)
+                self.own.difference_update(plan.updated)
+            raise
+        state.update(zip(plan.updated, updated))
+        if self.has_news:
+            delivered["built"] = self._news()
         return dict(delivered, seconds=seconds)
 
     def do_give_back(self, request):
@@ -297,6 +346,7 @@ class Executor(object):
         """Fields: variables (ids), plans, programs (keys), segments (numbers), timed (numbers). Forgets them."""
         for number in request["variables"]:
             self.state.pop(number, None)
+            self.own.discard(number)
         for number in request["plans"]:
             self.plans.pop(number, None)
         for key in request["programs"]:

@@ -53,7 +53,7 @@ class Malformed(Exception):
 
 def encode(message, number=0):
     """A message (a JSON-able dict) as a frame. Raises TooLong."""
-    if message.get("do") == "run" and message["define"] is None and not message["load"]:
+    if message.get("do") == "run" and message["define"] is None and not message["load"] and "apart" not in message:
         plan, counts = message["plan"], message["counts"]
         rest = struct.pack("<%dQ" % len(counts), *counts) if counts else b""
         if "confirmed" not in message:

@@ -71,6 +71,7 @@ class TheanoBackend(Backend):
     ops = ops.OPS
     # run takes `into`, the updated variables' inactive slots, and writes new values there where it can
     writes_in_place = True
+    keeps_updates = True
 
     def __init__(self, options):
         Backend.__init__(self, options)
@@ -198,7 +199,7 @@ class TheanoBackend(Backend):
             query = theano.gof.Query(include=["fast_run"], exclude=list(exclude))
             self.optimizers[exclude] = list(theano.compile.mode.optdb.query(query))
         optimizers = theano.gof.opt.SeqOptimizer(self.optimizers[exclude])
-        if with_c and program.updates:
+        if with_c and program.updates and not self.overwrites:
             optimizers.append(op_classes.WriteIntoDestination(len(program.outputs)))
         return optimizers
 
@@ -233,6 +234,9 @@ class TheanoBackend(Backend):
     def to_numpy(self, value):
         return np.asarray(value)
 
+    def own(self, value):
+        return np.array(value)
+
     def commit(self, value, destination):
         if value is not destination:
             destination[...] = value
@@ -243,6 +247,7 @@ class TheanoBackend(Backend):
 
     def compile(self, program, constants):
         if len(program.instructions) > MOST_INSTRUCTIONS:
+            self.overwrites = False
             run = compile_in_segments(self._compile, program, constants, MOST_INSTRUCTIONS)
             return lambda feeds, state, draws, into=None: run(feeds, state, draws)
         return self._compile(program, constants)
@@ -250,7 +255,7 @@ class TheanoBackend(Backend):
     def _compile(self, program, constants):
         if self.waits or self.builds is None:
             return self._runner(program, *self._function(program, constants))
-        makers = []
+        makers, overwrites = [], self.overwrites
         try:
             with guard.closed():
                 return self._runner(program, *self._function(program, constants, makers))
@@ -262,16 +267,25 @@ class TheanoBackend(Backend):
         def make():
             if makers:
                 # Its graph is optimised already.
-                return makers[0].create([None] * len(makers[0].inputs)), fixed_of(constants)
-            return self._function(program, constants)
+                return makers[0].create([None] * len(makers[0].inputs)), fixed_of(constants), overwrites
+            self.overwrites = overwrites
+            try:
+                return self._function(program, constants)
+            finally:
+                self.overwrites = False
 
         self.builds.add(make, lambda made: self._runner(program, *made), run)
         return run
 
     def _function(self, program, constants, makers=None):
-        """(the compiled function, the constants that are its last inputs); its maker is added to `makers`."""
+        """(the compiled function, the constants that are its last inputs, whether it overwrites the updated variables).
+
+        Its maker is added to `makers`.
+        """
         inputs, leaves = [], []
         first = len(program.leaves) - len(program.constants)
+        # Theano sees to it that whatever reads the old value comes first.
+        mutable = {len(program.inputs) + slot for slot, _ in program.updates} if self.overwrites else ()
         for number, (dtype, shape) in enumerate(program.leaves):
             kind = T.TensorType(dtype, [n == 1 for n in shape])
             if number >= first and is_folded(constants[number - first]):
@@ -303,7 +317,7 @@ class TheanoBackend(Backend):
             mode.function_maker = maker
         with np.errstate(all="ignore"):
             compiled = theano.function(
-                [theano.In(value, borrow=True) for value in inputs],
+                [theano.In(value, borrow=True, mutable=number in mutable) for number, value in enumerate(inputs)],
                 # Borrowed: an output keeps the array it finds in its storage, and none is copied on the way out.
                 [theano.Out(value, borrow=True) for value in results],
                 mode=mode,
@@ -312,14 +326,14 @@ class TheanoBackend(Backend):
             )
         if self.watched is not None:
             self.watched.append((marked, compiled))
-        return compiled, fixed_of(constants)
+        return compiled, fixed_of(constants), self.overwrites
 
     def _stats(self):
         if self.watched is None:
             return False
         return theano.compile.profiling.ProfileStats(atexit_print=False, flag_time_thunks=True)
 
-    def _runner(self, program, compiled, fixed):
+    def _runner(self, program, compiled, fixed, overwrites):
         vm = compiled.fn
         cells = [container.storage for container in compiled.input_storage]
         kept = cells[len(cells) - len(fixed) :]
@@ -377,6 +391,8 @@ class TheanoBackend(Backend):
                 return run(feeds, state, draws)
 
         chosen = run if with_c else run_without_c
+        if overwrites:
+            chosen = overwriting(chosen, compiled, program)
         chosen.compiled, chosen.constants = compiled, kept
         return chosen
 
@@ -407,6 +423,63 @@ class TheanoBackend(Backend):
 
     def take_over(self, wait):
         return self.builds.take_over(wait) if self.builds is not None else (0, [])
+
+
+def overwriting(function, compiled, program):
+    """`run` and `run.overwrite` of a function that may overwrite the variables that it updates."""
+    updated = sorted(set(slot for slot, _ in program.updates))
+    graph, vm = compiled.maker.fgraph, compiled.fn
+    variables = {graph.inputs[len(program.inputs) + slot] for slot in updated}
+    # The memory of each new value: what is copied is a view of something else, or lies where another one does.
+    memory = [memory_of(output) for output in graph.outputs[len(program.outputs) :]]
+    copied = [
+        position
+        for position, root in enumerate(memory)
+        if root in memory[:position] or (root.owner is None and root not in variables)
+    ]
+    # The first op that overwrites one of them
+    first = len(vm.nodes)
+    for at, node in reversed(list(enumerate(vm.nodes))):
+        if variables.intersection(map(memory_of, overwritten_by(node))):
+            first = at
+
+    def run(feeds, state, draws, into=None):
+        state = list(state)
+        for slot in updated:
+            state[slot] = np.array(state[slot])
+        return function(feeds, state, draws)
+
+    def overwrite(feeds, state, draws, begin):
+        try:
+            outputs, new_state = function(feeds, state, draws)
+        except Exception:
+            # Without C nobody knows where it was.
+            if not 0 <= getattr(vm, "position_of_error", -1) < first:
+                begin()
+            raise
+        begin()
+        for position in copied:
+            new_state[position] = np.array(new_state[position])
+        return outputs, new_state
+
+    run.overwrite = overwrite
+    return run
+
+
+def overwritten_by(node):
+    """The operands that an op writes to."""
+    return [node.inputs[n] for numbers in getattr(node.op, "destroy_map", {}).values() for n in numbers]
+
+
+def memory_of(variable):
+    """The variable of a compiled graph that this one shares its memory with, as far back as ops hand it on."""
+    while variable.owner is not None:
+        op, position = variable.owner.op, variable.owner.outputs.index(variable)
+        numbers = getattr(op, "destroy_map", {}).get(position) or getattr(op, "view_map", {}).get(position)
+        if not numbers:
+            return variable
+        variable = variable.owner.inputs[numbers[0]]
+    return variable
 
 
 def is_folded(constant):

@@ -66,9 +66,14 @@ class Switching(object):
 
     def __init__(self, run):
         self.run = run
+        if hasattr(run, "overwrite"):
+            self.overwrite = self._overwrite
 
     def __call__(self, feeds, state, draws, into=None):
         return self.run(feeds, state, draws, into)
+
+    def _overwrite(self, feeds, state, draws, begin):
+        return self.run.overwrite(feeds, state, draws, begin)
 
 
 class _Build(object):

@@ -16,7 +16,7 @@ from ..choosing import (
     precisions,
 )
 from ..describing import ops_in
-from ..lowering import InstructionError
+from ..lowering import InstructionError, Overwriting
 from ..products import round_factors
 from . import draws, elementwise, ops, precision, windows
 from .profiler import TorchProfiler
@@ -58,7 +58,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     ops = ops.OPS
-    # run takes `into`; the last elementwise op of an update writes there
+    # The last elementwise op of an update writes where `run` is told to, or over the old value in `run.overwrite`.
     writes_in_place = True
 
     def __init__(self, options):
@@ -71,6 +71,8 @@ class TorchBackend(Backend):
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
         self._on_cpu = self._device == "cpu:0"
+        # An error may leave a GPU, and all that lies there, unusable.
+        self.keeps_updates = self._on_cpu and not options.get("in_kernel")
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
         self._threads = threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
@@ -166,6 +168,9 @@ class TorchBackend(Backend):
         # On a CPU the value itself may be a view of a feed or of another variable's slot.
         return written if self._on_cpu else value
 
+    def own(self, value):
+        return value.clone()
+
     def native(self, value, fresh):
         # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
         if self._on_cpu:
@@ -193,11 +198,27 @@ class TorchBackend(Backend):
         if self._precision == "bfloat16":
             round_factors(program)
         leaves = [self._on_device(np.array(array)) for array in constants]
-        code = self._inside(_Code)(program, leaves, self._native_device)
+        code = self._inside(_Code)(program, leaves, self._native_device, self.overwrites)
         on_device, inside = self._on_device, self._inside
         written = code.written if self._on_cpu else []
-        # Whether updates are written in place -> the function that does so or not; the other is rarely asked for.
-        compiled = {bool(written): inside(code.function(bool(written)))}
+        # Where updates are written -> the function that writes them there; more than one is rarely asked for.
+        compiled = {}
+
+        def function(where):
+            if where not in compiled:
+                compiled[where] = inside(code.function(where))
+            return compiled[where]
+
+        def call(where, feeds, state, draws, destinations, begin=None):
+            arrays = [on_device(array) for array in feeds]
+            drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
+            try:
+                return function(where)(arrays, state, drawn, destinations, begin)
+            except Exception as error:
+                instruction = code.blamed(error)
+                if instruction is None:
+                    raise
+                raise InstructionError(instruction, error) from error
 
         def run(feeds, state, draws, into=None):
             destinations = {}
@@ -206,20 +227,13 @@ class TorchBackend(Backend):
                     tensor = torch.from_numpy(into[position])
                     tensor.kernelk_destination = into[position]
                     destinations[position] = tensor
-            in_place = bool(destinations)
-            function = compiled.get(in_place)
-            if function is None:
-                function = compiled[in_place] = inside(code.function(in_place))
-            arrays = [on_device(array) for array in feeds]
-            drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
-            try:
-                return function(arrays, state, drawn, destinations)
-            except Exception as error:
-                instruction = code.blamed(error)
-                if instruction is None:
-                    raise
-                raise InstructionError(instruction, error) from error
+            return call("into" if destinations else "", feeds, state, draws, destinations)
 
+        def overwrite(feeds, state, draws, begin):
+            return call("over", feeds, state, draws, {}, begin)
+
+        function("over" if self.overwrites else "into" if written else "")
+        run.overwrite = overwrite
         run.fresh = code.fresh()
         run.code = code
         return run
@@ -262,9 +276,12 @@ def _steps(body, leaves, indent="  "):
 class _Code(object):
     """A program as the text of a Python function, a line for each instruction: looping over a list takes longer."""
 
-    def __init__(self, program, constants, device):
+    def __init__(self, program, constants, device, overwrites):
+        """`overwrites`: the function that is asked for most overwrites variables."""
         self.program = program
         self.device = device
+        overwriting = Overwriting(program, ops.VIEWS, overwrites)
+        self.order = overwriting.order
         self.first = len(program.leaves)
         # Value number -> tensor, of constants and of what follows from constants and lengths alone
         self.known = dict(enumerate(constants, self.first - len(constants)))
@@ -280,7 +297,7 @@ class _Code(object):
         windows.share_maxima(program.instructions, self.calls)
         self.kept = set(program.results())
         self.consumers = [[] for _ in program.values]
-        for instruction in program.instructions:
+        for instruction in self.order:
             # What has no line of its own consumes nothing.
             if self.first + instruction.index not in self.known:
                 for number in instruction.inputs:
@@ -289,17 +306,27 @@ class _Code(object):
             if instruction.op == "item" and self._scanned(self.first + instruction.index):
                 self.calls[instruction.index] = ops.item_in_elements(instruction)
         # Value number -> position of the update in whose memory it is computed: new values, and what leads to them
-        self.targets = {}
+        self.targets = self._targets(lambda instruction, slot: True)
         # Positions of the updates that are written so
-        self.written = []
-        for position, (slot, number) in enumerate(program.updates):
-            if number not in self.targets and self._fits(number, program.slots[slot]):
-                self.written.append(position)
-                while number is not None and self._fits(number, program.slots[slot]):
-                    self.targets[number] = position
-                    number = self._reusable(self._instruction(number))
+        self.written = sorted(set(self.targets.values()))
+        # The same where that memory still has the old value
+        self.overwritten = self._targets(overwriting.allows)
         # Of each variant of the function, the instruction on each line
         self.located = {}
+
+    def _targets(self, allows):
+        """The values that are computed in the memory of an update, as far as `allows(instruction, slot)`."""
+        program, found = self.program, {}
+        for position, (slot, number) in enumerate(program.updates):
+            if number in found:
+                continue
+            while number is not None and self._fits(number, program.slots[slot]):
+                instruction = self._instruction(number)
+                if not allows(instruction, slot):
+                    break
+                found[number] = position
+                number = self._reusable(instruction)
+        return found
 
     def _fold(self, instruction):
         number, shape = self.first + instruction.index, instruction.shape
@@ -369,24 +396,37 @@ class _Code(object):
                 return number
         return None
 
-    def function(self, in_place):
-        """`function(feeds, state, draws, destinations)` -> (outputs, new_state)."""
+    def function(self, where):
+        """`function(feeds, state, draws, destinations, begin)` -> (outputs, new_state).
+
+        `where` says what is written by ops themselves: "into" destinations, "over" the state (each new value is then in
+        memory of its own, and `begin` is called before the first one), "" nothing.
+        """
         program, lines, names, located = self.program, [], {}, {}
+        places, begun = {}, where != "over"
+        if where == "into":
+            places = {number: "destinations[%d]" % position for number, position in self.targets.items()}
+        elif where == "over":
+            slots = [len(program.inputs) + slot for slot, _ in program.updates]
+            places = {number: "v%d" % slots[position] for number, position in self.overwritten.items()}
         leaves = iter(["v%d" % number for number in range(self.first)])
-        lines.append("def program(feeds, state, draws, destinations):")
+        lines.append("def program(feeds, state, draws, destinations, begin):")
         for source, count in (
             ("feeds", len(program.inputs)),
             ("state", len(program.slots)),
             ("draws", len(program.draws)),
         ):
             lines.append(" [%s] = %s" % (", ".join(itertools.islice(leaves, count)), source))
-        for instruction in program.instructions:
+        for instruction in self.order:
             number = self.first + instruction.index
             if number in self.known:
                 continue
             arguments = [self._name(n, names) for n in instruction.inputs]
-            if in_place and number in self.targets:
-                arguments.append("out=destinations[%d]" % self.targets[number])
+            if number in places:
+                arguments.append("out=" + places[number])
+                if not begun:
+                    begun = True
+                    lines.append(" begin()")
             else:
                 reused = self._reusable(instruction)
                 if reused is not None:
@@ -406,6 +446,9 @@ class _Code(object):
             located[len(lines)] = instruction
         outputs = [self._name(n, names) for n in program.outputs]
         updates = [self._name(n, names) for _, n in program.updates]
+        if where == "over":
+            names["own"] = torch.Tensor.clone
+            updates = [name if self._is_own(i) else "own(%s)" % name for i, name in enumerate(updates)]
         lines.append(" return [%s], [%s]" % (", ".join(outputs), ", ".join(updates)))
         # Serves to tell this function's frame from all others in a traceback.
         file = "<kernelk program %d>" % next(_serial)
@@ -413,6 +456,14 @@ class _Code(object):
         self.text = "\n".join(lines)
         exec(compile(self.text, file, "exec"), names)
         return names["program"]
+
+    def _is_own(self, position):
+        """Whether the new value of an update is in memory that nothing else is in."""
+        numbers = [number for _, number in self.program.updates]
+        instruction = self._instruction(numbers[position])
+        return (
+            instruction is not None and instruction.op not in ops.VIEWS and numbers.index(numbers[position]) == position
+        )
 
     def described(self, names):
         """The function's text in the words of PyTorch and of its reader, and how many kernels it calls."""
