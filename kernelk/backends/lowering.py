@@ -98,12 +98,14 @@ class Overwriting(object):
     """Which instructions may write a variable's new value into the memory of the old one.
 
     `order` has the program's instructions, with `reorder` those last that have to wait for others to read what they
-    overwrite. `views` are the ops whose results may share memory with an operand.
+    overwrite. `views` are the ops whose results may share memory with an operand, `reads` has for each instruction the
+    numbers of the values that it reads.
     """
 
-    def __init__(self, program, views, reorder):
+    def __init__(self, program, views, reads, reorder):
         self._program = program
         self._views = views
+        self._reads = reads
         self.order = list(program.instructions)
         self._find_reads()
         waiting = self._too_early() if reorder else ()
@@ -111,7 +113,7 @@ class Overwriting(object):
             # And with them all that depends on them.
             first = len(program.leaves)
             for instruction in program.instructions:
-                if any(number - first in waiting for number in instruction.inputs):
+                if any(number - first in waiting for number in reads[instruction.index]):
                     waiting.add(instruction.index)
             self.order.sort(key=lambda instruction: instruction.index in waiting)
             self._find_reads()
@@ -127,7 +129,7 @@ class Overwriting(object):
         self._last = {}
         none = frozenset()
         for at, instruction in enumerate(self.order):
-            read = none.union(*[self._shared.get(number, none) for number in instruction.inputs])
+            read = none.union(*[self._shared.get(number, none) for number in self._reads[instruction.index]])
             self._last.update(dict.fromkeys(read, at))
             if read and instruction.op in self._views:
                 self._shared[len(program.leaves) + instruction.index] = read
@@ -148,7 +150,8 @@ class Overwriting(object):
         if variable in self._leaving or self._last.get(variable, -1) > self.positions[instruction.index]:
             return False
         # Its own operand may be the variable itself, but not some other arrangement of it.
-        return not any(variable in self._shared.get(n, ()) for n in instruction.inputs if n != variable)
+        reads = self._reads[instruction.index]
+        return not any(variable in self._shared.get(number, ()) for number in reads if number != variable)
 
 
 class Steps(object):

@@ -88,8 +88,8 @@ def overwrite(*arrays):
         array[...] = np.logical_not(array) if array.dtype == bool else 77
 
 
-@check(*DTYPES)
-def what_is_kept_is_no_view_of_what_is_overwritten(engine, dtype):
+def handed_on(engine, dtype):
+    """A program whose updates are its feed and its slots, handed on in all ways; its arrays; and the new values."""
     first, second = np.ones(6, dtype), np.array([0, 1, 0, 1, 0, 1], dtype)
     n = engine.length(6)
     # Each is a way in which some engine hands on the memory of its operand.
@@ -110,18 +110,43 @@ def what_is_kept_is_no_view_of_what_is_overwritten(engine, dtype):
     # The second slot gives its value to the first one's namesakes, and to itself.
     updates = [[0, number] for number in numbers] + [[0, 2], [1, 1], [1, 2]]
     run = engine.compile(inputs=[[dtype, [n]]], slots=[[dtype, [6]]] * 2, instructions=views, updates=updates)
-    feed, slots = aligned(first), [aligned(second), aligned(second)]
-    into = [aligned(np.zeros(6, dtype)) for _ in updates]
+    return run, aligned(first), [aligned(second), aligned(second)], [first] * len(numbers) + [second] * 3
+
+
+@check(*DTYPES)
+def what_is_kept_is_no_view_of_what_is_overwritten(engine, dtype):
+    run, feed, slots, wanted = handed_on(engine, dtype)
+    into = [aligned(np.zeros(6, dtype)) for _ in wanted]
     _, new = engine.call(run, [feed], [engine.backend.load(slot) for slot in slots], into=into)
     kept = engine.commit(new, into)
     overwrite(feed, *slots)
-    for value, destination, expected in zip(kept, into, [first] * len(numbers) + [second] * 3):
+    for value, destination, expected in zip(kept, into, wanted):
         assert bits(engine.array(value)) == bits(destination) == bits(expected)
     # What is kept may share memory with its own destination, and with no other.
     for number, destination in enumerate(into):
         others = [bits(engine.array(value)) for value in kept[number + 1 :]]
         overwrite(destination)
         assert [bits(engine.array(value)) for value in kept[number + 1 :]] == others
+
+
+@check(*DTYPES)
+def what_stays_with_the_engine_is_in_memory_of_its_own(engine, dtype):
+    backend = engine.backend
+    if not backend.keeps_updates:
+        return
+    run, feed, slots, wanted = handed_on(engine, dtype)
+    if hasattr(run, "overwrite"):
+        _, kept = run.overwrite([feed], [backend.own(backend.load(slot)) for slot in slots], [], lambda: None)
+    else:
+        _, kept = run([feed], [backend.load(slot) for slot in slots], [])
+        if backend.writes_in_place:
+            kept = [backend.own(value) for value in kept]
+    overwrite(feed, *slots)
+    arrays = [engine.array(value) for value in kept]
+    assert [bits(array) for array in arrays] == [bits(expected) for expected in wanted]
+    if hasattr(run, "overwrite"):
+        # The next call may write to each of them.
+        assert not any(np.shares_memory(x, y) for i, x in enumerate(arrays) for y in arrays[:i])
 
 
 @check(*SHAPES)

@@ -414,6 +414,39 @@ def run_outputs_stay(check, backend):
     check("an output outlives the next call", list(first) == [2, 4] and list(second) == [6, 8], "%s" % first)
 
 
+def run_overwriting(check, backend):
+    p = Builder()
+    gradient = p.leaf("inputs", [None])
+    weight, velocity = p.leaf("slots", [3]), p.leaf("slots", [3])
+    rate, decay = p.constant(2), p.constant(0.5)
+    faster = p.op("subtract", p.op("multiply", decay, velocity), p.op("multiply", rate, gradient), shape=[3])
+    new = p.op("add", weight, faster, shape=[3])
+    backend.overwrites = True
+    try:
+        # Its weight is updated first, and its output is of the old velocity or of nothing that is overwritten.
+        plain = backend.compile(p.program([new], [(0, new), (1, faster)]), p.arrays)
+        seen = backend.compile(p.program([velocity], [(0, new), (1, faster), (1, faster)]), p.arrays)
+    finally:
+        backend.overwrites = False
+    for run, name in ((plain, "plain"), (seen, "seen")):
+        state = [backend.own(np.array(values, F)) for values in ([1, 2, 3], [4, 5, 6])]
+        fed = np.array([7, 8, 9], F)
+        outputs, new_state = run.overwrite([fed], list(state), [], lambda: None)
+        want = [[1 - 12, 2 - 13.5, 3 - 15], [-12, -13.5, -15]]
+        check("overwriting, " + name, [list(x) for x in new_state[:2]] == want, "%s" % new_state)
+        want = want[0] if run is plain else [4, 5, 6]
+        check("overwriting, output, " + name, list(outputs[0]) == want, "%s" % outputs)
+        apart = [np.shares_memory(x, y) for i, x in enumerate(new_state) for y in new_state[:i]]
+        check("overwriting, apart, " + name, not any(apart), "%s" % apart)
+        fresh = [x for x in new_state if not any(np.shares_memory(x, y) for y in state)]
+        # Without C, new values come in new memory.
+        if backend.facts()["mode"].startswith("C") and run is plain:
+            check("overwriting, in place", not fresh, "%d of %d" % (len(fresh), len(new_state)))
+        before = [backend.own(np.array(values, F)) for values in ([1, 2, 3], [4, 5, 6])]
+        run([fed], list(before), [])
+        check("overwriting, copies, " + name, [list(x) for x in before] == [[1, 2, 3], [4, 5, 6]], "%s" % before)
+
+
 def run_deep(check, backend, depth):
     p = Builder()
     x, y = p.leaf("inputs", [None]), p.leaf("inputs", [None])
@@ -462,6 +495,7 @@ def main(folder, scratch, compiled=""):
     guarded(run_rows, backend, numpy_backend)
     guarded(run_errors, backend)
     guarded(run_outputs_stay, backend)
+    guarded(run_overwriting, backend)
     guarded(run_deep, backend, 2000)
     new = set(os.listdir(".")) - before
     check("nothing is left in the current folder", not new, str(sorted(new)))

@@ -117,6 +117,112 @@ def test_updates_are_computed_in_their_destinations(backend, shape):
         state = kept[::-1]
 
 
+@pytest.fixture
+def overwriting(backend):
+    backend.overwrites = True
+    yield backend
+    backend.overwrites = False
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3), (700, 300)])
+def test_updates_are_computed_over_the_old_values(overwriting, shape):
+    backend = overwriting
+    parts = momentum(list(shape))
+    # The outputs are those that no update overwrites.
+    parts.outputs = [8]
+    run = backend.compile(parts, [np.float32(0.5), np.float32(2)])
+    random = np.random.RandomState(0)
+    gradient, weight, velocity = [np.array(random.standard_normal(shape), "float32") for _ in range(3)]
+    state = [backend.own(backend.load(array)) for array in (weight, velocity)]
+    memory = [value.data_ptr() for value in state]
+    for _ in range(3):
+        begun = []
+        outputs, updated = run.overwrite([gradient], state, [], lambda begun=begun: begun.append(True))
+        velocity = np.float32(0.5) * velocity - np.float32(2) * gradient
+        weight = weight + velocity
+        state = updated[::-1]
+        assert begun == [True]
+        assert [value.data_ptr() for value in state] == memory
+        assert [bits(backend.to_numpy(value)) for value in [*state, *outputs]] == list(
+            map(bits, [weight, velocity, weight])
+        )
+
+
+def test_what_is_read_later_is_overwritten_last(overwriting):
+    """The weight's new value stands first, and another weight's gradient needs the old one: as in backpropagation."""
+    backend = overwriting
+    matrix = ["float32", [3, 3]]
+    parts = program(
+        inputs=[matrix],
+        slots=[matrix, matrix],
+        instructions=[
+            ["add", [1, 0], {}, *matrix],  # 3: the first new value
+            ["matmul", [0, 1], {"transpose_a": False, "transpose_b": True}, *matrix],  # 4 reads the old one
+            ["add", [2, 4], {}, *matrix],  # 5
+            ["multiply", [3, 3], {}, *matrix],  # 6 is of the new one
+        ],
+        outputs=[6],
+        updates=[[0, 3], [1, 5]],
+    )
+    run = backend.compile(parts, [])
+    x, a, b = (np.arange(9, dtype="float32").reshape(3, 3) + n for n in range(3))
+    state = [backend.own(backend.load(array)) for array in (a, b)]
+    memory = [value.data_ptr() for value in state]
+    outputs, updated = run.overwrite([x], state, [], lambda: None)
+    assert [value.data_ptr() for value in updated] == memory
+    found = [backend.to_numpy(value).tolist() for value in [*updated, *outputs]]
+    assert found == [(a + x).tolist(), (b + x @ a.T).tolist(), ((a + x) ** 2).tolist()]
+
+
+def test_a_value_that_an_output_shows_is_not_overwritten(overwriting):
+    backend, matrix = overwriting, ["float32", [2, 2]]
+    parts = program(
+        slots=[matrix],
+        instructions=[
+            ["add", [0, 0], {}, *matrix],
+            ["transpose", [0], {"permutation": [1, 0]}, *matrix],
+        ],
+        outputs=[2],
+        updates=[[0, 1]],
+    )
+    run = backend.compile(parts, [])
+    value = backend.own(backend.load(np.float32([[1, 2], [3, 4]])))
+    outputs, updated = run.overwrite([], [value], [], lambda: pytest.fail("it was overwritten"))
+    assert backend.to_numpy(outputs[0]).tolist() == [[1, 3], [2, 4]]
+    assert backend.to_numpy(updated[0]).tolist() == [[2, 4], [6, 8]]
+    assert backend.to_numpy(value).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("op", ["add", "subtract"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_scaled_operand_is_rounded_once_at_most(backend, op, known, dtype):
+    vector, scalar = [dtype, [1000]], [dtype, []]
+    parts = program(
+        inputs=[vector, vector, *([] if known else [scalar])],
+        constants=[scalar] if known else [],
+        instructions=[["multiply", [1, 2], {}, *vector], [op, [0, 3], {}, *vector]],
+        outputs=[4],
+    )
+    random = np.random.RandomState(0)
+    x, y = random.standard_normal((2, 1000)).astype(dtype)
+    factor = np.array(0.3, dtype)
+    run = backend.compile(parts, [factor] if known else [])
+    text, count = run.code.described(["x", "y", "factor"])
+    assert count == 1, text
+    got = backend.to_numpy(run([x, y] if known else [x, y, factor], [], [])[0][0])
+    wide = factor.astype("longdouble") * y.astype("longdouble")
+    exact = x + wide if op == "add" else x - wide
+    spacing = np.spacing(np.maximum(np.abs(x), np.abs(wide)).astype(dtype))
+    assert np.max(np.abs(got - exact) / spacing) <= 1
+    for special in (np.inf, np.nan):
+        left = np.full(1000, special, dtype)
+        with np.errstate(all="ignore"):
+            wanted = left + factor * y if op == "add" else left - factor * y
+        got = backend.to_numpy(run([left, y] if known else [left, y, factor], [], [])[0][0])
+        assert np.array_equal(got, wanted, equal_nan=True)
+
+
 def test_destinations_are_optional_and_change_nothing(backend):
     run = backend.compile(momentum([3]), [np.float32(0.5), np.float32(2)])
     arrays = [np.array(values, "float32") for values in ([1, 2, 3], [4, 5, 6], [7, 8, 9])]

@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 
@@ -280,8 +281,6 @@ class _Code(object):
         """`overwrites`: the function that is asked for most overwrites variables."""
         self.program = program
         self.device = device
-        overwriting = Overwriting(program, ops.VIEWS, overwrites)
-        self.order = overwriting.order
         self.first = len(program.leaves)
         # Value number -> tensor, of constants and of what follows from constants and lengths alone
         self.known = dict(enumerate(constants, self.first - len(constants)))
@@ -296,12 +295,14 @@ class _Code(object):
             self._fold(instruction)
         windows.share_maxima(program.instructions, self.calls)
         self.kept = set(program.results())
-        self.consumers = [[] for _ in program.values]
-        for instruction in self.order:
-            # What has no line of its own consumes nothing.
-            if self.first + instruction.index not in self.known:
-                for number in instruction.inputs:
-                    self.consumers[number].append(instruction)
+        # What has no line of its own reads nothing.
+        self.reads = [() if self.first + i.index in self.known else tuple(i.inputs) for i in program.instructions]
+        # Indices of products that are part of a sum's own kernel
+        self.merged = set()
+        self._merge()
+        overwriting = Overwriting(program, ops.VIEWS, self.reads, overwrites)
+        self.order = overwriting.order
+        self.consumers = self._consumers()
         for instruction in program.instructions:
             if instruction.op == "item" and self._scanned(self.first + instruction.index):
                 self.calls[instruction.index] = ops.item_in_elements(instruction)
@@ -313,6 +314,49 @@ class _Code(object):
         self.overwritten = self._targets(overwriting.allows)
         # Of each variant of the function, the instruction on each line
         self.located = {}
+
+    def _consumers(self):
+        """For each value the instructions that read it, in the order in which they run."""
+        found = [[] for _ in self.program.values]
+        for instruction in self.order:
+            for number in self.reads[instruction.index]:
+                found[number].append(instruction)
+        return found
+
+    def _merge(self):
+        """Has x + c * y and x - c * y computed by one kernel, as PyTorch's own optimizers do, where c is a scalar."""
+        program = self.program
+        uses = Counter(number for numbers in self.reads for number in numbers)
+        for instruction in program.instructions:
+            if instruction.op not in ("add", "subtract") or instruction.dtype not in ("float32", "float64"):
+                continue
+            if len(self.reads[instruction.index]) != 2 or instruction.shape == ():
+                continue
+            x, number = instruction.inputs
+            product = self._scaled(number, uses)
+            if product is None and instruction.op == "add":
+                x, number = number, x
+                product = self._scaled(number, uses)
+            if product is None:
+                continue
+            factor, y = product
+            kernel = elementwise.scaled(instruction.op, self.known.get(factor))
+            self.calls[instruction.index] = self.kernels[instruction.index] = kernel
+            self.reads[instruction.index] = (x, y) if factor in self.known else (x, y, factor)
+            self.merged.add(number - self.first)
+            self.reads[number - self.first] = ()
+
+    def _scaled(self, number, uses):
+        """(the scalar's number, the other factor's) of a product that one instruction alone needs; else None."""
+        instruction = self._instruction(number)
+        if instruction is None or instruction.op != "multiply" or uses[number] != 1 or number in self.kept:
+            return None
+        for factor, other in (instruction.inputs, instruction.inputs[::-1]):
+            # To read a scalar on a GPU, the kernel would have to wait for it.
+            at_hand = factor in self.known or self.device.type == "cpu"
+            if self.program.values[factor][1] == () and self.program.values[other][1] != () and at_hand:
+                return factor, other
+        return None
 
     def _targets(self, allows):
         """The values that are computed in the memory of an update, as far as `allows(instruction, slot)`."""
@@ -383,7 +427,7 @@ class _Code(object):
         """
         if self.kernels[instruction.index] is None or None in instruction.shape:
             return None
-        for number in instruction.inputs:
+        for number in self.reads[instruction.index]:
             source = self._instruction(number)
             if (
                 source is not None
@@ -419,9 +463,9 @@ class _Code(object):
             lines.append(" [%s] = %s" % (", ".join(itertools.islice(leaves, count)), source))
         for instruction in self.order:
             number = self.first + instruction.index
-            if number in self.known:
+            if number in self.known or instruction.index in self.merged:
                 continue
-            arguments = [self._name(n, names) for n in instruction.inputs]
+            arguments = [self._name(n, names) for n in self.reads[instruction.index]]
             if number in places:
                 arguments.append("out=" + places[number])
                 if not begun:
@@ -436,7 +480,7 @@ class _Code(object):
             # Intermediates are released after their last use.
             done = [
                 "v%d" % n
-                for n in sorted(set(instruction.inputs))
+                for n in sorted(set(self.reads[instruction.index]))
                 if n >= self.first
                 and n not in self.known
                 and n not in self.kept
@@ -471,7 +515,7 @@ class _Code(object):
         for instruction, call in zip(self.program.instructions, self.calls):
             number = self.first + instruction.index
             calls["k%d" % instruction.index] = _called(instruction, call)
-            if number not in self.known:
+            if number not in self.known and instruction.index not in self.merged:
                 count += 1
             if instruction.op == "scan":
                 body = instruction.attrs["body"]

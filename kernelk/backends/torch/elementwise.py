@@ -55,6 +55,18 @@ def kernel(instruction):
     return getattr(torch, name)
 
 
+def scaled(op, factor):
+    """`op` ("add" or "subtract") of x and c * y as a kernel of (x, y, c), or of (x, y) where c is known.
+
+    It rounds once where two kernels would round twice.
+    """
+    function = {"add": torch.add, "subtract": torch.sub}[op]
+    if factor is not None:
+        constant = factor.item()
+        return lambda x, y, out=None: function(x, y, alpha=constant, out=out)
+    return lambda x, y, factor, out=None: function(x, y, alpha=factor.item(), out=out)
+
+
 def twin(x):
     """Unsigned integers as signed ones of the same bits; others as they are."""
     name = TWINS.get(str(x.dtype)[6:])
