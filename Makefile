@@ -81,9 +81,10 @@ soak: setup  ## the long-running tests and jobs (hours; goes on where it was sto
 faults: setup  ## random programs with 10,000 faults in them, checked against a model (hours; goes on where it was stopped)
 	$(BIN)/python tests/faults/scale/run.py --faults 9000 --engines light kernel
 	$(BIN)/python tests/faults/scale/run.py --faults 2000 --engines kept-light light kernel
-	for engine in tensorflow theano cntk jax torch kept-jax kept-tensorflow; do \
-	  $(BIN)/python tests/faults/scale/run.py --faults 220 --engines $$engine kernel || exit 1; \
-	done
+	$(BIN)/python tests/faults/scale/run.py --faults 500 --engines checked-light light kernel
+	for engine in tensorflow theano cntk jax torch; do for policy in "" kept- checked-; do \
+	  $(BIN)/python tests/faults/scale/run.py --faults 220 --engines $$policy$$engine kernel || exit 1; \
+	done; done
 
 fuzz: setup  ## the readers of files with atheris: SECONDS=600 for each, READERS="npz keras_json" for some
 	@$(BIN)/python -m pip install --quiet --upgrade --target build/fuzz "atheris==3.0.0"

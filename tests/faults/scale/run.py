@@ -58,7 +58,7 @@ def carry_out(
     Calls `each` before each step. Raises AssertionError with what was lost or wrong.
     """
     from faults.scale.injection import InjectedError, injected
-    from faults.scale.world import KEPT, World, use
+    from faults.scale.world import CHECKED, KEPT, World, use
 
     from kernelk import backend as K
     from kernelk.errors import KernelKError
@@ -93,7 +93,7 @@ def carry_out(
             done, error = False, raised
         if index in faults:
             settle()
-        if index not in faults and index % 3 and engines[0].startswith(KEPT):
+        if index not in faults and index % 3 and engines[0].startswith((KEPT, CHECKED)):
             # To look fetches all values: what is to be repeated is let grow.
             assert got == expected, f"step {index} {step}: gave {got}, right is {expected}"
             model = after

@@ -20,14 +20,22 @@ from .model import LENGTH, Pair, Step
 LIGHT = {"light": False, "kernel": True}
 
 
-# Before an engine's name: the new values of its calls stay with its worker.
-KEPT = "kept-"
+# Before an engine's name: the new values of its calls stay with its worker, for as long as that is allowed, or until
+# the next call.
+KEPT, CHECKED = "kept-", "checked-"
+
+
+def plain_name(engine: str) -> str:
+    """The name without what stands before it."""
+    return engine.removeprefix(KEPT).removeprefix(CHECKED)
 
 
 def use(engine: str) -> None:
     """Makes an engine the active one, by the names that steps have."""
-    config.LIMITS.commit_bytes = 0 if engine.startswith(KEPT) else config.Limits().commit_bytes
-    plain = engine.removeprefix(KEPT)
+    limits, usual = config.LIMITS, config.Limits()
+    limits.commit_bytes = 0 if engine.startswith((KEPT, CHECKED)) else usual.commit_bytes
+    limits.repeat_seconds = 0.0 if engine.startswith(CHECKED) else usual.repeat_seconds
+    plain = plain_name(engine)
     if plain in LIGHT:
         kernelk.set_backend("numpy", in_kernel=LIGHT[plain])
     else:
@@ -36,7 +44,7 @@ def use(engine: str) -> None:
 
 def backend(engine: str) -> str:
     """What kernelk calls the engine that has this name in steps."""
-    plain = engine.removeprefix(KEPT)
+    plain = plain_name(engine)
     return "numpy" if plain in LIGHT else plain
 
 
