@@ -67,6 +67,7 @@ class KernelKMagics(Magics):
     @argument("--no-compiler", action="store_true", help="Theano: compile no C: starts at once, runs slower")
     @argument("--compiler", action="store_true", help="Theano: use the C compiler again (the default)")
     @argument("--save", action="store_true", help="save the choice in keras.json, for later sessions")
+    @argument("--drop-calls", action="store_true", help="give up calls that were lost and that nothing can repeat")
     @argument("--list", action="store_true", help="show the table of engines")
     @argument("--stop", metavar="NAME", help="stop an engine and free its memory")
     @argument("--install", nargs="+", metavar="NAME", help="install engines that need an environment of their own")
@@ -90,6 +91,7 @@ class KernelKMagics(Magics):
           %kbackend theano --no-compiler    compiles no C: the first result comes at once, later ones are slower
           %kbackend theano --compiler       undoes that
           %kbackend tensorflow --save       and in every session from now on
+          %kbackend numpy --drop-calls      if calls were lost with a worker and nothing can repeat them: without them
           %kbackend --stop torch            stops it and frees its memory; it starts again when needed
           %kbackend --install theano cntk   builds their environments
           %kbackend --doctor                checks every engine, and shows what is missing and the next command
@@ -100,7 +102,8 @@ class KernelKMagics(Magics):
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
         `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(),
-        kernelk.log("cntk"), kernelk.enable_keras2(), kernelk.disable_keras2().
+        kernelk.set_backend("numpy", drop_calls=True), kernelk.log("cntk"), kernelk.enable_keras2(),
+        kernelk.disable_keras2().
         """
         given = parse(self.kbackend, line)
         words = [name for name, value in vars(given).items() if value not in (None, False)]
@@ -123,12 +126,14 @@ class KernelKMagics(Magics):
         from .engines import registry
         from .engines.options import requested_options
         from .session.current import current
-        from .session.swap import swap
+        from .session.swap import drop_lost_calls, swap
 
         name = current().active if given.name is None else given.name
         changes = requested_options(
             registry.engine(name), given.device, given.threads, in_kernel, compiler, given.precision
         )
+        if given.drop_calls:
+            drop_lost_calls(current())
         report = swap(current(), name, "%kbackend", changes)
         if given.save:
             report.saved = config.save_backend(name)

@@ -88,6 +88,8 @@ class History:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        # After so many calls, what somebody was told of the newest values: requests and their replies
+        self._seen: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
         self.versions: dict[int, int] = {}
         self.nbytes = 0
         self.seconds = 0.0
@@ -130,15 +132,38 @@ class History:
         self.seconds += record.seconds
         self.records.append(record)
 
+    def see(self, message: dict[str, Any], reply: dict[str, Any]) -> None:
+        """Notes a request about the values after the last call, and its reply, which a repetition compares."""
+        seen = self._seen.setdefault(len(self.records), [])
+        if (message, reply) not in seen:
+            seen.append((message, reply))
+            self.nbytes += _RECORD_BYTES
+
     def orphan(self, number: int) -> None:
         """Notes that a variable is gone: what is kept of it is held for this history alone."""
         known = self._values.get(number)
         if known and known[0].block is not None:
             self.nbytes += known[0].slots.nbytes
 
+    def before(self) -> list[tuple[Slots, Array]]:
+        """The variables that the calls have changed and that are still there, with their values before all calls."""
+        changed = {
+            record.recipe.slots[slot].number: record.recipe.slots[slot]
+            for record in self.records
+            for slot, _ in record.recipe.encoded["updates"]
+        }
+        found = []
+        for number, slots in changed.items():
+            if slots.is_released:
+                continue
+            first = self._values[number][0]
+            found.append((slots, slots.array(first.block) if first.copy is None else first.copy))
+        return found
+
     def clear(self) -> None:
         """Begins anew, when all newest values lie in the kernel's memory."""
         self.records.clear()
+        self._seen.clear()
         self.versions.clear()
         self.nbytes, self.seconds = 0, 0.0
         while self._values:
@@ -165,7 +190,7 @@ class History:
         different = 0
         memory = storage.segments[segment]
         try:
-            for record in self.records:
+            for position, record in enumerate(self.records, 1):
                 recipe, confirmed, number = record.recipe, number, number + 1
                 place = 0
                 known = plans.get(id(record.recipe))
@@ -207,8 +232,12 @@ class History:
                     }
                 )
                 pairs = zip(record.outputs, arrays)
-                if any(before is not None and not same_bits(before, after) for before, after in pairs):
-                    different += 1
+                same = all([before is None or same_bits(before, after) for before, after in pairs])
+                for message, before in self._seen.get(position, ()):
+                    reply = ask({**message, "confirmed": number})
+                    # As text: NaN is what NaN was.
+                    same = same and repr({name: reply[name] for name in before}) == repr(before)
+                different += not same
             none: dict[str, Any] = {"programs": [], "variables": [], "segments": [], "timed": []}
             ask({"do": "release", "plans": list(plans.values()), **none, "confirmed": number})
         finally:

@@ -176,6 +176,12 @@ class Host:
     def fetched(self, seconds: float | None) -> None:
         """Notes that nothing lies with the engine alone any more; fetching it all at once has taken so long."""
 
+    def read(self, variables: list[Slots]) -> None:
+        """Notes that these newest values have been fetched, and others not, for a repetition to compare."""
+
+    def seen(self, message: dict[str, Any], reply: dict[str, Any]) -> None:
+        """Notes what somebody was told of newest values, for a repetition to compare: a request and its reply."""
+
     def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
         """Notes the call that is committed next, for it to be repeated if the engine ends."""
 

@@ -154,6 +154,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "build": {"built": _is_built},
     "load": {"different": _list_of(_is_count)},
     "fetch": {},
+    "checksum": {"sums": _list_of(_is_count)},
     "summarise": {"figures": _are_figures},
     "give_back": {},
     "run": {"seconds": _is_float},

@@ -120,6 +120,12 @@ class Storage:
         found: Array = self.segments[block.segment].array(block.offset, dtype, tuple(shape))
         return found
 
+    def at(self, reference: Reference) -> Array:
+        """The ndarray behind a reference."""
+        segment, offset, dtype, shape = reference
+        found: Array = self.segments[segment].array(offset, dtype, tuple(shape))
+        return found
+
     @property
     def bytes(self) -> int:
         """Bytes of all segments."""
@@ -246,6 +252,16 @@ class Slots:
         assert self.holder is None
         return self._storage.array(self._committed(), self.dtype, self.shape)
 
+    def array(self, block: Block | None) -> Array:
+        """The value in a block that `protect` has returned."""
+        assert block is not None
+        return self._storage.array(block, self.dtype, self.shape)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether its memory was given back."""
+        return self._released
+
     def reference(self) -> Reference:
         """The location of the committed value, which must have been fetched."""
         assert self.holder is None
@@ -361,6 +377,14 @@ def kept(variables: Iterable[Slots], holder: Holder) -> list[Change]:
 def fetched(variables: Iterable[Slots]) -> list[Change]:
     """The variables as they will be once the values that were written to `destination` count."""
     return [(slots, slots.outdated, slots.version, None) for slots in variables]
+
+
+def replaced(variables: Iterable[Slots]) -> list[Change]:
+    """The variables as they will be once other values count that were written to `destination`, or by `write`."""
+    return [
+        (slots, 1 - slots.active if slots.holder is None else slots.outdated, slots.version + 1, None)
+        for slots in variables
+    ]
 
 
 class Transfer:

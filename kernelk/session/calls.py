@@ -19,7 +19,7 @@ from ..engines.host import Host
 from ..engines.interrupts import is_inside
 from ..engines.keeping_host import KeepingHost
 from ..engines.repeating import repeated_by_numpy
-from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept
+from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept, replaced
 from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError, one_line
 from ..eviction import drop_oldest
 from ..graph.nodes import check_generation, located
@@ -178,8 +178,11 @@ class Calls:
             return None
         self.check_alone()
         message = {"do": "summarise", "variable": slots.number, "most": most}
-        found = self._from(host, [slots], lambda _: host.request(message))
-        return None if found is None else found["figures"]
+        found = self._from(host, [slots], lambda _: host.request(dict(message)))
+        if found is None:
+            return None
+        host.seen(message, {"figures": found["figures"]})
+        return found["figures"]  # type: ignore[no-any-return]
 
     def _fetch(self, variables: list[Slots]) -> None:
         apart: dict[Any, list[Slots]] = {}
@@ -200,6 +203,8 @@ class Calls:
         self.journal.settle()
         if not host.holding:
             host.fetched(seconds)
+            return
+        host.read(held)
 
     def _from(self, host: Host, variables: list[Slots], ask: Callable[[list[Slots]], _Answer]) -> _Answer | None:
         """The answer to `ask` about those of these variables whose newest values this host has alone; None if no more.
@@ -256,7 +261,8 @@ class Calls:
             raise EngineError(
                 f"{host.engine.title}'s worker has ended, and the newest values of {len(held)} variables, which it "
                 f"alone had, can't be computed again: {problem} (and by numpy: {one_line(error)})",
-                next_step=f"%kbackend --doctor {host.engine.name}",
+                next_step=f"%kbackend --doctor {host.engine.name}; %kbackend numpy --drop-calls goes on without these "
+                f"{len(host.history.records)} calls",
             ) from problem
         self.journal.unsettled = fetched(held)
         self.journal.settle()
@@ -264,6 +270,32 @@ class Calls:
         messages.say(
             f"{host.engine.title}'s worker has ended, and another one failed ({one_line(problem)}): by numpy, "
             f"{told(repeated)}; the last digits may differ"
+        )
+
+    def drop_lost(self, host: Host) -> str:
+        """Gives up the calls of a host that has lost their results; returns a line that says so, "" where it hasn't.
+
+        The variables that they have changed get their values of the last checkpoint, all at once. Called with the lock
+        held. Raises EngineError within a call, OutOfMemoryError where they don't fit.
+        """
+        self.journal.settle()
+        if not isinstance(host, KeepingHost) or not host.lost:
+            return ""
+        self.check_alone()
+        before = host.history.before()
+        memory.require(sum([slots.nbytes for slots, _ in before]), "the values of the last checkpoint")
+        for slots, value in before:
+            if slots.holder is None:
+                slots.write(value)
+            else:
+                self._storage.at(slots.destination())[...] = value
+        calls = len(host.history.records)
+        self.journal.unsettled = replaced([slots for slots, _ in before])
+        self.journal.settle()
+        host.fetched(None)
+        return (
+            f"{host.engine.title}'s {calls} calls since the last checkpoint are dropped: {len(before)} variables have "
+            "their values from before them"
         )
 
     def _execute(

@@ -35,6 +35,7 @@ def set_backend(
     save: bool = False,
     compiler: bool | None = None,
     precision: str | None = None,
+    drop_calls: bool = False,
 ) -> SwapReport:
     """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
 
@@ -44,15 +45,26 @@ def set_backend(
     What isn't given stays as it was asked for before; "default" leaves a device or a number of threads to the engine
     again, and compiler=True the search for a compiler. An engine that runs with other options is started again beside
     the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
+    `drop_calls`: gives up the calls whose results were lost with a worker, for when nothing can repeat them: the
+    variables that they changed go back to the last checkpoint.
 
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
     changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
+    if drop_calls:
+        drop_lost_calls(current())
     report = swap(current(), name, "set_backend", changes)
     if save:
         report.saved = config.save_backend(name)
     return report
+
+
+def drop_lost_calls(session: Session) -> None:
+    """Gives up the calls whose results were lost with a worker, and says how many they were."""
+    with session.lock, entered(session):
+        dropped = [line for host in list(session.hosts.values()) if (line := session.calls.drop_lost(host))]
+    messages.say("; ".join(dropped) or "kernelk: no call was dropped, since no engine has lost any")
 
 
 @dataclass(slots=True)

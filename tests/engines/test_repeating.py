@@ -30,6 +30,7 @@ from kernelk.engines import worker_host
 from kernelk.engines.worker_host import WorkerHost, kill_group
 from kernelk.errors import EngineError, ShapeError, WorkerDiedError
 from kernelk.inspection.summaries import summarised, summary
+from kernelk.magics import KernelKMagics
 from kernelk.session.current import current
 
 BATCH = np.linspace(-1, 1, 12).reshape(4, 3).astype(np.float32)
@@ -318,6 +319,28 @@ def test_results_that_differ_are_told(light: str, said: list[str]) -> None:
     assert "repeated, 1 of them with other results than before" in said[0]
 
 
+@pytest.mark.parametrize("look", ["read", "shown"])
+@pytest.mark.parametrize("differs", [False, True])
+def test_values_that_were_seen_are_compared(light: str, said: list[str], look: str, differs: bool) -> None:
+    model = Training()
+    model.step([BATCH])
+    if look == "read":
+        K.get_value(model.speed)
+    else:
+        summary(current(), model.speed)
+    model.step([BATCH])
+    (seen,) = worker().history._seen.values()
+    assert len(seen) == 1
+    if differs:
+        (what,) = seen[0][1]
+        seen[0][1][what] = [7]
+    kill()
+    assert equal(model.state(), wanted([BATCH] * 2))
+    (line,) = said
+    assert ("2 calls since the last checkpoint were repeated, 1 of them with other results" in line) == differs
+    assert worker().history._seen == {}
+
+
 def test_draws_are_repeated_and_prints_are_not(light: str, capfd: pytest.CaptureFixture[str]) -> None:
     K.set_random_seed(7)
     w = K.variable(np.zeros(4))
@@ -471,6 +494,43 @@ def test_where_nothing_can_repeat_it_no_older_value_is_given(light: str, monkeyp
         assert "\n" not in str(caught.value)
         assert model.held == 3
     assert equal(model.state(), wanted(batches(4)))
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_calls_that_nothing_can_repeat_are_dropped_on_demand(
+    light: str, monkeypatch: pytest.MonkeyPatch, said: list[str], twin: bool
+) -> None:
+    model, other = Training(), K.variable(np.ones(3))
+    model.step([BATCH])
+    start = model.state()
+    for feed in batches(3):
+        model.step([feed])
+    # Both what lies here and what has been changed since goes back, but for what no call has changed.
+    K.get_value(model.w)
+    K.set_value(model.count, 7)
+    K.set_value(model.rate, 0.25)
+    model.step([BATCH])
+    kill()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_host, "_BOOT", "import sys; sys.exit(3)")
+        patch.setattr(NumpyBackend, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("out of order")))
+        with pytest.raises(EngineError, match="%kbackend numpy --drop-calls goes on without these 4 calls"):
+            K.get_value(model.speed)
+    said.clear()
+    if twin:
+        kernelk.set_backend("numpy", drop_calls=True)
+    else:
+        KernelKMagics(shell=None).kbackend("numpy --drop-calls")
+    assert "4 calls since the last checkpoint are dropped: 3 variables have their values from before them" in said[0]
+    assert model.held == 0
+    assert equal(model.state()[:3], start[:3])
+    assert K.get_value(model.rate) == 0.25
+    assert K.get_value(other).tolist() == [1, 1, 1]
+    kernelk.set_backend(light, drop_calls=True)
+    assert "kernelk: no call was dropped, since no engine has lost any" in said
+    after = wanted([BATCH])
+    model.step([BATCH])
+    assert same_bits(model.state()[2], after[2] + 1)
 
 
 def test_ctrl_c_in_a_repetition_loses_nothing(light: str, monkeypatch: pytest.MonkeyPatch) -> None:

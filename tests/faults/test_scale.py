@@ -22,7 +22,9 @@ def jobs(seeds: range, engines: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "engines", [["light", "kernel"], ["kept-light", "light", "kernel"], ["checked-light", "kernel"], ["kept-torch", "kernel"]], ids=" ".join
+    "engines",
+    [["light", "kernel"], ["kept-light", "light", "kernel"], ["checked-light", "kernel"], ["kept-torch", "kernel"]],
+    ids=" ".join,
 )
 def test_programs_with_faults_lose_nothing_and_are_never_wrong(engines: list[str]) -> None:
     if "kept-torch" in engines:
