@@ -219,11 +219,12 @@ class Backend(object):
     # backend may write there at once and return that very array; it is never an operand of the same run.
     writes_in_place = False
     # Whether new values may stay with the engine alone until somebody asks for them, or they are copied out at a
-    # checkpoint. Those that `run` returns are then in memory of their own, which nothing else writes to; or, together
-    # with `writes_in_place`, `own` copies them, and `run.overwrite` does without the copies where it can. Without it
-    # each call's new values are committed at once.
+    # checkpoint. Those that `run` returns are then in memory of their own, which nothing else writes to; together with
+    # `writes_in_place` they are copied by `own`. Without it each call's new values are committed at once.
     keeps_updates = False
-    # Whether the program that is compiled next is most often run by `overwrite`.
+    # Whether such calls are made by `run.overwrite`, where the program has it.
+    can_overwrite = False
+    # Whether the program that is compiled next is most often run by it.
     overwrites = False
     # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
     # slower program, and have the other one built beside the calls: `take_over` then replaces it.

@@ -21,8 +21,8 @@ from kernelk.engines.worker_host import WorkerHost
 from kernelk.errors import KernelKError
 from kernelk.session.current import current
 
-KEEPING = ("torch", "theano", "cntk")
-OVERWRITING = ("torch", "theano")
+KEEPING = ("tensorflow", "torch", "theano", "cntk")
+OVERWRITING = ("tensorflow", "torch", "theano")
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,41 @@ def test_other_threads_after_the_start_are_refused(backend):
         type(backend)({"threads": backend.facts()["threads"] + 1})
 
 
+def test_a_sum_is_added_to_the_variable_itself(backend):
+    """What is read later has the old value, and the new one stays in its memory: an optimizer's step copies nothing."""
+    leaf = ["float32", [400, 400]]
+    parts = program(
+        inputs=[leaf],
+        slots=[leaf],
+        instructions=[
+            ["matmul", [0, 1], {"transpose_a": False, "transpose_b": False}, *leaf],
+            ["negative", [2], {}, *leaf],
+            ["add", [1, 3], {}, *leaf],
+        ],
+        outputs=[2],
+        updates=[[0, 4]],
+    )
+    backend.overwrites = True
+    try:
+        run = backend.compile(parts, [])
+    finally:
+        backend.overwrites = False
+    random = np.random.RandomState(0)
+    x, w = (random.standard_normal((400, 400)).astype("float32") * 0.01 for _ in range(2))
+    value = backend.own(backend.load(w))
+    places = set()
+    for _ in range(3):
+        outputs, (value,) = run.overwrite([x], [value], [], lambda: None)
+        assert np.allclose(backend.to_numpy(outputs[0]), x @ w, atol=1e-6)
+        w = w - x @ w
+        assert np.allclose(backend.to_numpy(value), w, atol=1e-6)
+        places.add(np.asarray(value.value()._numpy()).ctypes.data)
+        # A program that changes nothing reads it as well.
+        plain = backend.compile(program(slots=[leaf], instructions=[["negative", [0], {}, *leaf]], outputs=[1]), [])
+        assert np.array_equal(backend.to_numpy(plain([], [value], [])[0][0]), -backend.to_numpy(value))
+    assert len(places) == 1
+
+
 def test_a_process_of_its_own_starts_without_warnings_with_these_threads_and_keeps_denormals():
     done = fresh_process(
         "import numpy as np\n"

@@ -142,7 +142,7 @@ class Executor(object):
             # Whether a call may leave its updates here, to be fetched later.
             "keeps": backend.keeps_updates,
             # Whether such a call may overwrite the values before it.
-            "overwrites": backend.keeps_updates and backend.writes_in_place,
+            "overwrites": backend.keeps_updates and backend.can_overwrite,
             "profiler": profiler.facts() if profiler else None,
             "resident": resident_bytes(),
         }
@@ -159,7 +159,7 @@ class Executor(object):
         constants = [np.array(self.array(reference)) for reference in request["constants"]]
         building = self.backend.building
         self.backend.waits = request.get("wait", True)
-        self.backend.overwrites = self.backend.writes_in_place and request.get("keeps", False)
+        self.backend.overwrites = self.backend.can_overwrite and request.get("keeps", False)
         try:
             run = compile_program(self.backend, program, constants)
         finally:

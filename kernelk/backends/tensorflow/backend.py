@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -104,6 +105,8 @@ class TensorFlowBackend(Backend):
         # What may be a view of an argument is copied (`_copied`). An error may leave a GPU, and all that lies there,
         # unusable.
         self.keeps_updates = self._on_cpu
+        # In the kernel nothing could compute again what a call that fails has overwritten.
+        self.can_overwrite = self._on_cpu and not self._in_kernel
         self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("TensorFlow", self.name, options, self._device, self._precisions)
         if self._in_kernel:
@@ -275,6 +278,15 @@ class TensorFlowBackend(Backend):
         with tf.init_scope(), tf.device(self._device_name):
             return tf.raw_ops.DeepCopy(x=value)
 
+    def own(self, value):
+        with tf.init_scope(), tf.device(self._device_name):
+            return tf.Variable(tf.raw_ops.DeepCopy(x=value if self._is_tensor(value) else value.value()))
+
+    @staticmethod
+    def _is_tensor(value):
+        """Whether a variable's value is a tensor, and not a variable of TensorFlow's own, which `overwrite` changes."""
+        return not isinstance(value, tf.Variable)
+
     def synchronize(self):
         if hasattr(tf.test.experimental, "sync_devices") and not self._on_cpu:
             tf.test.experimental.sync_devices()
@@ -295,26 +307,23 @@ class TensorFlowBackend(Backend):
         large = [array for array, small in zip(constants, embedded) if not small]
         specs = [tf.TensorSpec(shape, dtype) for dtype, shape in leaves]
         specs += [tf.TensorSpec(array.shape, array.dtype) for array in large]
-        copied = self._copied(program)
+        copied, is_tensor = self._copied(program), self._is_tensor
         outputs, first = len(program.outputs), len(program.leaves)
 
-        def body(*arguments):
+        def computed(arguments, numbers, copied):
             values, held = list(arguments[: len(leaves)]), list(arguments[len(leaves) :])
             for array, small in zip(constants, embedded):
                 values.append(tf.constant(array) if small else held.pop(0))
             values = lower(program, values, ops.SCOPED)
-            results = [values[number] for number in program.results()]
+            results = [values[number] for number in numbers]
             for position in copied:
                 results[position] = tf.raw_ops.DeepCopy(x=results[position])
             return results
 
-        with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
-            concrete = tf.function(body, autograph=False).get_concrete_function(*specs)
         kept = [self._make(np.array(array), self._device_name, None) for array in large]
-        call = self._at_precision(self._prepare(concrete) if self._prepare else _public_call(concrete))
         make, device = self._make, self._device_name
 
-        def run(feeds, state, draws):
+        def called(call, feeds, state, draws):
             arguments = [make(array, device, None) for array in feeds]
             arguments.extend(state)
             if draws:
@@ -322,24 +331,116 @@ class TensorFlowBackend(Backend):
             if kept:
                 arguments.extend(kept)
             try:
-                results = call(arguments)
+                return call(arguments)
             except Exception as error:
                 located = _located(program, error)
                 if located is None:
                     raise
                 raise located from error
+
+        plain = []
+
+        def prepared():
+            if not plain:
+                run.concrete = self._traced(lambda *given: computed(given, program.results(), copied), specs)
+                plain.append(self._call(run.concrete))
+            return plain[0]
+
+        def run(feeds, state, draws):
+            if not all(map(is_tensor, state)):
+                state = [value if is_tensor(value) else value.value() for value in state]
+            results = called(prepared(), feeds, state, draws)
             return results[:outputs], results[outputs:]
+
+        if self.overwrites and self._prepare is not None and program.updates:
+            run.overwrite = self._overwriting(program, computed, specs, copied, called)
+        else:
+            prepared()
 
         run.fresh = [
             i for i in program.computed() if self._computes_afresh(program.instructions[program.outputs[i] - first])
         ]
-        run.concrete = concrete
         if not program.results():
 
             def run(feeds, state, draws):
                 return [], []
 
         return run
+
+    def _traced(self, function, specs):
+        with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
+            return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+    def _call(self, concrete):
+        return self._at_precision(self._prepare(concrete) if self._prepare else _public_call(concrete))
+
+    def _overwriting(self, program, computed, specs, copied, called):
+        """`run.overwrite`: the updated slots are variables of TensorFlow's own, which its ops add to in place.
+
+        An op that would overwrite what something else still needs makes a copy first.
+        """
+        updated = sorted(set(slot for slot, _ in program.updates))
+        start, outputs = len(program.inputs), len(program.outputs)
+        specs = list(specs)
+        for slot in updated:
+            specs[start + slot] = tf.TensorSpec((), tf.resource)
+        uses = Counter(number for instruction in program.instructions for number in instruction.inputs)
+        uses.update(program.results())
+        ways = [
+            self._in_place(program, slot, number) if uses[number] == 1 else None for slot, number in program.updates
+        ]
+        # What a way in place needs instead of the new value, and what is copied
+        numbers = program.outputs + [n if way is None else way[1] for way, (_, n) in zip(ways, program.updates)]
+        copied = [position for position in copied if position < outputs or ways[position - outputs] is None]
+
+        def step(*arguments):
+            arguments = list(arguments)
+            handles = {slot: arguments[start + slot] for slot in updated}
+            for slot, handle in handles.items():
+                dtype, shape = program.slots[slot]
+                read = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+                read.set_shape(shape)
+                arguments[start + slot] = read
+            results = computed(arguments, numbers, copied)
+            for (slot, _), way, value in zip(program.updates, ways, results[outputs:]):
+                assign = tf.raw_ops.AssignVariableOp if way is None else way[0]
+                assign(resource=handles[slot], value=value)
+            return results[:outputs]
+
+        call, is_tensor = self._call(self._traced(step, specs)), self._is_tensor
+
+        def overwrite(feeds, state, draws, begin):
+            given = [value if is_tensor(value) else value.value() for value in state]
+            for slot in updated:
+                given[slot] = state[slot].handle
+            try:
+                results = called(call, feeds, given, draws)
+            except Exception:
+                # It doesn't say how far it came.
+                begin()
+                raise
+            begin()
+            return results, [state[slot] for slot, _ in program.updates]
+
+        return overwrite
+
+    def _in_place(self, program, slot, number):
+        """(an op that changes a variable, the number of what it takes) if that gives the new value; else None."""
+        first, variable = len(program.leaves), len(program.inputs) + slot
+        if number < first:
+            return None
+        instruction = program.instructions[number - first]
+        kind = program.slots[slot]
+        if instruction.op not in ("add", "subtract") or (instruction.dtype, instruction.shape) != kind:
+            return None
+        if kind[0] not in ("float32", "float64"):
+            return None
+        x, y = instruction.inputs
+        if x == variable and program.values[y] == kind:
+            return tf.raw_ops.AssignAddVariableOp if instruction.op == "add" else tf.raw_ops.AssignSubVariableOp, y
+        if instruction.op == "add" and y == variable and program.values[x] == kind:
+            return tf.raw_ops.AssignAddVariableOp, x
+        return None
 
     def describe(self, program, run, names):
         concrete = getattr(run, "concrete", None)

@@ -72,6 +72,7 @@ class TheanoBackend(Backend):
     # run takes `into`, the updated variables' inactive slots, and writes new values there where it can
     writes_in_place = True
     keeps_updates = True
+    can_overwrite = True
 
     def __init__(self, options):
         Backend.__init__(self, options)

@@ -61,6 +61,7 @@ class TorchBackend(Backend):
     ops = ops.OPS
     # The last elementwise op of an update writes where `run` is told to, or over the old value in `run.overwrite`.
     writes_in_place = True
+    can_overwrite = True
 
     def __init__(self, options):
         global torch
