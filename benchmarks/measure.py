@@ -16,6 +16,9 @@ import numpy as np
 
 from kernelk.measure.timing import SETTLE_SECONDS
 
+# A ratio's interval that is at most so wide is narrow enough.
+NARROW = 0.06
+
 HERE = Path(__file__).parent
 
 
@@ -101,24 +104,32 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def compare(
-    ours: Callable[[int], list[float]], baseline: Callable[[int], list[float]], rounds: int = 15, calls: int = 30
+    ours: Callable[[int], list[float]],
+    baseline: Callable[[int], list[float]],
+    rounds: int = 15,
+    calls: int = 30,
+    most: int = 0,
 ) -> Comparison:
     """Both sides in turns; within a round each is timed once, in random order.
 
+    Rounds go on after these, up to `most` in all, until the ratio's interval is at most NARROW wide.
     Before each turn the other's threads get time to fall asleep, and one call is made that isn't counted.
     """
     sides = {"ours": ours, "baseline": baseline}
     for side in sides.values():
         side(calls)
     medians: dict[str, list[float]] = {"ours": [], "baseline": []}
-    for _ in range(rounds):
+    for done in range(1, max(rounds, most) + 1):
         for name in random.sample(list(sides), 2):
             time.sleep(SETTLE_SECONDS)
             medians[name].append(statistics.median(sides[name](calls + 1)[1:]))
-    pairs = list(zip(medians["ours"], medians["baseline"]))
+        pairs = list(zip(medians["ours"], medians["baseline"]))
+        ratio = interval([a / b for a, b in pairs])
+        if done >= rounds and ratio[2] - ratio[1] <= NARROW:
+            break
     return Comparison(
         statistics.median(medians["ours"]),
         statistics.median(medians["baseline"]),
-        interval([a / b for a, b in pairs]),
+        ratio,
         interval([a - b for a, b in pairs]),
     )

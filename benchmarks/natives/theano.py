@@ -3,16 +3,11 @@
 Theano is set up as kernelk's worker does it, so that both have the same compiler, BLAS and threads.
 """
 
-import os
-
 import numpy as np
 from native import MOMENTUM, RATE
 
 from natives import backend
 
-if "KERNELK_BESIDE" in os.environ:
-    # New values go to memory beside the old ones, which stay as they were: what it costs never to write in place.
-    os.environ["THEANO_FLAGS"] = "optimizer_excluding=inplace"
 backend("theano")
 import theano
 import theano.tensor as T

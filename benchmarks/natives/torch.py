@@ -1,15 +1,10 @@
 """The baselines in PyTorch: eager, as its users write a step; an LSTM cell in a Python loop."""
 
-import os
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from native import MOMENTUM, RATE
 from torch.utils.benchmark import Timer
-
-# Whether new values go to memory beside the old ones, which stay as they were: what it costs never to write in place.
-BESIDE = "KERNELK_BESIDE" in os.environ
 
 
 def harness(call, calls):
@@ -46,7 +41,6 @@ def mlp_dropout(weights, x, t):
 def mlp(weights, x, t, drop=kept):
     ws = parameters(weights)
     velocities = [torch.zeros_like(w) for w in ws]
-    spare = [[torch.zeros_like(w, requires_grad=False) for _ in range(2)] for w in ws]
 
     def step():
         given, wanted = torch.from_numpy(x), torch.from_numpy(t)
@@ -54,12 +48,7 @@ def mlp(weights, x, t, drop=kept):
         loss = loss_of(hidden @ ws[2] + ws[3], wanted)
         gradients = torch.autograd.grad(loss, ws)
         with torch.no_grad():
-            for i, (w, v, g) in enumerate(zip(ws, velocities, gradients)):
-                if BESIDE:
-                    velocities[i] = torch.mul(v, MOMENTUM, out=spare[i][0]).sub_(g, alpha=RATE)
-                    ws[i] = torch.add(w, velocities[i], out=spare[i][1]).requires_grad_()
-                    spare[i] = [v, w.detach()]
-                    continue
+            for w, v, g in zip(ws, velocities, gradients):
                 v.mul_(MOMENTUM).sub_(g, alpha=RATE)
                 w.add_(v)
         return loss.detach().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,13 +26,32 @@ def test_an_op_beside_the_engines_own(bench: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["theano", "torch"])
-def test_a_step_beside_one_that_writes_in_place_and_one_that_does_not(bench: Any, engine: str) -> None:
+def test_a_step_beside_the_engines_own(bench: Any, engine: str) -> None:
     activate(engine)
     ours = bench.repeated(bench.model("large_step"))
-    for environment in ({}, {"KERNELK_BESIDE": "1"}):
-        native = bench.baseline(engine, "large_step", **environment)
-        assert bench.compare(ours, native, 2, 1).ratio[0] > 0
-        native.close()
+    native = bench.baseline(engine, "large_step")
+    assert bench.compare(ours, native, 2, 1).ratio[0] > 0
+    native.close()
+
+
+def test_rounds_go_on_until_the_interval_is_narrow(bench: Any) -> None:
+    compare = bench.compare
+
+    def spread(*seconds: float) -> Any:
+        each = itertools.cycle(seconds)
+        return lambda calls: [next(each)] * calls
+
+    counts = []
+
+    def counted(calls: int) -> list[float]:
+        counts.append(calls)
+        return [1.0] * calls
+
+    assert compare(counted, spread(1.0), 4, 1, 16).ratio == (1, 1, 1)
+    assert len(counts) == 1 + 4
+    counts.clear()
+    assert compare(counted, spread(1.0, 2.0, 4.0), 4, 1, 16).ratio[2] > 0.5
+    assert len(counts) == 1 + 16
 
 
 @pytest.mark.slow
