@@ -490,10 +490,10 @@ OFFERED = [
     ("%kbackend torch --precision ", ["bfloat16", "float32", "tf32"]),
     ("%kbackend numpy --precision ", ["float32"]),
     ("%kbackend numpy --p", []),
-    ("%kbackend torch ", ["--device", "--in-kernel", "--precision", "--save", "--threads", "--worker"]),
+    ("%kbackend torch ", ["--device", "--drop-calls", "--in-kernel", "--precision", "--save", "--threads", "--worker"]),
     (
         "%kbackend theano --",
-        ["--compiler", "--device", "--in-kernel", "--no-compiler", "--save", "--threads", "--worker"],
+        ["--compiler", "--device", "--drop-calls", "--in-kernel", "--no-compiler", "--save", "--threads", "--worker"],
     ),
     ("%kbackend theano --no-compiler --s", ["--save"]),
     ("%kbackend --l", ["--list", "--log"]),
