@@ -1,21 +1,25 @@
-"""Turns the cell of a measuring magic into a function that runs in the notebook's namespace."""
+"""Turns the cell of a measuring magic into a function that runs where the magic was called."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
 from ..errors import ArgumentError
 from ..source import CELL
+from .expressions import closure
 
 
-def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callable[..., Any]:
+def body(
+    shell: InteractiveShell, text: str, magic: str, example: str, local: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """A function that runs the text in the shell's namespace, with keyword arguments as names while it runs.
 
-    Errors show its lines as those of a cell. Raises ArgumentError for text that is empty or no Python.
+    `local`: the names where the magic was called; those of a function come before the notebook's. Errors show its
+    lines as those of a cell. Raises ArgumentError for text that is empty or no Python.
     """
     if not text.strip():
         raise ArgumentError(f"{magic} was given nothing to run", next_step=example)
@@ -28,6 +32,8 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
         raise ArgumentError(
             f"{magic}: the code has a syntax error in line {error.lineno} ({line}): {error.msg}", next_step=example
         ) from None
+    if local is not None and local is not shell.user_ns:
+        return closure(tree.body, name, shell.user_ns, local)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     statements = compile(tree, name, "exec")
     expression = compile(ast.Expression(last.value), name, "eval") if isinstance(last, ast.Expr) else None
