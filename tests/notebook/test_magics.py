@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,21 @@ def test_a_file_beside_the_package_is_the_users() -> None:
     scope: dict[str, Any] = {"K": K}
     exec(compile("\n\nx = K.placeholder((2,))\n", file, "exec"), scope)
     assert str(scope["x"].source).startswith("kernelk_notes.py, line 3")
+
+
+def test_a_modules_lines_are_its_own_in_a_notebook_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from kernelk import backend as K\n\ndef double(x):\n    return K.dot(x, x)\n")
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport mine\nfrom kernelk import backend as K",
+            "y = mine.double(K.ones((2, 2)))\nz = K.exp(y)\nprint(y.source.location, '|', z.source.location)",
+            "mine.double(K.ones((2, 3)))",
+        ],
+        **QUIET,
+    )
+    assert cells[2]["out"] == "mine.py, line 4 | cell 3, line 2\n"
+    assert one_line(cells[3]).endswith("(mine.py, line 4: return K.dot(x, x))")
 
 
 _SETUP = (
