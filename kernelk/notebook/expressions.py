@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
 from ..engines import registry
 from ..errors import ArgumentError, KernelKError, did_you_mean, one_line
-
-
-def closure(body: list[ast.stmt], file: str, namespace: dict[str, Any], local: Mapping[str, Any]) -> Callable[[], Any]:
-    """A function of this body that sees a function's local names before the namespace's; it returns its last value.
-
-    Assignments are its own. Raises SyntaxError.
-    """
-    nodes = [node for statement in body for node in ast.walk(statement)]
-    declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
-    # Parameters, so that functions and comprehensions in the body see them as well.
-    seen = {node.id for node in nodes if isinstance(node, ast.Name)}.intersection(local) - declared
-    head: Any = ast.parse(f"def cell({', '.join(sorted(seen))}):\n    pass", file)
-    if body:
-        *before, last = body
-        head.body[0].body = [
-            *before,
-            ast.copy_location(ast.Return(last.value), last) if isinstance(last, ast.Expr) else last,
-        ]
-    made: dict[str, Any] = {}
-    exec(compile(head, file, "exec"), namespace, made)
-    run = made["cell"]
-    values = {name: local[name] for name in seen}
-
-    def cell() -> Any:
-        __tracebackhide__ = True
-        return run(**values)
-
-    return cell
+from .cell_body import closure
 
 
 def names_in(shell: InteractiveShell, local: Mapping[str, Any] | None) -> dict[str, Any]:
