@@ -206,7 +206,7 @@ def draw(
     feeds: Any = None,
     names: Mapping[str, Any] | None = None,
 ) -> Drawing:
-    """Draws the graph of a tensor, several, or a K.function. The Python twin of `%kgraph`.
+    """Draws the graph of a tensor, several, a K.function or a Keras model. The Python twin of `%kgraph`.
 
     `depth`, `opened`: as in `graph_of`. `times`: a `kernelk.profile` result of the same target, or True to profile it
     now (with `feeds`, or what its placeholders were fed last); boxes then show their seconds. `names`: a namespace

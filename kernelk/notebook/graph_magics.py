@@ -27,7 +27,9 @@ class GraphMagics(Magics):
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments("an expression", "%kgraph loss --depth 1")
-    @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("draw"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("--times", action="store_true", help="show the time of each op on its own on the active engine")
     @argument("--depth", metavar="N", type=_depth, help="how many levels of name scopes are opened")
     @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
@@ -42,6 +44,7 @@ class GraphMagics(Magics):
           %kgraph loss                      as a picture in a notebook, as text in a terminal
           %kgraph train --times             with the time of each op on its own on the active engine
           %kgraph loss --depth 1            one level of name scopes opened; 0: each scope is one box
+          %kgraph model                     a Keras model, with a box for each layer
           %kgraph loss --all                nothing collapsed, up to 1,000 nodes
           %kgraph loss --times --feed x=batch
 
@@ -67,7 +70,9 @@ class GraphMagics(Magics):
 
     @no_var_expand
     @magic_arguments("an expression and engines' names", "%kshow y tensorflow theano --feed x=array")
-    @argument("target", type=Expression("show"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("show"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("engines", nargs="*", help="the engines' names; none: those that run, and the active one")
     @feed_argument
     @needs_local_scope

@@ -65,6 +65,7 @@ class MeasuringMagics(Magics):
 
           %kprofile f([x])                 each op of a call of a K.function, with its source line
           %kprofile K.softmax(y)           a tensor: it is evaluated
+          %kprofile model                  a Keras model, op by op and layer by layer
           %%kprofile --budget 20           the slowest call in the cell
           %kprofile --engine f([x])        also with the engine's own profiler, which sees fused ops
 
@@ -130,7 +131,9 @@ class MeasuringMagics(Magics):
 
     @no_var_expand
     @magic_arguments("an expression and two engines' names", "%kdiff y tensorflow cntk --feed x=array --tolerance 1e-3")
-    @argument("target", type=Expression("compare"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("compare"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("engines", nargs=2, metavar="ENGINE", help="the two engines' names")
     @feed_argument
     @argument("--tolerance", metavar="T", help="how much values may differ, relative to their size")
