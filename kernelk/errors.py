@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from .source import CELL, PACKAGE
+from .source import CELL, LIBRARIES, PACKAGE
 
 
 def one_line(words: object) -> str:
@@ -82,16 +82,15 @@ class KernelKError(Exception):
         return [f"{type(self).__name__}: {self}{self._raised_in()}"]
 
     def _raised_in(self) -> str:
-        """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line outside kernelk, if there is one."""
+        """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line of the user's own, if there is one."""
         location = ""
         trace = self.__traceback__
         while trace is not None:
-            file = trace.tb_frame.f_code.co_filename
-            if not file.startswith(PACKAGE) and "IPython" not in file and file != contextlib.__file__:
-                # A cell's code has a file name of its own, in a folder of the kernel's or in angle brackets.
-                in_cell = bool(CELL.number) and (file.startswith("<") or "ipykernel" in file)
+            code = trace.tb_frame.f_code
+            file = code.co_filename
+            if not file.startswith((PACKAGE, *LIBRARIES)) and "IPython" not in file and file != contextlib.__file__:
                 text = linecache.getline(file, trace.tb_lineno).strip()
-                name = f"cell {CELL.number}" if in_cell else os.path.basename(file)
+                name = f"cell {CELL.of(code)}" if CELL.of(code) else os.path.basename(file)
                 # A magic's line reaches here in IPython's own words, which tell the user nothing.
                 shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
                 location = f" ({name}, line {trace.tb_lineno}{shown})"

@@ -11,7 +11,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from traitlets import TraitError
 
 from .errors import ArgumentError
-from .notebook import completion
+from .notebook import completion, statements
 from .notebook.arguments import argument, magic_arguments, parse
 from .notebook.graph_magics import GraphMagics
 from .notebook.inspection_magics import InspectionMagics
@@ -173,6 +173,8 @@ def load(shell: InteractiveShell) -> None:
     magics = KernelKMagics(shell)
     shell.register_magics(magics, MeasuringMagics(shell), InspectionMagics(shell), GraphMagics(shell))
     completion.load(shell, magics)
+    shown = (MeasuringMagics, InspectionMagics, GraphMagics)
+    statements.load(shell, {name for kind in shown for names in kind.magics.values() for name in names})
     problems = list(config.settings().problems)
     try:
         settings = KernelK(parent=shell)
@@ -212,6 +214,7 @@ def unload(shell: InteractiveShell) -> None:
     if keras2 is not None:
         keras2.disable_keras2()
     completion.unload(shell)
+    statements.unload(shell)
     ours: list[Any] = [_Loaded.settings]
     for kind_of_magics in (KernelKMagics, MeasuringMagics, InspectionMagics, GraphMagics):
         for kind, names in kind_of_magics.magics.items():

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 # With a separator at the end, since a file next to the package may begin with its name.
 PACKAGE = os.path.join(os.path.dirname(__file__), "")
+# Folders of libraries that call kernelk in their user's name, such as Keras 2's.
+LIBRARIES: list[str] = []
 
 
 class _Cell:
@@ -20,6 +22,25 @@ class _Cell:
     """
 
     number = 0
+
+    def __init__(self) -> None:
+        self._files: dict[str, bool] = {}
+
+    def of(self, code: CodeType) -> int:
+        """The number for code that runs now: 0 if it isn't the cell's own, but that of a file."""
+        if not self.number:
+            return 0
+        file = code.co_filename
+        known = self._files.get(file)
+        if known is None:
+            known = self._files[file] = _is_file(file)
+        return 0 if known else self.number
+
+
+def _is_file(name: str) -> bool:
+    # IPython enters its cells there, without the time at which a file was changed; a debugger may write them to files.
+    entry = linecache.cache.get(name)
+    return not (entry is not None and len(entry) == 4 and entry[1] is None) and os.path.isfile(name)
 
 
 CELL = _Cell()
@@ -80,4 +101,12 @@ def caller() -> Source:
     frame = sys._getframe(2)
     while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
         frame = frame.f_back
-    return Source(frame.f_code, frame.f_lasti, CELL.number)
+    return Source(frame.f_code, frame.f_lasti, CELL.of(frame.f_code))
+
+
+def user() -> Source:
+    """The nearest calling frame outside kernelk and the libraries that call it."""
+    frame, passed = sys._getframe(2), (PACKAGE, *LIBRARIES)
+    while frame.f_code.co_filename.startswith(passed) and frame.f_back is not None:
+        frame = frame.f_back
+    return Source(frame.f_code, frame.f_lasti, CELL.of(frame.f_code))

@@ -13,6 +13,7 @@ from ..graph.nodes import Update, check_generation
 from ..session.current import current
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
+from ..session.targets import adapted, layers_of
 from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, shown_names, with_times
 from .grouping import collapsed
 from .layout import Point, lay_out
@@ -169,6 +170,7 @@ def graph_of(
         raise ArgumentError(
             f"a drawing's depth is 0 or more, or 'all', not {depth!r}", next_step="kernelk.draw(y, depth=1)"
         )
+    target = adapted(target)
     roots = roots_of(target, "draw")
     for root in roots:
         check_generation(root)
@@ -184,13 +186,13 @@ def graph_of(
     ]
     title = f"{_title(target, called, roots)}: {', '.join(parts)}"
     total = len(graph.boxes)
-    small, note = collapsed(graph, depth, opened)
+    small, note = collapsed(graph, depth, opened, layers_of(roots))
     return Drawing(small, title, total, note)
 
 
 def _title(target: Any, called: Mapping[int, str], roots: list[Any]) -> str:
     if isinstance(target, Function):
-        return f"graph of K.function '{clean(target.name)}'"
+        return f"graph of {target.what} '{clean(target.name)}'"
     shown = [called.get(root.uid) or clean(root.name) for root in roots[:3]]
     return f"graph of {', '.join(shown)}" + (f" and {len(roots) - 3} more" if len(roots) > 3 else "")
 
@@ -204,7 +206,7 @@ def draw(
     feeds: Any = None,
     names: Mapping[str, Any] | None = None,
 ) -> Drawing:
-    """Draws the graph of a tensor, several, or a K.function. The Python twin of `%kgraph`.
+    """Draws the graph of a tensor, several, a K.function or a Keras model. The Python twin of `%kgraph`.
 
     `depth`, `opened`: as in `graph_of`. `times`: a `kernelk.profile` result of the same target, or True to profile it
     now (with `feeds`, or what its placeholders were fed last); boxes then show their seconds. `names`: a namespace
@@ -226,6 +228,7 @@ def _profiled(target: Any, feeds: Any) -> Any:
     """A profile of the target, whose one run leaves no trace in the session."""
     from ..measure.profiling import profile
 
+    target = adapted(target)
     roots = roots_of(target, "draw")
     updated = [variable for variable, _ in target.updates] if isinstance(target, Function) else []
     updated += [x.inputs[0] for x in roots if isinstance(x, Update)]  # type: ignore[misc]

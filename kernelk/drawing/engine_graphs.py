@@ -20,6 +20,7 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
 from ..session.linearise import linearised
 from ..session.session import Session
+from ..session.targets import adapted
 from ..session.untouched import untouched
 from .boxes import clean, counted, graph_of_tensors, notebook_names, shown_names, shown_shape
 
@@ -126,6 +127,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
     that can't do it says why in its place. Nothing is run and nothing of the session changes; engines that were
     started stay warm. Raises UnknownBackendError, ArgumentError, FeedError, ShapeError.
     """
+    target = adapted(target)
     roots = roots_of(target, "show")
     for root in roots:
         check_generation(root)
@@ -172,7 +174,7 @@ def _running(session: Session) -> list[str]:
 
 def _name(target: Any, roots: Sequence[Tensor], called: Mapping[int, str]) -> str:
     if isinstance(target, Function):
-        return f"K.function '{clean(target.name)}'"
+        return f"{target.what} '{clean(target.name)}'"
     shown = [called.get(root.uid) or clean(root.name) for root in roots[:3]]
     return ", ".join(shown) + (f" and {len(roots) - 3} more" if len(roots) > 3 else "")
 

@@ -19,19 +19,24 @@ MOST_LEAVES = 8
 STRETCHES = 40
 
 
-def collapsed(graph: Graph, depth: int | str | None, opened: Collection[str]) -> tuple[Graph, str]:
+def collapsed(
+    graph: Graph, depth: int | str | None, opened: Collection[str], layers: Collection[str] = ()
+) -> tuple[Graph, str]:
     """The graph with groups in place of boxes, and a line that says what was done ("" if nothing was).
 
     `depth`: so many levels of name scopes are opened; "all": every one; None: as many as stay readable, and rows and
-    stretches where that isn't enough. Groups whose keys are in `opened` are shown as what they hold.
+    stretches where that isn't enough. Groups whose keys are in `opened` are shown as what they hold. `layers`: the
+    scopes that are a Keras model's layers: unless `depth` says otherwise each of them is a group, however small.
     """
     if depth == "all":
         if len(graph.boxes) <= MOST_DRAWN:
             return graph, ""
-        small, note = collapsed(graph, None, opened)
+        small, note = collapsed(graph, None, opened, layers)
         return small, f"{note}; at most {MOST_DRAWN:,} boxes are drawn"
+    if layers and depth is None:
+        depth = 0
     if isinstance(depth, int):
-        by_scope = _with_groups(graph, lambda box: _scope_group(box, depth, opened))
+        by_scope = _with_groups(graph, lambda box: _scope_group(box, depth, opened), layers)
         if len(by_scope.boxes) <= MOST_DRAWN:
             return by_scope, _note(graph, by_scope)
     elif len(graph.boxes) <= READABLE:
@@ -156,13 +161,20 @@ def _lines_of(boxes: list[Box]) -> str:
     return " to ".join(known) or "one stretch"
 
 
-def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]) -> Graph:
-    """The graph with a box in place of all that have the same group, (key, title); one alone stays what it is."""
+def _with_groups(
+    graph: Graph, group_of: Callable[[Box], tuple[str, str] | None], layers: Collection[str] = ()
+) -> Graph:
+    """The graph with a box in place of all that have the same group, (key, title).
+
+    One alone stays what it is, unless it is all of a layer.
+    """
     members: dict[str, list[Box]] = {}
     titles: dict[str, str] = {}
     groups = {box.key: group_of(box) for box in graph.boxes.values()}
+    # A model in a model has the weights of layers that were made elsewhere.
+    joining = ("constant", "variable") if layers else ("constant",)
     for key, users in graph.targets().items():
-        if graph.boxes[key].kind == "constant" and len({groups[user] for user in users}) == 1:
+        if graph.boxes[key].kind in joining and len({groups[user] for user in users}) == 1:
             # It is used there only.
             groups[key] = groups[users[0]]
     for box in graph.boxes.values():
@@ -173,7 +185,7 @@ def _with_groups(graph: Graph, group_of: Callable[[Box], tuple[str, str] | None]
     new: dict[str, str] = {key: key for key in graph.boxes}
     made: dict[str, Box] = {}
     for key, boxes in members.items():
-        if len(boxes) > 1:
+        if len(boxes) > 1 or (boxes[0].scope in layers and not boxes[0].is_leaf and key.startswith("scope:")):
             made[key] = _group(key, titles[key], boxes, graph.outputs)
             new.update((box.key, key) for box in boxes)
     by_key = {new[box.key]: made.get(new[box.key], box) for box in graph.boxes.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -32,26 +32,8 @@ class Spec(NamedTuple):
 Inference: TypeAlias = Callable[..., tuple[Shape, str]]
 
 
-class StaticShape(tuple["int | None", ...]):
-    """A tensor's static shape as TensorFlow 1's: `as_list()`, `ndims`, and lengths that have a `value`."""
-
-    __slots__ = ()
-
-    def __new__(cls, lengths: Shape) -> StaticShape:
-        return super().__new__(cls, [None if n is None else Dimension(n) for n in lengths])
-
-    def as_list(self) -> list[int | None]:
-        """The lengths as plain ints, None where they aren't known."""
-        return [None if n is None else int(n) for n in self]
-
-    @property
-    def ndims(self) -> int:
-        """The number of axes."""
-        return len(self)
-
-
 class Dimension(int):
-    """A length that is known."""
+    """A length that is known: an int with a `value`, as TensorFlow 1's lengths have it."""
 
     __slots__ = ()
 
@@ -61,11 +43,77 @@ class Dimension(int):
         return int(self)
 
 
+class UnknownDimension:
+    """A length of `get_shape()` that isn't known: equal to None, which is its `value`."""
+
+    value = None
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, UnknownDimension)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+class StaticShape(tuple["int | None", ...]):
+    """A tensor's static shape: a tuple of ints and None that has what TensorFlow 1's has, too.
+
+    `as_list()`, `ndims`, and the `value` of a length.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, lengths: Iterable[Any]) -> StaticShape:
+        return super().__new__(cls, [n if type(n) is not int else Dimension(n) for n in lengths])
+
+    def as_list(self) -> list[int | None]:
+        """The lengths as plain ints, None where they aren't known."""
+        return [int(n) if isinstance(n, int) else None for n in self]
+
+    @property
+    def ndims(self) -> int:
+        """The number of axes."""
+        return len(self)
+
+
+class TensorShape(StaticShape):
+    """What `get_shape()` gives: a part of it is one as well, and lengths that aren't known have a `value`, too."""
+
+    __slots__ = ()
+
+    def __new__(cls, lengths: Iterable[Any]) -> TensorShape:
+        return super().__new__(cls, [UnknownDimension() if n is None else n for n in lengths])  # type: ignore[return-value]
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return TensorShape(part) if isinstance(index, slice) else part
+
+
+# Of the shapes last met, so that ops in a row share one.
+_SHAPES: dict[Shape, StaticShape] = {}
+_MOST_SHAPES = 4096
+
+
+def _static(shape: Shape) -> StaticShape:
+    known = _SHAPES.get(shape)
+    if known is None:
+        if len(_SHAPES) >= _MOST_SHAPES:
+            _SHAPES.clear()
+        known = _SHAPES[shape] = StaticShape(shape)
+    return known
+
+
 class _KerasShape:
-    """A tensor's `_keras_shape` until Keras sets another: its static shape."""
+    """A tensor's `_keras_shape` until Keras sets another: its static shape, in plain ints, since it goes to files."""
 
     def __get__(self, tensor: Tensor, owner: type) -> Shape:
-        return tensor.shape
+        return tuple(tensor.shape.as_list())
 
 
 class _UsesLearningPhase:
@@ -128,7 +176,7 @@ class Tensor:
         self.op = op
         self.inputs = inputs
         self.attrs = attrs
-        self.shape = shape
+        self.shape = shape if type(shape) is StaticShape else _static(shape)
         self.dtype = dtype
         self.source = source
         state = current_state()
@@ -158,9 +206,9 @@ class Tensor:
         """Number of axes."""
         return len(self.shape)
 
-    def get_shape(self) -> StaticShape:
-        """The static shape, as code for TensorFlow 1 asks for it: a tuple whose `as_list()` is a list."""
-        return StaticShape(self.shape)
+    def get_shape(self) -> TensorShape:
+        """The static shape, as code for TensorFlow 1 asks for it."""
+        return TensorShape(self.shape)
 
     if TYPE_CHECKING:
         # Keras sets it; placeholders and variables have it from the start.

@@ -38,6 +38,7 @@ from ..graph.state import current_state
 from ..program.program import KEY_LENGTH
 from ..session.function import Function
 from ..session.session import Session
+from ..session.targets import parts_of
 from ..source import Lines
 
 # Names that IPython keeps for itself: results, inputs and their lists.
@@ -193,7 +194,8 @@ def kind_of(value: Tensor | Function) -> str:
 def _named(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each tensor and function of this session, or a cleared one, with each of its names.
 
-    Those in lists, tuples and dicts one level deep are included. Another session's are not: it numbers its own.
+    Those in lists, tuples and dicts one level deep, and a model's, are included. Another session's are not: it numbers
+    its own.
     """
     return ((name, value) for name, value in _held(namespace) if not _is_foreign(value))
 
@@ -206,6 +208,8 @@ def _held(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
         elif isinstance(value, (list, tuple, dict)) and name not in ("In", "Out"):
             yield from _inside(name, value)
+        else:
+            yield from ((f"{name}{part}", inner) for part, inner in parts_of(value).items())
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -7,11 +7,15 @@ uses them, get `backend_module` as `keras.backend`; they alone get `old_modules`
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 from ..display import messages
 from ..environments.keras2 import VERSION, install
 from ..errors import ArgumentError, BackendNotInstalledError
+from ..session.targets import register
+from ..source import LIBRARIES
+from . import models
 from .importing import PACKAGES, Finder
 
 
@@ -36,7 +40,12 @@ def enable_keras2() -> None:
         raise BackendNotInstalledError(
             f"Keras {VERSION} needs {', '.join(missing)}", next_step="%pip install 'kernelk[keras2]'"
         )
-    sys.meta_path.insert(0, Finder(install()))
+    folder = install()
+    sys.meta_path.insert(0, Finder(folder))
+    register(models)
+    inside = os.path.join(folder, "")
+    if inside not in LIBRARIES:
+        LIBRARIES.append(inside)
     messages.say(f"import keras gives Keras {VERSION} on kernelk (an installed Keras comes back with --keras3-back)")
 
 

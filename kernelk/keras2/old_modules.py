@@ -5,7 +5,7 @@ that:
 
 - `collections`: the abstract classes that Python 3.10 has moved to `collections.abc`;
 - `numpy`: names that have gone since (`Inf`, `NaN`, `alltrue`, `sometrue`, `product`, `string_`, `unicode_`, `float_`,
-  `in1d`, `int`, `float`, `bool` and `object`);
+  `in1d`, `int`, `float`, `bool` and `object`), and products of ints that print as ints (`prod`);
 - `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
 - `yaml`: `load` without a loader reads plain data;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
@@ -42,8 +42,14 @@ def _collections() -> StandIn:
     return StandIn("collections", collections, **moved)
 
 
+def _prod(*args: Any, **options: Any) -> Any:
+    result = np.prod(*args, **options)
+    # Keras makes shapes of it, which it shows: numpy 2 would print np.int64(512).
+    return int(result) if isinstance(result, np.integer) else result
+
+
 def _numpy() -> StandIn:
-    dropped = {"Inf": np.inf, "NaN": np.nan, "alltrue": np.all, "sometrue": np.any, "product": np.prod}
+    dropped = {"Inf": np.inf, "NaN": np.nan, "alltrue": np.all, "sometrue": np.any, "prod": _prod, "product": _prod}
     dropped |= {"string_": np.bytes_, "unicode_": np.str_, "float_": np.float64, "in1d": np.isin}
     dropped |= {"int": int, "float": float, "bool": bool, "object": object}
     return StandIn("numpy", np, **dropped)

@@ -24,6 +24,7 @@ from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..session.current import current
 from ..session.session import Session
 from ..session.untouched import untouched
+from .by_layer import by_layer
 from .comparison_results import CompareResult, OpsResult, Side, SweepResult
 from .divergence import TOLERANCES, gap_of
 from .estimates import paired_ratio
@@ -387,7 +388,8 @@ class _Work:
         with untouched(self._session, list(hosts.values())):
             ops = op_times(self._session, list(hosts.values()), call, budget)
         ops.sort(key=lambda row: -max(op.total for op in row))
-        return OpsResult(list(hosts), call.label, ops, self._result.comparable)
+        layers = by_layer(list(hosts), ops, call.function.roots)
+        return OpsResult(list(hosts), call.label, ops, self._result.comparable, layers)
 
     @staticmethod
     def _break_even(sides: list[Side]) -> None:

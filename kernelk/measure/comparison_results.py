@@ -10,6 +10,7 @@ from typing import Any
 from ..display.commands import in_ipython
 from ..display.tables import Rendered, Table, duration
 from ..errors import joined
+from .by_layer import LayerTimes
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .profiling import SHOWN_ROWS, OpTime
 from .results import Result, new_axes, unit_of
@@ -54,13 +55,18 @@ class Side:
 class OpsResult(Result, Rendered):
     """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op.
 
-    `comparable`: all engines compute in the same precision.
+    `comparable`: all engines compute in the same precision. `by_layer`: the same times by a model's layers.
     """
 
     labels: list[str]
     label: str
     ops: list[list[OpTime]]
     comparable: bool = True
+    by_layer: LayerTimes | None = None
+
+    def also(self) -> LayerTimes | None:
+        """By layer."""
+        return self.by_layer
 
     def table(self) -> Table:
         """A row for each kind of op, a column for each engine; first the ops that take some engine longest."""

@@ -18,6 +18,7 @@ from ..ops.dtypes import FLOATS
 from ..session.current import current
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
+from ..session.targets import adapted, layers_of, outer_scope
 from ..session.untouched import untouched
 from .single_ops import Nodes
 from .truth import Truth, truth_of, ulps
@@ -77,7 +78,7 @@ class NodeDiff:
     """One node on both engines. `own`: the gap that remains when the op gets the reference's inputs (None: unknown).
 
     `source`: your line, at `location`. `ranges`: the values' range on each engine. `inputs`: the operands' rows in the
-    report.
+    report. `layer`: the Keras layer that it belongs to, "" for none.
     """
 
     op: str
@@ -90,11 +91,13 @@ class NodeDiff:
     own: Gap | None
     ranges: tuple[Range, Range]
     inputs: tuple[int, ...] = ()
+    layer: str = ""
 
     @property
     def label(self) -> str:
-        """The op, the tensor's name and the user's line."""
-        return f"{self.op} '{self.name}' ({self.source})"
+        """The op, the tensor's name, its layer and the user's line."""
+        layer = f" of layer '{self.layer}'" if self.layer else ""
+        return f"{self.op} '{self.name}'{layer} ({self.source})"
 
     def flags(self, engines: tuple[str, str]) -> str:
         """Its remarkable properties, for the table."""
@@ -263,9 +266,9 @@ def diff(
 ) -> DiffReport:
     """Computes every node that `y` needs on two engines, and finds the first that differs. The twin of `%kdiff`.
 
-    `y`: a tensor, several, or a K.function (its outputs and new values). `feeds` maps placeholders, or their names, to
-    arrays; those left out take their last feed. `tolerance`: relative, to an element and to its tensor's mean
-    size; 1e-2, 1e-4 and 1e-8 for the three floats unless given, while integers and bools must be equal.
+    `y`: a tensor, several, a K.function (its outputs and new values), or a Keras model. `feeds` maps placeholders, or
+    their names, to arrays; those left out take their last feed. `tolerance`: relative, to an element and to its
+    tensor's mean size; 1e-2, 1e-4 and 1e-8 for the three floats unless given, while integers and bools must be equal.
     Both engines get the same feeds, variables and random draws. Nothing is committed and the active engine stays.
     Raises ArgumentError, FeedError, UnknownBackendError, BackendNotInstalledError or EngineError.
     """
@@ -275,6 +278,7 @@ def diff(
             f"diff: {reference} was named twice", next_step="name two engines, e.g. tensorflow and numpy"
         )
     allowed = None if tolerance is None else _checked(tolerance)
+    y = adapted(y)
     roots = roots_of(y, "diff")
     phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")
     for engine in engines:
@@ -311,6 +315,7 @@ class _Comparison(Nodes):
     ) -> None:
         super().__init__(session, roots, phase, feeds, "diff")
         self._hosts = hosts
+        self._layers = layers_of(roots)
         self._sizes: dict[int, float] = {}
         self._ranges: dict[int, tuple[Range, Range]] = {}
 
@@ -395,6 +400,7 @@ class _Comparison(Nodes):
             None if alone is None else gap_of(a, alone, allowed, near),
             self._ranges[number],
             tuple(rows[n] for n in inputs if n in rows),
+            outer_scope(node) if outer_scope(node) in self._layers else "",
         )
         rows[number] = len(result.rows)
         result.rows.append(row)

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from ..ops.linear import dot
 from ..session.current import current
 from ..session.function import Function
 from ..session.session import Session
+from ..session.targets import outer_scope
 from ..session.untouched import untouched
+from .by_layer import LayerTimes, by_layer
 from .engine_profile import EngineProfile, check_profiler, engine_profile
 from .estimates import Estimate, unsteadiness
 from .recording import Call, record
@@ -83,7 +85,8 @@ class OpTime:
     nodes are equal, and `steady` is the time of one.
 
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
-    why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them.
+    why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them. `scopes`: for each
+    outermost name scope among them, how many stand in it, and the least of their numbers.
     """
 
     op: str
@@ -99,6 +102,13 @@ class OpTime:
     steady: Estimate = _UNKNOWN
     failure: str = ""
     uids: list[int] = field(default_factory=list)
+    scopes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def also_of(self, node: Tensor) -> None:
+        """Enters a node that is equal to those before."""
+        self.uids.append(node.uid)
+        count, first = self.scopes.get(outer_scope(node), (0, node.uid))
+        self.scopes[outer_scope(node)] = count + 1, min(first, node.uid)
 
     @property
     def total(self) -> float:
@@ -110,7 +120,8 @@ class OpTime:
 class ProfileResult(Result, Rendered):
     """The result of `%kprofile`: `ops`, the slowest first, each separately and unfused; `whole`: the call as compiled.
 
-    `engine_profile`: what the engine's own profiler says of the call as it really runs, where that was asked for.
+    `by_layer`: the ops' times by a model's layers, or by name scopes; None where there are none. `engine_profile`: what
+    the engine's own profiler says of the call as it really runs, where that was asked for.
     """
 
     conditions: Conditions
@@ -120,10 +131,13 @@ class ProfileResult(Result, Rendered):
     others: int = 0
     notes: list[str] = field(default_factory=list)
     engine_profile: EngineProfile | None = None
+    by_layer: LayerTimes | None = None
 
-    def also(self) -> EngineProfile | None:
-        """The engine's own."""
-        return self.engine_profile
+    def also(self) -> Rendered | None:
+        """By layer, and the engine's own."""
+        if self.by_layer is None:
+            return self.engine_profile
+        return replace(self.by_layer, below=self.engine_profile)
 
     @property
     def alone(self) -> float:
@@ -260,8 +274,9 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
                 ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
             own = engine_profile(session, host, call, seconds / 5) if engine else None
         ops.sort(key=lambda op: -op.total)
+        layers = by_layer([host.engine.name], [[op] for op in ops], call.function.roots)
         others = len(recording.calls) - 1
-        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own)
+        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own, by_layer=layers)
         return noted("profile", result)
 
 
@@ -293,8 +308,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
     Every host computes from the same operands, those of the first. `budget`: seconds of running in all.
     """
     function = call.function
-    roots = [*function.outputs, *(value for _, value in function.updates)]
-    nodes = Nodes(session, roots, call.phase, dict(zip(function.placeholders, call.feeds)), "profile")
+    nodes = Nodes(session, function.roots, call.phase, dict(zip(function.placeholders, call.feeds)), "profile")
     forward = {id(node) for node in walk(function.outputs, lambda node: node.inputs)}
     kinds: dict[Any, list[OpTime]] = {}
     share = budget / max(1, len(nodes.computed) * len(hosts))
@@ -307,7 +321,7 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
             if key in kinds:
                 for op in kinds[key]:
                     op.count += 1
-                    op.uids.append(nodes.nodes[number].uid)
+                    op.also_of(nodes.nodes[number])
                 continue
             kinds[key] = [_described(nodes, number, forward) for _ in hosts]
             work.append((number, kinds[key]))
@@ -363,8 +377,11 @@ def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:
     moved = nodes.bytes(n for n in {*operands, *values} if nodes.nodes[n].op != "scan")
     attrs = nodes.program.instructions[number - nodes.program.first].attrs if number >= nodes.program.first else {}
     flops = _flops(node.op, attrs, [tuple(nodes.shapes[n]) for n in operands], shape)
-    source, location, uids = str(node.source), node.source.location, [node.uid]
-    return OpTime(node.op, node.name, source, location, part, shape, node.dtype, moved, flops, uids=uids)
+    described = OpTime(
+        node.op, node.name, str(node.source), node.source.location, part, shape, node.dtype, moved, flops
+    )
+    described.also_of(node)
+    return described
 
 
 def _flops(op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]], shape: tuple[int, ...]) -> int:

@@ -18,7 +18,8 @@ from ..program.program import Program
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
 from ..session.session import Session
-from ..source import Source, caller
+from ..session.targets import adapted
+from ..source import Source, user
 
 # The feeds of repeated calls are kept for doing all of them again up to this size; of each kind of call the first is
 # kept whatever its size.
@@ -45,8 +46,8 @@ class Call:
 
     @property
     def label(self) -> str:
-        """Its source line."""
-        return str(self.source)
+        """Its source line, or the model that it evaluates."""
+        return f"model '{self.function.name}'" if self.function.what == "model" else str(self.source)
 
     def program(self, session: Session, ops: frozenset[str]) -> Program:
         """The call's program for a backend that defines `ops`."""
@@ -95,7 +96,7 @@ class _Recorder:
             # The body may change its arrays in place later.
             kept = [feed.copy() for feed in feeds]
         if call is None:
-            call = self._kinds[key] = Call(function, phase, kept or [], caller())
+            call = self._kinds[key] = Call(function, phase, kept or [], user())
             recording.calls.append(call)
         for slot, _ in program.updates:
             variable = program.slots[slot]
@@ -114,13 +115,14 @@ class _Recorder:
 def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) -> Recording:
     """Runs a target once and notes its calls.
 
-    `target`: a function without arguments; a tensor, several, or a K.function, which are evaluated with `feeds` or what
-    their placeholders were fed last. So is what a body returns that evaluates nothing itself. Called with the session's
-    lock held. Raises ArgumentError for a body that neither evaluates nor returns anything of the kind, and what the
-    body raises.
+    `target`: a function without arguments; a tensor, several, a K.function or a model, which are evaluated with `feeds`
+    or what their placeholders were fed last. So is what a body returns that evaluates nothing itself. Called with the
+    session's lock held. Raises ArgumentError for a body that neither evaluates nor returns anything of the kind, and
+    what the body raises.
     """
     __tracebackhide__ = True  # in an error of the body
     recording = Recording(places=session.state.seeds.places())
+    target = adapted(target)
     if callable(target) and not isinstance(target, Function):
         if feeds:
             raise ArgumentError(
@@ -134,7 +136,7 @@ def record(session: Session, target: Any, feeds: Any, asker: str, magic: str) ->
         recording.seconds = time.perf_counter() - begin
         if recording.calls:
             return recording
-        target = recording.value
+        target = adapted(recording.value)
         if not _evaluable(target):
             raise ArgumentError(
                 f"{asker}: nothing was evaluated, so there is nothing to time",

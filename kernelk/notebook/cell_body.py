@@ -1,9 +1,9 @@
-"""Turns the cell of a measuring magic into a function that runs in the notebook's namespace."""
+"""Turns the text of a magic, a cell or an expression, into a function that runs where the magic was called."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -12,10 +12,13 @@ from ..errors import ArgumentError
 from ..source import CELL
 
 
-def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callable[..., Any]:
+def body(
+    shell: InteractiveShell, text: str, magic: str, example: str, local: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """A function that runs the text in the shell's namespace, with keyword arguments as names while it runs.
 
-    Errors show its lines as those of a cell. Raises ArgumentError for text that is empty or no Python.
+    `local`: the names where the magic was called; those of a function come before the notebook's. Errors show its
+    lines as those of a cell. Raises ArgumentError for text that is empty or no Python.
     """
     if not text.strip():
         raise ArgumentError(f"{magic} was given nothing to run", next_step=example)
@@ -28,6 +31,8 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
         raise ArgumentError(
             f"{magic}: the code has a syntax error in line {error.lineno} ({line}): {error.msg}", next_step=example
         ) from None
+    if local is not None and local is not shell.user_ns:
+        return closure(tree.body, name, shell.user_ns, local)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     statements = compile(tree, name, "exec")
     expression = compile(ast.Expression(last.value), name, "eval") if isinstance(last, ast.Expr) else None
@@ -49,3 +54,31 @@ def body(shell: InteractiveShell, text: str, magic: str, example: str) -> Callab
 
     run.__name__ = "cell"
     return run
+
+
+def closure(body: list[ast.stmt], file: str, namespace: dict[str, Any], local: Mapping[str, Any]) -> Callable[[], Any]:
+    """A function of this body that sees a function's local names before the namespace's; it returns its last value.
+
+    Assignments are its own. Raises SyntaxError.
+    """
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    # Parameters, so that functions and comprehensions in the body see them as well.
+    seen = {node.id for node in nodes if isinstance(node, ast.Name)}.intersection(local) - declared
+    head: Any = ast.parse(f"def cell({', '.join(sorted(seen))}):\n    pass", file)
+    if body:
+        *before, last = body
+        head.body[0].body = [
+            *before,
+            ast.copy_location(ast.Return(last.value), last) if isinstance(last, ast.Expr) else last,
+        ]
+    made: dict[str, Any] = {}
+    exec(compile(head, file, "exec"), namespace, made)
+    run = made["cell"]
+    values = {name: local[name] for name in seen}
+
+    def cell() -> Any:
+        __tracebackhide__ = True
+        return run(**values)
+
+    return cell

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_magic, magics_class, needs_local_scope, no_var_expand
 
 from ..errors import ArgumentError
 from .arguments import Expression, argument, feed_argument, magic_arguments, parse
-from .expressions import engine_hint, feeds_of, value_of
+from .expressions import engine_hint, feeds_of, names_in, value_of
 
 
 def _depth(text: str) -> int:
@@ -26,13 +27,16 @@ class GraphMagics(Magics):
     # An expression's braces and dollars are the expression's own.
     @no_var_expand
     @magic_arguments("an expression", "%kgraph loss --depth 1")
-    @argument("target", type=Expression("draw"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("draw"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("--times", action="store_true", help="show the time of each op on its own on the active engine")
     @argument("--depth", metavar="N", type=_depth, help="how many levels of name scopes are opened")
     @argument("--all", action="store_true", help="nothing collapsed, up to 1,000 nodes")
     @feed_argument
+    @needs_local_scope
     @line_magic
-    def kgraph(self, line: str) -> Any:
+    def kgraph(self, line: str, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Draws the graph of a tensor, several, or a K.function: nodes with op, name, shape, dtype, cell and line.
 
         Examples::
@@ -40,6 +44,7 @@ class GraphMagics(Magics):
           %kgraph loss                      as a picture in a notebook, as text in a terminal
           %kgraph train --times             with the time of each op on its own on the active engine
           %kgraph loss --depth 1            one level of name scopes opened; 0: each scope is one box
+          %kgraph model                     a Keras model, with a box for each layer
           %kgraph loss --all                nothing collapsed, up to 1,000 nodes
           %kgraph loss --times --feed x=batch
 
@@ -58,18 +63,21 @@ class GraphMagics(Magics):
         from ..drawing.drawing import draw
 
         shell: Any = self.shell
-        feeds = feeds_of(shell, given.feed, "%kgraph")
-        target = value_of(shell, given.target, "%kgraph")
+        feeds = feeds_of(shell, given.feed, "%kgraph", local_ns)
+        target = value_of(shell, given.target, "%kgraph", local=local_ns)
         depth: Any = "all" if given.all else given.depth
-        return draw(target, depth=depth, times=given.times or None, feeds=feeds, names=shell.user_ns)
+        return draw(target, depth=depth, times=given.times or None, feeds=feeds, names=names_in(shell, local_ns))
 
     @no_var_expand
     @magic_arguments("an expression and engines' names", "%kshow y tensorflow theano --feed x=array")
-    @argument("target", type=Expression("show"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("show"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("engines", nargs="*", help="the engines' names; none: those that run, and the active one")
     @feed_argument
+    @needs_local_scope
     @line_magic
-    def kshow(self, line: str) -> Any:
+    def kshow(self, line: str, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Shows each engine's compiled form of the same graph, after its own optimisation and in its own format.
 
         Examples::
@@ -87,6 +95,6 @@ class GraphMagics(Magics):
         from ..drawing.engine_graphs import show
 
         shell: Any = self.shell
-        feeds = feeds_of(shell, given.feed, "%kshow")
-        target = value_of(shell, given.target, "%kshow", engine_hint(given.target))
-        return show(target, *given.engines, feeds=feeds, names=shell.user_ns)
+        feeds = feeds_of(shell, given.feed, "%kshow", local_ns)
+        target = value_of(shell, given.target, "%kshow", engine_hint(given.target), local_ns)
+        return show(target, *given.engines, feeds=feeds, names=names_in(shell, local_ns))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_magic, magics_class, needs_local_scope, no_var_expand
 
 from ..inspection.columns import COLUMNS, KINDS
 from .arguments import argument, magic_arguments, parse
+from .expressions import names_in
 
 
 @magics_class
@@ -20,8 +22,9 @@ class InspectionMagics(Magics):
     @argument("--values", action="store_true", help="with min, max, mean, std, NaN, infinity and a histogram")
     @argument("--kind", metavar="K", help="only this kind: " + ", ".join(KINDS))
     @argument("--sort", metavar="COLUMN", help="by " + ", ".join(COLUMNS))
+    @needs_local_scope
     @line_magic
-    def ktensors(self, line: str) -> Any:
+    def ktensors(self, line: str, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Lists the session's variables, placeholders, tensors and functions, by your names for them.
 
         Examples::
@@ -40,7 +43,7 @@ class InspectionMagics(Magics):
         from ..inspection.tensor_list import tensors
 
         given = parse(self.ktensors, line)
-        namespace = self.shell.user_ns  # type: ignore[union-attr]
+        namespace = names_in(self.shell, local_ns)  # type: ignore[arg-type]
         return tensors(given.filter, values=given.values, kind=given.kind, sort=given.sort, namespace=namespace)
 
     @magic_arguments("no arguments", "%kpanel")

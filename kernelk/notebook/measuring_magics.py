@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import (
+    Magics,
+    cell_magic,
+    line_cell_magic,
+    line_magic,
+    magics_class,
+    needs_local_scope,
+    no_var_expand,
+)
 
 from ..errors import ArgumentError
 from .arguments import Code, Expression, argument, feed_argument, magic_arguments, parse
@@ -23,8 +32,9 @@ class MeasuringMagics(Magics):
     @magic_arguments(_OPTIONS_ALONE, "%ktime K.softmax(K.ones((500, 500)))")
     @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (2)")
+    @needs_local_scope
     @line_cell_magic
-    def ktime(self, line: str, cell: str | None = None) -> Any:
+    def ktime(self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Times an expression or a cell on the active engine: compile, first run, steady state, transfer.
 
         Examples::
@@ -39,21 +49,23 @@ class MeasuringMagics(Magics):
         __tracebackhide__ = True  # in an error of the user's own code
         from ..measure.timing import time
 
-        return self._measured(time, self.ktime, line, cell)
+        return self._measured(time, self.ktime, line, cell, local_ns)
 
     @no_var_expand
     @magic_arguments(_OPTIONS_ALONE, "%kprofile K.softmax(K.ones((500, 500)))")
     @argument("code", nargs="?", type=Code(), help="the code, unless it is a cell")
     @argument("--budget", metavar="S", help="seconds to run for, not counting compilation (5)")
     @argument("--engine", action="store_true", help="also run the engine's own profiler on the call")
+    @needs_local_scope
     @line_cell_magic
-    def kprofile(self, line: str, cell: str | None = None) -> Any:
+    def kprofile(self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Times each op of a call separately, on its real inputs, next to the call as the engine compiles it.
 
         Examples::
 
           %kprofile f([x])                 each op of a call of a K.function, with its source line
           %kprofile K.softmax(y)           a tensor: it is evaluated
+          %kprofile model                  a Keras model, op by op and layer by layer
           %%kprofile --budget 20           the slowest call in the cell
           %kprofile --engine f([x])        also with the engine's own profiler, which sees fused ops
 
@@ -63,14 +75,14 @@ class MeasuringMagics(Magics):
         __tracebackhide__ = True
         from ..measure.profiling import profile
 
-        return self._measured(profile, self.kprofile, line, cell)
+        return self._measured(profile, self.kprofile, line, cell, local_ns)
 
-    def _measured(self, twin: Any, magic: Any, line: str, cell: str | None) -> Any:
+    def _measured(self, twin: Any, magic: Any, line: str, cell: str | None, local: Mapping[str, Any] | None) -> Any:
         """Calls the twin on the line's code or the cell, with the line's options."""
         __tracebackhide__ = True
         given = parse(magic, line, cell)
         name = f"%{magic.__name__}" if cell is None else f"%%{magic.__name__}"
-        run = body(self.shell, given.code, name, magic.parser.example)  # type: ignore[arg-type]
+        run = body(self.shell, given.code, name, magic.parser.example, local)  # type: ignore[arg-type]
         return twin(run, **{option: value for option, value in vars(given).items() if value and option != "code"})
 
     @no_var_expand
@@ -119,12 +131,15 @@ class MeasuringMagics(Magics):
 
     @no_var_expand
     @magic_arguments("an expression and two engines' names", "%kdiff y tensorflow cntk --feed x=array --tolerance 1e-3")
-    @argument("target", type=Expression("compare"), help="an expression: a tensor, a list of them, or a K.function")
+    @argument(
+        "target", type=Expression("compare"), help="an expression: one tensor or a list, a K.function, a Keras model"
+    )
     @argument("engines", nargs=2, metavar="ENGINE", help="the two engines' names")
     @feed_argument
     @argument("--tolerance", metavar="T", help="how much values may differ, relative to their size")
+    @needs_local_scope
     @line_magic
-    def kdiff(self, line: str) -> Any:
+    def kdiff(self, line: str, local_ns: Mapping[str, Any] | None = None) -> Any:
         """Names the first op whose values differ on two engines, or where the first NaN or infinity appears.
 
         Examples::
@@ -139,11 +154,10 @@ class MeasuringMagics(Magics):
 
         given = parse(self.kdiff, line)
         shell: Any = self.shell
-        feeds = feeds_of(shell, given.feed, "%kdiff")
+        feeds = feeds_of(shell, given.feed, "%kdiff", local_ns)
         one, other = given.engines
-        return diff(
-            value_of(shell, given.target, "%kdiff", engine_hint(given.target)), one, other, feeds, given.tolerance
-        )
+        target = value_of(shell, given.target, "%kdiff", engine_hint(given.target), local_ns)
+        return diff(target, one, other, feeds, given.tolerance)
 
 
 def _swept(text: str) -> dict[str, list[float]]:

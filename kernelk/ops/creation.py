@@ -32,7 +32,7 @@ def placeholder(
     elif isinstance(shape, (int, np.integer)):
         shape = (shape,)
     try:
-        lengths: Shape = tuple(None if n is None or n == -1 else operator.index(n) for n in shape)
+        lengths: Shape = tuple(None if n in (None, -1) else operator.index(n) for n in shape)
     except TypeError:
         raise ArgumentError(
             f"placeholder: a shape is a tuple of ints, with None for an unknown length, not {shape!r}",

@@ -26,7 +26,7 @@ def int_shape(x: Any) -> Shape | None:
     known = getattr(x, "_keras_shape", None)
     if known is not None:
         return tuple(known)
-    return as_tensor(x).shape
+    return tuple(as_tensor(x).shape.as_list())
 
 
 def ndim(x: Any) -> int:

@@ -17,10 +17,10 @@ from .function import Function
 def roots_of(y: Any, asker: str) -> list[Tensor]:
     """The tensors of a target: a tensor, several, or a K.function's outputs and new values. Raises ArgumentError."""
     if isinstance(y, Function):
-        roots = [*y.outputs, *(value for _, value in y.updates)]
+        roots = y.roots
     else:
         roots = list(y) if isinstance(y, (list, tuple)) else [y]
-    allowed = "allowed are a tensor, a list of tensors and a K.function"
+    allowed = "allowed are a tensor, a list of tensors, a K.function and a Keras model"
     if isinstance(y, (list, tuple)) and not roots:
         raise ArgumentError(f"{asker}: the list is empty", allowed=allowed)
     for root in roots:
@@ -88,8 +88,9 @@ def known_feeds(
             if known[id(x)] is None:
                 missing.append(f"'{x.name}' {x.shape} ({x.source})")
     if missing:
+        otherwise_fed = f"{y.feeding}, or " if isinstance(y, Function) and y.feeding else ""
         raise FeedError(
             f"{asker}: feeds are missing for {'; '.join(missing)}",
-            next_step=f"give feeds={{placeholder: array}} ({magic})",
+            next_step=f"{otherwise_fed}give feeds={{placeholder: array}} ({magic})",
         )
     return phase, {x: as_feed(x, known[id(x)]) for x in needed}

@@ -54,6 +54,10 @@ _numbers = itertools.count(-1, -1)
 class Function:
     """A compiled function of placeholders; call it with a list of arrays. Works on whichever engine is active."""
 
+    # What its user knows it as, and how its placeholders come to be fed, for messages.
+    what = "K.function"
+    feeding = ""
+
     def __init__(
         self,
         inputs: Sequence[Any],
@@ -221,6 +225,11 @@ class Function:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
         return self
+
+    @property
+    def roots(self) -> list[Tensor]:
+        """Its outputs and its updates' values."""
+        return [*self.outputs, *(value for _, value in self.updates)]
 
     @property
     def signature(self) -> str:

@@ -115,9 +115,11 @@ def timings(session: Session) -> dict[str, Any]:
     return {
         "time": _timed(latest.get("time")),
         "profile": _profiled(latest.get("profile")),
+        "profile_layers": _by_layer(getattr(latest.get("profile"), "by_layer", None)),
         "engine_profile": _watched(getattr(latest.get("profile"), "engine_profile", None)),
         "compare": _compared(latest.get("compare")),
         "per_op": _op_by_op(getattr(latest.get("compare"), "per_op", None)),
+        "compare_layers": _by_layer(getattr(getattr(latest.get("compare"), "per_op", None), "by_layer", None)),
         "swaps": [swapped(report) for report in reversed(session.swaps[-MOST_SWAPS:])],
         "swap_count": session.swap_count,
     }
@@ -210,6 +212,23 @@ def _op_by_op(result: Any) -> dict[str, Any] | None:
             steady = math.nan if op.failure else op.steady.value
             bars.append(_bar(f"{op.op}: {name}", steady, op.steady.low, op.steady.high, text, detail=detail))
     return {"title": result.label, "bars": bars, "notes": result.table().below.splitlines()}
+
+
+def _by_layer(result: Any) -> dict[str, Any] | None:
+    """The layers of a model, or name scopes, each on every engine."""
+    if result is None:
+        return None
+    most = max(1, MOST_BARS // len(result.labels))
+    bars = []
+    for layer in sorted(result.layers, key=lambda layer: -layer.total())[:most]:
+        for i, name in enumerate(result.labels):
+            seconds = layer.total(i)
+            label = f"{layer.name or 'outside'}: {name}" if len(result.labels) > 1 else layer.name or "outside"
+            parts = ", ".join(f"{part} {duration(time)}" for part, time in layer.seconds[i].items() if time)
+            bars.append(_bar(label, seconds, seconds, seconds, duration(seconds), detail=parts))
+    more = len(result.layers) - most
+    notes = [f"{more} more"] if more > 0 else []
+    return {"title": result.table().title, "bars": bars, "notes": [*notes, *result.table().below.splitlines()]}
 
 
 def native(views: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,106 @@ def test_a_file_beside_the_package_is_the_users() -> None:
     scope: dict[str, Any] = {"K": K}
     exec(compile("\n\nx = K.placeholder((2,))\n", file, "exec"), scope)
     assert str(scope["x"].source).startswith("kernelk_notes.py, line 3")
+
+
+def test_a_modules_lines_are_its_own_in_a_notebook_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from kernelk import backend as K\n\ndef double(x):\n    return K.dot(x, x)\n")
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport mine\nfrom kernelk import backend as K",
+            "y = mine.double(K.ones((2, 2)))\nz = K.exp(y)\nprint(y.source.location, '|', z.source.location)",
+            "mine.double(K.ones((2, 3)))",
+        ],
+        **QUIET,
+    )
+    assert cells[2]["out"] == "mine.py, line 4 | cell 3, line 2\n"
+    assert one_line(cells[3]).endswith("(mine.py, line 4: return K.dot(x, x))")
+
+
+_SETUP = (
+    "import numpy as np\nimport kernelk\nfrom kernelk import backend as K\nx = K.placeholder((None, 2), name='x')\n"
+    "y = K.sum(K.exp(x))\nf = K.function([x], [y], name='sums')\nf([np.ones((2, 2))])"
+)
+
+
+def test_results_are_shown_in_loops_blocks_and_functions_and_once_at_the_end() -> None:
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            _SETUP,
+            "for n in (1, 2):\n    %ktime --budget 0.01 f([np.ones((n, 2))])",
+            "with kernelk.using('numpy'):\n    %kprofile --budget 0.01 f([np.ones((1, 2))])\n    %kgraph y",
+            "%ktime --budget 0.01 f([np.ones((3, 2))])\n%ktensors x\nprint('end')",
+            "%ktime --budget 0.01 f([np.ones((4, 2))])",
+            "display = None\nif True:\n    %ktime --budget 0.01 f([np.ones((5, 2))])",
+            "def g():\n    kept = %ktime --budget 0.01 f([np.ones((6, 2))])\n    return kept.calls[0].inputs\ng()",
+            "def g():\n    %ktime --budget 0.01 f([np.ones((7, 2))])\ng()",
+            "%%time\n%ktime --budget 0.01 f([np.ones((8, 2))])",
+            "try:\n    %ktime f([np.ones((8, 3))])\nfinally:\n    print('left')",
+            "%unload_ext kernelk\nprint([type(one).__name__ for one in get_ipython().ast_transformers])",
+        ],
+        **QUIET,
+    )
+    assert [cell["error"] for cell in cells] == [*[None] * 10, "FeedError", None], cells
+    shown = [cell["shown"] for cell in cells]
+    assert ["float32[1, 2]" in shown[2][0], "float32[2, 2]" in shown[2][1], len(shown[2])] == [True, True, 2]
+    assert "its ops one by one" in shown[3][0]
+    assert shown[3][1].startswith("graph of y")
+    assert len(shown[3]) == 2
+    assert "float32[3, 2]" in shown[4][0]
+    assert "placeholder" in shown[4][1]
+    assert cells[4]["out"] == "end\n"
+    assert (shown[5], "float32[4, 2]" in cells[5]["value"]) == ([], True)
+    # What the shell itself shows of a cell's last expression.
+    assert cells[5]["out"].count("float32[4, 2]") == 1
+    assert "float32[5, 2]" in shown[6][0]
+    assert (shown[7], cells[7]["value"]) == ([], "['float32[6, 2]']")
+    assert "float32[7, 2]" in shown[8][0]
+    assert cells[9]["out"].count("float32[8, 2]") + len(shown[9]) == 1
+    assert cells[10]["out"].startswith("left\nFeedError")
+    assert cells[11]["out"] == "[]\n"
+
+
+def test_magics_see_a_functions_locals() -> None:
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            _SETUP,
+            "batch = np.ones((9, 2))\nseen = []\ndef outside():\n    seen.append(batch.shape)\n    return f([batch])",
+            "def g(batch, z):\n    call = lambda: f([batch])\n"
+            "    %ktime --budget 0.01 [call() for _ in range(2) if batch is not None]\n"
+            "    %ktime --budget 0.01 outside()\n    %ktime --budget 0.01 f([batch]) and call()\n"
+            "    %kprofile --budget 0.01 K.eval(z, {x: batch})\n    %kgraph z\n    %kshow z numpy --feed x=batch\n"
+            "    %ktensors z\n    %kdiff z numpy torch --feed x=batch\n    return 1\n"
+            "g(np.ones((5, 2)), K.exp(x) + 1)",
+            "print(seen, batch.shape, 'z' in globals(), 'call' in globals())",
+            "def g(batch):\n    %ktime --budget 0.01 f([btch])\ng(batch)",
+            "def g(batch):\n    %ktime f([batch)\ng(batch)",
+            "def g(batch):\n    %kgraph btch\ng(batch)",
+            "class Net:\n    def run(self):\n        %ktime --budget 0.01 f([self.batch])\n"
+            "net = Net()\nnet.batch = np.ones((6, 2))\nnet.run()",
+        ],
+        **QUIET,
+    )
+    assert [cell["error"] for cell in cells] == [
+        *[None] * 5, "NameError", "ArgumentError", "ArgumentError", None,
+    ], cells  # fmt: skip
+    times, outside, both, profile, graph, compiled, listed, diff = cells[3]["shown"]
+    assert "float32[5, 2]" in times
+    assert "2 times" in times
+    # A function's own global names stay its own.
+    assert "float32[9, 2]" in outside
+    assert "float32[5, 2]" in both
+    assert "add" in profile
+    assert graph.startswith("graph of z")
+    assert "exp" in compiled
+    assert "z" in listed.split()
+    assert diff.startswith("numpy and torch agree")
+    assert cells[4]["out"] == "[(9, 2)] (9, 2) False False\n"
+    assert "name 'btch' is not defined" in cells[5]["out"]
+    assert one_line(cells[7]).startswith("ArgumentError: %kgraph: btch can't be evaluated: NameError: name 'btch'")
+    assert "float32[6, 2]" in cells[8]["shown"][0]
 
 
 # --- a real kernel --------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import numpy as np
 import pytest
 from helpers.arrays import assert_close
@@ -35,13 +39,26 @@ def test_name_scopes_are_part_of_names() -> None:
 
 
 def test_static_shapes() -> None:
-    shape = K.placeholder((None, 3, 4)).get_shape()
+    x = K.placeholder((None, 3, 4))
+    shape = x.get_shape()
     assert shape == (None, 3, 4)
     assert shape.as_list() == [None, 3, 4]
     assert shape.ndims == len(shape) == 3
     assert [shape[1].value, shape[-1] * 2] == [3, 8]
     assert K.zeros(shape[1:]).shape == (3, 4)
     assert type(shape[1].value) is int
+    assert [length.value for length in shape] == shape[:3].as_list() == [None, 3, 4]
+    assert (str(shape), not shape[0], None in shape) == ("(None, 3, 4)", True, True)
+    assert K.placeholder(shape).shape == (None, 3, 4)
+    # Of `shape`, lengths that aren't known are None.
+    for y in (x, K.exp(x), K.variable(np.ones((2, 3, 4))), K.sum(x, axis=0, keepdims=True)):
+        assert y.shape[1].value == y.shape.as_list()[1] == 3
+        assert [y.shape[2] * 2, isinstance(y.shape, tuple), isinstance(y.shape[2], int)] == [8, True, True]
+        assert {type(n) for n in K.int_shape(y)} <= {int, type(None)}
+    assert x.shape[0] is None
+    assert repr(x.shape) == "(None, 3, 4)"
+    assert pickle.loads(pickle.dumps(x.shape)) == copy.deepcopy(x.shape) == (None, 3, 4)
+    assert json.dumps(x.shape) == "[null, 3, 4]"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -16,6 +17,7 @@ from helpers.processes import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 FIRST = NOTEBOOKS / "01_first_swap.ipynb"
+LIVES = NOTEBOOKS / "03_keras2_lives.ipynb"
 STATIONS = ["tensorflow", "theano", "cntk", "tensorflow"]
 SWAPS = [("to-theano", "tensorflow", "theano"), ("to-cntk", "theano", "cntk")]
 SWAPS += [("back-to-tensorflow", "cntk", "tensorflow")]
@@ -156,13 +158,15 @@ def test_engines_that_cannot_be_had_are_left_out_with_a_line_that_says_so() -> N
     nbformat.validate(notebook)
 
 
-def test_the_committed_notebook_was_executed_in_order_and_holds_nothing_of_a_machine() -> None:
-    text = FIRST.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", [FIRST, LIVES], ids=lambda path: path.stem)
+def test_the_committed_notebook_was_executed_in_order_and_holds_nothing_of_a_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-    assert list(table(notebook)) == ["numpy", "TensorFlow", "Theano", "CNTK"]
+    if path == FIRST:
+        assert list(table(notebook)) == ["numpy", "TensorFlow", "Theano", "CNTK"]
     shown = "\n".join(json.dumps(o.get("text") or o.data.get("text/plain")) for cell in cells for o in cell.outputs)
     assert not re.search(r"/(root|home|work|tmp|Users|usr|opt)/", shown)
 
@@ -216,3 +220,77 @@ def test_the_pictures_are_there_and_say_what_they_show(compared: Any) -> None:
         "display_data",
         "stream",
     }
+
+
+# --- Keras 2 lives --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The third notebook, executed, with one more cell that prints the raw figures of its runs."""
+    for name, line in run.missing().items():
+        absent(name, line)
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(LIVES, as_version=4)
+    figures = (
+        "import json\nprint(json.dumps([tour.losses, tour.engines, alone.losses, alone.engines,"
+        " rows_tour.losses, rows_tour.engines, {name: float(np.max(np.abs(maps[name] - reference)) / np.max(reference))"
+        " for name in route}]))"
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(figures, id="figures"))
+    path = folder / "third.ipynb"
+    nbformat.write(notebook, path)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("KERNELK_QUIET", "KERAS_"))}
+    return run.execute(path, env={**env, "KERAS_HOME": str(folder)})
+
+
+ROUTE = ["tensorflow", "theano", "cntk", "jax", "torch"]
+
+
+def test_keras_2_prints_nothing_but_its_epochs_and_the_engines_in_use(lived: Any) -> None:
+    assert "error" not in {o.output_type for cell in lived.cells for o in cell.get("outputs", [])}
+    lines = re.compile(
+        r"Using (TensorFlow|Theano|CNTK|JAX|PyTorch) \S+ backend \(chosen by (%kbackend|set_backend)\)"
+        r"|import keras gives Keras 2\.3\.1 on kernelk .*"
+    )
+    others = [text for text in errors_printed(lived) if not lines.fullmatch(text) and "font cache" not in text]
+    assert others == []
+
+
+def test_one_fit_goes_through_five_engines_and_is_the_same_as_on_one(lived: Any) -> None:
+    losses, engines, alone, engine, rows, engines_of_rows, _ = json.loads(printed(lived, "figures"))
+    assert len(losses) == len(rows) == 70
+    assert engines == engines_of_rows == [ROUTE[step // 7 % 5] for step in range(70)]
+    assert set(engine) == {"tensorflow"}
+    np.testing.assert_allclose(losses, alone, rtol=0, atol=1e-4)
+    for falling in (losses, rows):
+        assert np.mean(falling[-7:]) < 0.4 * falling[0]
+    for cell, least in (("define-tour", 90), ("train-lstm", 80)):
+        found = re.search(r"test accuracy: ([\d.]+)% of 453 images", printed(lived, cell))
+        assert found is not None
+        assert float(found[1]) > least
+
+
+def test_the_tools_show_the_model_by_its_layers(lived: Any) -> None:
+    layers = ["conv2d_1", "last_conv", "max_pooling2d_1", "dropout_1", "flatten_1", "dense_1", "dropout_2", "dense_2"]
+    [graph] = [o.data for o in outputs(lived, "graph") if o.output_type == "execute_result"]
+    assert graph["text/plain"].startswith("graph of model 'cnn'")
+    assert [name for name in layers if f"[{name}]" in graph["text/plain"]] == layers
+    assert "data:image/svg+xml" in graph["text/html"]
+    [times] = [o.data for o in outputs(lived, "profile-cnn") if o.output_type == "execute_result"]
+    named = [line.split()[0] for line in times["text/plain"].splitlines()[3:-1]]
+    assert named == [name for name in layers if not name.startswith("dropout")]
+    assert printed(lived, "diff-cnn").startswith("torch and numpy agree within the tolerance")
+
+
+def test_grad_cam_is_the_same_on_each_engine(lived: Any) -> None:
+    gaps = json.loads(printed(lived, "figures"))[-1]
+    assert list(gaps) == ROUTE
+    assert max(gaps.values()) < 1e-3
+
+
+def test_the_page_of_keras_2_holds_its_pictures(lived: Any) -> None:
+    pictures = re.findall(r"<img[^>]*>", run.html(lived))
+    # The graph, two losses, and the maps.
+    assert len(pictures) == 4
+    assert all(len(re.findall(r'alt="([^"]*)"', picture)[0]) > 30 for picture in pictures)

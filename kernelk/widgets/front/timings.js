@@ -12,7 +12,9 @@ export class Timings {
     const measured = [
       ["compare", "Engines side by side", "%%kcompare"],
       ["per_op", "Ops on each engine", "%%kcompare --per-op"],
+      ["compare_layers", "Layers on each engine", "%%kcompare --per-op"],
       ["profile", "Ops, one by one", "%kprofile"],
+      ["profile_layers", "Layers", "%kprofile"],
       ["engine_profile", "Engine's own profiler", "%kprofile --engine"],
       ["time", "A call", "%ktime"],
     ].filter(([name]) => facts[name]);
