@@ -85,10 +85,10 @@ def swaps(engine: str, rounds: int) -> Row:
     from keras import layers as L
 
     keras.backend.clear_session()
-    model = keras.models.Sequential([L.Dense(1024, activation="relu", input_shape=(700,)), L.Dense(128), L.Dense(10)])
+    model = keras.models.Sequential([L.Dense(1024, activation="relu", input_shape=(1100,)), L.Dense(128), L.Dense(10)])
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
     assert 9e6 < 2 * 4 * model.count_params() < 11e6
-    x, y = np.ones((32, 700), "float32"), np.ones((32, 10), "float32")
+    x, y = np.ones((32, 1100), "float32"), np.ones((32, 10), "float32")
     seconds = []
     for _ in range(rounds + 1):
         set_backend("numpy")

@@ -34,6 +34,10 @@ tf = None
 # Constants up to this many bytes are part of the traced function; larger ones are arguments, held once.
 EMBEDDED_BYTES = 1024
 
+# An executor of TensorFlow's that computes node after node in the calling thread, each still on several if it is large.
+# The default one hands nodes to other threads, which takes longer than a small node itself.
+INLINE = "SINGLE_THREADED_EXECUTOR"
+
 # Nodes of a graph that compute nothing.
 PASSIVE = ("Placeholder", "Const", "Identity", "NoOp")
 
@@ -72,6 +76,7 @@ class TensorFlowBackend(Backend):
         denormals = wanted_denormals(options)
         threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
+        self.watched = False  # whether what is compiled is for the profiler, which sees the default executor's nodes
         self._notes = []
         if self._in_kernel:
             import tensorflow as tf
@@ -205,17 +210,18 @@ class TensorFlowBackend(Backend):
             for name in ("", "_mkl", "_cpu", "_onednn_bfloat16"):
                 if hasattr(rewrites, "auto_mixed_precision" + name):
                     setattr(rewrites, "auto_mixed_precision" + name, rewriter_config_pb2.RewriterConfig.OFF)
-            attributes = ("executor_type", "", "config_proto", config.SerializeToString())
+            settings = "config_proto", config.SerializeToString()
             engine = context.context()
             make = ops.EagerTensor
             failure, public_failure = core._NotOkStatusException, core._status_to_exception
 
-            def prepare(concrete):
+            def prepare(concrete, inline=False):
                 name = concrete._inference_function.name
                 name = name.decode("utf-8") if isinstance(name, bytes) else name
                 count = len(concrete.outputs)
                 device = self._device_name
                 execute = pywrap_tfe.TFE_Py_Execute
+                attributes = ("executor_type", INLINE if inline else "") + settings
 
                 def call(arguments):
                     try:
@@ -308,10 +314,15 @@ class TensorFlowBackend(Backend):
                 results[position] = tf.raw_ops.DeepCopy(x=results[position])
             return results
 
-        with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
-            concrete = tf.function(body, autograph=False).get_concrete_function(*specs)
+        def traced():
+            with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
+                return tf.function(body, autograph=False).get_concrete_function(*specs)
+
+        concrete = traced()
+        inline = self._prepare is not None and self._on_cpu and not self.watched and not _calls_functions(concrete)
         kept = [self._make(np.array(array), self._device_name, None) for array in large]
-        call = self._at_precision(self._prepare(concrete) if self._prepare else _public_call(concrete))
+        prepared = self._prepare(concrete, inline) if self._prepare else _public_call(concrete)
+        call = self._at_precision(prepared)
         make, device = self._make, self._device_name
 
         def run(feeds, state, draws):
@@ -322,7 +333,13 @@ class TensorFlowBackend(Backend):
             if kept:
                 arguments.extend(kept)
             try:
-                results = call(arguments)
+                try:
+                    results = call(arguments)
+                except Exception:
+                    if not inline:
+                        raise
+                    # Once more, since only the default executor's errors name the node.
+                    results = self._at_precision(self._prepare(traced()))(arguments)
             except Exception as error:
                 located = _located(program, error)
                 if located is None:
@@ -384,6 +401,13 @@ class TensorFlowBackend(Backend):
         """Whether the result lies in memory of its own."""
         # Without the shortcuts, TensorFlow may have rewritten x * 1 as x.
         return instruction.op in ops.FRESH and self._prepare is not None
+
+
+def _calls_functions(concrete):
+    """Whether a graph has branches or loops, which the executor in the calling thread can't run."""
+    definition = concrete.graph.as_graph_def()
+    values = (value for node in definition.node for value in node.attr.values())
+    return any(value.HasField("func") or value.list.func for value in values)
 
 
 def _public_call(concrete):
