@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -92,6 +92,9 @@ fuzz: setup  ## the readers of files with atheris: SECONDS=600 for each, READERS
 
 keras-suite: setup  ## Keras 2.3.1's own backend tests on each engine (fetches Keras from the package index)
 	$(BIN)/python tests/keras_suite/run.py
+
+keras-packages: setup  ## the own tests of packages for old Keras, on two engines (fetches them from the package index)
+	$(BIN)/python tests/keras_suite/packages.py
 
 clean:  ## removes what was built; .venv and the engines' environments stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -13,13 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
+import kernelk
 from kernelk.measure.timing import SETTLE_SECONDS
 
 # A ratio's interval that is at most so wide is narrow enough.
 NARROW = 0.06
 
 HERE = Path(__file__).parent
+
+
+def native_environment(engine: str) -> dict[str, str]:
+    """The environment of the baseline, which can set its engine up as kernelk's worker does: see `natives.island`."""
+    cache = platformdirs.user_cache_path("kernelk") / engine
+    return {
+        **os.environ,
+        "KERNELK_ISLAND": str(Path(kernelk.__file__).parent / "backends"),
+        "KERNELK_CACHE": str(cache),
+    }
 
 
 class Answering:

@@ -14,19 +14,18 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 os.environ.setdefault("KERNELK_QUIET", "1")
 
 import choosing
 import durable
+import keras2
 import panel
 import side
 import timing
-from measure import HERE, Native, compare, interval, repeated
+from measure import HERE, Native, compare, interval, native_environment, repeated
 from models import empty, model
 
-import kernelk
 from kernelk import backend as K
 from kernelk import config
 from kernelk.engines import registry
@@ -35,16 +34,6 @@ from kernelk.session.swap import set_backend
 
 ENGINES = ["numpy", "tensorflow", "theano", "cntk", "jax", "torch"]
 Row = list[str]
-
-
-def native_environment(engine: str) -> dict[str, str]:
-    """The environment of the baseline, which can set its engine up as kernelk's worker does: see `natives.island`."""
-    cache = platformdirs.user_cache_path("kernelk") / engine
-    return {
-        **os.environ,
-        "KERNELK_ISLAND": str(Path(kernelk.__file__).parent / "backends"),
-        "KERNELK_CACHE": str(cache),
-    }
 
 
 def baseline(engine: str, case: str, folder: str = "") -> Native:
@@ -308,6 +297,27 @@ def durability(engines: list[str], rounds: int) -> str:
     return "\n".join(parts)
 
 
+def old_models(engines: list[str], rounds: int) -> str:
+    """The section on Keras 2.3.1."""
+    rows = []
+    without = [] if keras2.old_keras.python_37() else ["tensorflow"]
+    for engine in engines:
+        if engine in keras2.SHARES and engine not in without:
+            rows += [keras2.epochs(engine, case, rounds) for case in keras2.TITLES]
+            rows.append(keras2.importing(engine, max(3, rounds // 3)))
+    swap_rows = [keras2.swaps(engine, 2 * rounds) for engine in engines if engine != "numpy"]
+    parts = [
+        "\n## Keras 2.3.1\n",
+        "Models on kernelk beside the same models and the same Keras on its own backends: TensorFlow 1.15.5 in Python",
+        "3.7, Theano 1.0.5 and CNTK 2.7 in Python 3.6. `fit` with Adam, accuracy and batches of 32.\n",
+        *(["There was no Python 3.7 here for TensorFlow 1.15.5 (KERNELK_PYTHON37 names one).\n"] if without else []),
+        table(["engine", "what", "Keras's own backend", "kernelk", "ratio", "target", "met"], rows),
+        "\nA warm swap between two batches of a model that has, with its momentum, 10 MB, all of them changed.\n",
+        table(["to", "time", "target", "met"], swap_rows),
+    ]
+    return "\n".join(parts)
+
+
 def first_answer(rows: list[Row]) -> str:
     """The section on Theano's first answer."""
     header = ["C code", "swap", "first step", "the worker's start in it", "the rest", "target", "met"]
@@ -335,6 +345,7 @@ def main() -> None:
     parser.add_argument("--activations", action="store_true", help="measure the activations alone, and print them")
     parser.add_argument("--calls", action="store_true", help="measure the calls alone, and print them")
     parser.add_argument("--durable", action="store_true", help="measure recoveries and memory alone, and print them")
+    parser.add_argument("--keras2", action="store_true", help="measure Keras 2.3.1 alone, and print it")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     options = parser.parse_args()
     # What is measured is the C code.
@@ -350,6 +361,9 @@ def main() -> None:
         return
     if options.durable:
         print(durability(options.engines, options.rounds))
+        return
+    if options.keras2:
+        print(old_models(options.engines, options.rounds))
         return
     call_rows: list[Row] = []
     reasons: list[str] = []
@@ -392,6 +406,8 @@ def main() -> None:
         print(" | ".join(row), flush=True)
     first_rows = choosing.first_answer(max(5, options.rounds // 3)) if "theano" in options.engines else []
     panel_rows = panel.table()
+    # Last: it takes the place of any other Keras in this process.
+    keras2_section = old_models(options.engines, options.rounds)
     parts = [
         "# Results\n",
         "Made by `make bench`. Both sides of a row are measured in one run, in turns of random order; figures are",
@@ -431,6 +447,7 @@ def main() -> None:
         table(["what", "found", "target", "met"], itself_rows),
         "\nThe share of `%ktime`'s wall time that is spent in the op.\n",
         table(["engine", "one run", "share", "target", "met"], op_rows),
+        keras2_section,
         "\n## The panel\n",
         "In JupyterLab in Chromium: from the request to run a cell until the panel's rows are in the page.\n",
         table(["what", "measured", "target", "met"], panel_rows),

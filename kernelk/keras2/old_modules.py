@@ -1,4 +1,4 @@
-"""What Keras 2.3.1 imports and finds changed since 2019: Python's collections, numpy, h5py, PyYAML, TensorFlow.
+"""What Keras 2.3.1 imports and finds changed since 2019: collections, numpy, h5py, PyYAML, marshal, TensorFlow.
 
 Each is a stand-in for Keras's modules alone; nobody else's is touched. A stand-in has what its module has, and beside
 that:
@@ -8,6 +8,7 @@ that:
   `in1d`, `int`, `float`, `bool` and `object`), and products of ints that print as ints (`prod`);
 - `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
 - `yaml`: `load` without a loader reads plain data;
+- `marshal`: a line for another Python's bytecode, which `Lambda` layers in files are;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import importlib
+import marshal
 import types
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend as K
-from ..errors import AbsentError
+from ..errors import AbsentError, ArgumentError
 
 
 class StandIn(types.ModuleType):
@@ -109,6 +111,23 @@ def _yaml() -> StandIn:
     return StandIn("yaml", yaml, load=load)
 
 
+def _marshal() -> StandIn:
+    def loads(data: bytes) -> types.CodeType:
+        try:
+            code = marshal.loads(data)
+        except (EOFError, TypeError, ValueError):
+            code = None
+        if isinstance(code, types.CodeType):
+            return code
+        raise ArgumentError(
+            "the function of a Lambda layer in this file is bytecode of another Python, which this one can't run",
+            next_step="keras.models.load_model(path, custom_objects={'Lambda': lambda name, **rest: "
+            "keras.layers.Lambda(f, name=name)}) with the function written again as f",
+        )
+
+    return StandIn("marshal", marshal, loads=loads)
+
+
 class _Never:
     """A class of TensorFlow's of which there is no instance here."""
 
@@ -146,6 +165,7 @@ STAND_INS: dict[str, Callable[[], Any]] = {
     "numpy": _numpy,
     "h5py": _h5py,
     "yaml": _yaml,
+    "marshal": _marshal,
     "tensorflow": lambda: _TensorFlow("tensorflow"),
 }
 _MADE: dict[str, Any] = {}

@@ -315,9 +315,10 @@ def normalize_data_format(value: Any) -> str:
 def resize_images(
     x: Any, height_factor: int, width_factor: int, data_format: Any, interpolation: str = "nearest"
 ) -> Tensor:
-    """Images enlarged by whole factors in height and width, by repetition or bilinear interpolation of pixel centres.
+    """Images enlarged by whole factors in height and width, by repetition or bilinear interpolation.
 
-    `interpolation`: "nearest" or "bilinear"; the latter needs a known height and width.
+    `interpolation`: "nearest" or "bilinear"; the latter needs a known height and width. As in Keras 2.3.1 on
+    TensorFlow, pixel `i` of the result lies at `i / factor` in `x`, and what lies beyond the last pixel equals it.
     """
     x = as_tensor(x)
     first = normalize_data_format(data_format) == "channels_first"
@@ -342,12 +343,12 @@ def _interpolated(x: Tensor, factor: int, axis: int) -> Tensor:
             allowed="bilinear needs a known height and width",
             next_step="give the placeholder both, or use interpolation='nearest'",
         )
-    wanted = length * whole_number(factor, "a factor", "resize_images")
-    centres = np.clip((np.arange(wanted) + 0.5) / factor - 0.5, 0, length - 1)
-    low = np.minimum(np.floor(centres).astype(int), builtins.max(length - 2, 0))
+    factor = whole_number(factor, "a factor", "resize_images")
+    wanted = length * factor
+    low, beyond = np.divmod(np.arange(wanted), factor)
     weights = np.zeros((length, wanted))
-    weights[low, np.arange(wanted)] += 1 - (centres - low)
-    weights[np.minimum(low + 1, length - 1), np.arange(wanted)] += centres - low
+    weights[low, np.arange(wanted)] += 1 - beyond / factor
+    weights[np.minimum(low + 1, length - 1), np.arange(wanted)] += beyond / factor
     order = [i for i in range(x.ndim) if i != axis] + [axis]
     moved = permute_dimensions(x, order)
     flat = apply("reshape", moved, dims=[-1, length])

@@ -262,9 +262,9 @@ def _copies():
 
 
 def _linear(x, factor, axis):
-    """Linear interpolation between the centres of pixels."""
+    """Linear interpolation between pixels, each the first of those made of it; beyond the last one nothing changes."""
     x = np.moveaxis(x, axis, -1)
-    places = (np.arange(x.shape[-1] * factor) + 0.5) / factor - 0.5
+    places = np.arange(x.shape[-1] * factor) / factor
     rows = x.reshape(-1, x.shape[-1])
     made = np.array([np.interp(places, np.arange(x.shape[-1]), row) for row in rows])
     return np.moveaxis(made.reshape(*x.shape[:-1], len(places)), -1, axis)

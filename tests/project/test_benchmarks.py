@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,3 +65,12 @@ def test_recoveries_and_peaks_of_memory(bench: Any, monkeypatch: pytest.MonkeyPa
     shares = [float(share) for share in bench.durable.peaks("jax")[1:]]
     assert shares[0] == pytest.approx(1, abs=0.3)
     assert shares[-1] > shares[0]
+
+
+def test_an_epoch_of_an_old_model_and_what_its_import_takes(bench: Any) -> None:
+    environment = {**os.environ, "KERNELK_QUIET": "1"}
+    for case in bench.keras2.TITLES:
+        side = bench.keras2.Answering(sys.executable, ["keras2_side.py", case, "numpy"], environment)
+        assert all(seconds > 0 for seconds in side.ask("1"))
+        side.close()
+    assert bench.keras2.imported(sys.executable, environment, "numpy") > 0

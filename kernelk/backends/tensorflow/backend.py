@@ -35,6 +35,10 @@ tf = None
 # Constants up to this many bytes are part of the traced function; larger ones are arguments, held once.
 EMBEDDED_BYTES = 1024
 
+# An executor of TensorFlow's that computes node after node in the calling thread, each still on several if it is large.
+# The default one hands nodes to other threads, which takes longer than a small node itself.
+INLINE = "SINGLE_THREADED_EXECUTOR"
+
 # Nodes of a graph that compute nothing.
 PASSIVE = ("Placeholder", "Const", "Identity", "NoOp")
 
@@ -73,6 +77,7 @@ class TensorFlowBackend(Backend):
         denormals = wanted_denormals(options)
         threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
+        self.watched = False  # whether what is compiled is for the profiler, which sees the default executor's nodes
         self._notes = []
         if self._in_kernel:
             import tensorflow as tf
@@ -208,17 +213,18 @@ class TensorFlowBackend(Backend):
             for name in ("", "_mkl", "_cpu", "_onednn_bfloat16"):
                 if hasattr(rewrites, "auto_mixed_precision" + name):
                     setattr(rewrites, "auto_mixed_precision" + name, rewriter_config_pb2.RewriterConfig.OFF)
-            attributes = ("executor_type", "", "config_proto", config.SerializeToString())
+            settings = "config_proto", config.SerializeToString()
             engine = context.context()
             make = ops.EagerTensor
             failure, public_failure = core._NotOkStatusException, core._status_to_exception
 
-            def prepare(concrete):
+            def prepare(concrete, inline=False):
                 name = concrete._inference_function.name
                 name = name.decode("utf-8") if isinstance(name, bytes) else name
                 count = len(concrete.outputs)
                 device = self._device_name
                 execute = pywrap_tfe.TFE_Py_Execute
+                attributes = ("executor_type", INLINE if inline else "") + settings
 
                 def call(arguments):
                     try:
@@ -340,10 +346,13 @@ class TensorFlowBackend(Backend):
 
         plain = []
 
+        def traced():
+            return self._traced(lambda *given: computed(given, program.results(), copied), specs)
+
         def prepared():
             if not plain:
-                run.concrete = self._traced(lambda *given: computed(given, program.results(), copied), specs)
-                plain.append(self._call(run.concrete))
+                run.concrete = traced()
+                plain.append(self._call(run.concrete, traced))
             return plain[0]
 
         def run(feeds, state, draws):
@@ -371,8 +380,23 @@ class TensorFlowBackend(Backend):
         with self._own_settings(), tf.init_scope(), tf.device(self._device_name):
             return tf.function(function, autograph=False).get_concrete_function(*specs)
 
-    def _call(self, concrete):
-        return self._at_precision(self._prepare(concrete) if self._prepare else _public_call(concrete))
+    def _call(self, concrete, again=None):
+        """The call of a traced function; `again` traces it once more, where a call that has failed may be repeated."""
+        if self._prepare is None:
+            return self._at_precision(_public_call(concrete))
+        inline = again is not None and self._on_cpu and not self.watched and not _calls_functions(concrete)
+        call = self._at_precision(self._prepare(concrete, inline))
+        if not inline:
+            return call
+
+        def repeated(arguments):
+            try:
+                return call(arguments)
+            except Exception:
+                # Only the default executor's errors name the node.
+                return self._at_precision(self._prepare(again()))(arguments)
+
+        return repeated
 
     def _overwriting(self, program, computed, specs, copied, called):
         """`run.overwrite`: the updated slots are variables of TensorFlow's own, which its ops add to in place.
@@ -485,6 +509,13 @@ class TensorFlowBackend(Backend):
         """Whether the result lies in memory of its own."""
         # Without the shortcuts, TensorFlow may have rewritten x * 1 as x.
         return instruction.op in ops.FRESH and self._prepare is not None
+
+
+def _calls_functions(concrete):
+    """Whether a graph has branches or loops, which the executor in the calling thread can't run."""
+    definition = concrete.graph.as_graph_def()
+    values = (value for node in definition.node for value in node.attr.values())
+    return any(value.HasField("func") or value.list.func for value in values)
 
 
 def _public_call(concrete):

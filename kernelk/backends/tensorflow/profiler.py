@@ -31,6 +31,14 @@ class TensorFlowProfiler(Profiler):
     remark = "of the ops that run often, those that TensorFlow's executor considers cheap are missing"
 
     @contextmanager
+    def compiling(self):
+        self.backend.watched = True
+        try:
+            yield
+        finally:
+            self.backend.watched = False
+
+    @contextmanager
     def watching(self):
         from tensorflow import profiler
 
