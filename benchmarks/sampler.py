@@ -15,11 +15,14 @@ PERIOD = 0.002  # seconds from one look to the next
 
 
 def together(pids: list[int]) -> int:
-    """The bytes of memory of these processes, a page that several have counted once."""
+    """The bytes of memory of these processes, a page that several have counted once; files, such as libraries, aside.
+
+    Of those, the share of each process depends on what else runs on the machine.
+    """
     kib = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                 kib += int(line.split()[1])
     return kib * 1024
 
