@@ -7,6 +7,7 @@ that:
 - `numpy`: names that have gone since (`Inf`, `NaN`, `alltrue`, `sometrue`, `product`, `string_`, `unicode_`, `float_`,
   `in1d`, `int`, `float`, `bool` and `object`);
 - `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
+- `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned;
 - `yaml`: `load` without a loader reads plain data;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
 """
@@ -16,14 +17,16 @@ from __future__ import annotations
 import collections
 import collections.abc
 import importlib
+import multiprocessing
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import backend as K
 from ..errors import AbsentError
+from . import cudnn_rnn
 
 
 class StandIn(types.ModuleType):
@@ -94,6 +97,13 @@ def _as_bytes(value: Any) -> Any:
     return value
 
 
+def _multiprocessing() -> StandIn:
+    # It imports the finder, which imports this module.
+    from . import pools
+
+    return StandIn("multiprocessing", multiprocessing, Pool=pools.Pool)
+
+
 def _yaml() -> StandIn:
     yaml: Any = importlib.import_module("yaml")
 
@@ -107,6 +117,20 @@ class _Never:
     """A class of TensorFlow's of which there is no instance here."""
 
 
+def _top_k(x: Any, k: int = 1, sorted: bool = True) -> tuple[Any, Any]:
+    """The k greatest values along the last axis, greatest first, and their indices; of equals the first ones."""
+    count = x.shape[-1]
+    # With -inf only for what has been taken, no index comes twice.
+    left = K.maximum(x, float(np.finfo(K.dtype(x)).min))
+    values, indices = [], []
+    for _ in range(k):
+        indices.append(K.argmax(left, axis=-1))
+        here = K.equal(K.one_hot(indices[-1], count), 1.0)
+        values.append(K.sum(K.switch(here, x, K.zeros_like(x)), axis=-1))
+        left = K.switch(here, K.ones_like(x) * -np.inf, left)
+    return K.stack(values, axis=-1), K.stack(indices, axis=-1)
+
+
 class _TensorFlow(types.ModuleType):
     """TensorFlow as far as Keras's own code uses it, on K."""
 
@@ -117,6 +141,13 @@ class _TensorFlow(types.ModuleType):
     cond = staticmethod(lambda condition, yes, no: K.switch(condition, yes, no))
     scalar_mul = staticmethod(lambda scalar, x: scalar * x)
     zeros = staticmethod(lambda shape: K.constant(0.0, shape=shape))
+    reshape = staticmethod(lambda x, shape: K.reshape(x, shape))
+    transpose = staticmethod(lambda x, perm: K.permute_dimensions(x, perm))
+    expand_dims = staticmethod(lambda x, axis: K.expand_dims(x, axis))
+    concat = staticmethod(lambda values, axis: K.concatenate(values, axis))
+
+    class nn:
+        top_k = staticmethod(_top_k)
 
     class train:
         Optimizer = _Never
@@ -135,23 +166,37 @@ class _TensorFlow(types.ModuleType):
         )
 
 
+class _CuDNN:
+    """What Keras's CuDNN layers import."""
+
+    cudnn_rnn_ops = cudnn_rnn
+
+
 STAND_INS: dict[str, Callable[[], Any]] = {
     "collections": _collections,
     "numpy": _numpy,
     "h5py": _h5py,
+    "multiprocessing": _multiprocessing,
     "yaml": _yaml,
     "tensorflow": lambda: _TensorFlow("tensorflow"),
 }
 _MADE: dict[str, Any] = {}
 
 
-def stand_in(name: str) -> Any:
-    """The stand-in for a module, as an import statement gets it. Raises ImportError where that can't be imported."""
+def stand_in(name: str, fromlist: Sequence[str] = ()) -> Any:
+    """The stand-in for a module, as an import statement gets it. Raises ImportError where that can't be imported.
+
+    `from numpy.testing import ...` gets the module below as it is; `import numpy.testing` gets the stand-in above it.
+    """
     top = name.partition(".")[0]
     if top not in _MADE:
         _MADE[top] = STAND_INS[top]()
+    if name == "tensorflow.contrib.cudnn_rnn.python.ops":
+        return _CuDNN
     if top == "tensorflow" and name != top:
         raise ImportError(f"Keras 2.3.1 runs on kernelk, without {name}", name=name)
     if name != top:
-        importlib.import_module(name)
+        below = importlib.import_module(name)
+        if fromlist:
+            return below
     return _MADE[top]
