@@ -5,8 +5,9 @@ that:
 
 - `collections`: the abstract classes that Python 3.10 has moved to `collections.abc`;
 - `numpy`: names that have gone since (`Inf`, `NaN`, `alltrue`, `sometrue`, `product`, `string_`, `unicode_`, `float_`,
-  `in1d`, `int`, `float`, `bool` and `object`);
-- `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
+  `in1d`, `int`, `float`, `bool` and `object`), and arrays of lists of different lengths;
+- `h5py`: attributes that were written as bytes are bytes, files are opened for reading and writing by default, and have
+  a `fid`;
 - `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned;
 - `yaml`: `load` without a loader reads plain data;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import functools
 import importlib
-import multiprocessing
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +50,22 @@ def _numpy() -> StandIn:
     dropped = {"Inf": np.inf, "NaN": np.nan, "alltrue": np.all, "sometrue": np.any, "product": np.prod}
     dropped |= {"string_": np.bytes_, "unicode_": np.str_, "float_": np.float64, "in1d": np.isin}
     dropped |= {"int": int, "float": float, "bool": bool, "object": object}
+    dropped |= {"array": _of_lists(np.array), "asarray": _of_lists(np.asarray)}
     return StandIn("numpy", np, **dropped)
+
+
+def _of_lists(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def call(value: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return make(value, *args, **options)
+        except ValueError:
+            if args or options or not isinstance(value, (list, tuple)):
+                raise
+            # Lists of different lengths, such as the sentences of a data set.
+            return make(value, dtype=object)
+
+    return call
 
 
 def _h5py() -> StandIn:
@@ -57,7 +73,10 @@ def _h5py() -> StandIn:
 
     class Attributes(h5py.AttributeManager):  # type: ignore[misc]
         def __getitem__(self, name: Any) -> Any:
-            return _as_bytes(super().__getitem__(name))
+            value = super().__getitem__(name)
+            if isinstance(value, str) and self.get_id(name).get_type().get_cset() == h5py.h5t.CSET_UTF8:
+                return _Text(value)
+            return _as_bytes(value)
 
     class Old:
         """A group whose attributes, and those of the groups in it, are read as bytes."""
@@ -89,6 +108,13 @@ def _h5py() -> StandIn:
     return StandIn("h5py", h5py, File=File)
 
 
+class _Text(str):
+    """An attribute that was written as text, and is decoded where Keras expects what it writes itself, bytes."""
+
+    def decode(self, encoding: str = "utf-8") -> str:
+        return str(self)
+
+
 def _as_bytes(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8")
@@ -101,7 +127,8 @@ def _multiprocessing() -> StandIn:
     # It imports the finder, which imports this module.
     from . import pools
 
-    return StandIn("multiprocessing", multiprocessing, Pool=pools.Pool)
+    multiprocessing: Any = importlib.import_module("multiprocessing")
+    return StandIn("multiprocessing", multiprocessing, Pool=pools.pool_of(multiprocessing))
 
 
 def _yaml() -> StandIn:

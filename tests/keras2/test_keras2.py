@@ -321,6 +321,17 @@ def test_top_k_of_metrics_and_a_model_that_is_fed_tensors() -> None:
     assert fed["value"] == "[9.0, (4, 2)]"
 
 
+def test_data_of_sentences_of_different_lengths(tmp_path: Path) -> None:
+    path = tmp_path / "imdb.npz"
+    (found,) = cells(
+        "sentences = np.empty(4, dtype=object)\nsentences[:] = [[1, 5], [1, 6, 7], [1], [1, 8, 9, 5]]\n"
+        f"np.savez({str(path)!r}, x_train=sentences, y_train=np.arange(4), x_test=sentences, y_test=np.arange(4))\n"
+        f"keras.datasets.imdb.get_file = lambda *names, **options: {str(path)!r}\n"
+        "(xs, ys), _ = keras.datasets.imdb.load_data()\n[xs.shape, sorted(map(len, xs)), len(ys)]"
+    )
+    assert found["value"] == "[(4,), [2, 3, 4, 5], 4]"
+
+
 def test_spawned_processes_of_a_sequence_find_keras_2(tmp_path: Path) -> None:
     (tmp_path / "counting.py").write_text(
         "import numpy as np\nfrom keras.utils import Sequence\n"

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,19 +73,22 @@ def files(patterns: Iterable[str]) -> list[str]:
 
 def run(engine: str, file: str, arguments: list[str]) -> dict[str, Any] | str:
     """The report of `one_file.py`, or why there is none."""
-    name = file.replace("/", ".").removesuffix(".py")
-    report, log = BUILD / "reports" / engine / f"{name}.json", BUILD / "reports" / engine / f"{name}.log"
+    report = _report_of(engine, file)
+    log = report.with_suffix(".log")
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    begin = time.monotonic()
     with log.open("w") as output:
         command = [sys.executable, str(SUITE / "one_file.py"), engine, file, str(report), *arguments]
         status = subprocess.run(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT).returncode
     if report.exists():
         found: dict[str, Any] = json.loads(report.read_text())
-        return {**found, "seconds": time.monotonic() - begin}
+        return found
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
     return f"{lines[-1]} (exit status {status}, see {log.relative_to(PROJECT)})"
+
+
+def _report_of(engine: str, file: str) -> Path:
+    return BUILD / "reports" / engine / f"{file.replace('/', '.').removesuffix('.py')}.json"
 
 
 def main() -> int:
@@ -99,6 +101,7 @@ def main() -> int:
     parser.add_argument("--files", nargs="+", default=[], metavar="PART", help="only files with PART in their name")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as in pytest")
     parser.add_argument("--jobs", type=int, default=1, help="so many files at a time, each with an engine (default: 1)")
+    parser.add_argument("--show", action="store_true", help="runs nothing, and shows the last results of each file")
     chosen = parser.parse_args()
     unknown = set(chosen.engines) - set(ENGINES)
     if unknown:
@@ -106,6 +109,14 @@ def main() -> int:
     fetch()
     arguments = ["-k", chosen.expression] if chosen.expression else []
     reports: dict[str, dict[str, dict[str, Any] | str]] = {}
+    if chosen.show:
+        for engine in chosen.engines or ENGINES:
+            paths = {file: _report_of(engine, file) for file in files(chosen.files)}
+            reports[engine] = {
+                file: json.loads(path.read_text()) if path.exists() else "has not been run"
+                for file, path in paths.items()
+            }
+        return show(reports, whole=not chosen.files)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         for engine in chosen.engines or ENGINES:
             names = files(chosen.files)
@@ -114,8 +125,10 @@ def main() -> int:
             for file, future in zip(names, begun, strict=True):
                 report = reports[engine][file] = future.result()
                 print(f"{engine} {file}: {_in_words(report)}", file=sys.stderr, flush=True)
-                if "absent" in report:
-                    pool.shutdown(cancel_futures=True)
+                if not isinstance(report, str) and "absent" in report:
+                    for other in begun:
+                        other.cancel()
+                    break
     return show(reports, whole=not (chosen.files or chosen.expression))
 
 
