@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator
@@ -170,13 +171,13 @@ def main(engine: str, file: str, report: str, *arguments: str) -> int:
         return 0
     (BUILD / "pytest.ini").write_text("[pytest]\npython_files = *_test.py test_*.py *_tests.py keras_models.py\n")
     path = SUITE / file if file == MODELS else TESTS / file
-    # Some tests write files where they run.
-    place = BUILD / "places" / f"{engine}-{os.getpid()}"
-    place.mkdir(parents=True)
-    os.chdir(place)
     options = ["-c", str(BUILD / "pytest.ini"), "--rootdir", str(path.parent), "--noconftest", "-q", "--timeout=300"]
     options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
-    status = pytest.main([*options, *arguments, str(path)], plugins=[suite])
+    # Some tests write files where they run.
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        status = pytest.main([*options, *arguments, str(path)], plugins=[suite])
+        os.chdir(BUILD)
     from kernelk.session.current import stop_engines
 
     stop_engines()
