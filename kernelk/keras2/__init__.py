@@ -12,6 +12,7 @@ import sys
 from ..display import messages
 from ..environments.keras2 import VERSION, install
 from ..errors import ArgumentError, BackendNotInstalledError
+from . import pools  # noqa: F401  (enters its stand-in)
 from .importing import PACKAGES, Finder
 
 

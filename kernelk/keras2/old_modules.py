@@ -8,7 +8,7 @@ that:
   `in1d`, `int`, `float`, `bool` and `object`), and arrays of lists of different lengths;
 - `h5py`: attributes that were written as bytes are bytes, files are opened for reading and writing by default, and have
   a `fid`;
-- `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned;
+- `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned (`pools` enters it);
 - `yaml`: `load` without a loader reads plain data;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
 """
@@ -123,14 +123,6 @@ def _as_bytes(value: Any) -> Any:
     return value
 
 
-def _multiprocessing() -> StandIn:
-    # It imports the finder, which imports this module.
-    from . import pools
-
-    multiprocessing: Any = importlib.import_module("multiprocessing")
-    return StandIn("multiprocessing", multiprocessing, Pool=pools.pool_of(multiprocessing))
-
-
 def _yaml() -> StandIn:
     yaml: Any = importlib.import_module("yaml")
 
@@ -203,7 +195,6 @@ STAND_INS: dict[str, Callable[[], Any]] = {
     "collections": _collections,
     "numpy": _numpy,
     "h5py": _h5py,
-    "multiprocessing": _multiprocessing,
     "yaml": _yaml,
     "tensorflow": lambda: _TensorFlow("tensorflow"),
 }

@@ -1,17 +1,19 @@
 """Pools of processes as Keras 2's generators and `Sequence`s make them, for every way that a process is started.
 
 A forked process has Keras 2 already. One that is spawned imports what it is handed, so that Keras 2 has to be found
-there before; `old_modules` gives this `Pool` to Keras in place of multiprocessing's.
+there before. This `Pool` is given to Keras in place of multiprocessing's, by `old_modules`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from ..environments.keras2 import install
 from .importing import Finder
+from .old_modules import STAND_INS, StandIn
 
 
 def _find_keras2() -> None:
@@ -30,7 +32,7 @@ def _begin(first: None, initializer: Callable[..., Any], arguments: tuple[Any, .
     initializer(*arguments)
 
 
-def pool_of(multiprocessing: Any) -> Callable[..., Any]:
+def _pool_of(multiprocessing: Any) -> Callable[..., Any]:
     """`multiprocessing.Pool`, whose processes find Keras 2."""
 
     def Pool(
@@ -44,3 +46,11 @@ def pool_of(multiprocessing: Any) -> Callable[..., Any]:
         return multiprocessing.Pool(processes, _begin, (_First(), initializer, initargs), maxtasksperchild)
 
     return Pool
+
+
+def _multiprocessing() -> StandIn:
+    module: Any = importlib.import_module("multiprocessing")
+    return StandIn("multiprocessing", module, Pool=_pool_of(module))
+
+
+STAND_INS["multiprocessing"] = _multiprocessing
