@@ -90,8 +90,8 @@ fuzz: setup  ## the readers of files with atheris: SECONDS=600 for each, READERS
 	@$(BIN)/python -m pip install --quiet --upgrade --target build/fuzz "atheris==3.0.0"
 	PYTHONPATH=build/fuzz $(BIN)/python tools/fuzz.py --seconds $(or $(SECONDS),600) $(READERS)
 
-keras-suite: setup  ## Keras 2.3.1's own backend tests on each engine (fetches Keras from the package index)
-	$(BIN)/python tests/keras_suite/run.py
+keras-suite: setup  ## Keras 2.3.1's own tests on each engine (hours; RUN="theano --files recurrent" for some)
+	$(BIN)/python tests/keras_suite/run.py $(RUN)
 
 keras-packages: setup  ## the own tests of packages for old Keras, on two engines (fetches them from the package index)
 	$(BIN)/python tests/keras_suite/packages.py

@@ -15,7 +15,10 @@ from ..environments.keras2 import VERSION, install
 from ..errors import ArgumentError, BackendNotInstalledError
 from ..session.targets import register
 from ..source import LIBRARIES
-from . import models
+from . import (
+    models,
+    pools,  # noqa: F401  (enters its stand-in)
+)
 from .importing import PACKAGES, Finder
 
 

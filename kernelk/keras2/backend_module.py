@@ -8,6 +8,7 @@ import types
 from typing import Any, NoReturn
 
 from .. import backend as K
+from .. import config
 from ..ops.elsewhere import absent_from_k
 
 # What Keras's own code is told, whichever engine is active: it asks in some 25 places, and would flip kernels in a file
@@ -39,6 +40,7 @@ class KerasBackend(types.ModuleType):
             __all__=[*K.__all__],
             backend=self._backend_name,
             _is_tf_1=lambda: True,
+            _config_path=str(config.path()),
             _get_available_gpus=list,
             # `from keras.backend.tensorflow_backend import set_session` is the first line of many notebooks.
             get_session=_absent("get_session"),

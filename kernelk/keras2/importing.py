@@ -92,5 +92,5 @@ def _import(
     level: int = 0,
 ) -> Any:
     if level == 0 and name.partition(".")[0] in old_modules.STAND_INS:
-        return old_modules.stand_in(name)
+        return old_modules.stand_in(name, fromlist)
     return builtins.__import__(name, globals, locals, fromlist, level)

@@ -5,8 +5,11 @@ that:
 
 - `collections`: the abstract classes that Python 3.10 has moved to `collections.abc`;
 - `numpy`: names that have gone since (`Inf`, `NaN`, `alltrue`, `sometrue`, `product`, `string_`, `unicode_`, `float_`,
-  `in1d`, `int`, `float`, `bool` and `object`), and products of ints that print as ints (`prod`);
-- `h5py`: attributes of text as bytes, files that are opened for reading and writing by default, a file's `fid`;
+  `in1d`, `int`, `float`, `bool` and `object`), products of ints that print as ints (`prod`), and arrays of lists of
+  different lengths;
+- `h5py`: attributes that were written as bytes are bytes, files are opened for reading and writing by default, and have
+  a `fid`;
+- `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned (`pools` enters it);
 - `yaml`: `load` without a loader reads plain data;
 - `marshal`: a line for another Python's bytecode, which `Lambda` layers in files are;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
@@ -16,16 +19,18 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import functools
 import importlib
 import marshal
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import backend as K
 from ..errors import AbsentError, ArgumentError
+from . import cudnn_rnn
 
 
 class StandIn(types.ModuleType):
@@ -54,7 +59,22 @@ def _numpy() -> StandIn:
     dropped = {"Inf": np.inf, "NaN": np.nan, "alltrue": np.all, "sometrue": np.any, "prod": _prod, "product": _prod}
     dropped |= {"string_": np.bytes_, "unicode_": np.str_, "float_": np.float64, "in1d": np.isin}
     dropped |= {"int": int, "float": float, "bool": bool, "object": object}
+    dropped |= {"array": _of_lists(np.array), "asarray": _of_lists(np.asarray)}
     return StandIn("numpy", np, **dropped)
+
+
+def _of_lists(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def call(value: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return make(value, *args, **options)
+        except ValueError:
+            if args or options or not isinstance(value, (list, tuple)):
+                raise
+            # Lists of different lengths, such as the sentences of a data set.
+            return make(value, dtype=object)
+
+    return call
 
 
 def _h5py() -> StandIn:
@@ -62,7 +82,10 @@ def _h5py() -> StandIn:
 
     class Attributes(h5py.AttributeManager):  # type: ignore[misc]
         def __getitem__(self, name: Any) -> Any:
-            return _as_bytes(super().__getitem__(name))
+            value = super().__getitem__(name)
+            if isinstance(value, str) and self.get_id(name).get_type().get_cset() == h5py.h5t.CSET_UTF8:
+                return _Text(value)
+            return _as_bytes(value)
 
     class Old:
         """A group whose attributes, and those of the groups in it, are read as bytes."""
@@ -92,6 +115,13 @@ def _h5py() -> StandIn:
             return self.id
 
     return StandIn("h5py", h5py, File=File)
+
+
+class _Text(str):
+    """An attribute that was written as text, and is decoded where Keras expects what it writes itself, bytes."""
+
+    def decode(self, encoding: str = "utf-8") -> str:
+        return str(self)
 
 
 def _as_bytes(value: Any) -> Any:
@@ -132,6 +162,20 @@ class _Never:
     """A class of TensorFlow's of which there is no instance here."""
 
 
+def _top_k(x: Any, k: int = 1, sorted: bool = True) -> tuple[Any, Any]:
+    """The k greatest values along the last axis, greatest first, and their indices; of equals the first ones."""
+    count = x.shape[-1]
+    # With -inf only for what has been taken, no index comes twice.
+    left = K.maximum(x, float(np.finfo(K.dtype(x)).min))
+    values, indices = [], []
+    for _ in range(k):
+        indices.append(K.argmax(left, axis=-1))
+        here = K.equal(K.one_hot(indices[-1], count), 1.0)
+        values.append(K.sum(K.switch(here, x, K.zeros_like(x)), axis=-1))
+        left = K.switch(here, K.ones_like(x) * -np.inf, left)
+    return K.stack(values, axis=-1), K.stack(indices, axis=-1)
+
+
 class _TensorFlow(types.ModuleType):
     """TensorFlow as far as Keras's own code uses it, on K."""
 
@@ -142,6 +186,13 @@ class _TensorFlow(types.ModuleType):
     cond = staticmethod(lambda condition, yes, no: K.switch(condition, yes, no))
     scalar_mul = staticmethod(lambda scalar, x: scalar * x)
     zeros = staticmethod(lambda shape: K.constant(0.0, shape=shape))
+    reshape = staticmethod(lambda x, shape: K.reshape(x, shape))
+    transpose = staticmethod(lambda x, perm: K.permute_dimensions(x, perm))
+    expand_dims = staticmethod(lambda x, axis: K.expand_dims(x, axis))
+    concat = staticmethod(lambda values, axis: K.concatenate(values, axis))
+
+    class nn:
+        top_k = staticmethod(_top_k)
 
     class train:
         Optimizer = _Never
@@ -160,6 +211,12 @@ class _TensorFlow(types.ModuleType):
         )
 
 
+class _CuDNN:
+    """What Keras's CuDNN layers import."""
+
+    cudnn_rnn_ops = cudnn_rnn
+
+
 STAND_INS: dict[str, Callable[[], Any]] = {
     "collections": _collections,
     "numpy": _numpy,
@@ -171,13 +228,20 @@ STAND_INS: dict[str, Callable[[], Any]] = {
 _MADE: dict[str, Any] = {}
 
 
-def stand_in(name: str) -> Any:
-    """The stand-in for a module, as an import statement gets it. Raises ImportError where that can't be imported."""
+def stand_in(name: str, fromlist: Sequence[str] = ()) -> Any:
+    """The stand-in for a module, as an import statement gets it. Raises ImportError where that can't be imported.
+
+    `from numpy.testing import ...` gets the module below as it is; `import numpy.testing` gets the stand-in above it.
+    """
     top = name.partition(".")[0]
     if top not in _MADE:
         _MADE[top] = STAND_INS[top]()
+    if name == "tensorflow.contrib.cudnn_rnn.python.ops":
+        return _CuDNN
     if top == "tensorflow" and name != top:
         raise ImportError(f"Keras 2.3.1 runs on kernelk, without {name}", name=name)
     if name != top:
-        importlib.import_module(name)
+        below = importlib.import_module(name)
+        if fromlist:
+            return below
     return _MADE[top]

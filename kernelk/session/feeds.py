@@ -22,16 +22,15 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
 
     Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
-    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays; another library's tensors as
-    arrays, on a CPU without a copy.
+    placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays; a tensor as its value; another
+    library's tensors as arrays, on a CPU without a copy.
     """
     shape = placeholder.shape
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and _takes(shape, value.shape):
         return value
     if isinstance(value, Tensor):
-        raise FeedError(
-            f"placeholder '{placeholder.name}' was fed a tensor", next_step="feed K.get_value(tensor) or an array"
-        )
+        # Keras on TensorFlow takes a tensor for its value: `model.fit(K.zeros((10, 3)), ...)`.
+        value = value.eval()
     if is_sparse_matrix(value):
         if not placeholder.sparse:
             raise FeedError(

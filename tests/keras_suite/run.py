@@ -1,4 +1,8 @@
-"""`make keras-suite`: fetches Keras 2.3.1, runs its backend tests and models on each engine, shows what passed."""
+"""`make keras-suite`: fetches Keras 2.3.1, runs its own tests and some models on each engine, shows what passed.
+
+Each file runs in a process of its own, with a worker of its own: memory goes back after it, and an engine that ends
+takes no other file's results with it.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,29 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from keras_on_kernelk import BUILD, KERAS, PACKAGES, PROJECT, SUITE
+from keras_on_kernelk import BACKEND_TEST, BUILD, KERAS, MODELS, PACKAGES, PROJECT, SITE, SUITE, TESTS
 
 ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
-HEADINGS = ("passed", "failed", "excluded", "models passed", "failed", "K calls", "runs")
-WIDTHS = (8, 8, 10, 15, 8, 9, 7)
-REQUIREMENTS = SUITE / "requirements.txt"
+HEADINGS = ("collected", "passed", "failed", "excluded", "minutes", "K calls", "runs")
+WIDTHS = (11, 8, 8, 16, 9, 10, 9)
+# At most so much of what is collected on an engine may be excluded.
+MOST_EXCLUDED = 0.05
+# The documentation's own generator is no part of the package.
+LEFT_OUT = "docs/"
 
 
 def fetch() -> None:
-    """Keras's source distribution, which has its tests, from the package index, checked by its hash."""
-    text = REQUIREMENTS.read_text()
-    wanted = {word.removeprefix("--hash=sha256:") for word in text.split() if word.startswith("--hash=")}
-    if not wanted <= _hashes():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-binary", "keras", "--require-hashes", "-r", str(REQUIREMENTS), "-d", str(PACKAGES)]
-        if subprocess.run(command).returncode:
-            sys.exit("Keras 2.3.1 can't be fetched (see above); next: make keras-suite where the package index is")
+    """Keras's source distribution, which has its tests, and what they import, from the package index."""
+    keras, others = SUITE / "requirements.txt", SUITE / "site-packages.txt"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    if not _hashes_in(keras) <= {hashlib.sha256(file.read_bytes()).hexdigest() for file in PACKAGES.glob("*")}:
+        options = ["--no-deps", "--no-binary", "keras", "--require-hashes", "-r", str(keras), "-d", str(PACKAGES)]
+        _fetched([*pip, "download", *options])
     if not KERAS.exists():
         # Under another name first: what is there is whole.
         parts = BUILD / "unpacking"
@@ -36,80 +44,149 @@ def fetch() -> None:
             archive.extractall(parts, filter="data")
         (parts / KERAS.name).rename(KERAS)
         parts.rmdir()
+    done = SITE / others.name
+    if not done.exists() or done.read_text() != others.read_text():
+        _fetched([*pip, "install", "--upgrade", "--no-deps", "--require-hashes", "-r", str(others), "-t", str(SITE)])
+        done.write_text(others.read_text())
 
 
-def _hashes() -> set[str]:
-    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in PACKAGES.glob("*")}
+def _fetched(command: list[str]) -> None:
+    if subprocess.run(command).returncode:
+        sys.exit("Keras 2.3.1 can't be fetched (see above); next: make keras-suite where the package index is")
 
 
-def run(engine: str, arguments: list[str]) -> dict[str, Any] | str:
-    """The report of `one_engine.py`, or why there is none."""
-    report, log = BUILD / f"{engine}.json", BUILD / f"{engine}.log"
+def _hashes_in(requirements: Path) -> set[str]:
+    words = requirements.read_text().split()
+    return {word.removeprefix("--hash=sha256:") for word in words if word.startswith("--hash=")}
+
+
+def files(patterns: Iterable[str]) -> list[str]:
+    """The files with tests that match one of the patterns, all if there is none, those that take longest first."""
+    found = [file for file in TESTS.rglob("*.py") if not file.name.startswith(("conftest", "__init__"))]
+    names = [name for file in found if not (name := str(file.relative_to(TESTS))).startswith(LEFT_OUT)]
+    names.sort(key=lambda name: (name != BACKEND_TEST, -(TESTS / name).stat().st_size))
+    chosen = [name for name in [*names, MODELS] if not (parts := list(patterns)) or any(part in name for part in parts)]
+    if not chosen:
+        sys.exit(f"no file of Keras's tests has {' or '.join(patterns)} in its name; next: ls {TESTS}")
+    return chosen
+
+
+def run(engine: str, file: str, arguments: list[str]) -> dict[str, Any] | str:
+    """The report of `one_file.py`, or why there is none."""
+    report = _report_of(engine, file)
+    log = report.with_suffix(".log")
+    report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     with log.open("w") as output:
-        command = [sys.executable, str(SUITE / "one_engine.py"), engine, str(report), *arguments]
-        subprocess.run(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT)
+        command = [sys.executable, str(SUITE / "one_file.py"), engine, file, str(report), *arguments]
+        status = subprocess.run(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT).returncode
     if report.exists():
         found: dict[str, Any] = json.loads(report.read_text())
         return found
-    lines = log.read_text().strip().splitlines() or ["no output"]
-    return f"{lines[-1]} (see {log.relative_to(PROJECT)})"
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return f"{lines[-1]} (exit status {status}, see {log.relative_to(PROJECT)})"
+
+
+def _report_of(engine: str, file: str) -> Path:
+    return BUILD / "reports" / engine / f"{file.replace('/', '.').removesuffix('.py')}.json"
 
 
 def main() -> int:
-    """1 if a test failed, an engine couldn't run or a name is missing.
+    """1 if a test failed, an engine or a file couldn't run, too much is excluded or a name is missing.
 
     An unavailable engine is skipped, unless KERNELK_REQUIRE names it.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("engines", nargs="*", default=ENGINES, help="default: all")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"of {', '.join(ENGINES)}; default: all")
+    parser.add_argument("--files", nargs="+", default=[], metavar="PART", help="only files with PART in their name")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as in pytest")
+    parser.add_argument("--jobs", type=int, default=1, help="so many files at a time, each with an engine (default: 1)")
+    parser.add_argument("--show", action="store_true", help="runs nothing, and shows the last results of each file")
     chosen = parser.parse_args()
+    unknown = set(chosen.engines) - set(ENGINES)
+    if unknown:
+        parser.error(f"no engine is called {', '.join(sorted(unknown))}; they are: {', '.join(ENGINES)}")
     fetch()
     arguments = ["-k", chosen.expression] if chosen.expression else []
-    reports = {}
-    for engine in chosen.engines:
-        print(f"{engine} ...", file=sys.stderr, flush=True)
-        reports[engine] = run(engine, arguments)
-    return show(reports)
+    reports: dict[str, dict[str, dict[str, Any] | str]] = {}
+    if chosen.show:
+        for engine in chosen.engines or ENGINES:
+            paths = {file: _report_of(engine, file) for file in files(chosen.files)}
+            reports[engine] = {
+                file: json.loads(path.read_text()) if path.exists() else "has not been run"
+                for file, path in paths.items()
+            }
+        return show(reports, whole=not chosen.files)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        for engine in chosen.engines or ENGINES:
+            names = files(chosen.files)
+            begun = [pool.submit(run, engine, file, arguments) for file in names]
+            reports[engine] = {}
+            for file, future in zip(names, begun, strict=True):
+                report = reports[engine][file] = future.result()
+                print(f"{engine} {file}: {_in_words(report)}", file=sys.stderr, flush=True)
+                if not isinstance(report, str) and "absent" in report:
+                    for other in begun:
+                        other.cancel()
+                    break
+    return show(reports, whole=not (chosen.files or chosen.expression))
 
 
-def show(reports: dict[str, dict[str, Any] | str]) -> int:
+def _in_words(report: dict[str, Any] | str) -> str:
+    if isinstance(report, str):
+        return report
+    if "absent" in report:
+        return str(report["absent"])
+    count = Counter(outcome for outcome, _ in report["results"].values())
+    return ", ".join(f"{number} {outcome}" for outcome, number in count.items()) + f" in {report['seconds']:.0f} s"
+
+
+def show(reports: dict[str, dict[str, dict[str, Any] | str]], whole: bool) -> int:
     """Prints failures, what was left out and the table; the exit status."""
     wrong = 0
     rows = []
-    excluded: dict[str, str] = {}
+    excluded: dict[str, list[str]] = {}
     failures: dict[tuple[str, str], list[str]] = {}
     missing: list[str] = []
-    for engine, report in reports.items():
-        if isinstance(report, str):
-            rows.append((engine, "did not run: " + report))
-            wrong = 1
-            continue
-        if "absent" in report:
-            rows.append((engine, "not available here: " + report["absent"]))
+    for engine, found in reports.items():
+        count: Counter[str] = Counter()
+        seconds = calls = runs = 0
+        absent = ""
+        for file, report in found.items():
+            if isinstance(report, str):
+                failures.setdefault((file, report), []).append(engine)
+                count["failed"] += 1
+                continue
+            if "absent" in report:
+                absent = report["absent"]
+                break
+            missing = report["missing"]
+            seconds, calls, runs = seconds + report["seconds"], calls + report["calls"], runs + report["runs"]
+            for test, (outcome, message) in report["results"].items():
+                count[outcome] += 1
+                if outcome == "failed":
+                    failures.setdefault((f"{file}::{test}", " ".join(message.split())[:160]), []).append(engine)
+                elif outcome == "skipped":
+                    excluded.setdefault(f"{message}: {file}::{test.split('[')[0]}", []).append(engine)
+        if absent:
+            rows.append((engine, "not available here: " + absent))
             wrong |= engine in os.environ.get("KERNELK_REQUIRE", "").split(",")
             continue
-        results = report["results"]
-        missing = report["missing"]
-        count = Counter(outcome for test, (outcome, _) in results.items() if not test.startswith("test_model_"))
-        models = [outcome for test, (outcome, _) in results.items() if test.startswith("test_model_")]
-        columns = [count["passed"], count["failed"], count["skipped"], models.count("passed"), models.count("failed")]
-        columns += [report["calls"], report["runs"]]
-        rows.append((engine, "".join(f"{number:>{width}}" for number, width in zip(columns, WIDTHS))))
-        excluded.update({test: message for test, (outcome, message) in results.items() if outcome == "skipped"})
-        for test, (outcome, message) in results.items():
-            if outcome == "failed":
-                failures.setdefault((test, " ".join(message.split())[:160]), []).append(engine)
-        wrong |= bool(count["failed"] or models.count("failed") or not report["runs"])
+        collected = count.total()
+        share = count["skipped"] / max(1, collected)
+        columns = [collected, count["passed"], count["failed"], f"{count['skipped']} ({share:.1%})"]
+        columns += [f"{seconds / 60:.1f}", calls, runs]
+        rows.append((engine, "".join(f"{number:>{width}}" for number, width in zip(columns, WIDTHS, strict=True))))
+        wrong |= bool(count["failed"] or not runs or (whole and share > MOST_EXCLUDED))
     for (test, message), engines in failures.items():
         print(f"FAILED {test} on {', '.join(engines)}: {message}")
     if missing:
         wrong = 1
         print(f"kernelk.backend lacks: {', '.join(missing)}")
-    for test, reason in excluded.items():
-        print(f"excluded {test}: {reason.removeprefix('Skipped: ')}")
-    print(f"\n{'engine':12}" + "".join(f"{heading:>{width}}" for heading, width in zip(HEADINGS, WIDTHS)))
+    for test, engines in sorted(excluded.items()):
+        everywhere = len(set(engines)) == len(reports)
+        print(f"excluded{'' if everywhere else ' on ' + ', '.join(sorted(set(engines)))}: {test}")
+    print(f"\n{'engine':12}" + "".join(f"{heading:>{width}}" for heading, width in zip(HEADINGS, WIDTHS, strict=True)))
     for engine, row in rows:
         print(f"{engine:12}{row}")
     return wrong

@@ -165,11 +165,23 @@ def test_what_is_no_array_of_numbers() -> None:
             call([wrong])
     with pytest.raises((FeedError, ValueError)):
         call([[[1.0], [1.0, 2.0]]])
-    with pytest.raises(FeedError, match=r"fed a tensor; next: feed K\.get_value"):
-        call([K.variable([1.0, 2.0])])
     with pytest.raises(FeedError, match=r"fed a list that holds a tensor; next: feed K\.get_value") as caught:
         call([[K.variable(1.0), K.variable(1.0)]])
     assert "next: " not in caught.value.problem
+
+
+def test_a_tensor_is_fed_as_its_value() -> None:
+    x = K.placeholder((2,), name="x")
+    call = K.function([x], [x * 2.0])
+    w = K.variable([1.0, 2.0])
+    for fed in (w, K.constant([1.0, 2.0]), w + 0.0, K.constant([1, 2], dtype="int32")):
+        np.testing.assert_array_equal(call([fed])[0], [2.0, 4.0])
+    K.set_value(w, [3.0, 4.0])
+    np.testing.assert_array_equal(call([w])[0], [6.0, 8.0])
+    with pytest.raises(FeedError, match=r"has shape \(2,\), but was fed \(3,\)"):
+        call([K.zeros((3,))])
+    with pytest.raises(FeedError, match=r"placeholder 'y' .* is needed but not fed"):
+        call([K.placeholder((2,), name="y") + 1.0])
 
 
 def test_a_ragged_list_is_refused_in_kernelks_words() -> None:

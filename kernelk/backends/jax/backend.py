@@ -48,7 +48,7 @@ STRICT = {
     "xla_cpu_enable_fast_min_max": False,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
     "xla_cpu_ftz": False,
-    "xla_disable_hlo_passes": "algsimp",
+    "xla_disable_hlo_passes": "algsimp,reshape-mover",
     "xla_gpu_enable_fast_min_max": False,
     "xla_gpu_ftz": False,
 }
