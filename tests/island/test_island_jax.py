@@ -78,6 +78,9 @@ def test_a_process_of_its_own_has_these_threads_keeps_denormals_and_leaves_the_r
         "wide = str(jnp.asarray(np.ones(2)).dtype), str(jax.jit(lambda x: x * 2)(np.ones(2)).dtype)\n"
         "print(json.dumps([backend.facts(), kept, wide, dict(os.environ) == before, jax.config.jax_enable_x64]))",
         XLA_FLAGS="",
+        # What JAX itself sets when it is imported.
+        TF_CPP_MIN_LOG_LEVEL="1",
+        TPU_SKIP_MDS_QUERY="1",
     )
     facts, kept, wide, same, enabled = json.loads(done.stdout)
     assert (facts["threads"], facts["denormals"], kept) == (3, "keep", True)
