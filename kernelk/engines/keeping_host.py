@@ -135,7 +135,10 @@ class KeepingHost(Host):
             raise
         self.call = self.confirmed = repeated.number
         # What somebody has seen or set meanwhile is loaded from the kernel's memory, and of some variables all is gone.
-        self._release(variables=[number for number in self.history.versions if number not in self.holding])
+        gone = [number for number in self.history.versions if number not in self.holding]
+        for number in gone:
+            self.versions.pop(number, None)
+        self._release(variables=gone)
         self.versions.update({number: slots.version for number, slots in self.holding.items()})
         self._lost = self._torn = False
         self.silence()

@@ -5,11 +5,13 @@ Any graph of updates is computed as by numpy, and a call that is cut short has c
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.engines import require_installed
+from helpers.processes import run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -133,8 +135,10 @@ def test_a_call_that_is_cut_short_changes_nothing(engine: str, earlier: int, mon
     monkeypatch.setattr(messages, "say", lambda text, *_, **__: said.append(text))
     monkeypatch.setattr(host, "_notify", said.append)
     w, count = K.variable(np.ones((3, 3))), K.variable(np.full(3, 2), dtype="int64")
+    # This one is only read.
+    rate = K.variable(2.0)
     power = K.placeholder((3,), dtype="int64")
-    step = K.function([power], [K.sum(w)], [K.update(w, w * 2.0), K.update(count, count**power)])
+    step = K.function([power], [K.sum(w)], [K.update(w, w * rate), K.update(count, count**power)])
     for _ in range(earlier):
         step([np.ones(3, "int64")])
     pid = host.pid
@@ -149,6 +153,33 @@ def test_a_call_that_is_cut_short_changes_nothing(engine: str, earlier: int, mon
         # There the first update comes first.
         repeated = "a call was cut short that overwrites variables in PyTorch's worker; 2 calls since the last"
         assert [line[: len(repeated)] for line in said] == [repeated] * (earlier > 0)
+
+
+@pytest.mark.compiled_theano
+def test_a_call_that_is_cut_short_in_theanos_own_code() -> None:
+    """As users have it: in a session of its own, since this one's Theano runs without a compiler."""
+    require_installed("theano")
+    code = """
+    import numpy as np, kernelk
+    from kernelk import backend as K, config
+    from kernelk.session.current import current
+    config.LIMITS.build_beside, config.LIMITS.commit_bytes = False, 0
+    kernelk.set_backend("theano")
+    w, rate = K.variable(np.ones((3, 3))), K.variable(2.0)
+    count, power = K.variable(np.full(3, 2), dtype="int64"), K.placeholder((3,), dtype="int64")
+    step = K.function([power], [K.sum(w)], [K.update(w, w * rate), K.update(count, count**power)])
+    found = step([np.ones(3, "int64")])
+    try:
+        step([np.full(3, -1, "int64")])
+    except kernelk.errors.KernelKError as error:
+        found.append(str(error))
+    found += step([np.ones(3, "int64")])
+    result = [*map(str, found), K.get_value(w).tolist(), current().host().facts["mode"]]
+    """
+    first, error, second, value, mode = run_script(textwrap.dedent(code))
+    assert (first, second, value) == ("9.0", "18.0", [[4.0] * 3] * 3)
+    assert "negative" in error or "power" in error
+    assert mode.startswith("C")
 
 
 @pytest.mark.parametrize("engine", OVERWRITING)

@@ -320,3 +320,13 @@ def test_what_cannot_work_is_refused_where_it_is_written(wrong: Callable[[], Any
     with pytest.raises(error) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_piece_of_one_computed_element_is_empty(backend: str) -> None:
+    a, b, x = K.variable([5.0]), K.variable([7.0]), K.placeholder((None,))
+    piece = (a + b)[:0]
+    call = K.function([x], [piece, K.sum(piece), K.concatenate([piece, b * 2.0], axis=0), (x * 2.0)[1:]])
+    for length in (1, 3):
+        empty, total, joined, rest = call([np.ones(length)])
+        assert (empty.shape, total, joined.tolist()) == ((0,), 0.0, [14.0])
+        assert rest.tolist() == [2.0] * (length - 1)

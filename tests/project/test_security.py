@@ -40,6 +40,8 @@ MODULES = {
     "pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "code", "codeop",
     "multiprocessing", "xmlrpc", "socketserver", "http", "ftplib", "telnetlib", "urllib", "requests", "asyncore",
 }  # fmt: skip
+# Keras 2 reads the function of a `Lambda` layer by it, which is handed on: SECURITY.md says so.
+HANDED_ON = {"kernelk/keras2/old_modules.py": {"marshal"}}
 LISTENING = {"listen", "bind", "accept", "create_server", "create_connection", "connect", "AF_INET", "AF_INET6"}
 # Text that is run, and where it comes from.
 RUNS_TEXT = {
@@ -71,7 +73,7 @@ def test_no_bytes_become_code_and_nothing_listens(name: str) -> None:
         elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell"):
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False
-    assert not imported & MODULES
+    assert not imported & MODULES - HANDED_ON.get(name, set())
     for node in ast.walk(tree) if "socket" in imported else ():
         # A host's `listen` reads what its worker says.
         if isinstance(node, ast.Attribute) and node.attr in LISTENING:

@@ -429,7 +429,7 @@ class TheanoBackend(Backend):
 def overwriting(function, compiled, program):
     """`run` and `run.overwrite` of a function that may overwrite the variables that it updates."""
     updated = sorted(set(slot for slot, _ in program.updates))
-    graph, vm = compiled.maker.fgraph, compiled.fn
+    graph = compiled.maker.fgraph
     variables = {graph.inputs[len(program.inputs) + slot] for slot in updated}
     # The memory of each new value: what is copied is a view of something else, or lies where another one does.
     memory = [memory_of(output) for output in graph.outputs[len(program.outputs) :]]
@@ -438,11 +438,6 @@ def overwriting(function, compiled, program):
         for position, root in enumerate(memory)
         if root in memory[:position] or (root.owner is None and root not in variables)
     ]
-    # The first op that overwrites one of them
-    first = len(vm.nodes)
-    for at, node in reversed(list(enumerate(vm.nodes))):
-        if variables.intersection(map(memory_of, overwritten_by(node))):
-            first = at
 
     def run(feeds, state, draws, into=None):
         state = list(state)
@@ -454,9 +449,8 @@ def overwriting(function, compiled, program):
         try:
             outputs, new_state = function(feeds, state, draws)
         except Exception:
-            # Without C nobody knows where it was.
-            if not 0 <= getattr(vm, "position_of_error", -1) < first:
-                begin()
+            # Theano doesn't run its nodes in the order in which it lists them: nobody knows how far it came.
+            begin()
             raise
         begin()
         for position in copied:
@@ -465,11 +459,6 @@ def overwriting(function, compiled, program):
 
     run.overwrite = overwrite
     return run
-
-
-def overwritten_by(node):
-    """The operands that an op writes to."""
-    return [node.inputs[n] for numbers in getattr(node.op, "destroy_map", {}).values() for n in numbers]
 
 
 def memory_of(variable):

@@ -141,7 +141,13 @@ def _unconcatenate(instruction, whole, *parts, **attrs):
 
 @op("slice")
 def _slice(instruction, x, slices):
-    return x[python_slices(slices)] if slices else x
+    if not slices:
+        return x
+    piece = x[python_slices(slices)]
+    if 0 in instruction.shape:
+        # Of what is computed and has one element, Theano would leave the slice out.
+        return T.zeros([piece.shape[axis] for axis in range(piece.ndim)], instruction.dtype)
+    return piece
 
 
 @op("unslice")
