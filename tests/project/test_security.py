@@ -113,7 +113,8 @@ def test_a_program_for_pytorch_is_numbers() -> None:
     )
     assert texts
     words = {word for text in texts for word in re.findall(r"[^\W\d]+", text)}
-    assert words <= {"def", "program", "feeds", "state", "draws", "destinations", "v", "k", "del", "return", "out"}
+    known = {"def", "program", "feeds", "state", "draws", "destinations", "begin", "own"}
+    assert words <= known | {"v", "k", "del", "return", "out"}
 
 
 def test_no_front_end_code_takes_markup() -> None:
