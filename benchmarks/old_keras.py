@@ -19,9 +19,17 @@ TENSORFLOW = ["tensorflow==1.15.5", "protobuf==3.20.3", "numpy==1.18.5"]
 
 def python_37() -> str | None:
     """The Python 3.7 that KERNELK_PYTHON37 names, or one on the path, or pyenv's; None if there is none."""
-    found = os.environ.get("KERNELK_PYTHON37") or shutil.which("python3.7")
+    named = os.environ.get("KERNELK_PYTHON37")
+    if named:
+        return named
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    return found or next((str(path) for path in sorted(versions.glob("3.7.*/bin/python3.7"))), None)
+    found = [shutil.which("python3.7"), *(str(path) for path in sorted(versions.glob("3.7.*/bin/python3.7")))]
+    # pyenv's shim is on the path even where 3.7 isn't chosen, and doesn't run then.
+    return next((path for path in found if path and _runs(path)), None)
+
+
+def _runs(python: str) -> bool:
+    return subprocess.run([python, "-c", "import venv"], capture_output=True).returncode == 0
 
 
 def interpreter(backend: str) -> tuple[Path, dict[str, str]]:
