@@ -35,20 +35,24 @@ def _script() -> Any:
 run = _script()
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The executed notebook, with one more cell that prints the raw figures of the run."""
+def executed_with(figures: str, source: Path, folder: Path) -> Any:
+    """A notebook as it is executed in this folder, with one more cell, "figures", that has this code."""
     for name, line in run.missing().items():
         absent(name, line)
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(FIRST, as_version=4)
-    figures = "import json\nprint(json.dumps([swapped_run[0], swapped_run[2], float(gap)]))"
+    notebook = nbformat.read(source, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(figures, id="figures"))
-    path = folder / "first.ipynb"
+    path = folder / source.name
     nbformat.write(notebook, path)
     # As a user has it: without the silence, and the settings, of the other tests.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("KERNELK_QUIET", "KERAS_"))}
     return run.execute(path, env={**env, "KERAS_HOME": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The executed notebook, with one more cell that prints the raw figures of the run."""
+    figures = "import json\nprint(json.dumps([swapped_run[0], swapped_run[2], float(gap)]))"
+    return executed_with(figures, FIRST, tmp_path_factory.mktemp("notebook"))
 
 
 def outputs(notebook: Any, cell_id: str) -> list[Any]:
@@ -228,20 +232,12 @@ def test_the_pictures_are_there_and_say_what_they_show(compared: Any) -> None:
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The third notebook, executed, with one more cell that prints the raw figures of its runs."""
-    for name, line in run.missing().items():
-        absent(name, line)
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(LIVES, as_version=4)
     figures = (
         "import json\nprint(json.dumps([tour.losses, tour.engines, alone.losses, alone.engines,"
         " rows_tour.losses, rows_tour.engines, {name: float(np.max(np.abs(maps[name] - reference)) / np.max(reference))"
         " for name in route}]))"
     )
-    notebook.cells.append(nbformat.v4.new_code_cell(figures, id="figures"))
-    path = folder / "third.ipynb"
-    nbformat.write(notebook, path)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("KERNELK_QUIET", "KERAS_"))}
-    return run.execute(path, env={**env, "KERAS_HOME": str(folder)})
+    return executed_with(figures, LIVES, tmp_path_factory.mktemp("notebook"))
 
 
 ROUTE = ["tensorflow", "theano", "cntk", "jax", "torch"]
