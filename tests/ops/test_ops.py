@@ -794,6 +794,8 @@ def test_each_run_draws_afresh_and_within_a_run_once(backend: str) -> None:
 
 
 def test_dropout(backend: str) -> None:
+    # So few columns are often far from their rate.
+    K.set_random_seed(1)
     x = K.placeholder((None, 50))
     y = K.dropout(x, 0.4)
     rows = K.dropout(x, 0.4, noise_shape=(None, 1))

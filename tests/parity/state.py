@@ -9,15 +9,19 @@ from kernelk import backend as K
 from .case import ALL, FLOATS, ONE, Case, always, real
 
 
-def _within(shape_of, low, high, mean=None, spread=0.2):
-    """A definition of random numbers: their shape, their range, about their mean where there are enough."""
+def _within(shape_of, low, high, mean=None):
+    """A definition of random numbers: their shape, their range, about their mean where there are enough.
+
+    The mean may be 6 of its standard errors off: one sample in 500 million is further.
+    """
 
     def expected(*operands):
         def right(value):
             value = np.asarray(value, dtype="float64")
             inside = bool(np.all((value >= low) & (value <= high)))
             fits = value.shape == tuple(shape_of(*operands))
-            return inside and fits and (mean is None or value.size < 1000 or abs(value.mean() - mean) < spread)
+            error = value.std() / value.size**0.5
+            return inside and fits and (mean is None or value.size < 1000 or abs(value.mean() - mean) <= 6 * error)
 
         return right
 
@@ -71,7 +75,7 @@ def _random():
                 lambda function=function, dtype=dtype: getattr(K, function)(
                     many, 0 if "uniform" in function else 1, 2, dtype
                 ),
-                _within(lambda: many, low, high, mean, 0.3),
+                _within(lambda: many, low, high, mean),
                 dtypes=ONE,
                 gives=always(dtype),
             )
