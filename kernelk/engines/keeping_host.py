@@ -38,6 +38,7 @@ class KeepingHost(Host):
         self.last_end = ""  # how the engine before this one ended
         self.updating = 0  # the bytes of all new values of the call under way
         self._checkpoint_seconds = 0.0
+        self._due = False  # whether a checkpoint is due, after which calls go on as before
         self._lost = False
         self._torn = False  # whether a call that was cut short is to blame, and the engine still runs
 
@@ -86,16 +87,17 @@ class KeepingHost(Host):
 
     def must_fetch(self, feeds: list[Array]) -> bool:
         history = self.history
-        if history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes:
-            return True
-        return history.seconds > max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+        most = max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+        large = history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes
+        self._due = large or history.seconds > most
+        return self._due
 
     def fetched(self, seconds: float | None) -> None:
         if seconds is not None:
             self._checkpoint_seconds = seconds
         self.record = None
-        self.history.clear()
-        self._lost = self._torn = False
+        self.history.clear(reuse=self._due)
+        self._due = self._lost = self._torn = False
 
     def read(self, variables: list[Slots]) -> None:
         small = [slots for slots in variables if slots.nbytes <= MOST_COMPARED_BYTES]

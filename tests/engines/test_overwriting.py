@@ -23,8 +23,8 @@ from kernelk.engines.worker_host import WorkerHost
 from kernelk.errors import KernelKError
 from kernelk.session.current import current
 
-KEEPING = ("tensorflow", "torch", "theano", "cntk")
-OVERWRITING = ("tensorflow", "torch", "theano")
+KEEPING = ("tensorflow", "torch", "theano", "cntk", "jax")
+OVERWRITING = ("tensorflow", "torch", "theano", "jax")
 
 
 @pytest.fixture(autouse=True)

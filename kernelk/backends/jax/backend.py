@@ -122,6 +122,8 @@ class JaxBackend(Backend):
         # A compiled program's results lie in memory of their own. An error may leave a GPU, and all that lies there,
         # unusable.
         self.keeps_updates = self._device.startswith("cpu")
+        # In the kernel nothing could compute again what a call that fails has overwritten.
+        self.can_overwrite = self.keeps_updates and not self._in_kernel
         self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
         if self._in_kernel and not self._device.startswith("cpu"):
@@ -189,15 +191,18 @@ class JaxBackend(Backend):
                 for name in unknown:
                     del self._options[name]
 
-    def _executable(self, body, leaves):
-        """The list-valued `body` compiled for arguments of these dtypes and shapes."""
+    def _executable(self, body, leaves, donated=()):
+        """The list-valued `body` compiled for arguments of these dtypes and shapes.
+
+        A call takes the memory of the `donated` ones, positions, for its results.
+        """
         with jax.enable_x64(True), self._own_settings():
             specs = [jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype, shape in leaves]
 
             def program(*arguments):
                 return body(*arguments)
 
-            return jax.jit(program).lower(*specs).compile(compiler_options=self._options)
+            return jax.jit(program, donate_argnums=donated).lower(*specs).compile(compiler_options=self._options)
 
     def _own_settings(self):
         """A context without those of the user's settings by which a program fails, rounds more or isn't compiled."""
@@ -264,6 +269,9 @@ class JaxBackend(Backend):
         if self._device_draws is None or kind not in KINDS:
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         return self._device_draws.draw(kind, dtype, shape, seed, counter)
+
+    def own(self, value):
+        return self._make(np.array(self.to_numpy(value)))
 
     def native(self, value, fresh):
         # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
@@ -347,13 +355,18 @@ class JaxBackend(Backend):
         # Whether a value is fed or held makes no difference to XLA, and that takes most of a compilation's time.
         key = repr((leaves[:known], specs, results, [(n, leaves[n], a.tobytes()) for n, a in embedded.items()]))
         key += repr([(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in program.instructions])
-        shared = self._compiled.get(key)
-        if shared is None:
-            shared = self._compiled[key] = _Compiled(self._executable(body, specs), refusable)
-        compiled, refusable = shared.executable, shared.refusable
+        feeds_end = len(program.inputs)
+        updated = set(feeds_end + slot for slot, _ in program.updates)
+        replaceable = tuple(at for at, number in enumerate(arguments) if number in updated)
+
+        def compiled(donated):
+            shared = self._compiled.get((key, donated))
+            if shared is None:
+                shared = self._compiled[key, donated] = _Compiled(self._executable(body, specs, donated), refusable[:])
+            return shared
+
         make, block = self._make, self._block
         kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
-        feeds_end = len(program.inputs)
         slots_end = feeds_end + len(program.slots)
         fed = [number for number in arguments if number < feeds_end]
         held = [number - feeds_end for number in arguments if feeds_end <= number < slots_end]
@@ -361,25 +374,44 @@ class JaxBackend(Backend):
         tail = [kept[number] for number in arguments if number >= known] + ([self._zero] if opaque else [])
         outputs, count = len(program.outputs), len(results)
 
-        def run(feeds, state, draws):
+        def call(shared, feeds, state, draws, begin=None):
             values = [make(feeds[number]) for number in fed]
             values += [state[slot] for slot in held]
             if drawn:
                 values += [x if type(x) is not np.ndarray else make(x) for x in (draws[number] for number in drawn)]
             if tail:
                 values += tail
-            results = compiled(*values)
+            if begin is not None:
+                begin()
+            results = shared.executable(*values)
             # The feeds' memory is read until then, and soon overwritten.
             block(results)
-            if refusable:
-                for index, refused in zip(refusable, results[count:]):
+            if shared.refusable:
+                for index, refused in zip(shared.refusable, results[count:]):
                     if refused:
                         raise InstructionError(program.instructions[index], ValueError(elementwise.NEGATIVE_POWER))
             return results[:outputs], results[outputs:count]
 
-        run = self._alone(run)
+        call = self._alone(call)
+        # Donated arguments or none -> the program for them; what isn't asked for isn't compiled.
+        ready = {}
+
+        def program_for(donated):
+            if donated not in ready:
+                ready[donated] = compiled(donated)
+            return ready[donated]
+
+        def run(feeds, state, draws):
+            return call(program_for(()), feeds, state, draws)
+
+        def overwrite(feeds, state, draws, begin):
+            return call(program_for(replaceable), feeds, state, draws, begin)
+
+        if self.can_overwrite and replaceable:
+            run.overwrite = overwrite
+        likely = program_for(replaceable if self.overwrites else ())
         run.fresh = program.computed()
-        run.traced = body, specs, arguments, shared
+        run.traced = body, specs, arguments, likely
         return run
 
 
