@@ -345,6 +345,10 @@ class Backend(object):
     def synchronize(self):
         """Returns when all work handed to the device is done."""
 
+    def usable(self):
+        """Whether the device still computes; asked after an error, which may leave a GPU and all on it unusable."""
+        return True
+
     def profiler(self):
         """A `watching.Profiler` of the engine's own for one call; None if it has none that reports single ops."""
         return None

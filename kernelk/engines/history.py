@@ -177,7 +177,7 @@ class History:
         return found
 
     def clear(self, reuse: bool = False) -> None:
-        """Begins anew, when all newest values lie in the kernel's memory; with `reuse`, in the memory of these feeds."""
+        """Begins anew, when all newest values lie in the kernel's memory; `reuse`: in the memory of these feeds."""
         self._spare = {}
         for record in self.records if reuse else ():
             for feed in record.feeds:

@@ -130,6 +130,7 @@ _ERROR: dict[str, Callable[[Any], bool]] = {
     "inside": _list_of(_is_count),
     "trace": _is_text,
     "changed": lambda value: type(value) is bool,
+    "device_lost": lambda value: type(value) is bool,
 }
 
 # A worker sends "facts" unasked once it has started. The methods of `Executor` document the fields.

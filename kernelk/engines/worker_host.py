@@ -304,6 +304,10 @@ class WorkerHost(KeepingHost):
             )
         shows = f"%kbackend --log {self.engine.name} shows what it printed"
         made, environment = engine_error(self.engine, error, shows), self._environment
+        if error["device_lost"]:
+            # The next use starts another one, in which calls are repeated whose results lay on the device alone.
+            self._end(f"was ended, since {self.facts.get('device')} can't be used after an error")
+            made.remark("its device can't be used after this, so the worker was ended; nothing is lost")
         change = environment.change() if environment is not None else ""
         if environment is None or not change:
             return made

@@ -429,6 +429,52 @@ def test_a_worker_that_ends_again_is_replaced_again(
     assert model.held == 0
 
 
+# A device that an `exp` of more than 600 leaves unusable, and one of less than -600 doesn't.
+DEVICE = """
+from kernelk.backends.numpy import backend as numpy_backend
+broken = []
+def exp(instruction, x):
+    if x.size and x.max() > 600:
+        broken.append(True)
+    if broken or (x.size and x.min() < -600):
+        raise RuntimeError("device-side assert triggered")
+    return real(instruction, x)
+real = numpy_backend.OPS["exp"]
+numpy_backend.OPS["exp"] = exp
+numpy_backend.NumpyBackend.usable = lambda backend: not broken
+"""
+
+
+def test_an_error_that_leaves_a_device_unusable_costs_no_call(
+    spare: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = 'importlib.import_module("kernelk.backends.serving.worker").main('
+    assert last in worker_host._BOOT
+    monkeypatch.setattr(worker_host, "_BOOT", worker_host._BOOT.replace(last, f"{DEVICE}\n{last}"))
+    kernelk.set_backend(spare)
+    monkeypatch.setattr(worker(), "_notify", said.append)
+    model = Training()
+    risky = K.function([model.x], [K.exp(model.x)], [K.update(model.w, model.w + K.exp(K.sum(model.x)))])
+    for feed in batches(3):
+        model.step([feed])
+    pid = worker().pid
+    with pytest.raises(EngineError, match="assert triggered") as caught:
+        risky([np.full((1, 3), -1000.0)])
+    assert "the worker was ended" not in str(caught.value)
+    assert worker().pid == pid
+    for feed in batches(3):
+        model.step([feed])
+    assert len(said) == 1, "only which engine is in use"
+    with pytest.raises(EngineError, match=r"assert triggered.*its device can't be used after this.*is lost"):
+        risky([np.full((1, 3), 1000.0)])
+    assert not worker().started
+    model.step([BATCH])
+    assert worker().pid != pid
+    assert "6 calls since the last checkpoint were repeated" in said[-1]
+    assert "was ended, since cpu:0 can't be used after an error" in said[-1]
+    assert equal(model.state(), wanted([*batches(3), *batches(3), BATCH]))
+
+
 def test_numpy_repeats_what_no_worker_can(light: str, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     model = Training()
     for feed in batches(4):

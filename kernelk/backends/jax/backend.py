@@ -119,11 +119,10 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
-        # A compiled program's results lie in memory of their own. An error may leave a GPU, and all that lies there,
-        # unusable.
-        self.keeps_updates = self._device.startswith("cpu")
-        # In the kernel nothing could compute again what a call that fails has overwritten.
-        self.can_overwrite = self.keeps_updates and not self._in_kernel
+        # A compiled program's results lie in memory of their own. In the kernel's process nothing could compute again
+        # what an error that leaves a GPU unusable takes with it, or what a call that fails has overwritten.
+        self.keeps_updates = self._device.startswith("cpu") or not self._in_kernel
+        self.can_overwrite = not self._in_kernel
         self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
         if self._in_kernel and not self._device.startswith("cpu"):
@@ -270,9 +269,6 @@ class JaxBackend(Backend):
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         return self._device_draws.draw(kind, dtype, shape, seed, counter)
 
-    def own(self, value):
-        return self._make(np.array(self.to_numpy(value)))
-
     def native(self, value, fresh):
         # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
         return value if fresh else self.load(np.array(value))
@@ -288,6 +284,16 @@ class JaxBackend(Backend):
     def synchronize(self):
         # Work on one device is done in order, and run() waits for its own.
         self._alone(self._half)(self._probe)[0].block_until_ready()
+
+    def usable(self):
+        if self._device.startswith("cpu"):
+            return True
+        try:
+            # After such an error, each use of the GPU reports it again.
+            self.synchronize()
+        except Exception:
+            return False
+        return True
 
     def profiler(self):
         return JaxProfiler(self)

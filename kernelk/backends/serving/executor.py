@@ -72,6 +72,8 @@ def describe(error):
         "unsupported": isinstance(cause, CannotLower),
         # Whether variables' values are gone: see `do_run`.
         "changed": getattr(error, "changed", False),
+        # Whether the device, and what lies there, can't be used any more: see `handle`.
+        "device_lost": False,
         "trace": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
     }
 
@@ -119,7 +121,9 @@ class Executor(object):
                 self.pending = None
             return getattr(self, "do_" + request["do"])(request) or {}
         except Exception as error:
-            return {"error": describe(error)}
+            described = describe(error)
+            described["device_lost"] = self.backend.keeps_updates and not self.backend.usable()
+            return {"error": described}
 
     def array(self, reference):
         """The ndarray behind a reference."""

@@ -73,8 +73,8 @@ class TorchBackend(Backend):
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
         self._on_cpu = self._device == "cpu:0"
-        # An error may leave a GPU, and all that lies there, unusable.
-        self.keeps_updates = self._on_cpu and not options.get("in_kernel")
+        # In the kernel's process nothing could replace a GPU's values after an error that leaves it unusable.
+        self.keeps_updates = not options.get("in_kernel")
         self._native_device = torch.device("cpu" if self._on_cpu else self._device)
         self._threads = threads = positive_threads(options)
         self._in_kernel = bool(options.get("in_kernel"))
@@ -188,6 +188,15 @@ class TorchBackend(Backend):
         if not self._on_cpu:
             torch.cuda.synchronize(self._native_device)
 
+    def usable(self):
+        if self._on_cpu:
+            return True
+        try:
+            # After such an error, each use of the GPU reports it again.
+            return int(torch.ones(2, device=self._native_device).sum()) == 2
+        except Exception:
+            return False
+
     def profiler(self):
         return TorchProfiler(self)
 
@@ -201,7 +210,7 @@ class TorchBackend(Backend):
             round_factors(program)
         leaves = [self._on_device(np.array(array)) for array in constants]
         code = self._inside(_Code)(program, leaves, self._native_device, self.overwrites)
-        on_device, inside = self._on_device, self._inside
+        on_device, inside, synchronize = self._on_device, self._inside, self.synchronize
         written = code.written if self._on_cpu else []
         # Where updates are written -> the function that writes them there; more than one is rarely asked for.
         compiled = {}
@@ -215,7 +224,10 @@ class TorchBackend(Backend):
             arrays = [on_device(array) for array in feeds]
             drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
             try:
-                return function(where)(arrays, state, drawn, destinations, begin)
+                results = function(where)(arrays, state, drawn, destinations, begin)
+                # A GPU computes beside Python: its error is this call's, and so is its time.
+                synchronize()
+                return results
             except Exception as error:
                 instruction = code.blamed(error)
                 if instruction is None:
