@@ -1,7 +1,8 @@
 """One side of `keras2.py`: an epoch of a Keras 2.3.1 model, on its own backend or on kernelk. Python 3.6 syntax.
 
 `python keras2_side.py CASE [ENGINE]` reads lines with a number of epochs and answers each with their seconds, as JSON;
-with an engine on kernelk. The case "import" prints the seconds from `import keras` to a compiled model, and ends.
+with an engine on kernelk, or "by hand", which is without Keras, on TensorFlow 2. The case "import" prints the seconds
+from `import keras` to a compiled model, and ends.
 """
 
 import json
@@ -39,7 +40,8 @@ def main(case, engine=""):
     """Answers until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if engine:
+    by_hand = engine == "by hand"
+    if engine and not by_hand:
         import kernelk
         from kernelk import config
 
@@ -47,6 +49,8 @@ def main(case, engine=""):
         config.LIMITS.build_beside = False
         kernelk.set_backend(engine)
         kernelk.enable_keras2()
+    elif by_hand:
+        pass
     elif os.environ["KERAS_BACKEND"] == "theano":
         # The same compiler, BLAS and threads.
         natives.backend("theano")
@@ -61,12 +65,21 @@ def main(case, engine=""):
     shape, samples = CASES[case]
     x = random.rand(samples, *shape).astype("float32")
     y = np.eye(10, dtype="float32")[random.randint(0, 10, samples)]
-    model = made(case)
+    if by_hand:
+        from natives import tensorflow
+
+        epoch = tensorflow.dense_epoch(x, y, BATCH)
+    else:
+        model = made(case)
+
+        def epoch():
+            model.fit(x, y, epochs=1, batch_size=BATCH, verbose=0)
+
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
             start = time.perf_counter()
-            model.fit(x, y, epochs=1, batch_size=BATCH, verbose=0)
+            epoch()
             seconds.append(time.perf_counter() - start)
         print(json.dumps(seconds), file=answers, flush=True)
 

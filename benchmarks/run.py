@@ -303,7 +303,7 @@ def old_models(engines: list[str], rounds: int) -> str:
     without = [] if keras2.old_keras.python_37() else ["tensorflow"]
     for engine in engines:
         if engine in keras2.SHARES and engine not in without:
-            rows += [keras2.epochs(engine, case, rounds) for case in keras2.TITLES]
+            rows += [row for case in keras2.TITLES for row in keras2.epochs(engine, case, rounds)]
             rows.append(keras2.importing(engine, max(3, rounds // 3)))
     swap_rows = [keras2.swaps(engine, 2 * rounds) for engine in engines if engine != "numpy"]
     parts = [

@@ -1,5 +1,6 @@
 """The baselines in TensorFlow 2: `tf.function` with a gradient tape."""
 
+import itertools
 import os
 
 import numpy as np
@@ -48,6 +49,43 @@ def mlp(weights, x, t, drop=kept):
         return loss
 
     return lambda: step(x, t).numpy()
+
+
+def dense_epoch(x, y, batch):
+    """An epoch of the dense net of `keras2_side.py`: shuffled batches, Adam, and the loss and the accuracy of each."""
+    random, sizes = np.random.RandomState(0), [x.shape[1], 64, 64, y.shape[1]]
+    w = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        w += [random.standard_normal((inputs, outputs)) * (2.0 / (inputs + outputs)) ** 0.5, np.zeros(outputs)]
+    variables = [tf.Variable(value.astype("float32")) for value in w]
+    first = [tf.Variable(tf.zeros_like(v)) for v in variables]
+    second = [tf.Variable(tf.zeros_like(v)) for v in variables]
+    count = tf.Variable(0.0)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, sizes[0])), tf.TensorSpec((None, sizes[-1]))])
+    def step(x, t):
+        with tf.GradientTape() as tape:
+            h = tf.nn.relu(tf.matmul(x, variables[0]) + variables[1])
+            h = tf.nn.relu(tf.matmul(h, variables[2]) + variables[3])
+            logits = tf.matmul(h, variables[4]) + variables[5]
+            loss = loss_of(logits, t)
+        right = tf.equal(tf.argmax(logits, -1), tf.argmax(t, -1))
+        n = count.assign_add(1.0)
+        rate = 0.001 * tf.sqrt(1.0 - 0.999**n) / (1.0 - 0.9**n)
+        for w, m, v, g in zip(variables, first, second, tape.gradient(loss, variables)):
+            m.assign(0.9 * m + 0.1 * g)
+            v.assign(0.999 * v + 0.001 * tf.square(g))
+            w.assign_sub(rate * m / (tf.sqrt(v) + 1e-7))
+        return loss, tf.reduce_mean(tf.cast(right, tf.float32))
+
+    def call():
+        order = np.random.permutation(len(x))
+        for start in range(0, len(x), batch):
+            part = order[start : start + batch]
+            for result in step(tf.constant(x[part]), tf.constant(y[part])):
+                result.numpy()
+
+    return call
 
 
 def descend(weights, logits_of, x, t):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.engines import ENGINES, require_installed
 from helpers.notebooks import run_cells
 
 from kernelk.environments import keras2
 from kernelk.errors import InstallError
+from kernelk.keras2 import old_modules
 
 BEGIN = "%load_ext kernelk\nimport kernelk, numpy as np\nkernelk.set_backend('numpy')\n%kbackend --keras2\nimport keras"
 DATA = "x = np.random.RandomState(1).rand(60, 6)\ny = np.eye(3)[(x.sum(1) * 7).astype(int) % 3]"
@@ -375,3 +378,10 @@ def test_a_changed_package_is_refused_and_what_is_there_stays(tmp_path: Path, mo
     assert left == [folder.name]
     assert keras2.removed() == [folder]
     assert keras2.found() is None
+
+
+def test_keras_takes_a_median_of_its_batches_times_as_numpy_has_it() -> None:
+    numpy = old_modules.stand_in("numpy")
+    for times in ([0.25], [3.0, 1.0, 2.0], [0.1, 0.4, 0.2, 0.3]):
+        assert numpy.median(collections.deque(times, maxlen=10)) == np.median(times)
+    assert numpy.median(np.ones((2, 3)), axis=1).tolist() == [1, 1]

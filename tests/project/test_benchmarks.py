@@ -70,8 +70,8 @@ def test_recoveries_and_peaks_of_memory(bench: Any, monkeypatch: pytest.MonkeyPa
 
 def test_an_epoch_of_an_old_model_and_what_its_import_takes(bench: Any) -> None:
     environment = {**os.environ, "KERNELK_QUIET": "1"}
-    for case in bench.keras2.TITLES:
-        side = bench.keras2.Answering(sys.executable, ["keras2_side.py", case, "numpy"], environment)
+    for case, how in [*((case, "numpy") for case in bench.keras2.TITLES), ("dense", "by hand")]:
+        side = bench.keras2.Answering(sys.executable, ["keras2_side.py", case, how], environment)
         assert all(seconds > 0 for seconds in side.ask("1"))
         side.close()
     assert bench.keras2.imported(sys.executable, environment, "numpy") > 0
