@@ -97,7 +97,7 @@ def same_as_numpy(
 
 def draws_of_a_device_are_the_hosts(draw: Any, to_numpy: Any, engine: Any) -> None:
     """`draw(kind, dtype, shape, seed, counter)`, made on a device: uniforms bit for bit, and a program takes them."""
-    for kind, dtype in itertools.product(("uniform", "normal"), FLOATS):
+    for kind, dtype in itertools.product(("uniform", "normal", "truncated_normal"), FLOATS):
         for shape, seed, counter in itertools.product(
             ((), (1,), (0,), (7,), (3, 5), (1001,)), (0, 2**63 + 1, 2**64 - 1), (0, 5, 2**64 - 1)
         ):

@@ -368,11 +368,10 @@ def test_a_gpu_that_has_tensorfloat32_is_told_by_its_capability():
 
 
 def test_draws_on_a_device(backend, monkeypatch):
-    """As a GPU makes them; here XLA compiles the same for the processor. A truncated normal draw comes from numpy."""
+    """As a GPU makes them; here XLA compiles the same for the processor."""
     from kernelk.backends.jax.draws import DeviceDraws
 
     assert type(backend.draw("uniform", "float32", (3,), 1, 0)) is np.ndarray
     monkeypatch.setattr(backend, "_device_draws", DeviceDraws(backend._executable, backend._make))
     draws_of_a_device_are_the_hosts(backend.draw, backend.to_numpy, backend)
     assert type(backend.draw("uniform", "float32", (3,), 1, 0)) is not np.ndarray
-    assert type(backend.draw("truncated_normal", "float32", (3,), 1, 0)) is np.ndarray

@@ -6,8 +6,10 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
+import scipy.stats
 from helpers.arrays import same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,22 @@ def test_no_bit_of_a_seed_or_a_count_is_lost(seed: int, counter: int, count: int
     for dtype, bits in (("float32", 24), ("float16", 11)):
         wanted = np.array([(half >> (32 - bits)) * 2.0**-bits for half in halves], dtype)
         assert same_bits(draw("uniform", dtype, (2 * count,), seed, counter), wanted)
+
+
+def test_truncated_draws_are_the_normal_distributions_quantiles() -> None:
+    mpmath.mp.dps = 40
+    for q in (0.0, 1e-12, -0.1, 0.3, 0.425, -0.4250001, 0.47, -0.477249868051820):
+        exact = mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(q))
+        found = float(random_draws.normal_quantile(np.asarray(q), np))
+        assert abs(found - exact) <= 5 * np.spacing(abs(float(exact))), q
+    assert mpmath.erf(mpmath.sqrt(2)) == pytest.approx(random_draws.INSIDE, rel=1e-16)
+    # The ends of the uniform draws.
+    least, most = random_draws.truncated(np.array([0.0, 1 - 2.0**-53]), np)
+    assert -2 <= least < most <= 2
+    draws = draw("truncated_normal", "float64", (100_000,), 1, 0)
+    assert scipy.stats.kstest(draws, scipy.stats.truncnorm(-2, 2).cdf).pvalue > 0.001
+    # A longer one begins as a shorter one does.
+    assert same_bits(draw("truncated_normal", "float64", (7,), 1, 0), draws[:7])
 
 
 def test_seeds_that_differ_in_a_bit_draw_otherwise(backend: str) -> None:

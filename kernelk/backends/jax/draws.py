@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..random_draws import KEY, MULTIPLIERS, ROUNDS, WEYL
+from ..random_draws import KEY, MULTIPLIERS, ROUNDS, WEYL, truncated
 
 # Imported when the first JaxBackend is made.
 jax = None
@@ -56,8 +56,12 @@ def normal(count, dtype, seed, counter):
     return both[:count].astype(dtype)
 
 
-# A truncated normal draw takes as many numbers as it needs, which no compiled program can.
-KINDS = {"uniform": uniform, "normal": normal}
+def truncated_normal(count, dtype, seed, counter):
+    """As `random_draws` has it, up to the last bits of log and of products."""
+    return truncated(uniform(count, "float64", seed, counter), jax.numpy).astype(dtype)
+
+
+KINDS = {"uniform": uniform, "normal": normal, "truncated_normal": truncated_normal}
 
 
 class DeviceDraws(object):

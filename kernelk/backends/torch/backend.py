@@ -156,7 +156,7 @@ class TorchBackend(Backend):
     def draw(self, kind, dtype, shape, seed, counter):
         count = int(np.prod(shape, dtype=np.int64))
         # On a processor, numpy makes them in less time than so many kernels.
-        if self._on_cpu or kind not in draws.KINDS or count < draws.WORTH:
+        if self._on_cpu or count < draws.WORTH:
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         make = self._inside(draws.KINDS[kind])
         return make(count, dtype, seed, counter, self._native_device).reshape(shape)

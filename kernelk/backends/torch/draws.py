@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..random_draws import KEY, MULTIPLIERS, ROUNDS, WEYL
+from ..random_draws import KEY, MULTIPLIERS, ROUNDS, WEYL, truncated
 
 # Imported when the first TorchBackend is made.
 torch = None
@@ -65,5 +65,9 @@ def normal(count, dtype, seed, counter, device):
     return both[:count].to(getattr(torch, dtype))
 
 
-# A truncated normal draw takes as many numbers as it needs: numpy makes it.
-KINDS = {"uniform": uniform, "normal": normal}
+def truncated_normal(count, dtype, seed, counter, device):
+    """As `random_draws` has it, up to the last bits of log and of products."""
+    return truncated(uniform(count, "float64", seed, counter, device), torch).to(getattr(torch, dtype))
+
+
+KINDS = {"uniform": uniform, "normal": normal, "truncated_normal": truncated_normal}
