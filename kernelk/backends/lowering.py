@@ -83,6 +83,12 @@ def lower(program, leaves, ops):
     `leaves` are the engine's values of inputs, slots, draws and constants, in that order.
     """
     values = list(leaves)
+    lower_into(values, program, ops)
+    return values
+
+
+def lower_into(values, program, ops):
+    """The same, where `values` has those of the leaves, and gets the others as they are made."""
     for instruction in program.instructions:
         function = ops.get(instruction.op)
         if function is None:
@@ -91,7 +97,6 @@ def lower(program, leaves, ops):
             values.append(function(instruction, *[values[i] for i in instruction.inputs], **instruction.attrs))
         except Exception as error:
             raise InstructionError(instruction, error) from error
-    return values
 
 
 class Overwriting(object):

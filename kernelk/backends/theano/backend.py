@@ -12,10 +12,11 @@ import numpy as np
 from ..base import Backend, hand_over
 from ..choosing import FLOAT32, chosen_device, chosen_precision, positive_threads
 from ..errors import OptionError
-from ..lowering import InstructionError, lower
+from ..lowering import InstructionError, lower_into
 from ..segments import compile_in_segments
 from . import elementwise, ops, windows
 from .building import Builds, Guard, NotBuilt, Switching
+from .gemm import merged
 from .profiler import TheanoProfiler
 from .rewrites import excluded
 from .starting import find_compiler, join, keep_cache_keys, numpy_blas, quoted, shorten_waits, writable
@@ -305,7 +306,11 @@ class TheanoBackend(Backend):
             return call
 
         used = set(instruction.op for instruction in program.instructions)
-        values = lower(program, leaves, {name: marking(self.ops[name]) for name in used if name in self.ops})
+        table = {name: self.ops[name] for name in used if name in self.ops}
+        values, gemms = list(leaves), merged(program, constants) if with_c else {}
+        for name in set(program.instructions[index].op for index in gemms):
+            table[name] = _or_gemm(table[name], gemms, program, constants, values)
+        lower_into(values, program, {name: marking(function) for name, function in table.items()})
         results = [values[number] for number in program.results()]
         linker = theano.gof.vm.VM_Linker(allow_gc=True, use_cloop=with_c, c_thunks=with_c)
         mode = theano.compile.Mode(linker, self._optimizers(program))
@@ -470,6 +475,27 @@ def memory_of(variable):
             return variable
         variable = variable.owner.inputs[numbers[0]]
     return variable
+
+
+def _or_gemm(function, gemms, program, constants, values):
+    """An op's function, which computes some instructions by BLAS; `values`: those of all value numbers so far."""
+    first, known = len(program.leaves), len(program.leaves) - len(program.constants)
+
+    def factor(scaled, dtype):
+        constant = 1.0 if scaled.factor is None else constants[scaled.factor - known]
+        return T.constant(np.asarray(scaled.sign * constant, dtype))
+
+    def call(instruction, *operands, **attrs):
+        if instruction.index not in gemms:
+            return function(instruction, *operands, **attrs)
+        variable, product = gemms[instruction.index]
+        matmul = program.instructions[product.number - first]
+        a, b = (values[number] for number in matmul.inputs)
+        a, b = a.T if matmul.attrs["transpose_a"] else a, b.T if matmul.attrs["transpose_b"] else b
+        alpha, beta = factor(product, instruction.dtype), factor(variable, instruction.dtype)
+        return T.blas.gemm_no_inplace(values[variable.number], alpha, a, b, beta)
+
+    return call
 
 
 def is_folded(constant):

@@ -17,7 +17,8 @@ UNSAFE = (
     # a + (b + c) becomes (a + b) + c, which may overflow where the former doesn't
     "local_add_mul_fusion",
     # BLAS skips a product that is multiplied by 0, so that NaN and infinities in it are lost (a learning rate of 0);
-    # and the search for such products takes a time quadratic in the length of a chain of sums
+    # and the search for such products takes a time quadratic in the length of a chain of sums (gemm.py finds those of
+    # updates by constants)
     "gemm_optimizer",
     "local_dot22_to_dot22scalar",
     # (a + b) * c becomes a * c + b * c: an infinity minus an infinity
