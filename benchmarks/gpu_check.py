@@ -1,4 +1,7 @@
-"""One command for a machine with a GPU: swaps, profiles, precisions, draws, a comparison; writes GPU_RESULTS.md."""
+"""One command for a machine with a GPU: steps and swaps beside the engine's own, profiles, precisions, draws.
+
+Writes GPU_RESULTS.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import itertools
 import os
 import statistics
 import sys
+import time
 from datetime import date
 
 os.environ.setdefault("KERNELK_QUIET", "1")
@@ -14,7 +18,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import numpy as np
-from measure import HERE
+from measure import HERE, Native, compare, interval, native_environment, repeated
 from models import model
 
 import kernelk
@@ -23,6 +27,10 @@ from kernelk.errors import KernelKError
 from kernelk.session.current import current
 
 ENGINES = ["torch", "jax", "tensorflow"]
+# Those that are compared with what is written by hand.
+NATIVES = {"torch", "jax"}
+STEP_TABLE = "| step | by hand | kernelk | ratio | target | met |\n|---|---|---|---|---|---|"
+SWAP_TABLE = "| swap | the engines' own copies | kernelk | ratio | at most | met |\n|---|---|---|---|---|---|"
 
 # Between which bounds the relative error of a product of float32 lies in each precision. The lower one shows that a
 # matrix product was made in fewer bits at all; a convolution may be made in more.
@@ -107,6 +115,70 @@ def draws(engine: str, device: str) -> tuple[str, bool]:
     )
 
 
+# case: (label, calls in a turn, what may be added in seconds, and as a share).
+STEPS = {
+    "small_step": ("MLP step, 77 kB of state", 20, 150e-6, 0.0),
+    "large_step": ("MLP step, 9.7 MB of state", 20, 150e-6, 0.0),
+    "lenet32": ("LeNet step, batch 32", 20, 0.0, 0.1),
+    "lenet128": ("LeNet step, batch 128", 20, 0.0, 0.1),
+    "half_gigabyte": ("MLP step, 535 MB of state", 5, 0.0, 0.05),
+}
+ROUNDS = 9
+# A swap between two GPU engines moves so many MB; it may take so many times what their own copies take.
+SWAPPED, SWAP_SHARE = 1024, 2.0
+
+
+def by_hand(engine: str, device: str, case: str) -> Native:
+    """The same by hand on the engine's device, in a process of its own."""
+    return Native(sys.executable, engine, case, {**native_environment(engine), "KERNELK_DEVICE": device})
+
+
+def steps(engine: str, device: str) -> list[str]:
+    """The rows of a table of training steps, beside the same by hand."""
+    rows = []
+    for case, (label, calls, seconds, share) in STEPS.items():
+        kernelk.set_backend(engine, device=device)
+        call, native = model(case), by_hand(engine, device, case)
+        try:
+            result = compare(repeated(call), native, ROUNDS, calls, 4 * ROUNDS)
+        finally:
+            native.close()
+        times = f"{result.baseline * 1e6:.0f} us | {result.ours * 1e6:.0f} us"
+        ratio, low, high = result.ratio
+        met = "yes" if result.added[1] <= seconds + share * result.baseline else "**no**"
+        target = f"{share:.0%} more" if share else f"{seconds * 1e6:.0f} us more"
+        rows.append(f"| {label} | {times} | {ratio:.2f} [{low:.2f}, {high:.2f}] | {target} | {met} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def swaps(found: dict[str, str]) -> list[str]:
+    """The rows of a table of swaps from device to device, beside the engines' own copies of as many bytes."""
+    arrays = [np.random.default_rng(i).standard_normal(SWAPPED * 65536 // 4, dtype="float32") for i in range(16)]
+    variables = [K.variable(array) for array in arrays]
+    change = K.function([], [], [K.update(v, v * -1.0) for v in variables])
+    rows = []
+    for before, after in itertools.permutations(found, 2):
+        seconds, copies = [], []
+        natives = [by_hand(engine, found[engine], f"load{SWAPPED}") for engine in (before, after)]
+        for _ in range(ROUNDS):
+            kernelk.set_backend(before, device=found[before])
+            change([])
+            start = time.perf_counter()
+            kernelk.set_backend(after, device=found[after])
+            seconds.append(time.perf_counter() - start)
+            # Each loads them and reads them back: one way of each is needed.
+            copies.append(sum(native(1)[0] for native in natives) / 2)
+        for native in natives:
+            native.close()
+        ratio, low, high = interval([a / b for a, b in zip(seconds, copies)])
+        met = "yes" if low <= SWAP_SHARE else "**no**"
+        times = f"{statistics.median(copies):.2f} s | {statistics.median(seconds):.2f} s"
+        rows.append(f"| {before} to {after} | {times} | {ratio:.2f} [{low:.2f}, {high:.2f}] | {SWAP_SHARE} | {met} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> int:
     """Runs the check; 0 where it has passed, or where there is no GPU."""
     found = gpus()
@@ -131,9 +203,14 @@ def main() -> int:
         precise = precise and passed
         table = ["| in | precision | what | relative error | as it should be |", "|---|---|---|---|---|", *rows]
         parts.append("\n".join(table) + "\n")
+        if engine in NATIVES:
+            parts.append("\n".join([STEP_TABLE, *steps(engine, device)]) + "\n")
         line, equal = draws(engine, device)
         drawn = drawn and equal
         parts.append(line)
+    both = {engine: device for engine, device in found.items() if engine in NATIVES}
+    if len(both) > 1:
+        parts += [f"## Swaps of {SWAPPED} MB\n", "\n".join([SWAP_TABLE, *swaps(both)]) + "\n"]
     result = kernelk.compare(K.dot(square, square), *found, "numpy", budget=20)
     parts += ["## A matrix product of 2048, with numpy on the processor\n", f"```\n{result}\n```\n"]
     (HERE / "GPU_RESULTS.md").write_text("\n".join(parts), encoding="utf-8")

@@ -28,6 +28,7 @@ MODELS = {
     "huge_few": ("mlp", (3584, 3200, 512, 4)),
     "vast_few": ("mlp", (14336, 12800, 1024, 4)),
     "large_state": ("mlp", (7168, 6400, 512, 64)),
+    "half_gigabyte": ("mlp", (8192, 7680, 512, 64)),
     "large_dropout": ("mlp_dropout", (1024, 1024, 160, 128)),
     "lenet32": ("lenet", (32,)),
     "lenet_dropout": ("lenet_dropout", (32,)),

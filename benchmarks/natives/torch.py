@@ -1,10 +1,14 @@
 """The baselines in PyTorch: eager, as its users write a step; an LSTM cell in a Python loop."""
 
+import os
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from native import MOMENTUM, RATE
 from torch.utils.benchmark import Timer
+
+DEVICE = torch.device(os.environ.get("KERNELK_DEVICE", "cpu"))
 
 
 def harness(call, calls):
@@ -22,7 +26,19 @@ def loss_of(logits, t):
 
 
 def parameters(weights):
-    return [torch.tensor(w, requires_grad=True) for w in weights]
+    return [torch.tensor(w, requires_grad=True, device=DEVICE) for w in weights]
+
+
+def placed(array):
+    """The array as a tensor on the device; on a processor in the array's own memory."""
+    return torch.from_numpy(array).to(DEVICE)
+
+
+def finished(loss):
+    """The loss, once all of the step is done: a GPU computes beside Python."""
+    if DEVICE.type != "cpu":
+        torch.cuda.synchronize(DEVICE)
+    return loss.detach().cpu().numpy()
 
 
 def kept(x):
@@ -43,7 +59,7 @@ def mlp(weights, x, t, drop=kept):
     velocities = [torch.zeros_like(w) for w in ws]
 
     def step():
-        given, wanted = torch.from_numpy(x), torch.from_numpy(t)
+        given, wanted = placed(x), placed(t)
         hidden = drop(torch.relu(given @ ws[0] + ws[1]))
         loss = loss_of(hidden @ ws[2] + ws[3], wanted)
         gradients = torch.autograd.grad(loss, ws)
@@ -51,7 +67,7 @@ def mlp(weights, x, t, drop=kept):
             for w, v, g in zip(ws, velocities, gradients):
                 v.mul_(MOMENTUM).sub_(g, alpha=RATE)
                 w.add_(v)
-        return loss.detach().numpy()
+        return finished(loss)
 
     return step
 
@@ -61,12 +77,12 @@ def descend(weights, logits_of, x, t):
     ws = parameters(weights)
 
     def step():
-        loss = loss_of(logits_of(ws, torch.from_numpy(x)), torch.from_numpy(t))
+        loss = loss_of(logits_of(ws, placed(x)), placed(t))
         gradients = torch.autograd.grad(loss, ws)
         with torch.no_grad():
             for w, g in zip(ws, gradients):
                 w.sub_(g, alpha=RATE)
-        return loss.detach().numpy()
+        return finished(loss)
 
     return step
 
@@ -93,7 +109,7 @@ def lenet(weights, x, t, drop=kept):
 
 def lstm(weights, x, t):
     def logits_of(w, x):
-        h = c = torch.zeros(x.shape[0], w[1].shape[0])
+        h = c = torch.zeros(x.shape[0], w[1].shape[0], device=DEVICE)
         for piece in x.unbind(1):
             a, b, d, e = (piece @ w[0] + h @ w[1] + w[2]).chunk(4, 1)
             c = torch.sigmoid(b) * c + torch.sigmoid(a) * torch.tanh(d)
@@ -104,8 +120,8 @@ def lstm(weights, x, t):
 
 
 def holder(array):
-    held = torch.from_numpy(array.copy())
-    return (lambda value: held.copy_(torch.from_numpy(value))), (lambda: np.copy(held.numpy()))
+    held = placed(array.copy())
+    return (lambda value: held.copy_(torch.from_numpy(value))), (lambda: np.copy(held.cpu().numpy()))
 
 
 def gemm(a, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(check, "gpus", lambda: {engine: "cpu:0"})
     monkeypatch.setattr(check, "HERE", tmp_path)
     monkeypatch.setattr(check, "DRAWN", (3, 4))
+    monkeypatch.setattr(check, "STEPS", {"small_step": check.STEPS["small_step"]})
+    monkeypatch.setattr(check, "ROUNDS", 1)
     real = {name: getattr(check.kernelk, name) for name in ("profile", "compare")}
     for name, call in real.items():
         monkeypatch.setattr(
@@ -46,6 +49,17 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     assert "its ops one by one" in text
     assert "reference" in text
     # In a worker and in this process: a matrix product and a convolution, in the two precisions of a processor.
-    assert text.count("| yes |") == 8
+    assert len(re.findall(r"^\| (?:a worker|this process) \|.*\| yes \|$", text, re.MULTILINE)) == 8
     assert "(3, 4) uniform draws and their maximum" in text
     assert "they are numpy's bit for bit" in text
+    assert "| MLP step, 77 kB of state | " in text
+
+
+@pytest.mark.slow
+def test_a_swap_between_two_devices(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine in ("torch", "jax"):
+        activate(engine)
+    monkeypatch.setattr(check, "SWAPPED", 1)
+    monkeypatch.setattr(check, "ROUNDS", 1)
+    rows = check.swaps({"torch": "cpu:0", "jax": "cpu:0"})
+    assert [row.split(" | ")[0] for row in rows] == ["| torch to jax", "| jax to torch"]
