@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages clean
+.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -95,6 +95,9 @@ keras-suite: setup  ## Keras 2.3.1's own tests on each engine (hours; RUN="thean
 
 keras-packages: setup  ## the own tests of packages for old Keras, on two engines (fetches them from the package index)
 	$(BIN)/python tests/keras_suite/packages.py
+
+matrix: $(STAMP)  ## the fast tests with the lowest and highest versions of what kernelk needs, Python 3.11 to 3.13
+	$(BIN)/python tests/matrix/run.py $(RUN)
 
 clean:  ## removes what was built; .venv and the engines' environments stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints

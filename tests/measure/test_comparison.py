@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.engines import activate
+from helpers.engines import activate, require_installed
 from helpers.fake_engines import lacking_engine, slow_engine
 from helpers.messages import one_line
 from helpers.notebooks import run_cells
@@ -273,6 +273,7 @@ def never() -> None:
 
 
 def test_bad_input_is_one_line() -> None:
+    require_installed("torch")
     y = K.variable([1.0]) + 1
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         (("numpy",), {}, ArgumentError, "there is nothing to run"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.engines import activate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,7 +130,7 @@ def test_a_random_elementwise_step(instructions: list[tuple[Any, ...]], shape: t
         outputs += [every, *first, *K.gradients(K.sum(K.square(first[0])) + K.sum(K.sin(first[2])), [x, h, w])]
     feeds = [draws.randn(3, 4, 2), draws.randn(3, 2)]
     for engine in ("numpy", "torch"):
-        kernelk.set_backend(engine)
+        activate(engine)
         got = K.function([x, h], outputs)(feeds)
         for number, (value, wanted) in enumerate(zip(got[: len(got) // 2], got[len(got) // 2 :])):
             size = float(np.max(np.abs(wanted), initial=1.0))
