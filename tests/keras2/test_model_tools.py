@@ -108,6 +108,10 @@ def test_times_by_layer() -> None:
         "r = kernelk.profile(K.exp(z), feeds={z: [1, 2]}, budget=0.05)\nprint(r.by_layer)",
         "with K.name_scope('a'):\n    u = K.exp(z)\nr = kernelk.profile(u * 2, feeds={z: [1, 2]}, budget=0.05)\n"
         "print(r.by_layer)",
+        "r = kernelk.compare(lambda: small.predict(rows), 'numpy', 'torch', budget=0.1)\n"
+        "s = kernelk.compare(lambda n: small.predict(rows[:n]), 'numpy', sweep={'n': [1]}, budget=0.1)\n"
+        "t = kernelk.compare(lambda: K.eval(K.exp(K.zeros((2,)))), 'numpy', 'torch', budget=0.1)\n"
+        "print(json.dumps([r.notes, s.points[0][1].notes, t.notes, _7.notes]))",
     )
     computed = [name for name in LAYERS if name != "dropout_1"]  # which does nothing in testing
     assert value(found[1]) == [[name, "numpy", True, False] for name in computed]
@@ -127,6 +131,8 @@ def test_times_by_layer() -> None:
     assert found[8]["out"] == "None\n"
     assert "time by name scope" in found[9]["out"]
     assert "outside of name scopes" in found[9]["out"]
+    line = "a model's layers aren't timed separately; next: --per-op"
+    assert [line in notes for notes in value(found[10])] == [True, False, False, False]
 
 
 def test_the_layer_where_engines_differ_first() -> None:
