@@ -8,7 +8,7 @@ that:
   `in1d`, `int`, `float`, `bool` and `object`), products of ints that print as ints (`prod`), and arrays of lists of
   different lengths;
 - `h5py`: attributes that were written as bytes are bytes, files are opened for reading and writing by default, and have
-  a `fid`;
+  a `fid`; a file or group that the user has opened is read like that, too (`mend`);
 - `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned (`pools` enters it);
 - `yaml`: `load` without a loader reads plain data;
 - `marshal`: a line for another Python's bytecode, which `Lambda` layers in files are;
@@ -102,7 +102,9 @@ def _h5py() -> StandIn:
         """A group in a file."""
 
     def _old(found: Any) -> Any:
-        return Group(found.id) if type(found) is h5py.Group else found
+        if not isinstance(found, h5py.Group) or isinstance(found, Old):
+            return found
+        return Group(found["/"].id if isinstance(found, h5py.File) else found.id)
 
     class File(Old, h5py.File):  # type: ignore[misc]
         """A file, open for reading and writing unless `mode` says otherwise."""
@@ -114,7 +116,7 @@ def _h5py() -> StandIn:
         def fid(self) -> Any:
             return self.id
 
-    return StandIn("h5py", h5py, File=File)
+    return StandIn("h5py", h5py, File=File, old=_old)
 
 
 class _Text(str):
@@ -215,6 +217,32 @@ class _CuDNN:
     """What Keras's CuDNN layers import."""
 
     cudnn_rnn_ops = cudnn_rnn
+
+
+# Packages give these a file that they have opened.
+_LOADERS = (
+    "load_attributes_from_hdf5_group",
+    "load_weights_from_hdf5_group",
+    "load_weights_from_hdf5_group_by_name",
+)
+
+
+def mend(module: types.ModuleType) -> None:
+    """Has functions of a module of Keras's that has been run take files and groups that the user has opened."""
+    if module.__name__ == "keras.utils.io_utils" and module.h5py is not None:
+        module.H5Dict.__init__ = _taking_open_files(module.H5Dict.__init__)
+    elif module.__name__ == "keras.engine.saving" and module.h5py is not None:
+        for name in _LOADERS:
+            setattr(module, name, _taking_open_files(getattr(module, name)))
+
+
+def _taking_open_files(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        old = stand_in("h5py").old
+        return function(*map(old, args), **{name: old(value) for name, value in options.items()})
+
+    return call
 
 
 STAND_INS: dict[str, Callable[[], Any]] = {

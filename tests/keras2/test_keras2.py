@@ -217,6 +217,31 @@ def test_kernels_that_keras_wrote_on_theano_are_turned_when_they_are_loaded(tmp_
     assert found[0]["value"] == "True"
 
 
+def test_files_and_groups_that_are_open_are_written_and_read() -> None:
+    *_, found = cells(
+        DATA + MODEL + "model = made()\nr = model.fit(x, y, verbose=0)\nfrom keras.engine import saving\nimport h5py\n"
+        "known = model.predict(x)\n"
+        "def same(other):\n    return bool((other.predict(x) == known).all())",
+        "with h5py.File('no file', 'w', driver='core', backing_store=False) as file:\n"
+        "    model.save(file)\n    model.save(file.create_group('inside'))\n"
+        "    whole, part = keras.models.load_model(file), keras.models.load_model(file['inside'])\n"
+        "    fresh = [made(), keras.models.clone_model(model)]\n"
+        "    saving.load_weights_from_hdf5_group(file['model_weights'], fresh[0].layers)\n"
+        "    saving.load_weights_from_hdf5_group_by_name(file['model_weights'], fresh[1].layers)\n"
+        "    names = saving.load_attributes_from_hdf5_group(file['model_weights'], 'layer_names')\n"
+        "    kept = [type(file) is h5py.File, type(file['inside']) is h5py.Group, type(file.attrs['backend']) is str]\n"
+        "steps = [float(kernelk.backend.get_value(one.optimizer.iterations)) for one in (model, whole, part)]",
+        "import json\nprint(json.dumps([same(whole), same(part), [type(name).__name__ for name in names], kept, steps,"
+        " same(fresh[0]), same(fresh[1])]))",
+    )
+    whole, part, names, kept, steps, fresh, by_name = value(found)
+    assert (whole, part, fresh, by_name) == (True, True, True, True)
+    assert set(names) == {"str"}
+    # For the user they are what they were.
+    assert kept == [True, True, True]
+    assert steps == [2.0, 2.0, 2.0]
+
+
 def test_a_model_is_called_on_any_tensor() -> None:
     found = cells(
         DATA + "\nL, K = keras.layers, keras.backend\ninner = keras.Sequential([L.Dense(2, input_shape=(6,))])\n"
