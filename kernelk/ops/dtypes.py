@@ -110,7 +110,7 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     """
     if isinstance(value, Tensor):
         # What returns its operand as it is returns what that is after `K.control_dependencies`.
-        return current_state().renewed.get(value, value) if type(value) is Variable else value
+        return current_state().contexts.renewed.get(value, value) if type(value) is Variable else value
     if isinstance(value, (builtins.bool, int, float, np.generic)) and np.ndim(value) == 0:
         dtype = _scalar_dtype(value, partner)
         if dtype in INTEGERS:
