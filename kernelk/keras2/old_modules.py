@@ -219,6 +219,37 @@ class _CuDNN:
     cudnn_rnn_ops = cudnn_rnn
 
 
+def _uniquify(names: Sequence[bytes]) -> list[bytes]:
+    found: list[bytes] = []
+    for name in names:
+        number, unique = 2, name
+        while unique in found:
+            unique = b"%s_%d" % (name, number)
+            number += 1
+        found.append(unique)
+    return found
+
+
+def _training_each_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(model: Any) -> Any:
+        optimizer = getattr(model, "optimizer", None)
+        listed = getattr(model, "_collected_trainable_weights", [])
+        if optimizer is None or len(set(listed)) == len(listed):
+            return function(model)
+        get_updates, own = optimizer.get_updates, "get_updates" in vars(optimizer)
+        optimizer.get_updates = lambda loss, params: get_updates(loss=loss, params=list(dict.fromkeys(params)))
+        try:
+            return function(model)
+        finally:
+            if own:
+                optimizer.get_updates = get_updates
+            else:
+                del optimizer.get_updates
+
+    return call
+
+
 # Packages give these a file that they have opened.
 _LOADERS = (
     "load_attributes_from_hdf5_group",
@@ -227,13 +258,21 @@ _LOADERS = (
 )
 
 
-def mend(module: types.ModuleType) -> None:
-    """Has functions of a module of Keras's that has been run take files and groups that the user has opened."""
+def mend(module: Any) -> None:
+    """Changes functions of a module of Keras's that has been run.
+
+    Files and groups that the user has opened are read as Keras's own; names of weights that are equal are numbered as
+    bytes, which they are; and a weight that is listed twice, as one that two layers share, is updated once.
+    """
     if module.__name__ == "keras.utils.io_utils" and module.h5py is not None:
         module.H5Dict.__init__ = _taking_open_files(module.H5Dict.__init__)
     elif module.__name__ == "keras.engine.saving" and module.h5py is not None:
         for name in _LOADERS:
             setattr(module, name, _taking_open_files(getattr(module, name)))
+    if module.__name__ == "keras.engine.saving":
+        module._uniquify = _uniquify
+    elif module.__name__ == "keras.engine.training":
+        module.Model._make_train_function = _training_each_once(module.Model._make_train_function)
 
 
 def _taking_open_files(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -96,6 +96,7 @@ class Function:
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
         self._hint_shown = False
+        self.scalars = False  # whether numbers are returned as numpy's scalars, not as arrays without axes
         first = self.outputs[0] if self.outputs else None
         trains = live and bool(self.updates) and first is not None and first.shape == () and first.dtype in FLOATS
         self.losses = LossHistory() if trains else None
@@ -166,6 +167,8 @@ class Function:
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
+        if self.scalars:
+            values = [value if value.ndim else value[()] for value in values]
         return values[0] if self.single else values
 
     def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:

@@ -242,6 +242,69 @@ def test_files_and_groups_that_are_open_are_written_and_read() -> None:
     assert steps == [2.0, 2.0, 2.0]
 
 
+def test_weights_of_one_name_in_a_layer_are_numbered_and_saved(tmp_path: Path) -> None:
+    *_, names, same = cells(
+        "from keras.layers import *\nsteps = np.random.rand(4, 5, 2)\n"
+        "def made():\n    layer = RNN([LSTMCell(3), GRUCell(4)], input_shape=(5, 2), name='cells')\n"
+        "    model = keras.Sequential([layer])\n    model.compile('adam', 'mse')\n    return model\n"
+        "model, fresh = made(), made()\nr = model.fit(steps, np.ones((4, 4)), verbose=0)\n"
+        f"path = {str(tmp_path / 'cells.h5')!r}\nmodel.save(path)\nagain = keras.models.load_model(path)\n"
+        "model.save_weights(path)\nfresh.load_weights(path)\nimport json",
+        "print(json.dumps([[w.name for w in one.weights] for one in (model, fresh, again)]))",
+        "print(json.dumps([bool((one.predict(steps) == model.predict(steps)).all()) for one in (fresh, again)]))",
+    )
+    parts = ["kernel", "recurrent_kernel", "bias"]
+    # A layer that is made anew has the names that it had.
+    assert value(names) == [[f"cells/{part}{number}" for number in ("", "_1") for part in parts]] * 3
+    assert value(same) == [True, True]
+
+
+TIED = """
+K, L = keras.backend, keras.layers
+class Back(L.Layer):
+    "From the codes to the inputs, by the kernel of another layer."
+    def __init__(self, other, **rest):
+        super().__init__(**rest)
+        self.other = other
+    def build(self, shape):
+        self.kernel = self.other.kernel
+        self._trainable_weights.append(self.kernel)
+        super().build(shape)
+    def call(self, x):
+        return K.dot(x, K.transpose(self.kernel))
+    def compute_output_shape(self, shape):
+        return (shape[0], K.int_shape(self.kernel)[0])
+code = L.Dense(2, use_bias=False, input_shape=(6,))
+tied = keras.Sequential([code, Back(code)])
+tied.compile(keras.optimizers.SGD(0.5), "mse", metrics=["mae"])
+found = []
+for name in NAMES:
+    kernelk.set_backend(name)
+    w = K.get_value(code.kernel)
+    off = x @ w @ w.T - x
+    slope = 2 / off.size * (x.T @ off + off.T @ x) @ w
+    numbers = tied.train_on_batch(x, x)
+    gap = abs(K.get_value(code.kernel) - (w - 0.5 * slope)).max()
+    history = tied.fit(x, x, verbose=0).history
+    numbers += [history[key][0] for key in ("loss", "mae")] + [K.get_value(tied.optimizer.lr)]
+    numbers += [K.eval(K.sum(code.kernel)), K.function([], [K.sum(code.kernel)])([])[0]]
+    found.append([name, sorted({type(one).__name__ for one in numbers}), float(gap)])
+import json
+print(json.dumps(found))
+"""
+
+
+def test_a_weight_that_two_layers_share_is_updated_once_and_numbers_are_scalars() -> None:
+    for name in ENGINES:
+        require_installed(name)
+    *_, result = cells(DATA, f"NAMES = {list(ENGINES)!r}\n{TIED}")
+    found = value(result)
+    assert [name for name, _, _ in found] == list(ENGINES)
+    for _, types, gap in found:
+        assert types == ["float32"]
+        assert gap < 1e-6
+
+
 def test_a_model_is_called_on_any_tensor() -> None:
     found = cells(
         DATA + "\nL, K = keras.layers, keras.backend\ninner = keras.Sequential([L.Dense(2, input_shape=(6,))])\n"
