@@ -8,11 +8,15 @@ that:
   `in1d`, `int`, `float`, `bool` and `object`), products of ints that print as ints (`prod`), and arrays of lists of
   different lengths;
 - `h5py`: attributes that were written as bytes are bytes, files are opened for reading and writing by default, and have
-  a `fid`; a file or group that the user has opened is read like that, too (`mend`);
+  a `fid`;
 - `multiprocessing`: a `Pool` whose processes find Keras 2, too, where they are spawned (`pools` enters it);
 - `yaml`: `load` without a loader reads plain data;
 - `marshal`: a line for another Python's bytecode, which `Lambda` layers in files are;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
+
+What no stand-in can give, `mend` changes in a module of Keras's itself: files and groups that the user has opened are
+read as those that Keras opens; equal names of weights are numbered as the bytes that they are; a weight that is listed
+twice, such as one that two layers share, is updated once; and the wrappers for scikit-learn tell it what they are.
 """
 
 from __future__ import annotations
@@ -219,6 +223,33 @@ class _CuDNN:
     cudnn_rnn_ops = cudnn_rnn
 
 
+def _io_utils(module: Any) -> None:
+    module.H5Dict.__init__ = _taking_open_files(module.H5Dict.__init__)
+
+
+def _saving(module: Any) -> None:
+    module._uniquify = _uniquify
+    for name in _LOADERS:
+        setattr(module, name, _taking_open_files(getattr(module, name)))
+
+
+# Packages give these a file that they have opened.
+_LOADERS = (
+    "load_attributes_from_hdf5_group",
+    "load_weights_from_hdf5_group",
+    "load_weights_from_hdf5_group_by_name",
+)
+
+
+def _taking_open_files(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        old = stand_in("h5py").old
+        return function(*map(old, args), **{name: old(value) for name, value in options.items()})
+
+    return call
+
+
 def _uniquify(names: Sequence[bytes]) -> list[bytes]:
     found: list[bytes] = []
     for name in names:
@@ -228,6 +259,10 @@ def _uniquify(names: Sequence[bytes]) -> list[bytes]:
             number += 1
         found.append(unique)
     return found
+
+
+def _training(module: Any) -> None:
+    module.Model._make_train_function = _training_each_once(module.Model._make_train_function)
 
 
 def _training_each_once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,38 +285,29 @@ def _training_each_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# Packages give these a file that they have opened.
-_LOADERS = (
-    "load_attributes_from_hdf5_group",
-    "load_weights_from_hdf5_group",
-    "load_weights_from_hdf5_group_by_name",
-)
+def _scikit_learn(module: Any) -> None:
+    def tags(self: Any) -> Any:
+        base: Any = importlib.import_module("sklearn.base")
+        kind = base.ClassifierMixin if isinstance(self, module.KerasClassifier) else base.RegressorMixin
+        return type("Estimator", (kind, base.BaseEstimator), {})().__sklearn_tags__()
+
+    module.BaseWrapper.__sklearn_tags__ = tags
+    module.BaseWrapper.__sklearn_is_fitted__ = lambda self: hasattr(self, "model")
 
 
-def mend(module: Any) -> None:
-    """Changes functions of a module of Keras's that has been run.
-
-    Files and groups that the user has opened are read as Keras's own; names of weights that are equal are numbered as
-    bytes, which they are; and a weight that is listed twice, as one that two layers share, is updated once.
-    """
-    if module.__name__ == "keras.utils.io_utils" and module.h5py is not None:
-        module.H5Dict.__init__ = _taking_open_files(module.H5Dict.__init__)
-    elif module.__name__ == "keras.engine.saving" and module.h5py is not None:
-        for name in _LOADERS:
-            setattr(module, name, _taking_open_files(getattr(module, name)))
-    if module.__name__ == "keras.engine.saving":
-        module._uniquify = _uniquify
-    elif module.__name__ == "keras.engine.training":
-        module.Model._make_train_function = _training_each_once(module.Model._make_train_function)
+_MENDED = {
+    "keras.utils.io_utils": _io_utils,
+    "keras.engine.saving": _saving,
+    "keras.engine.training": _training,
+    "keras.wrappers.scikit_learn": _scikit_learn,
+}
 
 
-def _taking_open_files(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        old = stand_in("h5py").old
-        return function(*map(old, args), **{name: old(value) for name, value in options.items()})
-
-    return call
+def mend(module: types.ModuleType) -> None:
+    """Changes what a module of Keras's has that no stand-in can: called once it has been run."""
+    change = _MENDED.get(module.__name__)
+    if change is not None:
+        change(module)
 
 
 STAND_INS: dict[str, Callable[[], Any]] = {
@@ -305,6 +331,11 @@ def stand_in(name: str, fromlist: Sequence[str] = ()) -> Any:
         _MADE[top] = STAND_INS[top]()
     if name == "tensorflow.contrib.cudnn_rnn.python.ops":
         return _CuDNN
+    if name.startswith("tensorflow.contrib.tensorboard"):
+        raise AbsentError(
+            "TensorBoard is TensorFlow 1's own and not here",
+            next_step="leave the callback out; %kpanel draws the loss, and CSVLogger('log.csv') keeps it",
+        )
     if top == "tensorflow" and name != top:
         raise ImportError(f"Keras 2.3.1 runs on kernelk, without {name}", name=name)
     if name != top:
