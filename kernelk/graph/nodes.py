@@ -277,9 +277,6 @@ class Tensor:
     def __round__(self, digits: Any = None) -> Any:
         raise self._no_value("the value")
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        raise self._no_value("the array")
-
     def __hash__(self) -> int:
         return id(self)
 
