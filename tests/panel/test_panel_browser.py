@@ -270,10 +270,13 @@ def test_the_graph_the_native_view_and_timings_in_lab(lab: Page) -> None:
     lab.shot(page.locator(PANEL), "panel-native")
 
 
-def test_the_loss_as_it_falls_in_lab(lab: Page) -> None:
+def test_the_loss_as_it_falls_in_lab(lab: Page, tmp_path: Path) -> None:
     need("torch")
+    go = tmp_path / "go"
+    held = f"while not os.path.exists({str(go)!r}): time.sleep(0.05)"
+    held = f"import os, time\ntime.sleep(1)\nr = train([features, targets])\n{held}"
     more = "train([features, targets])\n%kbackend torch\nr = [train([features, targets]) for _ in range(12)]"
-    lab.open("training.ipynb", [SETUP + NETWORK, "%kpanel", more])
+    lab.open("training.ipynb", [SETUP + NETWORK, "%kpanel", more, held])
     lab.run(0, 1)
     opened(lab)
     page = lab.page
@@ -293,6 +296,10 @@ def test_the_loss_as_it_falls_in_lab(lab: Page) -> None:
     assert "calls 22 to 33, on PyTorch" in words
     assert violations(lab) == []
     lab.shot(page.locator(PANEL), "panel-training")
+    # It falls while the cell still runs.
+    lab.start(3)
+    page.wait_for_selector(f"{PANEL} .kk-training h3:has-text('34 calls')")
+    go.touch()
 
 
 def test_dark_narrow_and_still_in_lab(lab: Page) -> None:
