@@ -180,3 +180,18 @@ def test_the_gradient_of_one_tensor_is_in_a_list(backend: str) -> None:
     found = K.gradients(K.sum(x * x), x)
     assert isinstance(found, list)
     assert_close(found[0].eval({x: [[1.0, 2.0], [3.0, 4.0]]}), np.array([[2.0, 4.0], [6.0, 8.0]], "float32"))
+
+
+def test_random_numbers_take_arrays_and_tensors_as_parameters(backend: str) -> None:
+    low, high = np.array([-2.0, 100.0]), np.array([-1.0, 101.0])
+    for drawn in (
+        K.random_uniform((50, 2), minval=low, maxval=high),
+        K.random_uniform((50, 2), minval=K.constant(low), maxval=high),
+        K.clip(K.truncated_normal((50, 2), mean=(low + high) / 2, stddev=[0.1, 0.2]), low, high),
+        K.clip(K.random_normal((50, 2), (low + high) / 2, K.constant([0.1, 0.1])), low, high),
+    ):
+        assert drawn.dtype == "float32"
+        values = K.eval(drawn)
+        assert (values >= low).all()
+        assert (values <= high).all()
+        assert len(np.unique(values)) > 50
