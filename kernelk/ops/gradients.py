@@ -160,12 +160,12 @@ def _backwards(
 @contextlib.contextmanager
 def _scope_of(node: Tensor) -> Iterator[None]:
     """A gradient's nodes stand in the scope of the node that it goes through."""
-    state = current_state()
-    before, state.scope = state.scope, node.scope
+    contexts = current_state().contexts
+    before, contexts.scope = contexts.scope, node.scope
     try:
         yield
     finally:
-        state.scope = before
+        contexts.scope = before
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
