@@ -164,6 +164,7 @@ def _name(nodeid: str) -> str:
 def main(engine: str, file: str, report: str, *arguments: str) -> int:
     """pytest's exit status; the report is written to a file unless nothing could be run."""
     sys.path.insert(0, str(SITE))
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(SITE / "bin")])
     suite = KerasSuite(engine, file)
     reason = suite.absence()
     if reason:
