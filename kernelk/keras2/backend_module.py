@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import backend as K
 from .. import config
+from ..graph.nodes import Tensor
 from ..ops.elsewhere import absent_from_k
+from ..ops.gradients import gradients_or_none
 
 # What Keras's own code is told, whichever engine is active: it asks in some 25 places, and would flip kernels in a file
 # that is saved or loaded while Theano is active.
@@ -39,6 +43,7 @@ class KerasBackend(types.ModuleType):
         own.update(
             __all__=[*K.__all__],
             backend=self._backend_name,
+            gradients=self._gradients,
             _is_tf_1=lambda: True,
             _config_path=str(config.path()),
             _get_available_gpus=list,
@@ -55,9 +60,19 @@ class KerasBackend(types.ModuleType):
     def _backend_name(self) -> str:
         """Keras's and installed packages' code gets "tensorflow", all other code the active engine's name."""
         file = sys._getframe(1).f_code.co_filename
-        if file.startswith(vars(self)["_folder"]) or any(part in file for part in _INSTALLED):
+        if self._is_keras(file) or any(part in file for part in _INSTALLED):
             return CONSTANT
         return K.backend()
+
+    @functools.wraps(K.gradients)
+    def _gradients(self, loss: Any, variables: Any) -> Sequence[Tensor | None]:
+        # Keras's optimizers ask for None, to refuse a weight that they couldn't train.
+        if self._is_keras(sys._getframe(1).f_code.co_filename):
+            return gradients_or_none(loss, variables)
+        return K.gradients(loss, variables)
+
+    def _is_keras(self, file: str) -> bool:
+        return file.startswith(vars(self)["_folder"])
 
     def __getattr__(self, name: str) -> Any:
         if self.__name__ == "keras.backend" and name in ("tensorflow_backend", "theano_backend", "cntk_backend"):

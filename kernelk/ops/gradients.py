@@ -55,6 +55,19 @@ def gradients(loss: Any, variables: Any) -> list[Tensor]:
     a variable that `loss` doesn't depend on gets zeros. Gradients can be used in further ops and differentiated again.
     Raises ArgumentError if `loss` isn't a float.
     """
+    loss, targets = _checked(loss, variables)
+    with unordered(), _recording():
+        return [_or_zeros(gradient, target) for gradient, target in zip(_found(loss, targets), targets)]
+
+
+def gradients_or_none(loss: Any, variables: Any) -> list[Tensor | None]:
+    """As `gradients`, but None for a variable that no gradient of `loss` reaches."""
+    loss, targets = _checked(loss, variables)
+    with unordered(), _recording():
+        return _found(loss, targets)
+
+
+def _checked(loss: Any, variables: Any) -> tuple[Tensor, list[Tensor]]:
     if not isinstance(variables, Iterable):
         raise ArgumentError(
             f"gradients: expected tensors to differentiate by, not {type(variables).__name__}",
@@ -72,22 +85,28 @@ def gradients(loss: Any, variables: Any) -> list[Tensor]:
             )
     for tensor in (loss, *targets):
         check_generation(tensor)
-    with unordered():
-        return _recorded(loss, targets)
+    return loss, targets
 
 
-def _recorded(loss: Tensor, targets: list[Tensor]) -> list[Tensor]:
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """What is made meanwhile is known to be a gradient's."""
     begin = mark()
+    yield
+    current_state().gradient_spans.append((begin, mark()))
+
+
+def _found(loss: Tensor, targets: list[Tensor]) -> list[Tensor | None]:
     seeds = [(loss, apply_ones(loss))]
     test, by_phase = _backwards(seeds, targets, 0)
-    if by_phase:
-        # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
-        train, _ = _backwards(seeds, targets, 1)
-        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, test, targets)]
-        test = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
-    results = [_or_zeros(gradient, target) for gradient, target in zip(test, targets)]
-    current_state().gradient_spans.append((begin, mark()))
-    return results
+    if not by_phase:
+        return test
+    # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
+    train, _ = _backwards(seeds, targets, 1)
+    return [
+        a if a is b else apply("phase_select", _or_zeros(a, target), _or_zeros(b, target))
+        for a, b, target in zip(train, test, targets)
+    ]
 
 
 def of_a_gradient(node: Tensor) -> bool:

@@ -321,6 +321,24 @@ def test_top_k_of_metrics_and_a_model_that_is_fed_tensors() -> None:
     assert fed["value"] == "[9.0, (4, 2)]"
 
 
+def test_a_weight_that_no_gradient_reaches_is_refused_as_by_keras_on_tensorflow() -> None:
+    refused, trained, zeros = cells(
+        "from keras import backend as K\nL = keras.layers\n"
+        "def moved(function):\n"
+        "    model = keras.Sequential([L.Dense(2, input_shape=(3,)), L.Lambda(function)])\n"
+        "    model.compile('sgd', 'mse')\n"
+        "    before = model.get_weights()[0]\n"
+        "    model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))\n"
+        "    return bool((model.get_weights()[0] != before).any())\n"
+        "try:\n    moved(K.round)\nexcept ValueError as error:\n    print(error)",
+        "moved(lambda x: K.in_train_phase(x, K.round(x)))",
+        "w = K.variable(np.ones((2, 3)))\nK.eval(K.gradients(K.sum(K.round(w)), [w])[0]).tolist()",
+    )
+    assert "An operation has `None` for gradient" in refused["out"]
+    assert trained["value"] == "True"
+    assert zeros["value"] == "[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]"
+
+
 def test_data_of_sentences_of_different_lengths(tmp_path: Path) -> None:
     path = tmp_path / "imdb.npz"
     (found,) = cells(
