@@ -353,6 +353,15 @@ class Scan(Tensor):
     items: dict[int, Tensor]
 
 
+class Crossentropy(Tensor):
+    """One of probabilities that are the sigmoid or the softmax of logits: its value is its input, computed from those.
+
+    `direct` is the same from the probabilities: gradients with respect to these go through it.
+    """
+
+    direct: Tensor
+
+
 class Constant(Tensor):
     """A value written into the graph; `array` is read-only."""
 

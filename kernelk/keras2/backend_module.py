@@ -6,14 +6,16 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from .. import backend as K
 from .. import config
+from ..graph.nodes import Tensor
 from ..ops.elsewhere import absent_from_k
+from ..ops.gradients import gradients_or_none
 from ..session.function import Function
 from . import variable_names
 
@@ -74,6 +76,7 @@ class KerasBackend(types.ModuleType):
             batch_get_value=_with_scalars(K.batch_get_value),
             __all__=[*K.__all__],
             backend=self._backend_name,
+            gradients=self._gradients,
             _is_tf_1=lambda: True,
             _config_path=str(config.path()),
             _get_available_gpus=list,
@@ -90,9 +93,19 @@ class KerasBackend(types.ModuleType):
     def _backend_name(self) -> str:
         """Keras's and installed packages' code gets "tensorflow", all other code the active engine's name."""
         file = sys._getframe(1).f_code.co_filename
-        if file.startswith(vars(self)["_folder"]) or any(part in file for part in _INSTALLED):
+        if self._is_keras(file) or any(part in file for part in _INSTALLED):
             return CONSTANT
         return K.backend()
+
+    @functools.wraps(K.gradients)
+    def _gradients(self, loss: Any, variables: Any) -> Sequence[Tensor | None]:
+        # Keras's optimizers ask for None, to refuse a weight that they couldn't train.
+        if self._is_keras(sys._getframe(1).f_code.co_filename):
+            return gradients_or_none(loss, variables)
+        return K.gradients(loss, variables)
+
+    def _is_keras(self, file: str) -> bool:
+        return file.startswith(vars(self)["_folder"])
 
     def __getattr__(self, name: str) -> Any:
         if self.__name__ == "keras.backend" and name in ("tensorflow_backend", "theano_backend", "cntk_backend"):

@@ -413,6 +413,42 @@ def test_top_k_of_metrics_and_a_model_that_is_fed_tensors() -> None:
     assert fed["value"] == "[9.0, (4, 2)]"
 
 
+def test_a_model_that_is_certain_and_wrong_learns_as_by_keras_on_tensorflow() -> None:
+    (found,) = cells(
+        "import json\nL = keras.layers\n"
+        "def step(units, activation, loss, y):\n"
+        "    model = keras.Sequential([L.Dense(units, activation=activation, input_shape=(2,))])\n"
+        "    model.compile('sgd', loss)\n"
+        "    model.set_weights([np.eye(2)[:, :units], np.zeros(units)])\n"
+        "    before = float(model.train_on_batch(np.array([[20., 0.], [-30., 5.]]), y))\n"
+        "    return [before, *model.get_weights()[0].ravel().tolist()]\n"
+        "print(json.dumps([step(1, 'sigmoid', 'binary_crossentropy', np.array([[0.], [1.]])),\n"
+        "    step(2, 'softmax', 'categorical_crossentropy', np.array([[0., 1.], [1., 0.]])),\n"
+        "    step(2, 'softmax', 'sparse_categorical_crossentropy', np.array([1, 0]))]))"
+    )
+    # The loss and the weights, as Keras 2.3.1 on TensorFlow 1.15.5 gives them.
+    by_keras = [[25, 0.75, 0.025], [27.5, 0.75, 0.25, 0.025, 0.975], [27.5, 0.75, 0.25, 0.025, 0.975]]
+    assert value(found) == [pytest.approx(row, rel=1e-6) for row in by_keras]
+
+
+def test_a_weight_that_no_gradient_reaches_is_refused_as_by_keras_on_tensorflow() -> None:
+    refused, trained, zeros = cells(
+        "from keras import backend as K\nL = keras.layers\n"
+        "def moved(function):\n"
+        "    model = keras.Sequential([L.Dense(2, input_shape=(3,)), L.Lambda(function)])\n"
+        "    model.compile('sgd', 'mse')\n"
+        "    before = model.get_weights()[0]\n"
+        "    model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))\n"
+        "    return bool((model.get_weights()[0] != before).any())\n"
+        "try:\n    moved(K.round)\nexcept ValueError as error:\n    print(error)",
+        "moved(lambda x: K.in_train_phase(x, K.round(x)))",
+        "w = K.variable(np.ones((2, 3)))\nK.eval(K.gradients(K.sum(K.round(w)), [w])[0]).tolist()",
+    )
+    assert "An operation has `None` for gradient" in refused["out"]
+    assert trained["value"] == "True"
+    assert zeros["value"] == "[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]"
+
+
 def test_data_of_sentences_of_different_lengths(tmp_path: Path) -> None:
     path = tmp_path / "imdb.npz"
     (found,) = cells(
