@@ -12,12 +12,14 @@ TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
+# What `make docs` needs, without an engine.
+DOCS_STAMP := .venv/.docs-stamp
 NOTEBOOK := notebooks/01_first_swap.ipynb
 PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix clean
+.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,16 +28,21 @@ setup: $(STAMP)  ## .venv with all packages, the environments of Theano and CNTK
 	@# An engine that can't be had is one line from kernelk itself; everything else goes on without it.
 	@$(BIN)/kernelk install theano cntk keras2 || true
 
-$(STAMP): pyproject.toml
-	@"$(or $(PYTHON),python3)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "kernelk needs Python 3.11 or newer, and $(or $(PYTHON),python3) isn't one; next: install it, then make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
-	@echo "installing the packages into .venv (once, some minutes; with all engines 3 GB) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+$(STAMP): $(DOCS_STAMP)
+	@echo "installing the other packages into .venv (once, some minutes; with all engines 3 GB) ..."
 	@$(BIN)/python -m pip install --quiet --editable '.[panel,notebooks]' --group dev
 	@for engine in "kernelk[$(TENSORFLOW)]" "kernelk[jax]" "$(TORCH)"; do \
 	  $(BIN)/python -m pip install --quiet "$$engine" || echo "$$engine can't be installed here (see above): going on without it" >&2; \
 	done
+	@touch $@
+
+$(DOCS_STAMP): pyproject.toml
+	@"$(or $(PYTHON),python3)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "kernelk needs Python 3.11 or newer, and $(or $(PYTHON),python3) isn't one; next: install it, then make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@echo "installing kernelk, numpy and Sphinx into .venv (once, a minute) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --editable . --group docs
 	@touch $@
 
 demo: setup  ## the main job: runs the first notebook, prints its table, writes build/first_swap.html
@@ -58,6 +65,11 @@ test-fast: setup  ## about a minute: what numpy alone shows of all packages, and
 
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)
+
+docs: $(DOCS_STAMP)  ## the documentation as a site that needs no network, docs/_build/html/index.html
+	@rm -rf docs/_build
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
+	@echo "the site: docs/_build/html/index.html"
 
 screenshots: setup  ## the pictures of the panel in docs/images, from its tests in a browser
 	KERNELK_REQUIRE=browser KERNELK_SCREENSHOTS=$(CURDIR)/docs/images $(PYTEST) --quiet tests/panel/test_panel_browser.py
@@ -100,5 +112,5 @@ matrix: $(STAMP)  ## the fast tests with the lowest and highest versions of what
 	$(BIN)/python tests/matrix/run.py $(RUN)
 
 clean:  ## removes what was built; .venv and the engines' environments stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
 	find kernelk tests notebooks -name __pycache__ -prune -exec rm -rf {} +

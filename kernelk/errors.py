@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from .source import CELL, LIBRARIES, PACKAGE
+from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE
 
 
 def one_line(words: object) -> str:
@@ -87,8 +87,9 @@ class KernelKError(Exception):
         trace = self.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
-            file = code.co_filename
-            if not file.startswith((PACKAGE, *LIBRARIES)) and "IPython" not in file and file != contextlib.__file__:
+            file, root = code.co_filename, str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+            passed = file.startswith((PACKAGE, *LIBRARIES)) or root in FRAMEWORKS or file == contextlib.__file__
+            if not passed and "IPython" not in file:
                 text = linecache.getline(file, trace.tb_lineno).strip()
                 name = f"cell {CELL.of(code)}" if CELL.of(code) else os.path.basename(file)
                 # A magic's line reaches here in IPython's own words, which tell the user nothing.

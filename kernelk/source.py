@@ -13,6 +13,8 @@ from typing import NamedTuple
 PACKAGE = os.path.join(os.path.dirname(__file__), "")
 # Folders of libraries that call kernelk in their user's name, such as Keras 2's.
 LIBRARIES: list[str] = []
+# Modules whose lines are never the user's own, however they call kernelk.
+FRAMEWORKS = frozenset({"jax", "numpy", "scipy", "tensorflow", "torch"})
 
 
 class _Cell:

@@ -182,11 +182,12 @@ class Tensor:
         state = current_state()
         self.uid = next(state.numbers)
         self.generation = state.generation
-        self.scope = state.scope
+        contexts = state.contexts
+        self.scope = contexts.scope
         self.expansion: Tensor | None = None
         self.phased: bool | None = None  # once asked for: see `depends_on_phase`
-        if state.dependencies:
-            self.dependencies = state.dependencies
+        if contexts.dependencies:
+            self.dependencies = contexts.dependencies
         self._name = f"{self.scope}/{name}" if name and self.scope else name
 
     @property
@@ -276,9 +277,6 @@ class Tensor:
     def __round__(self, digits: Any = None) -> Any:
         raise self._no_value("the value")
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        raise self._no_value("the array")
-
     def __hash__(self) -> int:
         return id(self)
 
@@ -353,6 +351,15 @@ class Scan(Tensor):
 
     body: Body
     items: dict[int, Tensor]
+
+
+class Crossentropy(Tensor):
+    """One of probabilities that are the sigmoid or the softmax of logits: its value is its input, computed from those.
+
+    `direct` is the same from the probabilities: gradients with respect to these go through it.
+    """
+
+    direct: Tensor
 
 
 class Constant(Tensor):
@@ -437,8 +444,9 @@ def record(
     for tensor in inputs:
         if tensor.generation is not generation:
             check_generation(tensor)
-    if state.renewed:
-        inputs = tuple([state.renewed.get(x, x) if type(x) is Variable else x for x in inputs])
+    renewed = state.contexts.renewed
+    if renewed:
+        inputs = tuple([renewed.get(x, x) if type(x) is Variable else x for x in inputs])
     shape, dtype = infer(*inputs, **attrs)
     return Tensor(op, inputs, attrs, shape, dtype, caller(), name)
 

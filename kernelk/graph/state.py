@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .seeds import Seeds
@@ -28,20 +30,27 @@ class Generation:
         self.ended = False
 
 
+class Contexts(threading.local):
+    """The contexts that a thread has opened: what two threads record at once stands each in its own."""
+
+    scope = ""  # the name scopes, joined by slashes
+    # The updates that tensors made now come after, and what these set variables to: see K.control_dependencies.
+    dependencies: tuple[Update, ...] = ()
+    renewed: Mapping[Variable, Tensor] = MappingProxyType({})
+
+
 class State:
     """Everything that recording an op reads or changes besides the graph itself. Each session has one."""
 
     __slots__ = (
         "__weakref__",
-        "dependencies",
+        "contexts",
         "fixed_phase",
         "generation",
         "gradient_spans",
         "numbers",
         "ordered",
         "phase_placeholder",
-        "renewed",
-        "scope",
         "seeds",
         "session",
         "uids",
@@ -50,15 +59,12 @@ class State:
     def __init__(self) -> None:
         self.generation = Generation()
         self.numbers = itertools.count()  # of tensors, in the order in which they are made
-        self.scope = ""  # the name scopes that are open, joined by slashes
+        self.contexts = Contexts()
         self.uids: defaultdict[str, int] = defaultdict(int)  # see K.get_uid
         self.seeds = Seeds()
         # Between which numbers the nodes lie that `K.gradients` has made, one pair for each of its calls, in order.
         self.gradient_spans: list[tuple[int, int]] = []
-        # The updates that tensors made now come after, and what these set variables to: see K.control_dependencies.
-        self.dependencies: tuple[Update, ...] = ()
-        self.renewed: dict[Variable, Tensor] = {}
-        self.ordered = False  # whether any tensor has such dependencies
+        self.ordered = False  # whether any tensor has dependencies
         self.fixed_phase: int | None = None  # by K.set_learning_phase
         self.phase_placeholder: LearningPhase | None = None  # made when it is first asked for
         self.session: Any = None  # the Session that it belongs to, once there is one; nothing here looks into it
@@ -99,13 +105,13 @@ class _Entered:
 @contextlib.contextmanager
 def unordered() -> Iterator[None]:
     """What is recorded inside is no part of the user's `K.control_dependencies`: it writes out what they have made."""
-    state = current_state()
-    kept = state.dependencies, state.renewed
-    state.dependencies, state.renewed = (), {}
+    contexts = current_state().contexts
+    kept = contexts.dependencies, contexts.renewed
+    contexts.dependencies, contexts.renewed = (), {}
     try:
         yield
     finally:
-        state.dependencies, state.renewed = kept
+        contexts.dependencies, contexts.renewed = kept
 
 
 def entered(state: State) -> AbstractContextManager[None]:

@@ -82,6 +82,7 @@ class _Loader(SourceFileLoader):
         # The functions of a module look for `__import__` here, too.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
         super().exec_module(module)
+        old_modules.mend(module)
 
 
 def _import(

@@ -13,6 +13,10 @@ that:
 - `yaml`: `load` without a loader reads plain data;
 - `marshal`: a line for another Python's bytecode, which `Lambda` layers in files are;
 - `tensorflow`: the few names that Keras's code asks for, on K; it is never imported.
+
+What no stand-in can give, `mend` changes in a module of Keras's itself: files and groups that the user has opened are
+read as those that Keras opens; equal names of weights are numbered as the bytes that they are; a weight that is listed
+twice, such as one that two layers share, is updated once; and the wrappers for scikit-learn tell it what they are.
 """
 
 from __future__ import annotations
@@ -109,7 +113,9 @@ def _h5py() -> StandIn:
         """A group in a file."""
 
     def _old(found: Any) -> Any:
-        return Group(found.id) if type(found) is h5py.Group else found
+        if not isinstance(found, h5py.Group) or isinstance(found, Old):
+            return found
+        return Group(found["/"].id if isinstance(found, h5py.File) else found.id)
 
     class File(Old, h5py.File):  # type: ignore[misc]
         """A file, open for reading and writing unless `mode` says otherwise."""
@@ -121,7 +127,7 @@ def _h5py() -> StandIn:
         def fid(self) -> Any:
             return self.id
 
-    return StandIn("h5py", h5py, File=File)
+    return StandIn("h5py", h5py, File=File, old=_old)
 
 
 class _Text(str):
@@ -224,6 +230,93 @@ class _CuDNN:
     cudnn_rnn_ops = cudnn_rnn
 
 
+def _io_utils(module: Any) -> None:
+    module.H5Dict.__init__ = _taking_open_files(module.H5Dict.__init__)
+
+
+def _saving(module: Any) -> None:
+    module._uniquify = _uniquify
+    for name in _LOADERS:
+        setattr(module, name, _taking_open_files(getattr(module, name)))
+
+
+# Packages give these a file that they have opened.
+_LOADERS = (
+    "load_attributes_from_hdf5_group",
+    "load_weights_from_hdf5_group",
+    "load_weights_from_hdf5_group_by_name",
+)
+
+
+def _taking_open_files(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        old = stand_in("h5py").old
+        return function(*map(old, args), **{name: old(value) for name, value in options.items()})
+
+    return call
+
+
+def _uniquify(names: Sequence[bytes]) -> list[bytes]:
+    found: list[bytes] = []
+    for name in names:
+        number, unique = 2, name
+        while unique in found:
+            unique = b"%s_%d" % (name, number)
+            number += 1
+        found.append(unique)
+    return found
+
+
+def _training(module: Any) -> None:
+    module.Model._make_train_function = _training_each_once(module.Model._make_train_function)
+
+
+def _training_each_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(model: Any) -> Any:
+        optimizer = getattr(model, "optimizer", None)
+        listed = getattr(model, "_collected_trainable_weights", [])
+        if optimizer is None or len(set(listed)) == len(listed):
+            return function(model)
+        get_updates, own = optimizer.get_updates, "get_updates" in vars(optimizer)
+        optimizer.get_updates = lambda loss, params: get_updates(loss=loss, params=list(dict.fromkeys(params)))
+        try:
+            return function(model)
+        finally:
+            if own:
+                optimizer.get_updates = get_updates
+            else:
+                del optimizer.get_updates
+
+    return call
+
+
+def _scikit_learn(module: Any) -> None:
+    def tags(self: Any) -> Any:
+        base: Any = importlib.import_module("sklearn.base")
+        kind = base.ClassifierMixin if isinstance(self, module.KerasClassifier) else base.RegressorMixin
+        return type("Estimator", (kind, base.BaseEstimator), {})().__sklearn_tags__()
+
+    module.BaseWrapper.__sklearn_tags__ = tags
+    module.BaseWrapper.__sklearn_is_fitted__ = lambda self: hasattr(self, "model")
+
+
+_MENDED = {
+    "keras.utils.io_utils": _io_utils,
+    "keras.engine.saving": _saving,
+    "keras.engine.training": _training,
+    "keras.wrappers.scikit_learn": _scikit_learn,
+}
+
+
+def mend(module: types.ModuleType) -> None:
+    """Changes what a module of Keras's has that no stand-in can: called once it has been run."""
+    change = _MENDED.get(module.__name__)
+    if change is not None:
+        change(module)
+
+
 STAND_INS: dict[str, Callable[[], Any]] = {
     "collections": _collections,
     "numpy": _numpy,
@@ -245,6 +338,11 @@ def stand_in(name: str, fromlist: Sequence[str] = ()) -> Any:
         _MADE[top] = STAND_INS[top]()
     if name == "tensorflow.contrib.cudnn_rnn.python.ops":
         return _CuDNN
+    if name.startswith("tensorflow.contrib.tensorboard"):
+        raise AbsentError(
+            "TensorBoard is TensorFlow 1's own and not here",
+            next_step="leave the callback out; %kpanel draws the loss, and CSVLogger('log.csv') keeps it",
+        )
     if top == "tensorflow" and name != top:
         raise ImportError(f"Keras 2.3.1 runs on kernelk, without {name}", name=name)
     if name != top:

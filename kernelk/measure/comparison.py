@@ -23,6 +23,7 @@ from ..engines.options import changed_options, check_honoured, known_precision, 
 from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..session.current import current
 from ..session.session import Session
+from ..session.targets import layers_of
 from ..session.untouched import untouched
 from .by_layer import by_layer
 from .comparison_results import CompareResult, OpsResult, Side, SweepResult
@@ -172,8 +173,9 @@ def _compare(
     feeds: Any,
     budget: float,
     asked: _Asked,
-    per_op: bool = False,
+    per_op: bool | None = None,
 ) -> CompareResult:
+    """`per_op`: None where it can't be asked for."""
     __tracebackhide__ = True
     recordings = []
     # No comprehension: older Pythons would show its frame.
@@ -202,6 +204,8 @@ def _compare(
         finally:
             work.close()
     result.notes += _unequal_conditions(result, asked.threads)
+    if per_op is False and not several and any(layers_of(call.function.roots) for call in recordings[0].calls):
+        result.notes.append(joined("a model's layers aren't timed separately", next_step="--per-op"))
     return result
 
 

@@ -12,7 +12,7 @@ from .. import config
 from ..errors import ArgumentError, ShapeError
 from ..graph.nodes import Constant, Tensor, constant_node
 from ..graph.rules import RULES, Rule, apply
-from .dtypes import INTEGERS, as_tensor, as_tensors, cast, check_dtype, operands
+from .dtypes import INTEGERS, as_tensor, as_tensors, cast, check_dtype, operands, partner_of
 from .indexing import Bounds
 from .linear import permute_dimensions
 from .operators import binary
@@ -39,7 +39,7 @@ def gather(reference: Any, indices: Any) -> Tensor:
     An index outside [0, rows) gives NaN (0 for integers): it is not counted from the end. Raises DTypeError for
     indices that aren't integers.
     """
-    table = as_tensor(reference)
+    table = as_tensor(reference, partner_of([indices]))
     return apply("gather", table, as_tensor(indices))
 
 

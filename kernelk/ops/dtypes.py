@@ -110,7 +110,7 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     """
     if isinstance(value, Tensor):
         # What returns its operand as it is returns what that is after `K.control_dependencies`.
-        return current_state().renewed.get(value, value) if type(value) is Variable else value
+        return current_state().contexts.renewed.get(value, value) if type(value) is Variable else value
     if isinstance(value, (builtins.bool, int, float, np.generic)) and np.ndim(value) == 0:
         dtype = _scalar_dtype(value, partner)
         if dtype in INTEGERS:
@@ -149,11 +149,16 @@ def as_tensor(value: Any, partner: str | None = None) -> Tensor:
     return constant_node(array)
 
 
+def partner_of(values: Iterable[Any]) -> str | None:
+    """The dtype that arrays of float64 take among these values: the first float tensor's, or tensor's; None without."""
+    dtypes = [value.dtype for value in values if isinstance(value, Tensor)]
+    return next((dtype for dtype in dtypes if dtype in FLOATS), dtypes[0] if dtypes else None)
+
+
 def as_tensors(values: Iterable[Any]) -> list[Tensor]:
     """Several values as tensors: what isn't one takes its dtype from the first float tensor, or tensor, among them."""
     values = list(values)
-    dtypes = [value.dtype for value in values if isinstance(value, Tensor)]
-    partner = next((dtype for dtype in dtypes if dtype in FLOATS), dtypes[0] if dtypes else None)
+    partner = partner_of(values)
     return [as_tensor(value, partner) for value in values]
 
 
@@ -166,13 +171,13 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return apply("concatenate", *rows, axis=0)
 
 
-def operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Two operands as tensors of their common dtype."""
+def operands(a: Any, b: Any, partner: str | None = None) -> tuple[Tensor, Tensor]:
+    """Two operands as tensors of their common dtype; `partner` is that of a third tensor, which they aren't cast to."""
     if not isinstance(a, Tensor):
         if isinstance(b, Tensor):
             a = as_tensor(a, b.dtype)
         else:
-            a = as_tensor(a)
+            a = as_tensor(a, partner)
     if not isinstance(b, Tensor):
         b = as_tensor(b, a.dtype)
     if a.dtype != b.dtype:

@@ -5,12 +5,16 @@ Entered into Tensor here: numpy's functions of two operands, `a @ b`'s among the
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import AbsentError, ArgumentError
 from ..graph.nodes import Tensor
+from ..source import FRAMEWORKS
 from .linear import matrix_product
 from .operators import binary, divide
 
@@ -66,6 +70,33 @@ def _of_numpy(self: Tensor, ufunc: Any, method: str, *inputs: Any, **options: An
     raise ArgumentError(
         f"{shown} takes arrays, and '{self.name}' is a tensor",
         next_step=f"K.{found}(x)" if found else "K.eval(x), for its value",
+    )
+
+
+_WRAPPER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+# TensorFlow's names of functions that have others in K.
+_IN_TENSORFLOW = {"concat": "concatenate", "matmul": "dot", "transpose": "permute_dimensions", "where": "switch"}
+
+
+def _as_array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+    """Called where an array is needed, also by functions of numpy and other libraries. Raises ArgumentError."""
+    frame, library, called = sys._getframe(1), "", ""
+    while frame is not None:
+        root = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if root not in FRAMEWORKS or root != (library or root):
+            break
+        library = root
+        # What takes any arguments wraps what was called.
+        if frame.f_code.co_flags & _WRAPPER != _WRAPPER:
+            called = frame.f_code.co_name
+        frame = frame.f_back  # type: ignore[assignment]
+    if not called:
+        raise self._no_value("the array")
+    found = _IN_TENSORFLOW.get(called, called.removeprefix("reduce_"))
+    known = not found.startswith("_") and hasattr(import_module("kernelk.backend"), found)
+    raise ArgumentError(
+        f"{library}'s {called} can't compute with the symbolic tensor '{self.name}'",
+        next_step=f"use K.{found}" if known else "use functions of K, or K.eval(tensor) for its value",
     )
 
 
@@ -158,6 +189,7 @@ def absent_from_k(name: str) -> AttributeError:
 
 
 for _name, _method in {
+    "__array__": _as_array,
     "__array_ufunc__": _of_numpy,
     "__getattr__": _absent,
     "__format__": _formatted,

@@ -6,11 +6,23 @@ import bisect
 import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
 from ..graph.loops import Closure, close_loop, per_step, stacked
-from ..graph.nodes import Body, Constant, Scan, Shape, StepInput, Tensor, Update, check_generation, mark, walk
+from ..graph.nodes import (
+    Body,
+    Constant,
+    Crossentropy,
+    Scan,
+    Shape,
+    StepInput,
+    Tensor,
+    Update,
+    check_generation,
+    mark,
+    walk,
+)
 from ..graph.rules import RULES, apply, expand
 from ..graph.state import current_state, unordered
 from ..source import caller
@@ -18,12 +30,24 @@ from .dtypes import FLOATS, as_tensor
 from .shapes import matmul, sum_to, zeros_shaped
 
 
-def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequence[Tensor]:
-    """A node's inputs in this learning phase; none, if it is one of a body's leaves, by their ids."""
+class _Way(NamedTuple):
+    """Which of the ways through a graph gradients take: the learning phase's, and whether past sigmoids and softmaxes.
+
+    A crossentropy computed from logits depends on their probabilities only as far as somebody asks for them.
+    """
+
+    phase: int
+    by_probabilities: bool = False
+
+
+def _inputs_of(node: Tensor, way: _Way, leaves: Collection[int] = ()) -> Sequence[Tensor]:
+    """A node's inputs on this way; none, if it is one of a body's leaves, by their ids."""
     if id(node) in leaves:
         return ()
     if node.op == "phase_select":
-        return (node.inputs[0 if phase else 1],)
+        return (node.inputs[0 if way.phase else 1],)
+    if isinstance(node, Crossentropy):
+        return (node.direct,) if way.by_probabilities else node.inputs
     if isinstance(node, Update):
         # It stands for the variable after it; how the new value came about is no part of that.
         return (node.variable,)
@@ -31,14 +55,14 @@ def _inputs_of(node: Tensor, phase: int, leaves: Collection[int] = ()) -> Sequen
 
 
 def _needs(
-    roots: Sequence[Tensor], targets: Sequence[Tensor], phase: int, leaves: Collection[int]
+    roots: Sequence[Tensor], targets: Sequence[Tensor], way: _Way, leaves: Collection[int]
 ) -> tuple[list[Tensor], set[int]]:
     """The roots' nodes in order, and the ids of those through which a target is reached."""
     ids = {id(target) for target in targets}
-    order = walk(roots, lambda node: _inputs_of(node, phase, leaves))
+    order = walk(roots, lambda node: _inputs_of(node, way, leaves))
     reached: set[int] = set()
     for node in order:
-        if id(node) in ids or any(id(x) in reached for x in _inputs_of(node, phase, leaves)):
+        if id(node) in ids or any(id(x) in reached for x in _inputs_of(node, way, leaves)):
             reached.add(id(node))
     return order, reached
 
@@ -55,6 +79,19 @@ def gradients(loss: Any, variables: Any) -> list[Tensor]:
     a variable that `loss` doesn't depend on gets zeros. Gradients can be used in further ops and differentiated again.
     Raises ArgumentError if `loss` isn't a float.
     """
+    loss, targets = _checked(loss, variables)
+    with unordered(), _recording():
+        return [_or_zeros(gradient, target) for gradient, target in zip(_found(loss, targets), targets)]
+
+
+def gradients_or_none(loss: Any, variables: Any) -> list[Tensor | None]:
+    """As `gradients`, but None for a variable that no gradient of `loss` reaches."""
+    loss, targets = _checked(loss, variables)
+    with unordered(), _recording():
+        return _found(loss, targets)
+
+
+def _checked(loss: Any, variables: Any) -> tuple[Tensor, list[Tensor]]:
     if not isinstance(variables, Iterable):
         raise ArgumentError(
             f"gradients: expected tensors to differentiate by, not {type(variables).__name__}",
@@ -72,22 +109,38 @@ def gradients(loss: Any, variables: Any) -> list[Tensor]:
             )
     for tensor in (loss, *targets):
         check_generation(tensor)
-    with unordered():
-        return _recorded(loss, targets)
+    return loss, targets
 
 
-def _recorded(loss: Tensor, targets: list[Tensor]) -> list[Tensor]:
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """What is made meanwhile is known to be a gradient's."""
     begin = mark()
-    seeds = [(loss, apply_ones(loss))]
-    test, by_phase = _backwards(seeds, targets, 0)
-    if by_phase:
-        # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
-        train, _ = _backwards(seeds, targets, 1)
-        pairs = [(_or_zeros(a, x), _or_zeros(b, x)) if a is not b else (a, a) for a, b, x in zip(train, test, targets)]
-        test = [a if a is b else apply("phase_select", a, b) for a, b in pairs]  # type: ignore[arg-type]
-    results = [_or_zeros(gradient, target) for gradient, target in zip(test, targets)]
+    yield
     current_state().gradient_spans.append((begin, mark()))
-    return results
+
+
+def _found(loss: Tensor, targets: list[Tensor]) -> list[Tensor | None]:
+    ends = [target for target in targets if target.op in ("sigmoid", "softmax")]
+    if not ends or not any(isinstance(node, Crossentropy) for node in walk([loss], lambda node: node.inputs)):
+        return _through(loss, targets, by_probabilities=False)
+    of_ends = dict(zip(map(id, ends), _through(loss, ends, by_probabilities=True)))
+    others = [target for target in targets if id(target) not in of_ends]
+    found = of_ends | dict(zip(map(id, others), _through(loss, others, by_probabilities=False)))
+    return [found[id(target)] for target in targets]
+
+
+def _through(loss: Tensor, targets: list[Tensor], by_probabilities: bool) -> list[Tensor | None]:
+    seeds = [(loss, apply_ones(loss))]
+    test, by_phase = _backwards(seeds, targets, _Way(0, by_probabilities))
+    if not by_phase:
+        return test
+    # One transform for each phase, so that nothing of the dead branch is computed: not even NaN times 0.
+    train, _ = _backwards(seeds, targets, _Way(1, by_probabilities))
+    return [
+        a if a is b else apply("phase_select", _or_zeros(a, target), _or_zeros(b, target))
+        for a, b, target in zip(train, test, targets)
+    ]
 
 
 def of_a_gradient(node: Tensor) -> bool:
@@ -104,17 +157,17 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 def _backwards(
     seeds: Sequence[tuple[Tensor, Tensor]],
     targets: Sequence[Tensor],
-    phase: int,
+    way: _Way,
     leaves: Collection[int] = (),
     early: _Early | None = None,
 ) -> tuple[list[Tensor | None], bool]:
-    """The gradients in one learning phase, and whether they may be others in the other phase.
+    """The gradients on one way, and whether they may be others in the other phase.
 
     `seeds` are tensors with the gradients of their values; a target that they don't depend on gets None. `leaves`, by
     their ids, are given, however they are computed: those of a loop's body, of which `early` tells what the first loop
     can compute.
     """
-    order, reached = _needs([root for root, _ in seeds], targets, phase, leaves)
+    order, reached = _needs([root for root, _ in seeds], targets, way, leaves)
     pending: dict[int, list[Tensor]] = {}
     for root, seed in seeds:
         pending.setdefault(id(root), []).append(seed)
@@ -123,7 +176,7 @@ def _backwards(
     for node in reversed(order):
         if isinstance(node, Scan):
             if id(node) in of_loops:
-                for x, part in zip(node.inputs, _through_loop(node, of_loops.pop(id(node)), reached, phase)):
+                for x, part in zip(node.inputs, _through_loop(node, of_loops.pop(id(node)), reached, way)):
                     if part is not None and id(x) in reached:
                         pending.setdefault(id(x), []).append(part)
             continue
@@ -137,8 +190,8 @@ def _backwards(
         if node.op == "item":
             of_loops.setdefault(id(node.inputs[0]), {})[node.attrs["index"]] = total
             continue
-        if node.op == "phase_select" or isinstance(node, Update) or _by_expansion(node):
-            pending.setdefault(id(_inputs_of(node, phase)[0]), []).append(total)
+        if node.op == "phase_select" or isinstance(node, (Update, Crossentropy)) or _by_expansion(node):
+            pending.setdefault(id(_inputs_of(node, way)[0]), []).append(total)
             continue
         rule = RULES.get(node.op)
         if not node.inputs or rule is None or rule.vjp is None:
@@ -160,12 +213,12 @@ def _backwards(
 @contextlib.contextmanager
 def _scope_of(node: Tensor) -> Iterator[None]:
     """A gradient's nodes stand in the scope of the node that it goes through."""
-    state = current_state()
-    before, state.scope = state.scope, node.scope
+    contexts = current_state().contexts
+    before, contexts.scope = contexts.scope, node.scope
     try:
         yield
     finally:
-        state.scope = before
+        contexts.scope = before
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
@@ -199,7 +252,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor | None:
     return whole if whole.shape == like.shape else None
 
 
-def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase: int) -> list[Tensor | None]:
+def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], way: _Way) -> list[Tensor | None]:
     """The gradient of each input of a loop, given those of some of its values: a loop the other way round.
 
     Its states are the gradients of the states, and sums for captures. What its body needs of the steps is stacked by
@@ -209,7 +262,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
     n, m = len(body.sequences), len(body.states)
     leaves = {id(leaf) for leaf in body.leaves}
     roots = [*body.new_states, *(body.results[i - m] for i in given if i >= m)]
-    varying = _varying(roots, body, phase)
+    varying = _varying(roots, body, way)
 
     def of_step(x: Tensor) -> bool:
         return id(x) in varying or (x.op == "item" and id(x.inputs[0]) in varying)
@@ -234,7 +287,7 @@ def _through_loop(node: Scan, given: dict[int, Tensor], reached: set[int], phase
         if leaf.dtype in FLOATS and (n <= i < n + m or id(x) in reached)
     ]
     early = _Early(body, start, of_step)
-    by_target, _ = _backwards(seeds, targets, phase, leaves, early)
+    by_target, _ = _backwards(seeds, targets, way, leaves, early)
     gradients_of = {id(leaf): gradient for leaf, gradient in zip(targets, by_target) if gradient is not None}
     products: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for leaf in body.captures:
@@ -423,12 +476,12 @@ def _step_input(like: Tensor, shape: Shape) -> StepInput:
     return StepInput("placeholder", (), {}, shape, like.dtype, caller(), "gradient")
 
 
-def _varying(roots: Sequence[Tensor], body: Body, phase: int) -> set[int]:
+def _varying(roots: Sequence[Tensor], body: Body, way: _Way) -> set[int]:
     """The ids of those tensors of a body that may be others at each step."""
     leaves = {id(leaf) for leaf in body.leaves}
     varying = {id(leaf) for leaf in (*body.sequences, *body.states)}
-    for x in walk(roots, lambda node: _inputs_of(node, phase, leaves)):
-        if id(x) not in leaves and (per_step(x) or any(id(y) in varying for y in _inputs_of(x, phase))):
+    for x in walk(roots, lambda node: _inputs_of(node, way, leaves)):
+        if id(x) not in leaves and (per_step(x) or any(id(y) in varying for y in _inputs_of(x, way))):
             varying.add(id(x))
     return varying
 

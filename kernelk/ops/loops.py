@@ -14,7 +14,7 @@ from ..graph.nodes import Body, StepInput, Tensor, mark, walk
 from ..graph.rules import apply
 from ..source import caller
 from .arranging import stack
-from .dtypes import as_tensor, cast, check_dtype, promote
+from .dtypes import FLOATS, as_tensor, cast, check_dtype, partner_of, promote
 from .shapes import reversed_along, scalar, scalar_refused
 
 Step = Callable[[list[Tensor], list[Tensor]], tuple[list[Any], list[Any]]]
@@ -59,8 +59,7 @@ def loop(
     Returns the final states and the results of all steps, stacked. An initial state that isn't a tensor takes the dtype
     that the step makes of it. Raises ShapeError or DTypeError for a state that a step changes in shape or dtype.
     """
-    first = [x if isinstance(x, Tensor) else as_tensor(x) for x in initial]
-    weak = [not isinstance(x, Tensor) for x in initial]
+    first = _begun(sequences, initial)
     while True:
         start = mark()
         elements = [_leaf(x.shape[1:], x.dtype, "element") for x in sequences]
@@ -72,10 +71,10 @@ def loop(
                 next_step="return as many",
             )
         made = [as_tensor(new, state.dtype) for new, state in zip(new_states, states)]
-        wider = _wider(op, first, made, weak)
+        wider = _wider(op, initial, first, made)
         if wider is None:
             break
-        first = [cast(x, dtype) for x, dtype in zip(first, wider)]
+        first = wider
     body = Body(elements, states, reverse)
     body.new_states = [cast(new, state.dtype) for new, state in zip(made, states)]
     body.results = [as_tensor(result) for result in results]
@@ -96,19 +95,29 @@ def _leaf(shape: Any, dtype: str, name: str) -> StepInput:
     return StepInput("placeholder", (), {}, tuple(shape), dtype, caller(), name)
 
 
-def _wider(op: str, states: Sequence[Tensor], made: Sequence[Tensor], weak: Sequence[bool]) -> list[str] | None:
-    """The dtypes that states must begin with so that the step keeps them; None if they have them."""
-    wanted = []
-    for number, (state, new, free) in enumerate(zip(states, made, weak)):
+def _begun(sequences: Sequence[Tensor], initial: Sequence[Any]) -> list[Tensor]:
+    """The initial states as tensors: floats that are none begin in the dtype of the tensors beside them."""
+    partner = partner_of([*sequences, *initial])
+    states = [as_tensor(x) for x in initial]
+    return [as_tensor(x, partner) if state.dtype in FLOATS else state for x, state in zip(initial, states)]
+
+
+def _wider(op: str, initial: Sequence[Any], states: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor] | None:
+    """The states in the dtypes that they must begin with so that the step keeps them; None if they have them."""
+    wider = []
+    for number, (given, state, new) in enumerate(zip(initial, states, made)):
         dtype = promote(state.dtype, new.dtype)
-        if dtype != state.dtype and not free:
-            raise DTypeError(
-                f"{op}: state {number} is {state.dtype}, but the step returned {new.dtype}",
-                next_step="give it an initial value of that dtype, or let the step return "
-                f"K.cast(state, '{state.dtype}')",
-            )
-        wanted.append(dtype)
-    return None if wanted == [state.dtype for state in states] else wanted
+        if dtype != state.dtype:
+            if isinstance(given, Tensor):
+                raise DTypeError(
+                    f"{op}: state {number} is {state.dtype}, but the step returned {new.dtype}",
+                    next_step="give it an initial value of that dtype, or let the step return "
+                    f"K.cast(state, '{state.dtype}')",
+                )
+            # From what was given, which may have more digits than the state so far.
+            state = cast(as_tensor(given, dtype), dtype)
+        wider.append(state)
+    return None if builtins.all(new is old for new, old in zip(wider, states)) else wider
 
 
 # --- rnn ----------------------------------------------------------------------------------------------------------
@@ -177,7 +186,8 @@ def rnn(
     Raises ShapeError, DTypeError or ArgumentError.
     """
     _check_callable(step_function, "step_function", "rnn")
-    given = [as_tensor(x) for x in flat(inputs)]
+    partner = partner_of([*flat(inputs), *initial_states, *(constants or [])])
+    given = [as_tensor(x, partner) for x in flat(inputs)]
     if not given:
         raise ArgumentError("rnn: there are no inputs", allowed="it needs at least one")
     for x in given:
@@ -189,7 +199,7 @@ def rnn(
             )
     sequences = [_swapped(x) for x in given]
     constants = list(constants or [])
-    initial = [x if isinstance(x, Tensor) else as_tensor(x) for x in initial_states]
+    initial = [as_tensor(x) if isinstance(x, Tensor) else x for x in initial_states]
     masks: list[Tensor] = []
     if mask is not None:
         mask = as_tensor(mask)
@@ -222,7 +232,7 @@ def rnn(
             )
         output, new_states = made
         new_states = [as_tensor(new, old.dtype) for new, old in zip(_states(new_states, states), states)]
-        return as_tensor(output), new_states
+        return as_tensor(output, partner_of([*new_states, *element])), new_states
 
     if unroll:
         steps = length if length is not None else input_length
@@ -287,7 +297,7 @@ def _unrolled(
     step: Callable[..., Any],
     sequences: Sequence[Tensor],
     masks: Sequence[Tensor],
-    states: list[Tensor],
+    initial: list[Any],
     steps: int | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     if not steps:
@@ -296,8 +306,13 @@ def _unrolled(
             next_step="give the inputs a time axis of known length, or input_length",
         )
     outputs: list[Tensor] = []
+    states = _begun(sequences, initial)
     for t in range(int(steps)):
-        output, new_states = step([_at(x, t) for x in sequences], list(states))
+        elements = [_at(x, t) for x in sequences]
+        output, new_states = step(elements, list(states))
+        while t == 0 and (wider := _wider("rnn", initial, states, new_states)) is not None:
+            states = wider
+            output, new_states = step(elements, list(states))
         new_states = _alike(new_states, states)
         for number, (old, new) in enumerate(zip(states, new_states)):
             if old.dtype != new.dtype:
@@ -325,8 +340,8 @@ def _check_callable(function: Any, name: str, op: str) -> None:
         )
 
 
-def _elements(elems: Any, op: str) -> list[Tensor]:
-    given = [as_tensor(x) for x in flat(elems)]
+def _elements(elems: Any, op: str, partner: str | None = None) -> list[Tensor]:
+    given = [as_tensor(x, partner) for x in flat(elems)]
     if not given:
         raise ArgumentError(f"{op}: there are no elements to go along", allowed="it needs at least one tensor")
     for x in given:
@@ -343,14 +358,15 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
     tensors. Results are cast to `dtype` (nested likewise). Raises ShapeError for lengths that differ.
     """
     _check_callable(fn, "fn", "map_fn")
-    elems = elems if _nested(elems) else as_tensor(elems)
-    given = _elements(elems, "map_fn")
+    partner = partner_of(flat(elems))
+    elems = elems if _nested(elems) else as_tensor(elems, partner)
+    given = _elements(elems, "map_fn", partner)
     shape: list[Any] = []
 
     def step(elements: list[Tensor], states: list[Tensor]) -> tuple[list[Any], list[Any]]:
         value = fn(packed(elems, elements))
         shape[:] = [value]
-        return [as_tensor(x) for x in flat(value)], []
+        return [as_tensor(x, partner_of(elements)) for x in flat(value)], []
 
     _, results = loop("map_fn", step, given, [])
     if dtype is not None:
@@ -367,8 +383,9 @@ def map_fn(fn: Callable[..., Any], elems: Any, name: str | None = None, dtype: A
 
 def _fold(op: str, fn: Callable[..., Any], elems: Any, initializer: Any, reverse: bool) -> Any:
     _check_callable(fn, "fn", op)
-    elems = elems if _nested(elems) else as_tensor(elems)
-    given = _elements(elems, op)
+    partner = partner_of([*flat(elems), *flat(initializer)])
+    elems = elems if _nested(elems) else as_tensor(elems, partner)
+    given = _elements(elems, op, partner)
     structure = elems if initializer is None else initializer
     if initializer is None:
         if _steps_of(given, op) == 0:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..graph.nodes import Tensor
+from ..graph.nodes import Crossentropy, Tensor
 from ..graph.rules import apply
+from ..source import caller
 from . import elementwise, reductions
 from .dtypes import as_tensor, cast, floating, operands
 from .operators import binary
@@ -19,7 +20,8 @@ from .shaping import one_hot_as
 def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Cross entropy along `axis` between one-hot `target` and `output`, probabilities unless `from_logits`.
 
-    Probabilities are normalised, then kept `K.epsilon()` away from 0 and 1. The result has no `axis`.
+    Probabilities are normalised, then kept `K.epsilon()` away from 0 and 1, unless they are the `K.softmax` of logits:
+    it is computed from these then. The result has no `axis`.
     """
     target, output = operands(target, output)
     wanted, given = floating(target), floating(output)
@@ -30,21 +32,28 @@ def categorical_crossentropy(target: Any, output: Any, from_logits: bool = False
         zero = scalar(0, wanted.dtype)
         terms = apply("select", apply("equal", wanted, zero), scalar(0, logs.dtype), wanted * logs)
         return -reductions.sum(terms, axis)
-    given = given / reductions.sum(given, axis, keepdims=True)
-    return -reductions.sum(wanted * elementwise.log(_inside(given)), axis)
+    inside = _inside(given / reductions.sum(given, axis, keepdims=True))
+    loss = -reductions.sum(wanted * elementwise.log(inside), axis)
+    if given.op == "softmax" and given.attrs["axis"] == axis:
+        return _computed(categorical_crossentropy(wanted, given.inputs[0], from_logits=True, axis=axis), loss)
+    return loss
 
 
 def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Tensor:
     """Cross entropy along `axis` between integer labels and `output`, probabilities unless `from_logits`.
 
-    `target` has the shape of `output` without `axis`, or with length 1 there. A label out of range counts as no class
-    and gives 0. The result has no `axis`.
+    Probabilities are kept `K.epsilon()` away from 0 and 1, unless they are the `K.softmax` of logits. `target` has the
+    shape of `output` without `axis`, or with length 1 there. A label out of range counts as no class and gives 0. The
+    result has no `axis`.
     """
     given = floating(as_tensor(output))
     axis = axis_of(axis, given.ndim, "sparse_categorical_crossentropy")
     labels = as_tensor(target)
     if labels.ndim == given.ndim:
         labels = reductions.sum(labels, axis)
+    if not from_logits and given.op == "softmax" and given.attrs["axis"] == axis:
+        direct = sparse_categorical_crossentropy(labels, elementwise.log(_inside(given)), from_logits=True, axis=axis)
+        return _computed(sparse_categorical_crossentropy(labels, given.inputs[0], from_logits=True, axis=axis), direct)
     logits = given if from_logits else elementwise.log(_inside(given))
     logs = apply("log_softmax", logits, axis=axis)
     if axis != given.ndim - 1:
@@ -55,7 +64,11 @@ def sparse_categorical_crossentropy(target: Any, output: Any, from_logits: bool 
 
 
 def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> Tensor:
-    """Elementwise cross entropy between `target` and `output`, probabilities unless `from_logits`."""
+    """Elementwise cross entropy between `target` and `output`, probabilities unless `from_logits`.
+
+    Probabilities are kept `K.epsilon()` away from 0 and 1, unless they are the `K.sigmoid` of logits: it is computed
+    from these then.
+    """
     target, output = operands(target, output)
     wanted, given = floating(target), floating(output)
     if from_logits:
@@ -65,7 +78,19 @@ def binary_crossentropy(target: Any, output: Any, from_logits: bool = False) -> 
         likelier = apply("softplus", apply("select", negative, given, -given))
         return likelier + apply("select", negative, -wanted, 1.0 - wanted) * given
     p = _inside(given)
-    return -(wanted * elementwise.log(p) + (1.0 - wanted) * apply("log1p", -p))
+    loss = -(wanted * elementwise.log(p) + (1.0 - wanted) * apply("log1p", -p))
+    if given.op == "sigmoid":
+        return _computed(binary_crossentropy(wanted, given.inputs[0], from_logits=True), loss)
+    return loss
+
+
+def _computed(by_logits: Tensor, direct: Tensor) -> Tensor:
+    """A crossentropy computed from logits, as Keras on TensorFlow does: their sigmoid or softmax rounds to 0 and 1,
+    where the loss would be no larger than for `K.epsilon()`, and have no slope.
+    """
+    node = Crossentropy("crossentropy", (by_logits,), {}, by_logits.shape, by_logits.dtype, caller())
+    node.direct = direct
+    return node
 
 
 def _inside(p: Tensor) -> Tensor:

@@ -40,13 +40,13 @@ def name_scope(name: str | None) -> Iterator[str]:
     """
     if not isinstance(name, str | None):
         raise ArgumentError(f"name_scope: {name!r} can't be a name", allowed="it must be a string")
-    state = current_state()
-    before = state.scope
-    state.scope = name[:-1] if name and name.endswith("/") else f"{before}/{name}" if before and name else name or ""
+    contexts = current_state().contexts
+    before = contexts.scope
+    contexts.scope = name[:-1] if name and name.endswith("/") else f"{before}/{name}" if before and name else name or ""
     try:
-        yield state.scope + "/" if state.scope else ""
+        yield contexts.scope + "/" if contexts.scope else ""
     finally:
-        state.scope = before
+        contexts.scope = before
 
 
 def cast_to_floatx(x: Any) -> Any:
@@ -104,18 +104,19 @@ def control_dependencies(control_inputs: Any) -> Iterator[None]:
     Raises ArgumentError for what isn't a tensor.
     """
     state = current_state()
-    kept = state.dependencies, state.renewed
-    found = [] if control_inputs is None else [*state.dependencies, *_updates_among(control_inputs)]
+    contexts = state.contexts
+    kept = contexts.dependencies, contexts.renewed
+    found = [] if control_inputs is None else [*contexts.dependencies, *_updates_among(control_inputs)]
     with unordered():
         last = {x.variable: x for x in found}
         # One update that says it all stands for the variable, which a gradient then takes it for.
         renewed = {v: last[v] if value is update_value(last[v]) else value for v, value in compose(found)}
-    state.dependencies, state.renewed = tuple(dict.fromkeys(found)), renewed
+    contexts.dependencies, contexts.renewed = tuple(dict.fromkeys(found)), renewed
     state.ordered = state.ordered or bool(found)
     try:
         yield
     finally:
-        state.dependencies, state.renewed = kept
+        contexts.dependencies, contexts.renewed = kept
 
 
 def _updates_among(given: Any) -> list[Update]:

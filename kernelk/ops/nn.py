@@ -50,7 +50,8 @@ def in_train_phase(x: Any, alt: Any, training: Any = None) -> Any:
         chosen = x if training else alt
         chosen = chosen() if callable(chosen) else chosen
         return as_tensor(chosen) if isinstance(chosen, Tensor) else chosen
-    first, second = operands(*(value() if callable(value) else value for value in (x, alt)))
+    first, second = (value() if callable(value) else value for value in (x, alt))
+    first, second = operands(first, second, partner="bool")
     if isinstance(training, LearningPhase):
         return apply("phase_select", first, second)
     return apply("select", cast_to(training, "bool"), first, second)
@@ -146,7 +147,7 @@ def switch(condition: Any, then_expression: Any, else_expression: Any) -> Tensor
     A condition of fewer axes stands for whole blocks of the last ones. Both branches are computed.
     """
     first, second = (value() if callable(value) else value for value in (then_expression, else_expression))
-    first, second = operands(first, second)
+    first, second = operands(first, second, partner="bool")
     chosen = cast_to(as_tensor(condition), "bool")
     rank = max(first.ndim, second.ndim)
     if chosen.ndim and chosen.ndim < rank:

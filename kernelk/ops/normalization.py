@@ -10,7 +10,7 @@ from ..graph.nodes import Tensor
 from ..graph.rules import apply
 from . import reductions
 from .arranging import normalize_data_format
-from .dtypes import FLOATS, as_tensor, cast, floating
+from .dtypes import FLOATS, as_tensor, cast, floating, partner_of
 from .operators import binary
 from .shapes import axes_of, axis_of
 
@@ -41,7 +41,7 @@ def batch_normalization(
     x: Any, mean: Any, var: Any, beta: Any, gamma: Any, axis: int = -1, epsilon: float = 1e-3
 ) -> Tensor:
     """(x - mean) / sqrt(var + epsilon) * gamma + beta, with statistics along `axis`; gamma and beta may be None."""
-    values = floating(as_tensor(x))
+    values = floating(as_tensor(x, partner_of([mean, var, beta, gamma])))
     axis = axis_of(axis, values.ndim, "batch_normalization")
     if values.dtype == "float16":
         wide = batch_normalization(cast(values, "float32"), mean, var, beta, gamma, axis, epsilon)
@@ -59,7 +59,7 @@ def normalize_batch_in_training(
     x: Any, gamma: Any, beta: Any, reduction_axes: Sequence[int], epsilon: float = 1e-3
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normalised x, mean, variance) over `reduction_axes`; gamma and beta are vectors along the axis that is left."""
-    values = floating(as_tensor(x))
+    values = floating(as_tensor(x, partner_of([gamma, beta])))
     axes = axes_of(list(reduction_axes), values.ndim, "normalize_batch_in_training")
     if values.dtype == "float16":
         normed, mean, variance = normalize_batch_in_training(cast(values, "float32"), gamma, beta, axes, epsilon)

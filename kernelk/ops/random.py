@@ -38,34 +38,40 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     return node
 
 
+def _scaled(standard: Tensor, factor: Any, offset: Any) -> Tensor:
+    """Standard draws, scaled and moved by numbers, arrays or tensors."""
+    if isinstance(factor, (int, float)) and isinstance(offset, (int, float)) and (factor, offset) == (1.0, 0.0):
+        return standard
+    scaled: Tensor = standard * factor + offset
+    return scaled
+
+
 def random_uniform(
-    shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: Any = None, seed: int | None = None
+    shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: int | None = None
 ) -> Tensor:
     """Uniform draws in [minval, maxval), fresh at each run; floatx unless `dtype` says otherwise."""
     dims, references = dims_of(shape, 0, "random_uniform")
     standard = draw("uniform", check_dtype(dtype), dims, references, seed)
-    return standard * (maxval - minval) + minval if (minval, maxval) != (0.0, 1.0) else standard
+    return _scaled(standard, maxval - minval, minval)
 
 
-def random_normal(
-    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, seed: int | None = None
-) -> Tensor:
+def random_normal(shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: int | None = None) -> Tensor:
     """Normal draws with this mean and deviation, fresh at each run; floatx unless `dtype` says otherwise."""
     dims, references = dims_of(shape, 0, "random_normal")
     standard = draw("normal", check_dtype(dtype), dims, references, seed)
-    return standard * stddev + mean if (mean, stddev) != (0.0, 1.0) else standard
+    return _scaled(standard, stddev, mean)
 
 
 def truncated_normal(
-    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, seed: int | None = None
+    shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: int | None = None
 ) -> Tensor:
     """Normal draws within two deviations of the mean, fresh at each run."""
     dims, references = dims_of(shape, 0, "truncated_normal")
     standard = draw("truncated_normal", check_dtype(dtype), dims, references, seed)
-    return standard * stddev + mean if (mean, stddev) != (0.0, 1.0) else standard
+    return _scaled(standard, stddev, mean)
 
 
-def random_binomial(shape: Any, p: float = 0.0, dtype: Any = None, seed: int | None = None) -> Tensor:
+def random_binomial(shape: Any, p: Any = 0.0, dtype: Any = None, seed: int | None = None) -> Tensor:
     """1 with probability `p`, else 0, fresh at each run."""
     dims, references = dims_of(shape, 0, "random_binomial")
     chosen = check_dtype(dtype)

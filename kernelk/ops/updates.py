@@ -53,7 +53,7 @@ def update_node(variable: Any, value: Any, kind: str, op: str) -> Update:
             allowed="they must be equal",
         )
     node = Update("update", (variable, value), {}, variable.shape, variable.dtype, caller())
-    node.begin = current_state().renewed.get(variable)
+    node.begin = current_state().contexts.renewed.get(variable)
     node.variable = variable
     node.kind = kind
     return node

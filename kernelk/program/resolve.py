@@ -11,7 +11,7 @@ from ..graph.nodes import Tensor, Update
 from ..graph.rules import RULES, expand
 from ..ops.updates import update_value
 
-_ALIASES = frozenset({"identity", "stop_gradient", "print"})
+_ALIASES = frozenset({"identity", "stop_gradient", "print", "crossentropy"})
 _LEAVES = frozenset({"placeholder", "variable", "constant", "draw", "scan", "item"})
 # The attributes that may hold values of integer tensors.
 _VALUED = ("dims", "pads", "slices")

@@ -24,7 +24,7 @@ from ..graph.nodes import (
     stale,
 )
 from ..graph.state import current_state, unordered
-from ..ops.dtypes import as_tensor
+from ..ops.dtypes import FLOATS, as_tensor
 from ..ops.foreign import as_numpy
 from ..ops.updates import after, compose
 from ..program.program import KEY_LENGTH, Program
@@ -32,6 +32,7 @@ from ..source import Source, caller
 from .current import current
 from .feeds import as_feed, as_phase, keep_feed
 from .linearise import linearised
+from .loss_history import LossHistory
 from .prints import show_prints
 from .session import Session
 
@@ -95,6 +96,10 @@ class Function:
         self._keys: dict[str, None] = {}  # of all programs made, those of passing lengths too
         self._row: list[tuple[str, list[tuple[int, ...]]]] = []  # program and shapes of calls that had to be compiled
         self._hint_shown = False
+        self.scalars = False  # whether numbers are returned as numpy's scalars, not as arrays without axes
+        first = self.outputs[0] if self.outputs else None
+        trains = live and bool(self.updates) and first is not None and first.shape == () and first.dtype in FLOATS
+        self.losses = LossHistory() if trains else None
         for tensor in (*self.inputs, *self.outputs):
             check_generation(tensor)
         session = current()
@@ -147,6 +152,8 @@ class Function:
                 values = session.calls.execute(host, program, feeds)
                 if session.recorder is not None:
                     session.recorder.end(time.perf_counter() - start)
+                if self.losses is not None:
+                    self.losses.add(host.engine.name, values[0])
                 if host.compile_count != before:
                     self._count(host, program, feeds)
                 elif self._row:
@@ -155,9 +162,13 @@ class Function:
                     keep_feed(placeholder, feed, source)
         except MemoryError as error:
             raise memory.shown(self.name, error) from None
+        if self.losses is not None and session.loss_listener is not None:
+            session.loss_listener()
         if program.prints or program.printed:
             show_prints([*program.printed, *zip(program.prints, values[len(self.outputs) :])])
             del values[len(self.outputs) :]
+        if self.scalars:
+            values = [value if value.ndim else value[()] for value in values]
         return values[0] if self.single else values
 
     def program_for(self, session: Session, ops: frozenset[str], phase: int, feeds: list[Array] | None) -> Program:

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,7 @@ class Session(HasTraits):
         self.calls = Calls(self.storage, self.state, self.safe_point)
         self.recorder: Any = None  # what notes the calls of K.functions while a body is recorded: see measure.recording
         self.hub: Any = None  # what tells the panels, once one was open: see widgets
+        self.loss_listener: Callable[[], None] | None = None  # called after each call that a `LossHistory` has noted
         self.announced = False
         name, self.chosen_by = config.chosen_backend()
         self.active = name
@@ -114,7 +116,7 @@ class Session(HasTraits):
         under_way = lock._is_owned() or not lock.acquire(blocking=False)  # type: ignore[attr-defined]
         # The notebook's page talks with the parent alone.
         self.unobserve_all()
-        self.hub = self.recorder = None
+        self.hub = self.recorder = self.loss_listener = None
         self.calls.forked()
         if self.pid == forks.PARENT and not under_way:
             self.pid = forks.PID

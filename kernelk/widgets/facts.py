@@ -1,7 +1,8 @@
-"""The data that the panel's front end receives, as strict JSON: engines, rows, timings, swaps, graphs, native forms."""
+"""The data that the panel's front end receives, as strict JSON: engines, rows, losses, timings, swaps, native forms."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -18,6 +19,9 @@ from ..session.swap_report import SwapReport
 # Bars of one profile, and swaps of the history, that a page has room for.
 MOST_BARS = 12
 MOST_SWAPS = 20
+# Functions whose losses are drawn, and runs of calls on one engine that are written below each.
+MOST_CURVES = 4
+MOST_RUNS = 12
 # Characters of one engine's listing.
 MOST_TEXT = 20_000
 
@@ -107,6 +111,45 @@ def in_words(report: SwapReport) -> str:
     if report.not_reevaluated:
         parts.append(f"{report.not_reevaluated} not evaluated again")
     return "; ".join(parts)
+
+
+def losses(session: Session) -> dict[str, Any]:
+    """The losses of the functions that train, the last called first; see `session.loss_history`."""
+    with session.lock:
+        trained = [function for function in session.functions if function.losses is not None and function.losses.calls]
+        trained.sort(key=lambda function: -function.losses.latest)
+        functions = [_curve(function) for function in trained[:MOST_CURVES]]
+    return {"functions": functions, "hidden": len(trained) - len(functions)}
+
+
+def _curve(function: Any) -> dict[str, Any]:
+    history = function.losses
+    points = history.points()
+    runs = []
+    for name, grouped in itertools.groupby(points, key=lambda point: point.engine):
+        run = list(grouped)
+        begin, end = run[0], run[-1]
+        last = end.first + end.calls - 1
+        calls = f"call {last}" if begin.first == last else f"calls {begin.first} to {last}"
+        loss = f"{begin.mean:.4g}" if begin is end else f"{begin.mean:.4g} → {end.mean:.4g}"
+        runs.append({"engine": name, "title": _title(name), "calls": calls, "loss": loss})
+    return {
+        "key": function.uid,
+        "name": function.name,
+        "calls": history.calls,
+        "every": history.every,
+        "dropped": points[0].first - 1,
+        "points": [[point.first, point.calls, number(point.mean), point.engine] for point in points],
+        "runs": runs[-MOST_RUNS:],
+        "earlier_runs": max(0, len(runs) - MOST_RUNS),
+    }
+
+
+def _title(engine: str) -> str:
+    try:
+        return registry.engine(engine).title
+    except KernelKError:
+        return engine  # no longer registered
 
 
 def timings(session: Session) -> dict[str, Any]:

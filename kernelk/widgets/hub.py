@@ -11,6 +11,7 @@ What it gets is a dict with "kind":
     rows       {"rows": [inventory's, with "version"]}     all of them
     changes    {"changed": [...], "gone": [key]}     since the last; then values may be new, too
     summaries  {"found": [summaries'], "later": [key]}
+    losses     facts.losses
     timings    facts.timings
     graph      {"for": key, "graph": drawing's | null, "error"}
     native     {"for": key, "columns": [...], "error"}
@@ -46,6 +47,8 @@ from .model import Panel
 
 # Values are read for at most so many seconds per turn, so that cells can run between two turns.
 TURN = 0.1
+# While a cell trains, its losses are sent so often at most, in seconds.
+LOSSES_EVERY = 0.5
 
 
 class Hub:
@@ -62,6 +65,8 @@ class Hub:
         self._listening = False
         self._known: dict[Panel, dict[int, tuple[Row, int]]] = {}
         self._pending: set[str] = set()
+        self._losses_sent: dict[int, int] = {}  # functions' numbers -> their calls so far
+        self._losses_due = 0.0
         forks.tell(self)
 
     def forked(self) -> None:
@@ -122,6 +127,7 @@ class Hub:
         self._listening = True
         self.session.observe(self._refresh_soon, "active")
         self.session.observe(self._measured, "measurements")
+        self.session.loss_listener = self._stepped
         if self._shell is not None:
             # Not "pre_execute" and "post_execute", which a panel's own messages trigger as well.
             self._shell.events.register("pre_run_cell", self._cell_begins)
@@ -132,6 +138,7 @@ class Hub:
             return
         self.session.unobserve(self._refresh_soon, "active")
         self.session.unobserve(self._measured, "measurements")
+        self.session.loss_listener = None
         self._listening = False
         if self._shell is not None:
             for event, call in (("pre_run_cell", self._cell_begins), ("post_run_cell", self._cell_ended)):
@@ -152,6 +159,19 @@ class Hub:
 
     def _measured(self, change: Any) -> None:
         self._soon("timings", self._tell_timings)
+
+    def _stepped(self) -> None:
+        """Sends the losses in the middle of a cell, which is when one wants to see them."""
+        now = time.monotonic()
+        if now < self._losses_due:
+            return
+        self._losses_due = now + LOSSES_EVERY
+        if threading.current_thread() is not threading.main_thread():
+            self._soon("losses", self._tell_losses)
+            return
+        # The call is done, and mustn't fail because a page can't be told.
+        with contextlib.suppress(Exception):
+            self._tell_losses()
 
     def _soon(self, what: str, call: Callable[[], None]) -> None:
         """Calls it on the main thread after the cell has ended, once, however often it was requested."""
@@ -236,6 +256,7 @@ class Hub:
         panel.send(self.jobs.as_message())
         listed = self._rows(panel).values()
         panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in listed]})
+        panel.send({"kind": "losses", **facts.losses(self.session)})
         panel.send({"kind": "timings", **facts.timings(self.session)})
 
     def _bye(self, panel: Panel, message: dict[str, Any]) -> None:
@@ -286,6 +307,7 @@ class Hub:
         if not self.panels:
             return
         engines = self.tell_engines()
+        self._tell_losses()
         for panel in [one for one in self.panels if not one.away]:
             before = self._known.get(panel, {})
             now = self._rows(panel)
@@ -299,8 +321,9 @@ class Hub:
     def _remember(self, panel: Panel, engines: dict[str, Any], known: dict[int, tuple[Row, int]]) -> None:
         listed = [row for row, _ in known.values()]
         words = f"active: {engines['active']}, chosen by {engines['chosen_by']}"
-        html = static.as_html(engines, listed, words, panel.mark)
-        panel.remember(html, static.as_text(engines, listed, words))
+        losses = facts.losses(self.session)["functions"]
+        html = static.as_html(engines, losses, listed, words, panel.mark)
+        panel.remember(html, static.as_text(engines, losses, listed, words))
 
     def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
         """Sends the values of as many of these keys as one turn has time for."""
@@ -318,7 +341,14 @@ class Hub:
             summaries.append(summary(self.session, target, names).as_dict())
         panel.send({"kind": "summaries", "found": summaries, "later": keys})
 
-    # --- timings, graph, native ---
+    # --- losses, timings, graph, native ---
+
+    def _tell_losses(self) -> None:
+        """Sends the losses if there are new ones."""
+        now = {one.uid: one.losses.calls for one in list(self.session.functions) if one.losses is not None}
+        if now != self._losses_sent:
+            self._losses_sent = now
+            self.tell({"kind": "losses", **facts.losses(self.session)})
 
     def _tell_timings(self) -> None:
         self.tell({"kind": "timings", **facts.timings(self.session)})

@@ -15,7 +15,7 @@ import traitlets
 _FRONT = Path(__file__).parent / "front"
 
 # In the order in which each may use the ones before it; the last is what anywidget calls.
-MODULES = ("dom", "bars", "engines", "values", "tensors", "timings", "graph", "native", "saved", "panel")
+MODULES = ("dom", "bars", "engines", "values", "tensors", "training", "timings", "graph", "native", "saved", "panel")
 
 _IMPORT = re.compile(r"""^import\s*\{([^}]*)\}\s*from\s*["']\./(\w+)\.js["'];?[ \t]*$""", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|let|class)\b)", re.MULTILINE)

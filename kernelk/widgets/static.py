@@ -11,7 +11,7 @@ from ..display.tables import Table, html, text
 MOST_ROWS = 20
 
 
-def _tables(engines: dict[str, Any], rows: list[Any], words: str) -> list[Table]:
+def _tables(engines: dict[str, Any], losses: list[dict[str, Any]], rows: list[Any], words: str) -> list[Table]:
     header = ["", "engine", "state", "version", "runs in", "memory", "device"]
     cells = []
     for engine in engines["engines"]:
@@ -29,6 +29,16 @@ def _tables(engines: dict[str, Any], rows: list[Any], words: str) -> list[Table]
         )
     strong = next((i for i, cell in enumerate(cells) if cell[0]), None)
     tables = [Table(cells, header, title="kernelk panel", below=words, strong=strong)]
+    if losses:
+        labels = {row.key: row.label for row in rows}
+        header = ["function", "engine", "calls", "loss"]
+        cells = [
+            [labels.get(one["key"], one["name"]), run["title"], run["calls"], run["loss"]]
+            for one in losses
+            for run in one["runs"]
+        ]
+        below = f"and {len(cells) - MOST_ROWS} more" if len(cells) > MOST_ROWS else ""
+        tables.append(Table(cells[:MOST_ROWS], header, title="training", below=below))
     if rows:
         header = ["name", "kind", "op", "shape", "dtype", "device"]
         cells = [
@@ -40,13 +50,13 @@ def _tables(engines: dict[str, Any], rows: list[Any], words: str) -> list[Table]
     return tables
 
 
-def as_html(engines: dict[str, Any], rows: list[Any], words: str, mark: str) -> str:
+def as_html(engines: dict[str, Any], losses: list[dict[str, Any]], rows: list[Any], words: str, mark: str) -> str:
     """The last state; `mark` is a class by which a live panel hides it."""
-    tables = "".join(html(table) for table in _tables(engines, rows, words))
+    tables = "".join(html(table) for table in _tables(engines, losses, rows, words))
     below = "This is the panel's last state; run %kpanel in a notebook with a kernel to open it."
     return f'<div class="{escape(mark)}" style="line-height:1.4">{tables}<div>{escape(below)}</div></div>'
 
 
-def as_text(engines: dict[str, Any], rows: list[Any], words: str) -> str:
+def as_text(engines: dict[str, Any], losses: list[dict[str, Any]], rows: list[Any], words: str) -> str:
     """The same for a terminal."""
-    return "\n\n".join(text(table) for table in _tables(engines, rows, words))
+    return "\n\n".join(text(table) for table in _tables(engines, losses, rows, words))

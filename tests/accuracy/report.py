@@ -80,7 +80,12 @@ def page(
 
 
 def _readable(pattern: str) -> str:
-    return {"*elementwise*": "elementwise functions", "`K.*crossentropy*`": "crossentropies"}.get(pattern, pattern)
+    words = {
+        "*elementwise*": "elementwise functions",
+        "`K.*crossentropy*": "crossentropies",
+        "`K.sigmoid`*": "`K.sigmoid`",
+    }
+    return words.get(pattern, pattern)
 
 
 def _excess(excess: Excess) -> str:

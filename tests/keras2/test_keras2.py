@@ -220,6 +220,94 @@ def test_kernels_that_keras_wrote_on_theano_are_turned_when_they_are_loaded(tmp_
     assert found[0]["value"] == "True"
 
 
+def test_files_and_groups_that_are_open_are_written_and_read() -> None:
+    *_, found = cells(
+        DATA + MODEL + "model = made()\nr = model.fit(x, y, verbose=0)\nfrom keras.engine import saving\nimport h5py\n"
+        "known = model.predict(x)\n"
+        "def same(other):\n    return bool((other.predict(x) == known).all())",
+        "with h5py.File('no file', 'w', driver='core', backing_store=False) as file:\n"
+        "    model.save(file)\n    model.save(file.create_group('inside'))\n"
+        "    whole, part = keras.models.load_model(file), keras.models.load_model(file['inside'])\n"
+        "    fresh = [made(), keras.models.clone_model(model)]\n"
+        "    saving.load_weights_from_hdf5_group(file['model_weights'], fresh[0].layers)\n"
+        "    saving.load_weights_from_hdf5_group_by_name(file['model_weights'], fresh[1].layers)\n"
+        "    names = saving.load_attributes_from_hdf5_group(file['model_weights'], 'layer_names')\n"
+        "    kept = [type(file) is h5py.File, type(file['inside']) is h5py.Group, type(file.attrs['backend']) is str]\n"
+        "steps = [float(kernelk.backend.get_value(one.optimizer.iterations)) for one in (model, whole, part)]",
+        "import json\nprint(json.dumps([same(whole), same(part), [type(name).__name__ for name in names], kept, steps,"
+        " same(fresh[0]), same(fresh[1])]))",
+    )
+    whole, part, names, kept, steps, fresh, by_name = value(found)
+    assert (whole, part, fresh, by_name) == (True, True, True, True)
+    assert set(names) == {"str"}
+    # For the user they are what they were.
+    assert kept == [True, True, True]
+    assert steps == [2.0, 2.0, 2.0]
+
+
+def test_weights_of_one_name_in_a_layer_are_numbered_and_saved(tmp_path: Path) -> None:
+    *_, names, same = cells(
+        "from keras.layers import *\nsteps = np.random.rand(4, 5, 2)\n"
+        "def made():\n    layer = RNN([LSTMCell(3), GRUCell(4)], input_shape=(5, 2), name='cells')\n"
+        "    model = keras.Sequential([layer])\n    model.compile('adam', 'mse')\n    return model\n"
+        "model, fresh = made(), made()\nr = model.fit(steps, np.ones((4, 4)), verbose=0)\n"
+        f"path = {str(tmp_path / 'cells.h5')!r}\nmodel.save(path)\nagain = keras.models.load_model(path)\n"
+        "model.save_weights(path)\nfresh.load_weights(path)\nimport json",
+        "print(json.dumps([[w.name for w in one.weights] for one in (model, fresh, again)]))",
+        "print(json.dumps([bool((one.predict(steps) == model.predict(steps)).all()) for one in (fresh, again)]))",
+    )
+    parts = ["kernel", "recurrent_kernel", "bias"]
+    # A layer that is made anew has the names that it had.
+    assert value(names) == [[f"cells/{part}{number}" for number in ("", "_1") for part in parts]] * 3
+    assert value(same) == [True, True]
+
+
+TIED = """
+K, L = keras.backend, keras.layers
+class Back(L.Layer):
+    "From the codes to the inputs, by the kernel of another layer."
+    def __init__(self, other, **rest):
+        super().__init__(**rest)
+        self.other = other
+    def build(self, shape):
+        self.kernel = self.other.kernel
+        self._trainable_weights.append(self.kernel)
+        super().build(shape)
+    def call(self, x):
+        return K.dot(x, K.transpose(self.kernel))
+    def compute_output_shape(self, shape):
+        return (shape[0], K.int_shape(self.kernel)[0])
+code = L.Dense(2, use_bias=False, input_shape=(6,))
+tied = keras.Sequential([code, Back(code)])
+tied.compile(keras.optimizers.SGD(0.5), "mse", metrics=["mae"])
+found = []
+for name in NAMES:
+    kernelk.set_backend(name)
+    w = K.get_value(code.kernel)
+    off = x @ w @ w.T - x
+    slope = 2 / off.size * (x.T @ off + off.T @ x) @ w
+    numbers = tied.train_on_batch(x, x)
+    gap = abs(K.get_value(code.kernel) - (w - 0.5 * slope)).max()
+    history = tied.fit(x, x, verbose=0).history
+    numbers += [history[key][0] for key in ("loss", "mae")] + [K.get_value(tied.optimizer.lr)]
+    numbers += [K.eval(K.sum(code.kernel)), K.function([], [K.sum(code.kernel)])([])[0]]
+    found.append([name, sorted({type(one).__name__ for one in numbers}), float(gap)])
+import json
+print(json.dumps(found))
+"""
+
+
+def test_a_weight_that_two_layers_share_is_updated_once_and_numbers_are_scalars() -> None:
+    for name in ENGINES:
+        require_installed(name)
+    *_, result = cells(DATA, f"NAMES = {list(ENGINES)!r}\n{TIED}")
+    found = value(result)
+    assert [name for name, _, _ in found] == list(ENGINES)
+    for _, types, gap in found:
+        assert types == ["float32"]
+        assert gap < 1e-6
+
+
 def test_a_model_is_called_on_any_tensor() -> None:
     found = cells(
         DATA + "\nL, K = keras.layers, keras.backend\ninner = keras.Sequential([L.Dense(2, input_shape=(6,))])\n"
@@ -283,9 +371,10 @@ def test_what_needs_tensorflow_itself_is_told_in_one_line() -> None:
             "keras.callbacks.TensorBoard('logs')",
         ]
     )
-    for result in results[1:]:
-        assert result["error"] is not None
-        assert "ensor" in result["out"] + result["err"]
+    assert results[1]["error"] is not None
+    assert "ensor" in results[1]["out"] + results[1]["err"]
+    assert results[2]["error"] == "AbsentError"
+    assert "next: leave the callback out; %kpanel draws the loss" in results[2]["out"] + results[2]["err"]
 
 
 def test_layers_of_cudnn_are_those_without_it() -> None:
@@ -322,6 +411,42 @@ def test_top_k_of_metrics_and_a_model_that_is_fed_tensors() -> None:
     # Of equals the first ones are taken.
     assert top["value"] == "1.0"
     assert fed["value"] == "[9.0, (4, 2)]"
+
+
+def test_a_model_that_is_certain_and_wrong_learns_as_by_keras_on_tensorflow() -> None:
+    (found,) = cells(
+        "import json\nL = keras.layers\n"
+        "def step(units, activation, loss, y):\n"
+        "    model = keras.Sequential([L.Dense(units, activation=activation, input_shape=(2,))])\n"
+        "    model.compile('sgd', loss)\n"
+        "    model.set_weights([np.eye(2)[:, :units], np.zeros(units)])\n"
+        "    before = float(model.train_on_batch(np.array([[20., 0.], [-30., 5.]]), y))\n"
+        "    return [before, *model.get_weights()[0].ravel().tolist()]\n"
+        "print(json.dumps([step(1, 'sigmoid', 'binary_crossentropy', np.array([[0.], [1.]])),\n"
+        "    step(2, 'softmax', 'categorical_crossentropy', np.array([[0., 1.], [1., 0.]])),\n"
+        "    step(2, 'softmax', 'sparse_categorical_crossentropy', np.array([1, 0]))]))"
+    )
+    # The loss and the weights, as Keras 2.3.1 on TensorFlow 1.15.5 gives them.
+    by_keras = [[25, 0.75, 0.025], [27.5, 0.75, 0.25, 0.025, 0.975], [27.5, 0.75, 0.25, 0.025, 0.975]]
+    assert value(found) == [pytest.approx(row, rel=1e-6) for row in by_keras]
+
+
+def test_a_weight_that_no_gradient_reaches_is_refused_as_by_keras_on_tensorflow() -> None:
+    refused, trained, zeros = cells(
+        "from keras import backend as K\nL = keras.layers\n"
+        "def moved(function):\n"
+        "    model = keras.Sequential([L.Dense(2, input_shape=(3,)), L.Lambda(function)])\n"
+        "    model.compile('sgd', 'mse')\n"
+        "    before = model.get_weights()[0]\n"
+        "    model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))\n"
+        "    return bool((model.get_weights()[0] != before).any())\n"
+        "try:\n    moved(K.round)\nexcept ValueError as error:\n    print(error)",
+        "moved(lambda x: K.in_train_phase(x, K.round(x)))",
+        "w = K.variable(np.ones((2, 3)))\nK.eval(K.gradients(K.sum(K.round(w)), [w])[0]).tolist()",
+    )
+    assert "An operation has `None` for gradient" in refused["out"]
+    assert trained["value"] == "True"
+    assert zeros["value"] == "[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]"
 
 
 def test_data_of_sentences_of_different_lengths(tmp_path: Path) -> None:

@@ -108,6 +108,10 @@ def test_times_by_layer() -> None:
         "r = kernelk.profile(K.exp(z), feeds={z: [1, 2]}, budget=0.05)\nprint(r.by_layer)",
         "with K.name_scope('a'):\n    u = K.exp(z)\nr = kernelk.profile(u * 2, feeds={z: [1, 2]}, budget=0.05)\n"
         "print(r.by_layer)",
+        "r = kernelk.compare(lambda: small.predict(rows), 'numpy', 'torch', budget=0.1)\n"
+        "s = kernelk.compare(lambda n: small.predict(rows[:n]), 'numpy', sweep={'n': [1]}, budget=0.1)\n"
+        "t = kernelk.compare(lambda: K.eval(K.exp(K.zeros((2,)))), 'numpy', 'torch', budget=0.1)\n"
+        "print(json.dumps([r.notes, s.points[0][1].notes, t.notes, _7.notes]))",
     )
     computed = [name for name in LAYERS if name != "dropout_1"]  # which does nothing in testing
     assert value(found[1]) == [[name, "numpy", True, False] for name in computed]
@@ -127,6 +131,8 @@ def test_times_by_layer() -> None:
     assert found[8]["out"] == "None\n"
     assert "time by name scope" in found[9]["out"]
     assert "outside of name scopes" in found[9]["out"]
+    line = "a model's layers aren't timed separately; next: --per-op"
+    assert [line in notes for notes in value(found[10])] == [True, False, False, False]
 
 
 def test_the_layer_where_engines_differ_first() -> None:
@@ -173,9 +179,10 @@ def test_a_models_tensors_have_names() -> None:
     assert ["two.outputs[0]"] in names.values()
 
 
-def test_the_panel_shows_layers_as_groups_and_names_weights_after_them() -> None:
+def test_the_panel_shows_layers_as_groups_weights_by_name_and_the_loss() -> None:
     (found,) = cells(
-        "model.train_on_batch(x, y)\nkernelk.profile(model, budget=0.02)\nsent = []\n"
+        "losses = [float(model.train_on_batch(x, y)[0]) for _ in range(3)]\nmodel.evaluate(x, y, verbose=0)\n"
+        "kernelk.profile(model, budget=0.02)\nsent = []\n"
         "panel = kernelk.panel({'model': model})\npanel.send = sent.append\n"
         "def ask(**message):\n    sent.clear()\n"
         "    panel._received(None, {'view': 'v', 'request': 'q', **message}, None)\n"
@@ -186,9 +193,14 @@ def test_the_panel_shows_layers_as_groups_and_names_weights_after_them() -> None
         "inside = ask(do='graph', key=key, opened=['scope:first'])['graph']['graph']['nodes']\n"
         "print(json.dumps([groups, [n['label'] for n in inside if n['scope'] == 'first'],"
         " [row['name'] for row in rows if row['kind'] == 'variable' and row['op'] == 'variable'],"
-        " [bar['label'] for bar in told['timings']['profile_layers']['bars']]]))"
+        " [bar['label'] for bar in told['timings']['profile_layers']['bars']], losses,"
+        " [[next(row['names'] for row in rows if row['key'] == one['key']), [mean for _, _, mean, _ in one['points']]]"
+        " for one in told['losses']['functions']]]))"
     )
-    groups, inside, variables, bars = value(found)
+    groups, inside, variables, bars, losses, curves = value(found)
+    # The loss of testing is one, too, since the metrics are updated there.
+    assert [names for names, _ in curves] == [["model.test_function"], ["model.train_function"]]
+    assert curves[1][1] == losses
     assert groups == LAYERS
     assert {"first/kernel", "first/bias"} <= set(inside)
     assert {"conv2d_1/kernel", "first/kernel", "batch_normalization_1/moving_mean", "last/bias"} <= set(variables)

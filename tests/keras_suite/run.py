@@ -7,19 +7,18 @@ takes no other file's results with it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from keras_on_kernelk import BACKEND_TEST, BUILD, KERAS, MODELS, PACKAGES, PROJECT, SITE, SUITE, TESTS
+from keras_on_kernelk import BACKEND_TEST, BUILD, MODELS, PACKAGES, PROJECT, SITE, SUITE, TESTS
+from sources import fetched, installed
 
 ENGINES = ("numpy", "tensorflow", "theano", "cntk", "jax", "torch")
 HEADINGS = ("collected", "passed", "failed", "excluded", "minutes", "K calls", "runs")
@@ -32,32 +31,9 @@ LEFT_OUT = "docs/"
 
 def fetch() -> None:
     """Keras's source distribution, which has its tests, and what they import, from the package index."""
-    keras, others = SUITE / "requirements.txt", SUITE / "site-packages.txt"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    if not _hashes_in(keras) <= {hashlib.sha256(file.read_bytes()).hexdigest() for file in PACKAGES.glob("*")}:
-        options = ["--no-deps", "--no-binary", "keras", "--require-hashes", "-r", str(keras), "-d", str(PACKAGES)]
-        _fetched([*pip, "download", *options])
-    if not KERAS.exists():
-        # Under another name first: what is there is whole.
-        parts = BUILD / "unpacking"
-        with tarfile.open(next(PACKAGES.glob("*.tar.gz"))) as archive:
-            archive.extractall(parts, filter="data")
-        (parts / KERAS.name).rename(KERAS)
-        parts.rmdir()
-    done = SITE / others.name
-    if not done.exists() or done.read_text() != others.read_text():
-        _fetched([*pip, "install", "--upgrade", "--no-deps", "--require-hashes", "-r", str(others), "-t", str(SITE)])
-        done.write_text(others.read_text())
-
-
-def _fetched(command: list[str]) -> None:
-    if subprocess.run(command).returncode:
-        sys.exit("Keras 2.3.1 can't be fetched (see above); next: make keras-suite where the package index is")
-
-
-def _hashes_in(requirements: Path) -> set[str]:
-    words = requirements.read_text().split()
-    return {word.removeprefix("--hash=sha256:") for word in words if word.startswith("--hash=")}
+    fetched(SUITE / "requirements.txt", PACKAGES, BUILD)
+    # Keras draws models by Graphviz's program, which this one computes the same as.
+    installed(SUITE / "site-packages.txt", SITE, links={"dot": "graphviz-pure"})
 
 
 def files(patterns: Iterable[str]) -> list[str]:

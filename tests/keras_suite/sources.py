@@ -1,4 +1,7 @@
-"""Fetches source distributions, which have their tests, from the package index: each is checked by its hash."""
+"""Fetches source distributions, which have their tests, and what they import from the package index, by their hashes.
+
+Runs that begin at the same time take turns: the first one fetches, the others use what it got.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,59 @@ import sys
 import tarfile
 from pathlib import Path
 
+from filelock import FileLock
+
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
 
 def fetched(requirements: Path, packages: Path, into: Path) -> list[Path]:
     """The unpacked folders, in `into`, of all that `requirements` pins; files already in `packages` are used again.
 
     Exits where one can't be had.
     """
-    lines = [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
+    wanted = _hashes_in(requirements)
     packages.mkdir(parents=True, exist_ok=True)
-    wanted = {line.split("--hash=sha256:")[1]: line.split()[0] for line in lines}
-    files = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in packages.glob("*.tar.gz")}
-    if not wanted.keys() <= files.keys():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(packages)]
-        if subprocess.run(command).returncode:
-            names = ", ".join(name for digest, name in wanted.items() if digest not in files)
-            sys.exit(f"{names} can't be fetched (see above); next: the same where the package index is")
-        files = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in packages.glob("*.tar.gz")}
-    return [_unpacked(files[digest], into) for digest in wanted]
+    into.mkdir(parents=True, exist_ok=True)
+    with FileLock(into / "fetching.lock"):
+        files = _files_by_hash(packages)
+        if not wanted.keys() <= files.keys():
+            options = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", str(requirements)]
+            missing = ", ".join(name for digest, name in wanted.items() if digest not in files)
+            _pip(["download", *options, "-d", str(packages)], missing)
+            files = _files_by_hash(packages)
+        return [_unpacked(files[digest], into) for digest in wanted]
+
+
+def installed(requirements: Path, into: Path, links: dict[str, str]) -> None:
+    """Puts all that `requirements` pins in the folder `into`, unless it is there already.
+
+    `links` are further names of programs: name -> the program's own. Exits where one can't be had.
+    """
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(into.with_suffix(".lock")):
+        done = into / requirements.name
+        if done.exists() and done.read_text() == requirements.read_text():
+            return
+        options = ["--upgrade", "--no-deps", "--require-hashes", "-r", str(requirements)]
+        _pip(["install", *options, "-t", str(into)], ", ".join(dict.fromkeys(_hashes_in(requirements).values())))
+        for name, program in links.items():
+            (into / "bin" / name).symlink_to(program)
+        done.write_text(requirements.read_text())
+
+
+def _pip(arguments: list[str], wanted: str) -> None:
+    if subprocess.run([*PIP, *arguments]).returncode:
+        sys.exit(f"{wanted} can't be fetched (see above); next: the same where the package index is")
+
+
+def _hashes_in(requirements: Path) -> dict[str, str]:
+    """Hash -> the requirement that has it."""
+    lines = [line.split() for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
+    return {word.removeprefix("--hash=sha256:"): line[0] for line in lines for word in line[1:]}
+
+
+def _files_by_hash(packages: Path) -> dict[str, Path]:
+    return {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in packages.glob("*.tar.gz")}
 
 
 def _unpacked(file: Path, into: Path) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 SUITE = Path(__file__).resolve().parent
@@ -35,3 +39,29 @@ def test_reasons_for_leaving_a_test_out(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "excluded.txt").write_text("a_test.py::test_a on theano: network: asks a host\n")
     assert exclusions.of("a_test.py", "theano") == {"test_a": "network: asks a host"}
     assert exclusions.of("a_test.py", "jax") == {}
+
+
+def test_runs_that_begin_at_the_same_time_fetch_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(SUITE))
+    import sources
+
+    packages, into, requirements = tmp_path / "packages", tmp_path / "into", tmp_path / "requirements.txt"
+    packages.mkdir()
+    with tarfile.open(packages / "some-1.0.tar.gz", "w:gz") as archive:
+        archive.add(SUITE / "run.py", "some-1.0/run.py")
+    digest = hashlib.sha256((packages / "some-1.0.tar.gz").read_bytes()).hexdigest()
+    requirements.write_text(f"some==1.0 --hash=sha256:{digest}\n")
+    plain, turned_away = tarfile.open, []
+
+    def opened(*args: Any, **options: Any) -> Any:
+        try:
+            filelock.FileLock(into / "fetching.lock").acquire(timeout=0)
+        except filelock.Timeout:
+            turned_away.append(args)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(sources.tarfile, "open", opened)
+    for _ in range(2):
+        assert sources.fetched(requirements, packages, into) == [into / "some-1.0"]
+        assert (into / "some-1.0" / "run.py").read_bytes() == (SUITE / "run.py").read_bytes()
+    assert len(turned_away) == 1

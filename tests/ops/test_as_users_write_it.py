@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.arrays import assert_close
 
 from kernelk import backend as K
-from kernelk.errors import ArgumentError, ShapeError
+from kernelk.errors import ArgumentError, DTypeError, ShapeError
 
 
 def test_name_scopes_are_part_of_names() -> None:
@@ -102,6 +104,60 @@ def test_an_array_of_float64_takes_the_tensors_dtype(dtype: str, wanted: str) ->
     assert K.eval(w * array).dtype == wanted
 
 
+def _rnn(initial: Any, **options: Any) -> list[Any]:
+    steps = K.variable(np.ones((2, 3, 2)))
+    last, outputs, states = K.rnn(lambda x, states: (states[0] + x, [states[0] + x]), steps, [initial], **options)
+    return [last, outputs, *states]
+
+
+FLOAT64 = np.array([[0.1, 0.2], [0.3, 0.4]])
+
+# What has no float tensor beside it but through a third one.
+BESIDE: dict[str, Callable[[], Any]] = {
+    "switch": lambda: K.switch(K.greater(K.variable(FLOAT64), 0.2), FLOAT64, -FLOAT64),
+    "switch of functions": lambda: K.switch(K.greater(K.variable(1.0), 0.2), lambda: FLOAT64, lambda: -FLOAT64),
+    "in_train_phase": lambda: K.in_train_phase(FLOAT64, -FLOAT64),
+    "gather": lambda: K.gather(FLOAT64, K.variable([1, 0], dtype="int32")),
+    "batch_normalization": lambda: K.batch_normalization(FLOAT64, *[K.ones((2,))] * 4),
+    "rnn": lambda: _rnn(FLOAT64),
+    "rnn with a mask": lambda: _rnn(FLOAT64, mask=np.array([[1, 0, 1], [1, 1, 0]])),
+    "rnn, unrolled": lambda: _rnn(FLOAT64, unroll=True),
+    "rnn of an array": lambda: K.rnn(lambda x, s: (s[0] + x, [s[0] + x]), np.ones((2, 3, 2)), [K.ones((2, 2))])[0],
+    "rnn with an array as output": lambda: K.rnn(lambda x, s: (FLOAT64, [s[0] + x]), K.ones((2, 3, 2)), [FLOAT64])[0],
+    "foldl": lambda: K.foldl(lambda total, x: total + x, K.variable(FLOAT64), FLOAT64[0]),
+    "foldr": lambda: K.foldr(lambda total, x: total + x, FLOAT64, K.variable(FLOAT64[0])),
+    "foldl of ints": lambda: K.foldl(lambda total, x: total + x, K.variable([1, 2], dtype="int32"), FLOAT64[0]),
+    "map_fn": lambda: K.map_fn(lambda x: FLOAT64[0], K.variable([1, 2], dtype="int32")),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_an_array_of_float64_takes_floatx_beside_any_tensor(backend: str, name: str) -> None:
+    made = BESIDE[name]()
+    made = made if isinstance(made, list) else [made]
+    assert [x.dtype for x in made] == ["float32"] * len(made)
+    assert [K.eval(x).dtype for x in made] == [np.float32] * len(made)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_an_initial_state_follows_the_inputs_and_the_step(unroll: bool) -> None:
+    steps = K.variable(np.ones((2, 3, 2)), dtype="float16")
+    half = K.rnn(lambda x, s: (s[0] + x, [s[0] + x]), steps, [FLOAT64], unroll=unroll)
+    assert [half[0].dtype, half[2][0].dtype] == ["float16", "float16"]
+    # A step that makes it wider gets all the digits that were given.
+    third = np.full((2, 2), 1 / 3)
+    exact = K.constant(0.0, dtype="float64")
+    wide = K.rnn(lambda x, s: (s[0] + exact, [s[0] + exact]), steps, [third], unroll=unroll)
+    assert K.eval(wide[0]).tolist() == third.tolist()
+    # A tensor keeps its dtype.
+    with pytest.raises(DTypeError, match="state 0 is float32, but the step returned float64"):
+        K.rnn(lambda x, s: (s[0] + exact, [s[0] + exact]), steps, [K.ones((2, 2))], unroll=unroll)
+    # What counts goes on counting in ints.
+    counted = K.foldl(lambda count, x: count + 1, K.variable([0.5, 0.5]), 0)
+    assert (counted.dtype, K.eval(counted)) == ("int32", 2)
+    assert K.foldl(lambda total, x: total + x, K.variable([0.5], dtype="float16"), 0.0).dtype == "float16"
+
+
 def test_arrays_of_other_dtypes_and_float64_tensors_keep_theirs() -> None:
     w = K.variable([1.0, 1.0])
     assert (w * K.constant([0.1, 0.2], dtype="float64")).dtype == "float64"
@@ -124,3 +180,18 @@ def test_the_gradient_of_one_tensor_is_in_a_list(backend: str) -> None:
     found = K.gradients(K.sum(x * x), x)
     assert isinstance(found, list)
     assert_close(found[0].eval({x: [[1.0, 2.0], [3.0, 4.0]]}), np.array([[2.0, 4.0], [6.0, 8.0]], "float32"))
+
+
+def test_random_numbers_take_arrays_and_tensors_as_parameters(backend: str) -> None:
+    low, high = np.array([-2.0, 100.0]), np.array([-1.0, 101.0])
+    for drawn in (
+        K.random_uniform((50, 2), minval=low, maxval=high),
+        K.random_uniform((50, 2), minval=K.constant(low), maxval=high),
+        K.clip(K.truncated_normal((50, 2), mean=(low + high) / 2, stddev=[0.1, 0.2]), low, high),
+        K.clip(K.random_normal((50, 2), (low + high) / 2, K.constant([0.1, 0.1])), low, high),
+    ):
+        assert drawn.dtype == "float32"
+        values = K.eval(drawn)
+        assert (values >= low).all()
+        assert (values <= high).all()
+        assert len(np.unique(values)) > 50

@@ -106,6 +106,23 @@ def test_formats_elements_and_feeds_that_do_not_work() -> None:
     assert same_bits(K.get_value(w), W)
 
 
+def test_functions_of_other_libraries_name_ks_and_the_users_line() -> None:
+    require_installed("tensorflow")
+    tensorflow: Any = import_module("tensorflow")
+    w = K.variable(W, name="w")
+    for call, said in {
+        lambda: tensorflow.reduce_mean(w, axis=0): r"tensorflow's reduce_mean .* tensor 'w'; next: use K\.mean",
+        lambda: tensorflow.concat([w, w], 0): r"tensorflow's concat .* next: use K\.concatenate",
+        lambda: tensorflow.nn.elu(w): r"tensorflow's elu .* next: use K\.elu",
+        lambda: tensorflow.linalg.det(w): r"tensorflow's .* next: use functions of K, or K\.eval",
+        lambda: np.linalg.norm(w): r"numpy's norm .* next: use functions of K, or K\.eval",
+        lambda: np.asarray(w): r"the array of the symbolic tensor 'w' isn't known",
+    }.items():
+        with pytest.raises(ArgumentError, match=said) as raised:
+            call()
+        assert "(test_elsewhere.py, line" in raised.value._raised_in()
+
+
 def test_dtypes_of_frameworks() -> None:
     for engine in ("torch", "tensorflow"):
         require_installed(engine)

@@ -106,6 +106,7 @@ CASES = [
     Case("cast to an integer", lambda x: K.cast(K.cast(x * 3.0, "int32"), "float32") * x, [M]),
     Case("l2_normalize", lambda x: K.l2_normalize(x, axis=1), [M], positive=True),
     Case("binary_crossentropy", lambda x: K.binary_crossentropy(K.constant(0.3), K.sigmoid(x)), [M]),
+    Case("categorical_crossentropy", lambda x: K.categorical_crossentropy(x * x, K.softmax(x)), [M]),
     Case("switch", lambda x, y: K.switch(x > y, x * y, y), [M, M]),
     Case("dot", lambda x, y: K.dot(x, y), [M, (4, 2)]),
     Case("dot transposed", lambda x, y: K.dot(K.transpose(x), y), [M, (3, 2)]),
@@ -456,6 +457,58 @@ def test_softmax_and_crossentropy_give_the_textbook_gradient(backend: str) -> No
     ):
         g = K.gradients(K.mean(loss), [x])[0]
         assert_close(K.eval(g, {x: data}), ((soft - target) / 4).astype("float32"))
+
+
+def test_crossentropies_of_a_saturated_sigmoid_and_softmax_are_those_of_its_logits(backend: str) -> None:
+    """The numbers are those of Keras 2.3.1 on TensorFlow 1.15; the sigmoids have rounded to 0 and 1."""
+    x, t = K.placeholder((4,)), K.constant([0.0, 1.0, 1.0, 0.3])
+    loss = K.binary_crossentropy(t, K.sigmoid(x))
+    value, slope = K.function([x], [loss, *K.gradients(loss, [x])])([[20.0, -20.0, -100.0, 50.0]])
+    np.testing.assert_allclose(value, [20, 20, 100, 35], rtol=1e-6)
+    np.testing.assert_allclose(slope, [1, -1, -1, 0.7], rtol=1e-6)
+
+    logits = K.placeholder((None, 2))
+    for loss in (
+        K.categorical_crossentropy(K.constant([[0.0, 1.0]] * 2), K.softmax(logits)),
+        K.sparse_categorical_crossentropy(K.constant([1, 1]), K.softmax(logits)),
+    ):
+        value, slope = K.function([logits], [loss, *K.gradients(loss, [logits])])([[[20.0, -20.0], [50.0, 3.0]]])
+        np.testing.assert_allclose(value, [40, 47], rtol=1e-6)
+        np.testing.assert_allclose(slope, [[1, -1], [1, -1]], rtol=1e-6)
+    # Shares along another axis than the loss's are probabilities like any others.
+    loss = K.categorical_crossentropy(K.constant([[0.0, 1.0]] * 2), K.softmax(logits, axis=0))
+    assert K.eval(loss, {logits: [[0.0, 0.0], [0.0, 0.0]]}).tolist() == pytest.approx([np.log(2)] * 2)
+
+
+def test_crossentropies_by_their_probabilities(backend: str) -> None:
+    data = np.array([[1.5, -2.0, 0.25], [0.0, 3.0, -1.0]])
+    x, t = K.placeholder((2, 3), dtype="float64"), np.eye(3)[[2, 0]]
+    p, soft = K.sigmoid(x), K.softmax(x)
+    whole = 1 / (1 + np.exp(-data))
+    shares = np.exp(data) / np.exp(data).sum(1, keepdims=True)
+    for loss, of, by_it, by_logits in (
+        (K.binary_crossentropy(K.constant(t, dtype="float64"), p), p, (whole - t) / (whole * (1 - whole)), whole - t),
+        (K.categorical_crossentropy(K.constant(t, dtype="float64"), soft), soft, 1 - t / shares, shares - t),
+        (K.sparse_categorical_crossentropy(K.constant([2, 0]), soft), soft, 1 - t / shares, shares - t),
+        # The probabilities are targets, too.
+        (K.binary_crossentropy(p, p), p, -data, -data * whole * (1 - whole)),
+    ):
+        first, second, third = K.function([x], K.gradients(loss, [of, x, of]))([data])
+        np.testing.assert_allclose(first, by_it, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(second, by_logits, rtol=1e-12, atol=1e-15)
+        assert (third == first).all()
+
+
+def test_a_crossentropy_in_a_loop_over_its_probabilities(backend: str) -> None:
+    w = K.variable([0.5, -40.0], dtype="float64")
+    rows = K.constant([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype="float64")
+    p = K.sigmoid(w)
+    for loss in (
+        K.sum(K.map_fn(lambda row: K.binary_crossentropy(row, K.sigmoid(w)), rows)),
+        K.sum(K.map_fn(lambda row: K.binary_crossentropy(row, p), rows)),
+    ):
+        (slope,) = K.function([], K.gradients(loss, [w]))([])
+        np.testing.assert_allclose(slope, [3 / (1 + np.exp(-0.5)) - 2, -2], rtol=1e-12)
 
 
 def test_large_logits_stay_finite(backend: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -351,6 +352,62 @@ def test_what_a_cell_measures_is_told(front: Front) -> None:
     assert told["profile"]["bars"][0]["label"] == "exp"
 
 
+TRAINS = """
+w = K.variable([4.0], name="w")
+y = K.sum(K.square(w))
+f = K.function([], [y], [K.update_sub(w, 0.1 * K.gradients(y, [w])[0])])
+"""
+
+
+def losses_within(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The losses that were told while a cell ran."""
+    comms = [one["content"]["data"] for one in messages if one["msg_type"] == "comm_msg"]
+    return [one["content"] for one in comms if one.get("content", {}).get("kind") == "losses"]
+
+
+def test_losses_are_told_call_by_call_with_their_engine(front: Front) -> None:
+    front.text(TRAINS + "first = [float(f([])[0]) for _ in range(3)]")
+    front.text("r = kernelk.set_backend('lacking')\nsecond = [float(f([])[0]) for _ in range(2)]")
+    panel = front.open()
+    front.ask(panel, do="hello")
+    (curve,) = front.hear(lambda one: one["kind"] == "losses", panel)[-1]["functions"]
+    (row,) = [row for row in front.get(panel, "rows", do="hello")["rows"] if row["names"] == ["f"]]
+    assert (curve["key"], curve["calls"], curve["every"], curve["dropped"]) == (row["key"], 5, 1, 0)
+    losses = json.loads(front.text("print(first + second)"))
+    assert [mean for _, _, mean, _ in curve["points"]] == losses
+    assert [engine for _, _, _, engine in curve["points"]] == ["numpy"] * 3 + ["lacking"] * 2
+    assert [(run["title"], run["calls"]) for run in curve["runs"]] == [
+        ("numpy", "calls 1 to 3"),
+        ("Lacking", "calls 4 to 5"),
+    ]
+    assert curve["runs"][0]["loss"] == f"{losses[0]:.4g} → {losses[2]:.4g}"
+    # A cell without a call of it says nothing of it.
+    front.text("pass")
+    assert not [one for one in front.hear(lambda one: one["kind"] == "changes", panel) if one["kind"] == "losses"]
+    (told,) = losses_within(front.run("K.set_value(w, [float('nan')])\nr = f([])"))
+    assert told["functions"][0]["points"][-1] == [6, 1, "NaN", "lacking"]
+    # What is saved with the notebook has them in words.
+    shown = [one["content"]["data"] for one in front.run("%kpanel") if one["msg_type"] == "display_data"]
+    assert "calls 1 to 3" in shown[1]["text/html"]
+    assert re.search(r"f +Lacking +calls 4 to 6", shown[1]["text/plain"])
+    front.text("del f")
+    assert front.hear(lambda one: one["kind"] == "losses", panel)[-1]["functions"] == []
+
+
+def test_losses_are_told_while_the_cell_runs_but_not_at_each_call(front: Front) -> None:
+    front.text(TRAINS)
+    panel = front.open()
+    front.ask(panel, do="hello")
+    front.hear(lambda one: one["kind"] == "timings", panel)
+    several = "for _ in range(5): r = f([])"
+    told = losses_within(front.run(f"from kernelk.widgets import hub\nhub.LOSSES_EVERY = 3600\n{several}"))
+    assert [one["functions"][0]["calls"] for one in told] == [1]
+    front.hear(lambda one: one["kind"] == "losses" and one["functions"][0]["calls"] == 5, panel)
+    told = losses_within(front.run(f"hub.hub()._losses_due = hub.LOSSES_EVERY = 0.0\n{several}"))
+    assert [one["functions"][0]["calls"] for one in told] == [6, 7, 8, 9, 10]
+    front.text("hub.LOSSES_EVERY = 0.5")
+
+
 @pytest.mark.parametrize("wait", ["time.sleep(0.05)", "await asyncio.sleep(0.05)"])
 def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) -> None:
     """Sent as JupyterLab does, to a subshell, where the kernel has them; some take it in while a cell awaits."""
@@ -389,7 +446,8 @@ def test_a_request_while_a_cell_runs_waits_for_its_end(front: Front, wait: str) 
 def test_nothing_listens_without_a_panel_in_view(front: Front) -> None:
     count = (
         "print(sum(map(len, get_ipython().events.callbacks.values())), "
-        "*(len(current()._trait_notifiers.get(name, {}).get('change', [])) for name in ('active', 'measurements')))"
+        "*(len(current()._trait_notifiers.get(name, {}).get('change', [])) for name in ('active', 'measurements')), "
+        "int(current().loss_listener is not None))"
     )
     before = front.text(count)
     panel = front.open()

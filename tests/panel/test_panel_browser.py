@@ -270,6 +270,38 @@ def test_the_graph_the_native_view_and_timings_in_lab(lab: Page) -> None:
     lab.shot(page.locator(PANEL), "panel-native")
 
 
+def test_the_loss_as_it_falls_in_lab(lab: Page, tmp_path: Path) -> None:
+    need("torch")
+    go = tmp_path / "go"
+    held = f"while not os.path.exists({str(go)!r}): time.sleep(0.05)"
+    held = f"import os, time\ntime.sleep(1)\nr = train([features, targets])\n{held}"
+    more = "train([features, targets])\n%kbackend torch\nr = [train([features, targets]) for _ in range(12)]"
+    lab.open("training.ipynb", [SETUP + NETWORK, "%kpanel", more, held])
+    lab.run(0, 1)
+    opened(lab)
+    page = lab.page
+    tab = page.locator(f"{PANEL} [data-tab=training]")
+    tab.click()
+    page.wait_for_selector(f"{PANEL} .kk-training h3:has-text('Loss of train, 20 calls')")
+    lab.run(2)
+    page.wait_for_selector(f"{PANEL} .kk-training h3:has-text('33 calls')")
+    # Each engine's part in its own colour and dashes, and in words.
+    lines = page.locator(f"{PANEL} .kk-curve .kk-loss")
+    assert lines.count() == 2
+    assert lines.nth(0).get_attribute("stroke") != lines.nth(1).get_attribute("stroke")
+    assert lines.nth(0).get_attribute("stroke-dasharray") != lines.nth(1).get_attribute("stroke-dasharray")
+    runs = page.locator(f"{PANEL} .kk-runs li").all_inner_texts()
+    assert [run.split(":")[0] for run in runs] == ["numpy calls 1 to 21", "PyTorch calls 22 to 33"]
+    words = page.locator(f"{PANEL} .kk-curve").get_attribute("aria-label") or ""
+    assert "calls 22 to 33, on PyTorch" in words
+    assert violations(lab) == []
+    lab.shot(page.locator(PANEL), "panel-training")
+    # It falls while the cell still runs.
+    lab.start(3)
+    page.wait_for_selector(f"{PANEL} .kk-training h3:has-text('34 calls')")
+    go.touch()
+
+
 def test_dark_narrow_and_still_in_lab(lab: Page) -> None:
     page = lab.page
     page.emulate_media(reduced_motion="reduce")
@@ -287,16 +319,19 @@ def test_dark_narrow_and_still_in_lab(lab: Page) -> None:
     lab.shot(page.locator(PANEL), "panel-dark")
     page.evaluate("document.querySelector('.kernelk-panel').style.width = '320px'")
     page.wait_for_timeout(100)
-    over = page.evaluate(
-        """() => { const panel = document.querySelector('.kernelk-panel');
+    over = """() => { const panel = document.querySelector('.kernelk-panel');
         const edge = panel.getBoundingClientRect().right;
-        return [...panel.querySelectorAll('.kk-engines *, .kk-settings *, .kk-tools *, .kk-grid, .kk-details')]
+        return [...panel.querySelectorAll('.kk-engines *, .kk-settings *, .kk-tabs *, .kk-page:not([hidden]) > *, '
+          + '.kk-tools *, .kk-grid, .kk-details, .kk-training *')]
           .filter((one) => one.getBoundingClientRect().right > edge + 1).map((one) => one.className) }"""
-    )
-    assert over == []
+    assert page.evaluate(over) == []
     assert violations(lab) == []
     page.locator(f"{PANEL} [aria-label='Close details']").click()
     lab.shot(page.locator(PANEL), "panel-narrow")
+    page.locator(f"{PANEL} [data-tab=training]").click()
+    page.wait_for_selector(f"{PANEL} .kk-curve")
+    assert page.evaluate(over) == []
+    assert violations(lab) == []
     page.locator(f"{PANEL} [data-tab=timings]").click()
     lab.command("apputils:change-theme", {"theme": "JupyterLab Light"})
     page.wait_for_function(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.arrays import assert_close
+from helpers.processes import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -558,3 +560,43 @@ def test_versions_count_commits() -> None:
 def test_level_of_dropout_is_checked() -> None:
     with pytest.raises(ArgumentError):
         K.dropout(K.variable([1.0]), 1.0)
+
+
+def test_contexts_are_those_of_a_thread(backend: str) -> None:
+    ones, tens = K.variable(1.0, name="ones"), K.variable(10.0, name="tens")
+    entered = threading.Barrier(2, timeout=PATIENCE)
+    left = threading.Barrier(2, timeout=PATIENCE)
+    made: dict[str, list[Any]] = {}
+
+    def record(name: str, variable: Any, leaves_first: bool) -> None:
+        with K.name_scope(name):
+            with K.control_dependencies([K.update_add(variable, variable)]):
+                entered.wait()
+                inside = K.identity(ones + tens, name="inside")
+                if not leaves_first:
+                    left.wait()
+                    left.wait()
+                late = K.identity(ones + tens, name="late")
+            if leaves_first:
+                left.wait()
+            after = K.identity(ones + tens, name="after")
+            made[name] = [inside, late, after]
+        if leaves_first:
+            left.wait()
+
+    threads = [
+        threading.Thread(target=record, args=("first", ones, True)),
+        threading.Thread(target=record, args=("second", tens, False)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, tensors in made.items():
+        assert [x.name for x in tensors] == [f"{name}/inside", f"{name}/late", f"{name}/after"]
+    assert K.identity(ones, name="outside").name == "outside"
+    values = {}
+    for name, tensors in made.items():
+        K.batch_set_value([(ones, 1.0), (tens, 10.0)])
+        values[name] = [float(K.eval(x)) for x in tensors]
+    assert values == {"first": [12.0, 14.0, 14.0], "second": [21.0, 41.0, 41.0]}

@@ -3,6 +3,7 @@
 import { h, roving } from "./dom.js";
 import { Engines } from "./engines.js";
 import { Tensors } from "./tensors.js";
+import { Training } from "./training.js";
 import { Timings } from "./timings.js";
 import { Graph } from "./graph.js";
 import { Native } from "./native.js";
@@ -11,8 +12,8 @@ import { keepSaved } from "./saved.js";
 // So long a kernel that does nothing else may take to say that it has heard.
 const PATIENCE = 300;
 
-const TABS = ["tensors", "timings", "graph", "native"];
-const TITLES = { tensors: "Tensors", timings: "Timings", graph: "Graph", native: "Native" };
+const TABS = ["tensors", "training", "timings", "graph", "native"];
+const TITLES = { tensors: "Tensors", training: "Training", timings: "Timings", graph: "Graph", native: "Native" };
 
 class Panel {
   constructor(model) {
@@ -22,6 +23,7 @@ class Panel {
     this.unheard = new Map(); // a request's number -> its timer and words
     this.engines = new Engines(this);
     this.tensors = new Tensors(this);
+    this.training = new Training(this);
     this.timings = new Timings(this);
     this.graph = new Graph(this);
     this.native = new Native(this);
@@ -62,7 +64,8 @@ class Panel {
     }
     for (const page of this.pages) page.hidden = page.id !== `${this.id}-${name}`;
     if (name === "tensors") this.tensors.draw();
-    else if (name !== "timings") this[name].offer([...this.tensors.rows.values()]);
+    else if (name === "training") this.training.draw();
+    else if (name === "graph" || name === "native") this[name].offer([...this.tensors.rows.values()]);
   }
 
   showRow(key) {
@@ -118,6 +121,7 @@ class Panel {
     else if (kind === "rows") this.tensors.showAll(message.rows);
     else if (kind === "changes") this.tensors.showChanges(message.changed, message.gone);
     else if (kind === "summaries") this.tensors.showSummaries(message.found, message.later);
+    else if (kind === "losses") this.training.show(message);
     else if (kind === "timings") this.timings.show(message);
     else if (kind === "graph") this.graph.show(message);
     else if (kind === "native") this.native.show(message);
