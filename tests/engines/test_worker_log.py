@@ -241,7 +241,9 @@ def test_an_engines_ordinary_work_says_nothing_in_the_cells(engine: str) -> None
             "x = K.placeholder((None, 4))\nw = K.variable(np.ones((4, 3)))\ny = K.softmax(K.dot(x, w))\n"
             "loss = K.mean(K.log(y - 2))\n"
             "f = K.function([x], [loss], [K.update_sub(w, K.gradients(loss, [w])[0])])\n"
-            "f([np.ones((2, 4))])\nf([np.ones((3, 4))])\nn = K.eval(K.random_normal((3,)))",
+            "f([np.ones((2, 4))])\nf([np.ones((3, 4))])\nn = K.eval(K.random_normal((3,)))\n"
+            "for dtype in ('bool', 'int8', 'int64', 'float16'):\n    v = K.variable(np.ones((2, 3)), dtype=dtype)\n"
+            "    n = K.eval(K.permute_dimensions(v, (1, 0)))",
             f"kernelk.log({engine!r})",
         ],
         KERNELK_BACKEND="numpy",

@@ -121,6 +121,9 @@ class TensorFlowBackend(Backend):
         self._take_shortcuts()
         with tf.device("/device:CPU:0"):
             kept = float(self.to_numpy(tf.constant([1e-40]) * tf.constant([0.5]))[0]) > 0
+            if not self._in_kernel:
+                # The first one warns, once, that oneDNN has none for this processor: in the log, and not in a cell.
+                tf.transpose(tf.constant([[True, False]]))
         self._denormals = settled_denormals("TensorFlow", denormals, kept, self._in_kernel, self._notes, "was loaded")
 
     def _set_threads(self, threads):
