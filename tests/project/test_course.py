@@ -1,0 +1,112 @@
+"""The course: each unit runs as it is solved, also with few engines; students' versions have no solutions in them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from helpers.engines import absent
+
+import kernelk
+
+COURSE = Path(kernelk.__file__).parents[1] / "notebooks" / "course"
+UNITS = [path.stem for path in sorted(COURSE.glob("[0-9]*.ipynb"))]
+
+
+def module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"kernelk_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+run = module(COURSE.parent / "run.py")
+student = module(COURSE / "student.py")
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def text_of(cell: Any) -> str:
+    """All that a cell printed and showed."""
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+def executed(unit: str, folder: Path, engines: tuple[str, ...]) -> Any:
+    """A unit, executed where no other engines than numpy and these are."""
+    notebook = read(COURSE / f"{unit}.ipynb")
+    hidden = (
+        "from kernelk.engines import registry\n"
+        f"for name in set(registry._entries()) - { ({'numpy', *engines})!r}:\n    del registry._entries()[name]"
+    )
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(hidden, id="hidden"))
+    path = folder / f"{unit}.ipynb"
+    nbformat.write(notebook, path)
+    return run.execute(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engines",
+    [
+        ("jax",),
+        pytest.param((), marks=pytest.mark.soak),
+        pytest.param(("tensorflow", "theano", "cntk", "jax", "torch"), marks=pytest.mark.soak),
+    ],
+    ids=lambda engines: "+".join(engines) or "numpy alone",
+)
+@pytest.mark.parametrize(
+    "unit", [pytest.param(unit, marks=pytest.mark.soak if i else ()) for i, unit in enumerate(UNITS)]
+)
+def test_a_unit_runs_as_it_is_solved(unit: str, engines: tuple[str, ...], tmp_path: Path) -> None:
+    for name in set(engines) & set(run.missing()):
+        absent(name, run.missing()[name])
+    notebook = executed(unit, tmp_path, engines)
+    cells = {cell.id: text_of(cell) for cell in notebook.cells if cell.cell_type == "code"}
+    if unit.startswith("01"):
+        assert f"The other engine: {engines[0] if engines else 'numpy'}" in cells["choose-engine"]
+        losses = [float(x) for x in re.findall(r"\d\.\d{3}", cells["train-on"] + cells["go-on"])]
+        assert losses[0] == 2.303
+        # The last one before the swap, and the first one after it.
+        assert losses[1] == pytest.approx(losses[2], abs=0.01)
+        assert losses[3] < 0.3
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_students_get_what_is_committed_for_them_and_no_solution(unit: str) -> None:
+    made = student.without_solutions(COURSE / f"{unit}.ipynb")
+    committed = student.STUDENT / f"{unit}.ipynb"
+    assert committed.read_text(encoding="utf-8") == made, "next: python notebooks/course/student.py"
+    assert "SOLUTION" not in made
+    solved, given = read(COURSE / f"{unit}.ipynb"), read(committed)
+    assert [cell.id for cell in solved.cells] == [cell.id for cell in given.cells]
+    for before, after in zip(solved.cells, given.cells):
+        exercise = before.metadata.get("nbgrader", {}).get("solution", False)
+        assert (before.source != after.source) == exercise
+        if exercise:
+            assert "raise NotImplementedError()" in after.source
+            compile(after.source, unit, "exec")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_graders_are_told(unit: str) -> None:
+    notebook = read(COURSE / f"{unit}.ipynb")
+    nbformat.validate(notebook)
+    told = [cell.metadata["nbgrader"] for cell in notebook.cells if "nbgrader" in cell.metadata]
+    assert all(one["schema_version"] == 3 and one["solution"] != one["grade"] for one in told)
+    assert len({one["grade_id"] for one in told}) == len(told)
+    points = [one["points"] for one in told if one["grade"]]
+    # Each exercise is followed by its check.
+    assert [one["solution"] for one in told] == [True, False] * len(points)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert [int(x) for x in re.findall(r"\*\*Exercise \d\*\* \((\d) points\)", text)] == points
+    assert f"{len(points)} exercises of {sum(points)} points in all" in text
