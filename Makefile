@@ -66,10 +66,10 @@ test-fast: setup  ## about a minute: what numpy alone shows of all packages, and
 lab: setup  ## JupyterLab, opened on the first notebook
 	$(BIN)/python -m jupyterlab $(NOTEBOOK)
 
-docs: $(DOCS_STAMP)  ## the documentation as a site that needs no network, docs/_build/html/index.html
-	@rm -rf docs/_build
-	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . docs/_build/html
-	@echo "the site: docs/_build/html/index.html"
+docs: $(DOCS_STAMP)  ## the documentation as a site that needs no network, build/site/index.html
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "the site: build/site/index.html"
 
 screenshots: setup  ## the pictures of the panel in docs/images, from its tests in a browser
 	KERNELK_REQUIRE=browser KERNELK_SCREENSHOTS=$(CURDIR)/docs/images $(PYTEST) --quiet tests/panel/test_panel_browser.py
@@ -115,5 +115,5 @@ matrix: $(STAMP)  ## the fast tests with the lowest and highest versions of what
 	$(BIN)/python tests/matrix/run.py $(RUN)
 
 clean:  ## removes what was built; .venv and the engines' environments stay
-	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/__pycache__ notebooks/.ipynb_checkpoints
 	find kernelk tests notebooks -name __pycache__ -prune -exec rm -rf {} +

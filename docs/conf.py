@@ -25,7 +25,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 # The source folder is the repository, so that links between pages are the same there and here.
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "benchmarks/*.md", "notebooks/**.ipynb"]
-exclude_patterns = [".*", "**/.*", "build", "dist", "docs/_build"]
+exclude_patterns = [".*", "**/.*", "build", "dist"]
 myst_heading_anchors = 4
 nitpicky = True
 
