@@ -389,7 +389,9 @@ def _in_cell(shell: Any) -> bool:
     """Whether a notebook's cell is running, whose end will be noticed."""
     kernel = getattr(shell, "kernel", None)
     parent = {} if kernel is None else kernel.get_parent()
-    return parent.get("header", {}).get("msg_type") == "execute_request" and not parent["content"].get("silent")
+    # xeus-python's has no content.
+    silent = parent.get("content", {}).get("silent", False)
+    return parent.get("header", {}).get("msg_type") == "execute_request" and not silent
 
 
 def _row(row: Row, version: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError
 from kernelk.session import Session, current, entered
-from kernelk.widgets import close_panels
+from kernelk.widgets import close_panels, hub
 
 
 @pytest.fixture
@@ -131,3 +132,20 @@ def test_a_session_that_is_let_go_takes_its_panels_along() -> None:
     del session, panel
     gc.collect()
     assert [one() for one in gone] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("parent", "in_cell"),
+    [
+        ({}, False),
+        ({"header": {"msg_type": "execute_request"}, "content": {"silent": False}}, True),
+        ({"header": {"msg_type": "execute_request"}, "content": {"silent": True}}, False),
+        # As xeus-python has it.
+        ({"header": {"msg_type": "execute_request"}}, True),
+        ({"header": {"msg_type": "comm_msg"}}, False),
+    ],
+)
+def test_whether_a_cell_is_running(parent: dict[str, Any], in_cell: bool) -> None:
+    shell = types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=lambda: parent))
+    assert hub._in_cell(shell) is in_cell
+    assert hub._in_cell(types.SimpleNamespace()) is False
