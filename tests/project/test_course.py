@@ -79,6 +79,15 @@ def test_a_unit_runs_as_it_is_solved(unit: str, engines: tuple[str, ...], tmp_pa
         # The last one before the swap, and the first one after it.
         assert losses[1] == pytest.approx(losses[2], abs=0.01)
         assert losses[3] < 0.3
+    if unit.startswith("02"):
+        assert cells["print-once"].splitlines() == [
+            "Python is here",
+            "the engine is here: [2. 4.]",
+            "the engine is here: [6. 8.]",
+        ]
+        before, after = re.findall(r"0\.\d{4}", cells["another-engine"])
+        assert 0 <= float(before) - float(after) <= 1e-4
+        assert (engines[0] if engines else "numpy") in cells["another-engine"]
 
 
 @pytest.mark.parametrize("unit", UNITS)
