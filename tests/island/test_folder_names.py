@@ -34,7 +34,15 @@ MISSING = {"numpy": {"profiler.py": "numpy has no profiler that tells of single 
 # What one engine alone needs; each file's first sentence says what for.
 OWN = {
     "tensorflow": {"denormals.py"},
-    "theano": {"op_classes.py", "window_classes.py", "windows.cpp", "rewrites.py", "starting.py", "building.py"},
+    "theano": {
+        "building.py",
+        "gemm.py",
+        "op_classes.py",
+        "rewrites.py",
+        "starting.py",
+        "window_classes.py",
+        "windows.cpp",
+    },
     "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py"},
     "jax": {"denormals.py", "draws.py", "tracing.py"},
     "torch": {"draws.py", "precision.py"},
