@@ -30,7 +30,7 @@ from kernelk.errors import ArgumentError
 from kernelk.inspection.inventory import rows
 from kernelk.manage.logs import LogReport
 from kernelk.session.current import current
-from kernelk.widgets import static
+from kernelk.widgets import facts, static
 
 SOURCES = {str(path.relative_to(PROJECT)): path for path in sorted((PROJECT / "kernelk").rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
@@ -253,8 +253,13 @@ def test_names_are_text_in_every_page(evil: str, tmp_path: Path) -> None:
         assert_text(thing._repr_html_())
     assert_text(kernelk.log(evil)._repr_html_(), commands=True)  # what an engine prints is shown as it is
     assert sum("&lt;img" in thing._repr_html_() for thing in shown) >= len(shown) // 2
+    train = names[f"{EVIL} train"] = K.function([x], [K.sum(y)], [K.update_add(w, w)])
+    train([np.ones((3, 2))])
+    losses = facts.losses(current())["functions"]
+    assert [one["key"] for one in losses] == [train.uid]
+    losses[0]["runs"][0]["title"] = EVIL
     engine = dict.fromkeys(("title", "state", "version", "interpreter", "process", "memory", "device"), EVIL)
-    panel = static.as_html({"engines": [engine | {"active": True}]}, rows(current(), names), EVIL, "mark")
+    panel = static.as_html({"engines": [engine | {"active": True}]}, losses, rows(current(), names), EVIL, "mark")
     assert_text(panel)
 
 
