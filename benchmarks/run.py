@@ -79,9 +79,8 @@ _CNTK_LENET = (
 )
 WHY = {
     ("torch", "large_step"): (
-        "the kernel's part of the call takes 0.5 ms of a processor's time, and 0.07 ms in a small step: after a step "
-        "that leaves nothing of it in the caches, Python takes that much longer; 0.1 ms of it copies the batch of "
-        "0.6 MB twice, for the worker and for a repetition."
+        "the batch of 0.6 MB is copied twice, for the worker and for a repetition; and the kernel's own Python, which a "
+        "small step finds in the caches, takes longer after a step that has replaced what they held."
     ),
     ("cntk", "lenet32"): _CNTK_LENET,
     ("cntk", "lenet128"): _CNTK_LENET,

@@ -94,8 +94,8 @@ class History:
         self.nbytes = 0
         self.seconds = 0.0
         self._values: dict[int, list[Value]] = {}  # by the variable's number; the newest comes last
-        # What large feeds of an earlier history have left, by dtype and shape: to write there takes a fifth of the time
-        # that fresh memory takes.
+        # What large feeds of an earlier history have left, by dtype and shape: fresh memory takes several times as long
+        # to write to.
         self._spare: dict[tuple[Any, ...], list[Array]] = {}
 
     def value(self, slots: Slots) -> Value:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -25,17 +26,16 @@ EXTRAS = {"lowest": ("panel", "notebooks", "keras2"), "highest": ("panel", "note
 FAST = "not (worker or kernel or browser or slow or soak)"
 
 
-def described() -> dict[str, object]:
+def described() -> dict[str, Any]:
     """The table [project] of pyproject.toml."""
     with (PROJECT / "pyproject.toml").open("rb") as file:
-        found: dict[str, object] = tomllib.load(file)["project"]
+        found: dict[str, Any] = tomllib.load(file)["project"]
     return found
 
 
-def pythons(project: dict[str, object]) -> list[str]:
+def pythons(project: dict[str, Any]) -> list[str]:
     """The versions of Python that the classifiers name."""
-    found = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(project["classifiers"]))  # type: ignore[arg-type]
-    return list(found)
+    return re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(project["classifiers"]))
 
 
 def interpreter(version: str) -> str:
@@ -51,10 +51,10 @@ def interpreter(version: str) -> str:
     sys.exit(f"there is no Python {version}; next: put python{version} on PATH, or --python with what there is")
 
 
-def lowest(project: dict[str, object], version: str) -> list[str]:
+def lowest(project: dict[str, Any], version: str) -> list[str]:
     """What is needed, each pinned to the lowest version that pyproject.toml allows on this Python."""
-    extras: dict[str, list[str]] = project["optional-dependencies"]  # type: ignore[assignment]
-    named = [*project["dependencies"], *(text for extra in EXTRAS["lowest"] for text in extras[extra])]  # type: ignore[misc]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    named = [*project["dependencies"], *(text for extra in EXTRAS["lowest"] for text in extras[extra])]
     pins = set()
     for requirement in map(Requirement, named):
         if requirement.marker and not requirement.marker.evaluate({"python_version": version}):
@@ -66,11 +66,10 @@ def lowest(project: dict[str, object], version: str) -> list[str]:
     return sorted(pins)
 
 
-def run(python: str, version: str, which: str, project: dict[str, object], wheel: Path) -> str:
+def run(python: str, version: str, which: str, project: dict[str, Any], wheel: Path) -> str:
     """Installs one combination and runs the tests in it; returns what came of it."""
     folder = BUILD / f"{version}-{which}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     log = BUILD / f"{version}-{which}.log"
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     with log.open("w") as output:

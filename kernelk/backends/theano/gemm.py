@@ -1,6 +1,6 @@
 """New values that BLAS computes in one call: c times a variable, plus or minus d times a matrix product.
 
-Theano's own search for them takes any factor d, and BLAS skips a product that is multiplied by 0, with the NaN in it:
+Found in the program before `backend` lowers it to Theano's graph. Theano's own search for them takes any factor d, and BLAS skips a product that is multiplied by 0, with the NaN in it:
 here both factors are constants other than 0.
 """
 
@@ -39,7 +39,7 @@ def merged(program, constants):
         return instruction_of(number) if uses.get(number) == 1 and number not in leaving else None
 
     def scaled(number, sign):
-        """The operand as a factor times something; None where it is needed as it is."""
+        """The operand as a constant times another value, or as itself."""
         instruction = alone(number)
         if instruction is not None and instruction.op == "multiply":
             for factor, other in (instruction.inputs, instruction.inputs[::-1]):
