@@ -1,7 +1,7 @@
 """New values that BLAS computes in one call: c times a variable, plus or minus d times a matrix product.
 
-Found in the program before `backend` lowers it to Theano's graph. Theano's own search for them takes any factor d, and BLAS skips a product that is multiplied by 0, with the NaN in it:
-here both factors are constants other than 0.
+Found in the program before `backend` lowers it to Theano's graph. Theano's own search for them takes any factor d, and
+BLAS skips a product that is multiplied by 0, with the NaN in it: here both factors are constants other than 0.
 """
 
 import numpy as np
