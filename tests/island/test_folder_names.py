@@ -36,7 +36,6 @@ OWN = {
     "tensorflow": {"denormals.py"},
     "theano": {
         "building.py",
-        "gemm.py",
         "op_classes.py",
         "rewrites.py",
         "starting.py",

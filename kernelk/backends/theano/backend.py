@@ -12,11 +12,11 @@ import numpy as np
 from ..base import Backend, hand_over
 from ..choosing import FLOAT32, chosen_device, chosen_precision, positive_threads
 from ..errors import OptionError
+from ..gemm import merged, usable
 from ..lowering import InstructionError, lower_into
 from ..segments import compile_in_segments
 from . import elementwise, ops, windows
 from .building import Builds, Guard, NotBuilt, Switching
-from .gemm import merged
 from .profiler import TheanoProfiler
 from .rewrites import excluded
 from .starting import find_compiler, join, keep_cache_keys, numpy_blas, quoted, shorten_waits, writable
@@ -307,7 +307,12 @@ class TheanoBackend(Backend):
 
         used = set(instruction.op for instruction in program.instructions)
         table = {name: self.ops[name] for name in used if name in self.ops}
-        values, gemms = list(leaves), merged(program, constants) if with_c else {}
+        values, known = list(leaves), len(program.leaves) - len(constants)
+
+        def is_factor(number):
+            return number >= known and number - known < len(constants) and usable(constants[number - known])
+
+        gemms = merged(program, is_factor) if with_c else {}
         for name in set(program.instructions[index].op for index in gemms):
             table[name] = _or_gemm(table[name], gemms, program, constants, values)
         lower_into(values, program, {name: marking(function) for name, function in table.items()})

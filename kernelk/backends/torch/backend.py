@@ -17,6 +17,7 @@ from ..choosing import (
     precisions,
 )
 from ..describing import ops_in
+from ..gemm import merged, usable
 from ..lowering import InstructionError, Overwriting
 from ..products import round_factors
 from . import draws, elementwise, ops, precision, windows
@@ -312,6 +313,9 @@ class _Code(object):
         self.reads = [() if self.first + i.index in self.known else tuple(i.inputs) for i in program.instructions]
         # Indices of products that are part of a sum's own kernel
         self.merged = set()
+        # Indices of sums that BLAS computes: their operands are read when the result is written already.
+        self.by_blas = set()
+        self._merge_matrices()
         self._merge()
         overwriting = Overwriting(program, ops.VIEWS, self.reads, overwrites)
         self.order = overwriting.order
@@ -335,6 +339,35 @@ class _Code(object):
             for number in self.reads[instruction.index]:
                 found[number].append(instruction)
         return found
+
+    def _merge_matrices(self):
+        """Has c * v + d * (a @ b), the new value of v, computed by one call of BLAS, where c and d are scalars."""
+
+        def is_factor(number):
+            known = self.known.get(number)
+            return self.device.type == "cpu" if known is None else usable(known.item())
+
+        for index, pair in merged(self.program, is_factor).items():
+            variable, product = pair
+            matmul = self._instruction(product.number)
+            if matmul is None or index + self.first in self.known:
+                continue
+            scalars = [scaled.factor for scaled in pair]
+            factors = [1.0 if number is None else self._scalar(number) for number in scalars]
+            kernel = elementwise.product_added(variable, product, factors, matmul)
+            self.calls[index] = self.kernels[index] = kernel
+            unknown = [number for number, factor in zip(scalars, factors) if factor is None]
+            sums = self.reads[index]
+            self.reads[index] = (variable.number, *matmul.inputs, *unknown)
+            for number in (product.number, *sums):
+                if number >= self.first:
+                    self.merged.add(number - self.first)
+                    self.reads[number - self.first] = ()
+            self.by_blas.add(index)
+
+    def _scalar(self, number):
+        known = self.known.get(number)
+        return None if known is None else known.item()
 
     def _merge(self):
         """Has x + c * y and x - c * y computed by one kernel, as PyTorch's own optimizers do, where c is a scalar."""
@@ -438,7 +471,7 @@ class _Code(object):
 
         It is an intermediate that nothing reads afterwards, and that nobody has a view of.
         """
-        if self.kernels[instruction.index] is None or None in instruction.shape:
+        if self.kernels[instruction.index] is None or None in instruction.shape or instruction.index in self.by_blas:
             return None
         for number in self.reads[instruction.index]:
             source = self._instruction(number)

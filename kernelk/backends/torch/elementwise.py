@@ -4,6 +4,7 @@ import numpy as np
 
 from ..base import registrar
 from ..errors import CannotLower
+from ..gemm import usable
 
 # Set by `hand_over` when the first backend starts: makers are only called after that.
 torch = None
@@ -65,6 +66,36 @@ def scaled(op, factor):
         constant = factor.item()
         return lambda x, y, out=None: function(x, y, alpha=constant, out=out)
     return lambda x, y, factor, out=None: function(x, y, alpha=factor.item(), out=out)
+
+
+def product_added(variable, product, factors, matmul):
+    """c times a variable plus d times a product, both `gemm.Scaled`, as a kernel of (variable, a, b, *unknown factors).
+
+    `factors`: those of c and d, None where it is to come with the call. A product that BLAS would leave out is added
+    by kernels of its own.
+    """
+    signs = variable.sign, product.sign
+    constants = [None if x is None else sign * x for x, sign in zip(factors, signs)]
+    transposed = matmul.attrs["transpose_a"], matmul.attrs["transpose_b"]
+
+    def kernel(x, a, b, *unknown, out=None):
+        a, b = a.T if transposed[0] else a, b.T if transposed[1] else b
+        if unknown:
+            rest = iter(unknown)
+            beta, alpha = [
+                sign * next(rest).item() if known is None else known for known, sign in zip(constants, signs)
+            ]
+            if not (usable(beta) and usable(alpha)):
+                return _added_separately(x, a, b, beta, alpha, out)
+        else:
+            beta, alpha = constants
+        return torch.addmm(x, a, b, beta=beta, alpha=alpha, out=out)
+
+    return kernel
+
+
+def _added_separately(x, a, b, beta, alpha, out):
+    return torch.add(torch.mul(x, beta), torch.mul(torch.mm(a, b), alpha), out=out)
 
 
 def twin(x):

@@ -1,14 +1,14 @@
 """New values that BLAS computes in one call: c times a variable, plus or minus d times a matrix product.
 
-Found in the program before `backend` lowers it to Theano's graph. Theano's own search for them takes any factor d, and
-BLAS skips a product that is multiplied by 0, with the NaN in it: here both factors are constants other than 0.
+Found in the program before Theano's and PyTorch's backends compile it. BLAS skips what is multiplied by 0, with the
+NaN in it: whoever has it called sees to it that neither factor is 0.
 """
 
 import numpy as np
 
 
 class Scaled(object):
-    """`sign` times the value `number` times the constant `factor` (its number; None: 1)."""
+    """`sign` times the value `number` times the scalar `factor` (its number; None: 1)."""
 
     def __init__(self, number, factor=None, sign=1.0):
         self.number = number
@@ -16,19 +16,22 @@ class Scaled(object):
         self.sign = sign
 
 
-def merged(program, constants):
-    """Index of an instruction -> (the variable, the product), both `Scaled`: what one call of gemm computes."""
+def usable(factor):
+    """Whether BLAS multiplies by this number as everything else does."""
+    return bool(np.isfinite(factor)) and factor != 0
+
+
+def merged(program, is_factor):
+    """Index of an instruction -> (the variable, the product), both `Scaled`: what one call of gemm computes.
+
+    `is_factor(number)`: whether this scalar may be one.
+    """
     found = {}
     uses = {}
     for instruction in program.instructions:
         for number in instruction.inputs:
             uses[number] = uses.get(number, 0) + 1
     first, slots = len(program.leaves), len(program.inputs)
-    scalars = {
-        number
-        for number, array in enumerate(constants, first - len(constants))
-        if array.shape == () and np.isfinite(array) and array != 0
-    }
     leaving = set(program.results())
 
     def instruction_of(number):
@@ -43,7 +46,8 @@ def merged(program, constants):
         instruction = alone(number)
         if instruction is not None and instruction.op == "multiply":
             for factor, other in (instruction.inputs, instruction.inputs[::-1]):
-                if factor in scalars and program.values[other] == program.values[number]:
+                alike = program.values[other] == program.values[number]
+                if alike and program.values[factor] == (instruction.dtype, ()) and is_factor(factor):
                     return Scaled(other, factor, sign)
         return Scaled(number, None, sign)
 
@@ -58,7 +62,10 @@ def merged(program, constants):
         operands.append(scaled(instruction.inputs[1], -1.0 if instruction.op == "subtract" else 1.0))
         for variable, product in (operands, operands[::-1]):
             matmul = alone(product.number)
-            if variable.number != slots + slot or matmul is None or matmul.op != "matmul":
+            if variable.number != slots + slot or matmul is None or matmul.op != "matmul" or matmul.rounded:
+                continue
+            # What is written over the variable reads nothing else of it.
+            if variable.number in matmul.inputs:
                 continue
             if program.values[product.number] == kind and matmul.input_dtypes == (dtype, dtype):
                 found[instruction.index] = variable, product
