@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # Fetching all that an engine has alone takes at most this part (1/50) of the calls' own time.
 CHECKPOINT_FACTOR = 50
 
+# Where so many times the new values' bytes, and at least so many bytes, are held for a repetition, it is a hundredth: what
+# is held stays small then, and its memory is used again soon. To write to fresh memory takes several times as long.
+EARLIER_FACTOR = 100
+MUCH, MUCH_BYTES = 4, 16 << 20
+
 
 # Larger values that somebody has read aren't compared after a repetition.
 MOST_COMPARED_BYTES = 1 << 24
@@ -88,6 +93,8 @@ class KeepingHost(Host):
     def must_fetch(self, feeds: list[Array]) -> bool:
         history = self.history
         most = max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+        if history.nbytes > max(MUCH * self.updating, MUCH_BYTES):
+            most = min(most, EARLIER_FACTOR * self._checkpoint_seconds)
         large = history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes
         self._due = large or history.seconds > most
         return self._due

@@ -636,6 +636,20 @@ def test_what_is_held_to_repeat_calls_is_bounded(light: str, monkeypatch: pytest
     assert equal(model.state(), wanted([BATCH] * 35))
 
 
+def test_of_feeds_that_are_large_beside_the_model_few_are_held(light: str) -> None:
+    x, w = K.placeholder((None,)), K.zeros((100_000,))
+    step = K.function([x], [], [K.update_add(w, K.sum(x))])
+    memory = set()
+    for _ in range(40):
+        # So quickly copied that a copy is due as soon as much is held.
+        worker()._checkpoint_seconds = 0.0
+        step([np.full((1 << 20,), 1.0)])
+        memory.update([record.feeds[0].ctypes.data for record in worker().history.records])
+    assert len(memory) <= 5
+    kill()
+    assert K.get_value(w).tolist() == [40.0 * (1 << 20)] * 100_000
+
+
 def test_the_memory_of_values_to_begin_with_is_used_again(light: str) -> None:
     session = current()
     w = K.variable(np.zeros((1 << 20,), "float32"))

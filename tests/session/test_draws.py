@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 import kernelk
 from kernelk import backend as K
 from kernelk.backends import random_draws
+from kernelk.backends.numpy.backend import NumpyBackend
 from kernelk.backends.random_draws import draw
+from kernelk.backends.serving.executor import Executor
 from kernelk.errors import ArgumentError, KernelKError
 from kernelk.graph.state import current_state
 from kernelk.session.current import current
@@ -219,6 +221,72 @@ def test_random_evaluations(data: st.DataObject) -> None:
                 counts[i] += 1
         assert all(same_bits(a, b) for a, b in zip(got, wanted))
     assert [node.count.value for node in nodes] == counts
+
+
+def test_what_a_worker_draws_before_a_call_is_what_that_call_draws(spare: str) -> None:
+    """Calls of several functions in any order, some of them looks, and seeds set in between."""
+    kernelk.set_backend(spare)
+    K.set_random_seed(5)
+    x = K.placeholder((None, 2))
+    nodes: list[Any] = [K.random_uniform((3,)), K.random_normal((2, 2), seed=4), K.random_uniform(K.shape(x))]
+    calls = [K.function([x], [nodes[i] for i in chosen]) for chosen in ([0], [1, 0], [2], [0, 2])]
+    chosen_nodes = [[0], [1, 0], [2], [0, 2]]
+    choices = np.random.RandomState(0)
+    for at in range(200):
+        number, rows, how = choices.randint(4), choices.randint(1, 3), choices.randint(8)
+        # Most calls are like the one before.
+        number = number if how < 4 else 1
+        wanted = [nth(nodes[i], nodes[i].count.value) for i in chosen_nodes[number] if i != 2]
+        fed = [np.zeros((rows, 2))]
+        if how == 0:
+            with untouched(current(), []):
+                got = calls[number](fed)
+        else:
+            got = calls[number](fed)
+        assert all(same_bits(a, b) for a, b in zip(got, wanted))
+        if 2 in chosen_nodes[number]:
+            node, before = nodes[2], nodes[2].count.value - (how != 0)
+            assert same_bits(got[-1], draw("uniform", "float32", (rows, 2), node.seed(), before))
+        if at == 100:
+            K.set_random_seed(6)
+
+
+def test_the_next_draws_are_made_once_and_only_if_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Executor(NumpyBackend({}))
+    made: list[list[int]] = []
+    real = executor.backend.draw
+
+    def noted(kind: str, dtype: str, shape: list[int], seed: int, counter: int) -> Any:
+        made.append([shape[0], counter])
+        return real(kind, dtype, shape, seed, counter)
+
+    monkeypatch.setattr(executor.backend, "draw", noted)
+    monkeypatch.setattr(executor, "array", lambda reference: np.empty(reference[3], reference[2]))
+    for key, length in (("small", 4), ("large", 1 << 18 | 1)):
+        kind = ["float32", [length]]
+        encoded = {"inputs": [], "slots": [], "draws": [kind], "constants": [], "outputs": [1], "updates": []}
+        encoded["instructions"] = [["negative", [0], {}, *kind]]
+        executor.do_compile({"key": key, "program": encoded, "constants": []})
+
+    def run(key: str, length: int, count: int) -> Any:
+        draws = [["uniform", "float32", [length], 7]]
+        definition = {"key": key, "feeds": [], "outputs": [], "slots": [], "draws": draws, "into": []}
+        definition["outputs"] = [[0, 0, "float32", [length]]]
+        message = {"do": "run", "plan": key, "define": None if key in executor.plans else definition, "load": []}
+        reply = executor.handle({**message, "sides": [], "counts": [count], "feeds": [], "results": "arrays"})
+        executor.draw_ahead()
+        assert same_bits(reply["results"][0], -draw("uniform", "float32", (length,), 7, count))
+
+    run("small", 4, 0)
+    run("small", 4, 1)
+    run("small", 4, 1)
+    assert made == [[4, 0], [4, 1], [4, 2], [4, 1], [4, 2]]
+    executor.handle({"do": "release", "plans": ["small"], "variables": [], "programs": [], "segments": [], "timed": []})
+    assert executor.ahead is None
+    made.clear()
+    run("large", 1 << 18 | 1, 0)
+    run("large", 1 << 18 | 1, 1)
+    assert [count for _, count in made] == [0, 1]
 
 
 def test_lengths_that_depend_on_draws_have_those_of_their_call(backend: str) -> None:

@@ -254,6 +254,40 @@ def _elu(b, instruction, x):
     return result(instruction, engine.element_select(above, x.node, below), [x])
 
 
+def log1p_of(b, node, dtype):
+    """log(1 + x) of a node above -1, as asinh(x (1 + 1 / (1 + x)) / 2), which loses no digits anywhere."""
+    engine, half = b.engine, b.constant(0.5, dtype)
+    share = engine.element_times(half, engine.reciprocal(engine.plus(node, b.constant(1.0, dtype))))
+    return engine.asinh(engine.element_times(node, engine.plus(half, share)))
+
+
+@op("log1p")
+def _log1p(b, instruction, x):
+    engine, node = b.engine, log1p_of(b, x.node, x.dtype)
+    if x.known.low < 0:
+        least = b.constant(-1.0, x.dtype)
+        outside = engine.element_select(
+            engine.equal(x.node, least), b.constant(-np.inf, x.dtype), b.constant(np.nan, x.dtype)
+        )
+        node = engine.element_select(engine.greater(x.node, least), node, outside)
+    return result(instruction, node, [x])
+
+
+@op("expm1")
+def _expm1(b, instruction, x):
+    # 2 exp(x / 2) sinh(x / 2), which loses no digits anywhere. Far below, that is 0 times infinity; near it, rounding
+    # would go below -1.
+    engine, bounded = b.engine, x.node
+    if x.known.low < LEAST_ELU:
+        bounded = _bounded(b, x, LEAST_ELU, True)
+    half = engine.element_times(bounded, b.constant(0.5, x.dtype))
+    power = engine.exp(half)
+    node = engine.element_times(engine.plus(power, power), engine.sinh(half))
+    if x.known.low < 0:
+        node = engine.clip(node, b.constant(-1.0, x.dtype), b.constant(np.inf, x.dtype))
+    return result(instruction, node, [x])
+
+
 @op("sigmoid_slope")
 def _sigmoid_slope(b, instruction, x, y):
     rest = b.engine.sigmoid(b.engine.negate(x.node))

@@ -82,7 +82,7 @@ def _float_facts(instruction, operands):
         return 0.0, False
     if op in ("sqrt", "relu"):
         return 0.0, first.minus_zero
-    if op in ("tanh", "elu"):
+    if op in ("tanh", "elu", "log1p", "expm1"):
         return 0.0 if first.low >= 0 else -np.inf, first.minus_zero
     if op == "cast":
         return first.low, first.minus_zero

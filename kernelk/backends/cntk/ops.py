@@ -118,6 +118,19 @@ def _softmax(b, instruction, x, axis):
     return Val(b.engine.softmax(b.whole(x), axis=axis), x.dtype, x.shape, instruction.shape)
 
 
+@op("log_softmax")
+def _log_softmax(b, instruction, x, axis):
+    engine, whole = b.engine, b.whole(x)
+    # Where there is a NaN, which CNTK's maximum skips, the sum is one.
+    shifted = engine.minus(whole, engine.reduce_max(whole, axis=axis))
+    # One of the largest, whose power is 1, is left out of the sum: where it is nearly all, the others decide.
+    largest = engine.equal(shifted, b.constant(0, x.dtype))
+    others = engine.reduce_sum(engine.minus(engine.exp(shifted), largest), axis=axis)
+    more = engine.minus(engine.reduce_sum(largest, axis=axis), b.constant(1, x.dtype))
+    node = engine.minus(shifted, elementwise.log1p_of(b, engine.plus(others, more), x.dtype))
+    return Val(node, x.dtype, x.shape, instruction.shape)
+
+
 # Arrangement ----------------------------------------------------------------------------------------------
 
 

@@ -110,5 +110,7 @@ def main(fileno, module, name, options):
             wire.send(reply, number)
         except WireClosed:
             break
+        if request["do"] == "run":
+            executor.draw_ahead()
     # Without finalizers: engines' own exit handlers have been seen to hang or crash.
     os._exit(0)
