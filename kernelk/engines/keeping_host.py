@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Fetching all that an engine has alone takes at most this part (1/50) of the calls' own time.
 CHECKPOINT_FACTOR = 50
 
-# It is a hundredth where so many times the new values' bytes, and at least so many bytes, are held for a repetition: what
-# is held stays small then, and its memory is used again soon. To write to fresh memory takes several times as long.
+# It is a hundredth where so many times the new values' bytes, and so many bytes at least, are held to repeat calls:
+# that stays little then, and its memory is used again soon. To write to fresh memory takes several times as long.
 EARLIER_FACTOR = 100
 MUCH, MUCH_BYTES = 4, 16 << 20
 
