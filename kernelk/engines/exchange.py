@@ -15,6 +15,9 @@ from .interrupts import is_inside
 from .replies import check_reply
 from .waits import in_steps
 
+# After a run of less than so many seconds, the next one's reply is looked for again and again before the kernel sleeps.
+QUICK = 0.0003
+
 
 class Exchange:
     """Requests and replies in turn, each pair with its own number; the worker's first message has number 0.
@@ -31,6 +34,7 @@ class Exchange:
         self._number = 0
         self.owed = 0  # the number of a request whose reply is still to come; 0: none
         self._posted: dict[str, Any] = {}  # that request
+        self._patience = 0.0
         self.under_way = False
 
     @property
@@ -54,11 +58,16 @@ class Exchange:
         """The reply to a request; `files` are descriptors that go with it."""
         number = self._number = self._number + 1
         frame = encode(message, number)
+        run = message["do"] == "run"
         self.under_way = True
         self._wire.send_frame(frame, files)
-        reply: dict[str, Any] = self._wire.receive(number)
-        if len(reply) != 1 or type(reply.get("seconds")) is not float or message["do"] != "run":
+        reply: dict[str, Any] = self._wire.receive(number, self._patience if run else 0.0)
+        if len(reply) != 1 or type(reply.get("seconds")) is not float or not run:
             check_reply(message, reply)
+        if run:
+            # A call that takes long isn't worth a processor, which its engine may need.
+            seconds = reply.get("seconds", QUICK)
+            self._patience = seconds + QUICK if seconds < QUICK else 0.0
         self.under_way = False
         return reply
 

@@ -294,7 +294,8 @@ class Executor(object):
         return dict(delivered, seconds=seconds)
 
     def _draw(self, plan, counts):
-        ahead, self.ahead = self.ahead, None
+        # A list or a tuple, as the message came.
+        counts, ahead, self.ahead = tuple(counts), self.ahead, None
         self.drawn = (plan, counts) if plan.draws_ahead else None
         if ahead is not None and ahead[0] is plan and ahead[1] == counts:
             return ahead[2]
@@ -306,7 +307,7 @@ class Executor(object):
             return
         (plan, counts), self.drawn = self.drawn, None
         try:
-            following = [n + 1 for n in counts]
+            following = tuple(n + 1 for n in counts)
             draws = [self.backend.draw(*how, counter=n) for how, n in zip(plan.draws, following)]
         except Exception:
             # If that call comes, it fails by itself.

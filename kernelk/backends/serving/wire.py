@@ -26,6 +26,8 @@ _RUN_FRAME = struct.Struct("<IBQQI")
 _KEEP_FRAME = struct.Struct("<IBQQQQ")
 _DONE_FRAME = struct.Struct("<IBQd")
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
+# Where so many seconds pass between two looks, the machine has other work, and this process lets it run for so long.
+_DISTURBED, _REST = 5e-5, 0.05
 _MOST_FILES = 64
 # Windows passes no descriptors over sockets: there are no workers there, only engines in the kernel.
 CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
@@ -104,6 +106,7 @@ class Wire(object):
         self._view = memoryview(self._buffer)
         # For a socket with a timeout: makes the function that is called at each timeout of one wait.
         self.waiting = None
+        self._looks_from = 0.0  # until then it sleeps at once
 
     def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""
@@ -150,13 +153,18 @@ class Wire(object):
             pass  # the receiver will find out
         return True
 
-    def receive(self, number):
-        """Waits for the message of this number, which brings no file descriptors. Raises WireClosed or Malformed."""
+    def receive(self, number, patience=0.0):
+        """Waits for the message of this number, which brings no file descriptors. Raises WireClosed or Malformed.
+
+        `patience`: as in `receive_with_files`.
+        """
         try:
-            try:
-                filled = self.connection.recv_into(self._buffer)
-            except BlockingIOError:
-                filled = self._wait(self.connection.recv_into, self._buffer)
+            filled = self._look(patience, self.connection.recv_into, self._buffer, 0) if patience else None
+            if filled is None:
+                try:
+                    filled = self.connection.recv_into(self._buffer)
+                except BlockingIOError:
+                    filled = self._wait(self.connection.recv_into, self._buffer)
             if filled == _DONE_FRAME.size:
                 length, kind, found, seconds = _DONE_FRAME.unpack_from(self._buffer)
                 if found == number and kind == _DONE and length == _DONE_BODY.size:
@@ -179,7 +187,9 @@ class Wire(object):
         """
         files = []
         try:
-            received = self._look(patience) if patience and _CAN_LOOK else None
+            received = None
+            if patience:
+                received = self._look(patience, self.connection.recvmsg_into, [self._buffer], _ANCILLARY)
             if received is None and resting is not None:
                 seconds, rest = resting
                 if not select.select([self.connection], [], [], seconds)[0]:
@@ -199,14 +209,20 @@ class Wire(object):
             raise
         return message, number, files
 
-    def _look(self, patience):
-        """The result of recvmsg_into, if there is one within `patience` seconds; else None."""
-        end = time.perf_counter() + patience
-        while time.perf_counter() < end:
+    def _look(self, patience, receive, *arguments):
+        """The result of `receive`, which takes flags last, if there is one within `patience` seconds; else None."""
+        if not _CAN_LOOK:
+            return None
+        now = time.perf_counter()
+        end = now + patience
+        while self._looks_from <= now < end:
             try:
-                return self.connection.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_DONTWAIT)
+                return receive(*arguments, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()
+            before, now = now, time.perf_counter()
+            if now - before > _DISTURBED:
+                self._looks_from = now + _REST
         return None
 
     def _message(self, filled):
