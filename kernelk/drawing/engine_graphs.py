@@ -102,7 +102,8 @@ class Views:
             if not view.failure:
                 inside = f'<div style="opacity:0.85">{escape(view.kind)}</div>'
                 inside += (
-                    '<pre style="max-height:32em;overflow:auto;text-align:left;line-height:1.35" tabindex="0">'
+                    '<pre style="max-height:32em;overflow:auto;text-align:left;line-height:1.35;'
+                    'font-family:var(--jp-code-font-family,monospace)" tabindex="0">'
                     f"{escape(chr(10).join(lines))}</pre>"
                 )
             inside += f"<div>{escape(more)}</div>" if more else ""
