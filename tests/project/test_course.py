@@ -38,8 +38,8 @@ def read(path: Path) -> Any:
 
 
 def text_of(cell: Any) -> str:
-    """All that a cell printed and showed."""
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+    """All that a cell printed and showed: what it prints may come in pieces, also within a line."""
+    return "".join(o.get("text") or o.get("data", {}).get("text/plain", "") + "\n" for o in cell.outputs)
 
 
 def executed(unit: str, folder: Path, engines: tuple[str, ...]) -> Any:
