@@ -7,6 +7,9 @@ from html import escape
 
 from ..errors import printable
 
+# The style of a <pre>: in JupyterLab's outputs it has the font of prose, in which columns don't line up.
+MONOSPACE = "font-family:var(--jp-code-font-family,monospace)"
+
 
 def size(count: float) -> str:
     """A number of bytes for reading: 512 B, 84.2 kB, 1.1 GB."""

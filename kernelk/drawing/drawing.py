@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..display.export import write_text
+from ..display.tables import MONOSPACE
 from ..errors import ArgumentError
 from ..graph.nodes import Update, check_generation
 from ..session.current import current
@@ -116,7 +117,7 @@ class Drawing:
         try:
             return embedded(self._picture(), self.graph)
         except ArgumentError as error:
-            return f"<pre>{escape(repr(self))}</pre><div>{escape(str(error))}</div>"
+            return f'<pre style="{MONOSPACE}">{escape(repr(self))}</pre><div>{escape(str(error))}</div>'
 
 
 def _node(box: Box) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..display.tables import MONOSPACE
 from ..engines import registry
 from ..engines.host import Host
 from ..errors import ArgumentError, KernelKError, WorkerDiedError, one_line, printable
@@ -102,7 +103,8 @@ class Views:
             if not view.failure:
                 inside = f'<div style="opacity:0.85">{escape(view.kind)}</div>'
                 inside += (
-                    '<pre style="max-height:32em;overflow:auto;text-align:left;line-height:1.35" tabindex="0">'
+                    f'<pre style="max-height:32em;overflow:auto;text-align:left;line-height:1.35;{MONOSPACE}" '
+                    'tabindex="0">'
                     f"{escape(chr(10).join(lines))}</pre>"
                 )
             inside += f"<div>{escape(more)}</div>" if more else ""

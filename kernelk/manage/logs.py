@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from ..display.tables import size
+from ..display.tables import MONOSPACE, size
 from ..engines.worker_log import SHOWN_LINES
 from ..errors import ArgumentError
 
@@ -34,7 +34,7 @@ class LogReport:
 
     def _repr_html_(self) -> str:
         head, body = map(escape, self._parts())
-        return f"<div>{head}</div>" + (f"<pre>{body}</pre>" if body else "")
+        return f"<div>{head}</div>" + (f'<pre style="{MONOSPACE}">{body}</pre>' if body else "")
 
 
 def log(name: str | None = None) -> LogReport:

@@ -190,7 +190,7 @@ class CompareResult(Result, Rendered):
             self.verdict(side) or "reference",
             duration(sum(call.compile_seconds for call in side.calls)),
             duration(sum(call.first_seconds for call in side.calls)),
-            "" if side.pays_after is None else f"{side.pays_after} runs",
+            "" if side.pays_after is None else f"{side.pays_after} run{'' if side.pays_after == 1 else 's'}",
             "" if first else f"{side.absolute:.3g}",
             "" if first else f"{side.relative:.3g}",
             str(threads or "unknown"),

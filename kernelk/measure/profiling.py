@@ -209,7 +209,8 @@ class ProfileResult(Result, Rendered):
         gain = self.alone - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
-            lines.append(f"compiled in {duration(self.whole.compile_seconds)}, which pays off after {pays} runs")
+            runs = f"{pays} run{'' if pays == 1 else 's'}"
+            lines.append(f"compiled in {duration(self.whole.compile_seconds)}, which pays off after {runs}")
         if len(self.ops) > SHOWN_ROWS:
             lines.append(f"{len(self.ops)} kinds of ops, {SHOWN_ROWS} shown (.ops has all)")
         lines += [f"{op.op} '{op.name}' could not be timed: {op.failure}" for op in self.ops if op.failure][:3]

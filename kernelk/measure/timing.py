@@ -193,7 +193,8 @@ class TimeResult(Result, Rendered):
         return Table(rows, header, title=title, below="\n".join([total, *below]))
 
     def _pairs(self, call: CallTime) -> list[list[str]]:
-        samples = f"median of {len(call.samples)} samples of {call.loops} runs, {CONFIDENCE:.0%} interval"
+        runs = f"{call.loops} run{'' if call.loops == 1 else 's'}"
+        samples = f"median of {len(call.samples)} samples of {runs}, {CONFIDENCE:.0%} interval"
         rows = [
             ["steady state", f"{shown(call.steady)}, {samples}"],
             ["compile", duration(call.compile_seconds)],

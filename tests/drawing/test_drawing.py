@@ -19,6 +19,7 @@ from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.display.tables import MONOSPACE
 from kernelk.drawing.boxes import clean
 from kernelk.drawing.drawing import graph_of
 from kernelk.errors import ArgumentError, StaleTensorError
@@ -240,6 +241,7 @@ def test_without_igraph_the_text_is_there(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert one_line(caught.value)
     html = drawing._repr_html_()
     assert "tanh" in html
+    assert f'<pre style="{MONOSPACE}">' in html
     assert "pip install igraph" in html
 
 

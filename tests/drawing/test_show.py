@@ -13,6 +13,7 @@ from helpers.notebooks import run_cells
 
 import kernelk
 from kernelk import backend as K
+from kernelk.display.tables import MONOSPACE
 from kernelk.errors import ArgumentError, UnknownBackendError
 from kernelk.graph.state import current_state
 from kernelk.session.current import current
@@ -61,6 +62,7 @@ def test_every_engine_in_its_own_words(every_engine: list[str]) -> None:
     assert x.fed is None
     html = views._repr_html_()
     assert html.count("<details") == len(every_engine)
+    assert html.count(MONOSPACE) == len(every_engine)
     assert "<script" not in html
     assert "=== CNTK 2.7" in repr(views)
 

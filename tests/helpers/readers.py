@@ -24,6 +24,7 @@ import numpy as np
 import kernelk
 from kernelk import backend as K
 from kernelk import config
+from kernelk.display.tables import MONOSPACE
 from kernelk.engines.worker_log import WorkerLog, last_words
 from kernelk.environments import bundles, places
 from kernelk.environments.recipes import Recipe
@@ -161,7 +162,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         report = LogReport("spare", *worker_log.since(0))
         assert "\n" not in last_words(report.text)
         page = report._repr_html_()
-        for tag in ("<div>", "</div>", "<pre>", "</pre>"):
+        for tag in ("<div>", "</div>", f'<pre style="{MONOSPACE}">', "</pre>"):
             page = page.replace(tag, "", 1)
         assert "<" not in page
 

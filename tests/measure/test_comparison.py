@@ -307,6 +307,18 @@ def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert "only 1 round in 0.01 s, too few for a verdict; next: --budget" in repr(result)
 
 
+@pytest.mark.parametrize(("runs", "shown"), [(None, ""), (1, "1 run"), (2, "2 runs")])
+def test_runs_are_counted_in_words(runs: int | None, shown: str) -> None:
+    activate("numpy")
+    call, _, batch = step()
+    result = kernelk.compare(lambda: call([batch]), "numpy", budget=0.1)
+    result.sides[0].pays_after = runs
+    assert result.table().rows[0][6] == shown
+    once = kernelk.time(lambda: call([batch]), budget=0.1)
+    once.calls[0].loops = runs or 1
+    assert f"samples of {shown or '1 run'}, 99%" in once.table().rows[0][1]
+
+
 def test_the_magic() -> None:
     cells = run_cells(
         [

@@ -10,6 +10,8 @@ from helpers.engines import activate
 from helpers.notebooks import Notebook, run_cells
 from helpers.processes import PATIENCE, environment
 
+from kernelk.display.tables import MONOSPACE
+
 QUIET: dict[str, Any] = {"KERNELK_BACKEND": "numpy"}
 
 # All that IPython, the process and Python keep for an extension, by name.
@@ -256,7 +258,7 @@ def test_in_a_real_notebook_prints_come_in_order_and_debug_finds_the_frame() -> 
         assert "r = y.eval()" in warned
         log = notebook.run("%kbackend --log theano")[0]["data"]
         assert "engine speaks" in log["text/plain"]
-        assert "<pre>" in log["text/html"]
+        assert f'<pre style="{MONOSPACE}">' in log["text/html"]
         (error,) = notebook.run("%kbackend --log teano")
         assert len(error["traceback"]) == 1
         notebook.run("K.dot(K.ones((3, 3)), K.ones((2, 2)))")

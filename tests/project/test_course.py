@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def read(path: Path) -> Any:
 
 
 def text_of(cell: Any) -> str:
-    """All that a cell printed and showed."""
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+    """All that a cell printed and showed: what it prints may come in pieces, also within a line."""
+    return "".join(o.get("text") or o.get("data", {}).get("text/plain", "") + "\n" for o in cell.outputs)
 
 
 def executed(unit: str, folder: Path, engines: tuple[str, ...]) -> Any:
@@ -88,6 +89,63 @@ def test_a_unit_runs_as_it_is_solved(unit: str, engines: tuple[str, ...], tmp_pa
         before, after = re.findall(r"0\.\d{4}", cells["another-engine"])
         assert 0 <= float(before) - float(after) <= 1e-4
         assert (engines[0] if engines else "numpy") in cells["another-engine"]
+    if unit.startswith("03"):
+        assert cells["check-numeric-gradient"] == cells["compare-gradient"]
+        errors = [float(x) for x in re.findall(r"slope is (\S+)", cells["step-sizes"])]
+        # With long steps the curve bends, with short ones the digits run out.
+        assert min(errors) < 1e-9 < 1e-5 < min(errors[0], errors[-1])
+        assert "graph of loss: 5 ops" in cells["draw-loss"]
+        assert "sigmoid_slope (gradient)" in cells["draw-slope"]
+        assert max(map(float, re.findall(r"\S+e-\d+", cells["check-backward"]))) < 1e-10
+        assert cells["rounded-naively"].strip() == "the largest slope: 0.0"
+        before, after = map(float, re.findall(r"0\.\d{3}", cells["check-straight-through"].splitlines()[0]))
+        assert after < 0.2 * before
+        slopes = [[float(x) for x in line.split()[1:]] for line in cells["depth"].splitlines()[1:]]
+        assert [slope < 1e-12 for slope in (row[-1] for row in slopes)] == [True, False, False]
+        assert slopes[2] == [1, 1, 1, 1]
+        by_rule, sigmoid, square, crossentropy = map(float, re.findall(r": +(\S+)", cells["saturated"]))
+        assert (by_rule, crossentropy) == (0, 1)
+        assert 0 < sigmoid < square < 1e-17
+        gaps = re.findall(r"(\S+): furthest from your gradient (\S+)", cells["every-engine"])
+        assert len(gaps) == len(engines) + 1
+        assert all(float(gap) < 1e-12 for _, gap in gaps)
+    if unit.startswith("04"):
+        names = ["numpy", *engines]
+        assert "%3 = add(%2, x)" in cells["check-operations"]
+        for cell in ("first-calls", "pays-after", "count-forms"):
+            assert re.findall(rf"^({'|'.join(names)}) ", cells[cell], re.MULTILINE) == names
+        assert "kernelk 6 ops -> " in cells["show-develop"]
+        fused = re.findall(r"(\w+): one loop", cells["who-fuses"])
+        compiles = {"jax": "JAX"} if "Left out" in cells["who-fuses"] else {"jax": "JAX", "theano": "Theano"}
+        assert sorted(fused) == sorted(compiles[name] for name in engines if name in compiles)
+        assert ("Left out" in cells["who-fuses"]) == ("theano" in engines and shutil.which("g++") is None)
+        assert cells["check-bytes"].strip() == "42.6 MB one by one, 6.6 MB in one loop"
+        forms = dict(re.findall(r"(\w+) +(\d+) compiled form", cells["count-forms"]))
+        assert forms == {name: "3" if name in ("cntk", "jax") else "1" for name in names}
+        before, after = re.findall(r"(\d+) (?:before|after)", cells["new-value"])
+        assert before == after
+        assert float(cells["new-value"].split()[-1]) > 0.05
+        other = "jax" if "jax" in engines else names[-1]
+        assert f"on {other}: {3 if other == 'jax' else 1}" in cells["check-padded"]
+    if unit.startswith("05"):
+        names = ["numpy", *engines]
+        assert float(cells["define-nearest"].split("%")[0]) > 90
+        assert cells["choose-engine"].splitlines()[0] == f"Compared here: {', '.join(names)}"
+        assert re.findall(rf"^({'|'.join(names)}) ", cells["five-calls"], re.MULTILINE) == names
+        found = re.search(r"(\d+) of 20 calls came back before", cells["the-trap"])
+        assert found is not None
+        assert int(found[1]) > 0
+        for cell in ("compare-engines", "same-twice", "one-thread", "sweep"):
+            assert "failed" not in cells[cell]
+            assert "beyond rounding" not in cells[cell]
+            assert "results differ" not in cells[cell]
+        for cell in ("compare-engines", "one-thread"):
+            assert re.findall(rf"^  ({'|'.join(names)}) ", cells[cell], re.MULTILINE) == names
+        assert re.findall(r"^(\w+) +\S+ to \S+: you say", cells["check-verdict"], re.MULTILINE) == names[1:]
+        assert cells["sweep"].split("---")[0].split()[4:] == names
+        exponents = re.findall(rf"^({'|'.join(names)}) +(-?\S+ +-?\S+ +-?\S+)$", cells["check-exponents"], re.MULTILINE)
+        assert [name for name, _ in exponents] == names
+        assert cells["check-exponents"].count("has the least time") == 4
 
 
 @pytest.mark.parametrize("unit", UNITS)

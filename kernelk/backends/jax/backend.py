@@ -309,9 +309,10 @@ class JaxBackend(Backend):
         optimised = shared.executable.as_text()
         entry = optimised[optimised.rfind("\nENTRY ") :].split("\n}")[0].strip().splitlines()
         steps = [line.strip() for line in entry[1:] if " parameter(" not in line and " tuple(" not in line]
-        lines += ["", "after XLA's optimisation (%d steps of the module's entry):" % len(steps)]
+        counted = "%d step%s" % (len(steps), "" if len(steps) == 1 else "s")
+        lines += ["", "after XLA's optimisation (%s of the module's entry):" % counted]
         lines += [line.split(", metadata=")[0] for line in steps]
-        kind = "the jaxpr, and the %d steps after XLA's optimisation" % len(steps)
+        kind = "the jaxpr, and %s after XLA's optimisation" % counted
         return {"kind": kind, "ops": _equations(jaxpr.jaxpr), "text": "\n".join(lines)}
 
     def compile_anew(self):
