@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.engines import activate
+from helpers.engines import activate, require_installed
 from helpers.fake_engines import lacking_engine
 from helpers.messages import one_line
 from helpers.notebooks import run_cells
@@ -161,3 +162,14 @@ def test_the_magic() -> None:
         cells[5:], ["nothing to show", "engines are tensorflow, theano", "--feed: 'x' isn't NAME=ARRAY"]
     ):
         assert words in cell["out"]
+
+
+def test_pytorchs_kernels_are_shown_with_the_scalars_that_they_multiply_by() -> None:
+    require_installed("torch")
+    x, y = K.placeholder((3, 4), name="x"), K.placeholder((3, 5), name="y")
+    w, rate = K.variable(np.ones((4, 5)), name="w"), K.variable(0.1, name="rate")
+    updates = [K.update(w, 0.9 * w - rate * K.dot(K.transpose(x), y))]
+    text = kernelk.show(K.function([x, y], [x + 0.3 * x, x - rate * x], updates), "torch").text("torch")
+    assert "= torch.add(x, x, alpha=0.3)" in text
+    assert "= torch.sub(x, x, alpha=rate)" in text
+    assert re.search(r"= torch\.addmm\(w, \w+, y, beta=0\.9, alpha=-rate\b", text)

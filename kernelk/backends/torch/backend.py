@@ -313,6 +313,9 @@ class _Code(object):
         self.reads = [() if self.first + i.index in self.known else tuple(i.inputs) for i in program.instructions]
         # Indices of products that are part of a sum's own kernel
         self.merged = set()
+        # Index of a sum whose kernel multiplies, too -> [name, factor or None where it comes last among the operands,
+        # sign] of each of its scalars
+        self.scalars = {}
         # Indices of sums that BLAS computes: their operands are read when the result is written already.
         self.by_blas = set()
         self._merge_matrices()
@@ -364,6 +367,8 @@ class _Code(object):
                     self.merged.add(number - self.first)
                     self.reads[number - self.first] = ()
             self.by_blas.add(index)
+            signs = [scaled.sign for scaled in pair]
+            self.scalars[index] = [list(each) for each in zip(("beta", "alpha"), factors, signs)]
 
     def _scalar(self, number):
         known = self.known.get(number)
@@ -387,6 +392,7 @@ class _Code(object):
                 continue
             factor, y = product
             kernel = elementwise.scaled(instruction.op, self.known.get(factor))
+            self.scalars[instruction.index] = [["alpha", self._scalar(factor), 1.0]]
             self.calls[instruction.index] = self.kernels[instruction.index] = kernel
             self.reads[instruction.index] = (x, y) if factor in self.known else (x, y, factor)
             self.merged.add(number - self.first)
@@ -577,7 +583,22 @@ class _Code(object):
             number = int(text[1:])
             return names[number] if text[0] == "v" and number < len(names) else text
 
-        return re.sub(r"\b[kv]\d+\b", word, self.text) + "\n".join([""] * bool(loops) + loops), count
+        return re.sub(r"\b[kv]\d+\b", word, self._with_scalars()) + "\n".join([""] * bool(loops) + loops), count
+
+    def _with_scalars(self):
+        """The function's text, in which scalars that a kernel multiplies by are named."""
+
+        def named(match):
+            index, operands = int(match.group(1)), match.group(2).split(", ")
+            scalars = self.scalars.get(index, ())
+            out = [operands.pop()] if operands[-1].startswith("out=") else []
+            unknown = [operands.pop() for _, factor, _ in scalars if factor is None][::-1]
+            for name, factor, sign in scalars:
+                value = unknown.pop(0) if factor is None else "%.6g" % (sign * factor)
+                operands.append("%s=%s%s" % (name, "-" if factor is None and sign < 0 else "", value))
+            return "k%d(%s)" % (index, ", ".join(operands + out))
+
+        return re.sub(r"\bk(\d+)\(([^()]*)\)", named, self.text)
 
     def _name(self, number, names):
         if number in self.known:
