@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -172,6 +173,11 @@ def test_what_graders_are_told(unit: str) -> None:
     assert all(one["schema_version"] == 3 and one["solution"] != one["grade"] for one in told)
     assert len({one["grade_id"] for one in told}) == len(told)
     points = [one["points"] for one in told if one["grade"]]
+    # nbgrader takes the value of a check's last line, if it has one, for the points.
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            last = ast.parse(cell.source).body[-1]
+            assert not isinstance(last, ast.Expr) or isinstance(last.value, ast.Call), cell.id
     # Each exercise is followed by its check.
     assert [one["solution"] for one in told] == [True, False] * len(points)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
