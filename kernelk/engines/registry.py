@@ -33,6 +33,16 @@ def _entries() -> dict[str, EntryPoint]:
     return entries
 
 
+def _known(name: str) -> bool:
+    """Whether the name is registered, also by a package that was installed since the notebook's kernel started."""
+    if name not in _entries():
+        from importlib.metadata import entry_points
+
+        importlib.invalidate_caches()
+        _entries().update({entry.name: entry for entry in entry_points(group="kernelk.backends", name=name)})
+    return name in _entries()
+
+
 def names() -> list[str]:
     """All registered backends."""
     known = sorted(_entries())
@@ -64,7 +74,7 @@ def engine(name: str) -> Engine:
 
     Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
     """
-    if not isinstance(name, str) or name not in _entries():
+    if not isinstance(name, str) or not _known(name):
         hint = near(str(name), names())
         raise UnknownBackendError(
             f"unknown backend {name!r}",

@@ -121,7 +121,8 @@ def clean_environment() -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith("PYTHON")
-        and name != "__PYVENV_LAUNCHER__"
+        # Notebooks' kernels set the latter two; what pip says is read here, and has no use for colours.
+        and name not in ("__PYVENV_LAUNCHER__", "FORCE_COLOR", "CLICOLOR_FORCE")
         and not (name.startswith("PIP_") and name.removeprefix("PIP_") in elsewhere)
     }
     return kept | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

@@ -21,7 +21,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.backends.base import COMPOSITES, PRIMITIVES, STAGED
 from kernelk.engines import registry
-from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError
+from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError, UnknownBackendError
 from kernelk.session.current import current
 
 EXAMPLE = PROJECT / "examples" / "kernelk_tinyarray"
@@ -86,6 +86,22 @@ def test_it_is_listed_and_trains_in_a_worker_and_hands_over(tinyarray: str) -> N
     kernelk.set_backend("numpy")
     np.testing.assert_array_equal(K.get_value(w), value)
     assert float(step([[[1.0, 0.5], [0.0, 1.0]]])[0]) < losses[-1]
+
+
+def test_one_that_is_installed_while_the_notebook_runs_is_found(installed: Path) -> None:
+    assert "late" not in registry.names()
+    with pytest.raises(UnknownBackendError):
+        kernelk.set_backend("late")
+    install(installed, "kernelk-late", "1.0", {"late": "late_engine:ENGINE"})
+    (installed / "late_engine.py").write_text(
+        "from kernelk.engines import Engine\n"
+        "ENGINE = Engine('late', 'late', 'kernelk.backends.numpy.backend', 'NumpyBackend', in_kernel=True)\n"
+    )
+    kernelk.set_backend("late")
+    assert "late" in [status.name for status in kernelk.list_backends().engines]
+    assert K.eval(K.constant([1.0]) + 1.0).tolist() == [2.0]
+    kernelk.set_backend("numpy")
+    del current().hosts["late"], sys.modules["late_engine"]
 
 
 def test_it_runs_in_the_kernel_too(tinyarray: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -490,6 +490,8 @@ def test_a_package_that_keras_2_needs_and_is_missing(tmp_path: Path) -> None:
 def test_a_changed_package_is_refused_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNELK_ENVS", str(tmp_path / "envs"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    # As in a notebook: what pip says is read all the same.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     lines: list[str] = []
     folder = keras2.install(lines.append)
     assert folder.parent == tmp_path / "envs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -146,6 +147,64 @@ def test_a_unit_runs_as_it_is_solved(unit: str, engines: tuple[str, ...], tmp_pa
         exponents = re.findall(rf"^({'|'.join(names)}) +(-?\S+ +-?\S+ +-?\S+)$", cells["check-exponents"], re.MULTILINE)
         assert [name for name, _ in exponents] == names
         assert cells["check-exponents"].count("has the least time") == 4
+    if unit.startswith("06"):
+        one_by_one = [float(x.replace(",", "")) for x in re.findall(r"off by ([\d,]+) ulps", cells["photo"])]
+        assert len(one_by_one) == 3
+        assert min(one_by_one) > 19  # what the sum in pairs may be off by
+        assert "sum inf, mean 0.56" in cells["float16"]
+        assert "differ first at mean" in cells["kdiff-plain"]
+        assert f"The other engine: {engines[0] if engines else 'plain'}" in cells["choose-engine"]
+        assert cells["kdiff-other"].count("agree within the tolerance") == 2
+        (rounding, wide_rounding), (fault, wide_fault) = (
+            map(float, pair) for pair in re.findall(r"(\S+) in float32, (\S+) in float64", cells["wide-model"])
+        )
+        # The fault looks smaller, and stays.
+        assert wide_rounding < rounding / 1000
+        assert fault < rounding
+        assert wide_fault > fault / 2
+        assert re.search(r"is (same|rounding)$", cells["check-verdict"])
+        (_, one_on_numpy), (two_on_plain, one_on_plain) = (
+            map(float, pair) for pair in re.findall(r"two passes (\S+) off, in one pass (\S+) off", cells["cancel"])
+        )
+        assert one_on_plain > 10 * max(two_on_plain, one_on_numpy)
+        able = [name for name in engines if name in ("tensorflow", "jax", "torch")]
+        assert (f"{able[0]} multiplies" if able else "Left out") in cells["bfloat16"]
+    if unit.startswith("07"):
+        old = [name for name in ("theano", "cntk") if name in engines]
+        today = [name for name in ("tensorflow", "jax", "torch") if name in engines][:1]
+        route = ["numpy", *old, *today]
+        assert f"The route: {' -> '.join(route)}" in cells["choose-engines"]
+        for name, version in (("Theano", "1.0.5"), ("CNTK", "2.7")):
+            told = f"{name} {version} runs under Python 3." if name.lower() in old else f"{name}"
+            assert told in cells["choose-engines"]
+        assert cells["softplus"].startswith("(0.0, 2.06")
+        values = dict(re.findall(r"(\w+): (\S+)$", cells["show-theano"], re.MULTILINE))
+        assert values == {name: "2.06e-09" if name == "theano" else "0" for name in route}
+        assert ("Elemwise{log1p" if "theano" in old else "Left out: Theano") in cells["show-theano"]
+        newton, descent = (
+            [float(x) for x in re.findall(r"\d\.\d{4}", line)] for line in cells["newton-steps"].split("descent")
+        )
+        assert newton[0] == descent[0] == 0.6931
+        assert newton[-1] < 0.13 < 0.3 < descent[-1]
+        compiler = next((name for name in ("cntk", "jax") if name in engines), None)
+        assert (f"{compiler}, a batch of 8:" if compiler else "Left out") in cells["per-shape"]
+        fitted = re.findall(r"(\w+): loss (\S+) -> (\S+)", cells["fit"])
+        assert [name for name, _, _ in fitted] == route
+        losses = [float(x) for _, first, last in fitted for x in (first, last)]
+        assert losses == sorted(losses, reverse=True)
+    if unit.startswith("08"):
+        assert "it has no op 'add'" in cells["refused"]
+        (failed,) = re.findall(r"trials, (\d+) failed", cells["first-verdict"])
+        assert int(failed) > 0
+        # Each of the four that are wrong is among the failures that are shown.
+        assert {"argmax", "Tensor", "round"} <= set(re.findall(r"mine: (\w+)", cells["first-verdict"]))
+        assert "not [[nan]]" in cells["first-verdict"]
+        assert "trials, 0 failed" in cells["check-suite"]
+        mine, other = re.findall(r"\d\.\d{4}", cells["go-on"])
+        assert float(mine) == pytest.approx(float(other), abs=2e-4)
+        assert f"on {engines[0] if engines else 'numpy'}: {other}" in cells["go-on"]
+        first, last = re.findall(r"\d\.\d{3}\b", cells["train-mine"])
+        assert float(last) < float(first) / 2 + 0.1
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -172,6 +231,11 @@ def test_what_graders_are_told(unit: str) -> None:
     assert all(one["schema_version"] == 3 and one["solution"] != one["grade"] for one in told)
     assert len({one["grade_id"] for one in told}) == len(told)
     points = [one["points"] for one in told if one["grade"]]
+    # nbgrader takes the value of a check's last line, if it has one, for the points.
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            last = ast.parse(cell.source).body[-1]
+            assert not isinstance(last, ast.Expr) or isinstance(last.value, ast.Call), cell.id
     # Each exercise is followed by its check.
     assert [one["solution"] for one in told] == [True, False] * len(points)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
