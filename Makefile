@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix course clean
+.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix release course clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -110,6 +110,9 @@ keras-packages: setup  ## the own tests of packages for old Keras, on two engine
 
 course: setup  ## the course's units, each with all engines, with JAX, and with numpy alone
 	$(PYTEST) -m "soak or not soak" tests/project/test_course.py
+
+release: $(STAMP)  ## builds the sdist and the wheel, build/release, and tries each in a bare environment
+	$(BIN)/python tests/matrix/release.py
 
 matrix: $(STAMP)  ## the fast tests with the lowest and highest versions of what kernelk needs, Python 3.11 to 3.13
 	$(BIN)/python tests/matrix/run.py $(RUN)

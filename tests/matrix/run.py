@@ -7,7 +7,6 @@ with numpy (and JAX, in its highest version). `--python 3.12` and `--versions lo
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import release
 from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def run(python: str, version: str, which: str, project: dict[str, Any], wheel: P
     folder = BUILD / f"{version}-{which}"
     shutil.rmtree(folder, ignore_errors=True)
     log = BUILD / f"{version}-{which}.log"
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    bare = release.bare_environment()
     with log.open("w") as output:
 
         def done(*command: str, **environment: str) -> bool:
@@ -107,13 +107,7 @@ def main() -> int:
     chosen = parser.parse_args()
     found = {version: interpreter(version) for version in chosen.python}
     BUILD.mkdir(parents=True, exist_ok=True)
-    for old in BUILD.glob("*.whl"):
-        old.unlink()
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(BUILD), str(PROJECT)],
-        check=True,
-    )
-    (wheel,) = BUILD.glob("*.whl")
+    _, wheel = release.built()
     failed = False
     for version, python in found.items():
         for which in chosen.versions:
