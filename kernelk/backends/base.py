@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .bits import same_bits
+
 # Third parties import these from here.
 from .choosing import (  # noqa: F401
     FLUSHES,
@@ -197,6 +199,12 @@ def hand_over(modules, **engine):
         vars(module).update(engine)
 
 
+def unlike(dtype, shape, destination):
+    """The error for a value that isn't what the graph promises, an array like `destination`."""
+    promised = destination.dtype, tuple(destination.shape)
+    return RuntimeError("the engine returned %s%s, but the graph promises %s%s" % ((dtype, tuple(shape)) + promised))
+
+
 class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 
@@ -226,6 +234,8 @@ class Backend(object):
     can_overwrite = False
     # Whether the program that is compiled next is most often run by it.
     overwrites = False
+    # Whether `load` and `load_all` put values into memory that nothing else holds, such as a GPU's.
+    loads_copies = False
     # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
     # slower program, and have the other one built beside the calls: `take_over` then replaces it.
     waits = True
@@ -265,6 +275,38 @@ class Backend(object):
         """
         destination[...] = self.to_numpy(value)
         return value
+
+    # Those of several values at once: a device has all copies under way together, and waits once.
+
+    def load_all(self, arrays):
+        """`load` of each array."""
+        return [self.load(array) for array in arrays]
+
+    def read_all(self, values, destinations):
+        """Writes native values into these ndarrays, exactly. Raises RuntimeError where dtypes or shapes differ."""
+        for value, destination in zip(values, destinations):
+            array = self.to_numpy(value)
+            if array.shape != destination.shape or array.dtype != destination.dtype:
+                raise unlike(array.dtype, array.shape, destination)
+            destination[...] = array
+
+    def commit_all(self, values, destinations):
+        """`commit` of each value that `run` has not written there itself."""
+        return [
+            value if value is destination else self.commit(value, destination)
+            for value, destination in zip(values, destinations)
+        ]
+
+    def differing(self, values, arrays):
+        """The positions of those values that aren't read back as these arrays, bit for bit."""
+        pairs = zip(values, arrays)
+        return [i for i, (value, array) in enumerate(pairs) if not same_bits(self.to_numpy(value), array)]
+
+    def lock_pages(self, memory):
+        """Told of an `mmap` through which arrays come and go: a device may have its pages locked, and copy faster."""
+
+    def unlock_pages(self, memory):
+        """Told before that `mmap` goes."""
 
     def own(self, value):
         """A copy of a variable's value that nothing else holds and that `run.overwrite` may write to."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..arrays import Array
-from ..backends.serving.executor import same_bits
+from ..backends.bits import same_bits
 from ..backends.serving.shared_memory import aligned
 from .storage import Block, Reference, Slots, Storage
 

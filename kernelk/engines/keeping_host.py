@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config
 from ..arrays import Array
-from ..backends.serving.executor import checksum
+from ..backends.bits import checksum
 from ..errors import KernelKError, one_line
 from .descriptors import Engine
 from .history import History, Recipe, Record, told

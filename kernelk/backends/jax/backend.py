@@ -23,9 +23,10 @@ from ..choosing import (
 from ..lowering import InstructionError
 from ..products import round_factors
 from ..segments import compile_in_segments
-from . import draws, elementwise, ops, tracing, windows
+from . import draws, elementwise, gpu, ops, tracing, windows
 from .denormals import keep_denormals
 from .draws import DeviceDraws
+from .gpu import Gpu
 from .profiler import JaxProfiler
 
 # Imported when the first JaxBackend is made.
@@ -89,7 +90,7 @@ class JaxBackend(Backend):
         import jax
         from jax import lax
 
-        hand_over([draws, elementwise, ops, tracing, windows], jax=jax, lax=lax)
+        hand_over([draws, elementwise, gpu, ops, tracing, windows], jax=jax, lax=lax)
         started = _started()
         self._in_kernel = bool(options.get("in_kernel"))
         if denormals != "flush" and not started and not self._in_kernel:
@@ -135,9 +136,15 @@ class JaxBackend(Backend):
             self._zero = self._make(np.asarray(0, np.int32))
             self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
             kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
+        self._use(None if self._device.startswith("cpu") else Gpu(self._native_device, self._make, self._block))
         # On a processor, numpy makes them in less time than XLA.
         self._device_draws = None if self._device.startswith("cpu") else DeviceDraws(self._executable, self._make)
         self._denormals = settled_denormals("JAX", denormals, kept, self._in_kernel, self._notes, "started")
+
+    def _use(self, gpu):
+        """Makes values lie on a GPU; None: in the host's memory."""
+        self._gpu = gpu
+        self.loads_copies = gpu is not None
 
     def _take_shortcuts(self):
         """Finds JAX's inner entries for making and reading an array, 5-50 times as fast.
@@ -261,8 +268,43 @@ class JaxBackend(Backend):
         value.block_until_ready()
         return value
 
+    def load_all(self, arrays):
+        return Backend.load_all(self, arrays) if self._gpu is None else self._alone(self._gpu.load)(arrays)
+
     def to_numpy(self, value):
         return np.asarray(value)
+
+    def read_all(self, values, destinations):
+        if self._gpu is None:
+            Backend.read_all(self, values, destinations)
+        else:
+            self._alone(self._gpu.read)(values, destinations)
+
+    def commit_all(self, values, destinations):
+        if self._gpu is None:
+            return Backend.commit_all(self, values, destinations)
+        self.read_all(values, destinations)
+        return values
+
+    def differing(self, values, arrays):
+        if self._gpu is None:
+            return Backend.differing(self, values, arrays)
+        return self._alone(self._gpu.differing)(values, arrays)
+
+    def own(self, value):
+        return Backend.own(self, value) if self._gpu is None else self._alone(self._gpu.copy)(value)
+
+    def lock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.add(memory)
+
+    def unlock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.remove(memory)
+
+    def close(self):
+        if self._gpu is not None:
+            self._gpu.locks.clear()
 
     def draw(self, kind, dtype, shape, seed, counter):
         if self._device_draws is None:
@@ -372,7 +414,8 @@ class JaxBackend(Backend):
             return shared
 
         make, block = self._make, self._block
-        kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
+        large = [number for number in arguments if number >= known]
+        kept = dict(zip(large, self.load_all([np.array(constants[number - known]) for number in large])))
         slots_end = feeds_end + len(program.slots)
         fed = [number for number in arguments if number < feeds_end]
         held = [number - feeds_end for number in arguments if feeds_end <= number < slots_end]
