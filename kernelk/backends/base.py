@@ -315,9 +315,10 @@ class Backend(object):
     def compile(self, program, constants):
         """Lowers a `lowering.Program` as a whole; `constants` are ndarrays.
 
-        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds), of what `draw` returns
-        (draws) and native values (state, one for each slot) in; native outputs, and the native new value of each of
-        `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
+        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays or of what `borrow` returns
+        (feeds), of what `draw` returns (draws) and native values (state, one for each slot) in; native outputs, and
+        the native new value of each of `program.updates`, out. `run` doesn't change `state`. Where constants are
+        large, they are loaded once.
         `run.fresh`, if it is there, has the positions of outputs in memory that nothing else will hold.
         `run.overwrite(feeds, state, draws, begin)`, if it is there, does the same, but new values may lie in the memory
         of `state`, where `own` has made all that is updated; it calls `begin()` before it first writes there.
@@ -337,6 +338,12 @@ class Backend(object):
             return [values[number] for number in program.outputs], [values[number] for _, number in program.updates]
 
         return run
+
+    def borrow(self, tensor):
+        """Another library's tensor as a native value that shares its memory, or None where it can't be had so.
+
+        It comes among a run's feeds, in place of an ndarray; no result of that run shares memory with it.
+        """
 
     def native(self, value, fresh):
         """A native result as the user gets it, to keep and to write to; it shares memory with nothing else.

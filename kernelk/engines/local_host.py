@@ -161,7 +161,15 @@ class LocalHost(Host):
 
     def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
-        self._fed = [np.asarray(feed, order="C") for feed in feeds]
+        self._fed = [
+            np.asarray(feed, order="C") if type(feed) is np.ndarray else self._borrowed(feed) for feed in feeds
+        ]
+
+    def _borrowed(self, feed: Any) -> Any:
+        """A tensor that lies on some device as the engine's own, without a copy; else, its values."""
+        assert self._executor is not None
+        value = self._executor.backend.borrow(feed.tensor)
+        return np.asarray(feed) if value is None else value
 
     def take(self, views: list[Array]) -> list[Any]:
         results, self._results = self._results, []

@@ -6,6 +6,7 @@ The worker's own code attaches and releases the segments; the library's calls th
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from helpers.arrays import DTYPES
 from helpers.engines import absent
-from island_ownership import CHECKS, Engine, aligned, bits
+from island_ownership import CHECKS, Engine, aligned, bits, handed_on
 
 from kernelk.backends import lowering
 from kernelk.backends.serving.executor import Executor
@@ -173,6 +174,22 @@ def test_a_value_of_another_shape_or_dtype_is_no_result(far: tuple[Any, Counted]
         with pytest.raises(RuntimeError, match=r"the engine returned float32\(2, 3\), but the graph promises"):
             backend.read_all([value], [place])
         assert not place.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_new_value_is_a_view_of_a_tensor_that_was_fed_where_it_lies(far: tuple[Any, Counted], dtype: str) -> None:
+    backend, _ = far
+    run, feed, slots, wanted = handed_on(Engine(backend, lowering), dtype)
+    lent = importlib.import_module("torch").from_numpy(aligned(feed))
+    given = backend.borrow(lent)
+    assert np.shares_memory(backend.to_numpy(given), lent.numpy())
+    into = [np.zeros(6, dtype) for _ in wanted]
+    state = backend.load_all(slots)
+    _, new = run([given], state, [], into) if backend.writes_in_place else run([given], state, [])
+    kept = backend.commit_all(new, into)
+    lent.numpy()[...] = np.logical_not(feed) if dtype == "bool" else 77
+    for value, place, expected in zip(kept, into, wanted):
+        assert bits(backend.to_numpy(value)) == bits(place) == bits(expected)
 
 
 def test_a_loaded_value_needs_no_copy_before_it_is_overwritten(far: tuple[Any, Counted]) -> None:

@@ -311,6 +311,20 @@ class JaxBackend(Backend):
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         return self._device_draws.draw(kind, dtype, shape, seed, counter)
 
+    def borrow(self, tensor):
+        try:
+            if not isinstance(tensor, jax.Array):
+                tensor = self._alone(self._imported)(tensor)
+            here = tensor.sharding.is_equivalent_to(self._sharding, tensor.ndim)
+            order = tensor.format.layout.major_to_minor
+            return tensor if here and order == tuple(range(tensor.ndim)) else None
+        except Exception:
+            return None
+
+    def _imported(self, tensor):
+        with jax.enable_x64(True):
+            return jax.dlpack.from_dlpack(tensor)
+
     def native(self, value, fresh):
         # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
         return value if fresh else self.load(np.array(value))
@@ -424,7 +438,7 @@ class JaxBackend(Backend):
         outputs, count = len(program.outputs), len(results)
 
         def call(shared, feeds, state, draws, begin=None):
-            values = [make(feeds[number]) for number in fed]
+            values = [x if type(x) is not np.ndarray else make(x) for x in (feeds[number] for number in fed)]
             values += [state[slot] for slot in held]
             if drawn:
                 values += [x if type(x) is not np.ndarray else make(x) for x in (draws[number] for number in drawn)]

@@ -208,6 +208,13 @@ class TorchBackend(Backend):
     def own(self, value):
         return value.clone()
 
+    def borrow(self, tensor):
+        try:
+            value = tensor if isinstance(tensor, torch.Tensor) else torch.from_dlpack(tensor)
+            return value.contiguous() if value.device == self._native_device else None
+        except Exception:
+            return None
+
     def native(self, value, fresh):
         # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
         if self._gpu is None:
@@ -258,12 +265,15 @@ class TorchBackend(Backend):
 
         def call(where, feeds, state, draws, destinations, begin=None):
             try:
-                arrays = [on_device(array) for array in feeds]
+                arrays = [x if type(x) is not np.ndarray else on_device(x) for x in feeds]
                 drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
                 results = function(where)(arrays, state, drawn, destinations, begin)
                 # A GPU computes beside Python: its error is this call's, and so is its time.
                 synchronize()
-                return results
+                if where or all(type(x) is np.ndarray for x in feeds):
+                    return results
+                # A new value may be a view of what was borrowed.
+                return results[0], code.own(results[1])
             except Exception as error:
                 # The feeds' memory is read until then, and soon overwritten.
                 with suppress(Exception):
@@ -552,6 +562,10 @@ class _Code(object):
         self.text = "\n".join(lines)
         exec(compile(self.text, file, "exec"), names)
         return names["program"]
+
+    def own(self, updates):
+        """The new values of a run, each in memory of its own."""
+        return [value if self._is_own(position) else value.clone() for position, value in enumerate(updates)]
 
     def _is_own(self, position):
         """Whether the new value of an update is in memory that nothing else is in."""
