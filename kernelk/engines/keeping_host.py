@@ -12,6 +12,7 @@ from .. import config
 from ..arrays import Array
 from ..backends.bits import checksum
 from ..errors import KernelKError, one_line
+from .checkpoint import CHECKPOINT_FACTOR
 from .descriptors import Engine
 from .history import History, Recipe, Record, told
 from .host import Host
@@ -19,9 +20,6 @@ from .storage import Reference, Slots, Storage
 
 if TYPE_CHECKING:
     from ..program.program import Program
-
-# Fetching all that an engine has alone takes at most this part (1/50) of the calls' own time.
-CHECKPOINT_FACTOR = 50
 
 
 # Larger values that somebody has read aren't compared after a repetition.

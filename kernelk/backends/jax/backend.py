@@ -81,6 +81,8 @@ class JaxBackend(Backend):
     name = "jax"
     ops = ops.OPS
     specialises = "all"
+    # A compiled program's results lie in memory of their own.
+    keeps_updates = True
 
     def __init__(self, options):
         global jax, lax
@@ -120,9 +122,7 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
-        # A compiled program's results lie in memory of their own. In the kernel's process nothing could compute again
-        # what an error that leaves a GPU unusable takes with it, or what a call that fails has overwritten.
-        self.keeps_updates = self._device.startswith("cpu") or not self._in_kernel
+        # In the kernel's process nothing could compute again what a call that fails has overwritten.
         self.can_overwrite = not self._in_kernel
         self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)

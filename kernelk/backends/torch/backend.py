@@ -61,9 +61,8 @@ class TorchBackend(Backend):
 
     name = "torch"
     ops = ops.OPS
-    # The last elementwise op of an update writes where `run` is told to, or over the old value in `run.overwrite`.
+    # On a CPU the last elementwise op of an update writes where `run` is told to.
     writes_in_place = True
-    can_overwrite = True
 
     def __init__(self, options):
         global torch
@@ -75,12 +74,10 @@ class TorchBackend(Backend):
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
         on_cpu = self._device == "cpu:0"
-        # In the kernel's process nothing could replace a GPU's values after an error that leaves it unusable.
-        self.keeps_updates = not options.get("in_kernel")
+        self._in_kernel = bool(options.get("in_kernel"))
         self._native_device = torch.device("cpu" if on_cpu else self._device)
         self._use(None if on_cpu else Gpu(self._native_device, shared))
         self._threads = threads = positive_threads(options)
-        self._in_kernel = bool(options.get("in_kernel"))
         self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("PyTorch", self.name, options, self._device, self._precisions)
         # What is rounded to bfloat16 has exact products in TensorFloat-32.
@@ -99,6 +96,11 @@ class TorchBackend(Backend):
         self._gpu = gpu
         self._on_device = shared if gpu is None else gpu.put
         self.loads_copies = gpu is not None
+        self.writes_in_place = gpu is None
+        # In the kernel a call that fails has to leave the old values, since nothing could compute them again; on a
+        # processor nothing is saved there, since a value is written where it is committed.
+        self.can_overwrite = not self._in_kernel
+        self.keeps_updates = gpu is not None or not self._in_kernel
 
     def _has_tf32(self):
         """Whether the device is a GPU of NVIDIA's that multiplies in TensorFloat-32."""
@@ -254,7 +256,8 @@ class TorchBackend(Backend):
         leaves = self.load_all([np.array(array) for array in constants])
         code = self._inside(_Code)(program, leaves, self._native_device, self.overwrites)
         on_device, inside, synchronize = self._on_device, self._inside, self.synchronize
-        written = code.written if self._gpu is None else []
+        on_gpu = self._gpu is not None
+        written = [] if on_gpu else code.written
         # Where updates are written -> the function that writes them there; more than one is rarely asked for.
         compiled = {}
 
@@ -270,10 +273,8 @@ class TorchBackend(Backend):
                 results = function(where)(arrays, state, drawn, destinations, begin)
                 # A GPU computes beside Python: its error is this call's, and so is its time.
                 synchronize()
-                if where or all(type(x) is np.ndarray for x in feeds):
-                    return results
-                # A new value may be a view of what was borrowed.
-                return results[0], code.own(results[1])
+                # A new value may be a view of a feed, of a variable's value, or of something large.
+                return results if where or not on_gpu else (results[0], code.own(results[1]))
             except Exception as error:
                 # The feeds' memory is read until then, and soon overwritten.
                 with suppress(Exception):
@@ -296,7 +297,8 @@ class TorchBackend(Backend):
             return call("over", feeds, state, draws, {}, begin)
 
         function("over" if self.overwrites else "into" if written else "")
-        run.overwrite = overwrite
+        if self.can_overwrite:
+            run.overwrite = overwrite
         run.fresh = code.fresh()
         run.code = code
         return run
