@@ -282,6 +282,23 @@ def on_a_device(name: str) -> Any:
     return result
 
 
+def as_on_a_gpu(name: str) -> Any:
+    """The other cases where values lie on a device, which is the processor's memory here."""
+    import importlib
+
+    from helpers.far_devices import FAR, Counted
+
+    counted = Counted()
+    kind = FAR[name](counted)
+    kind.facts = lambda self: {**super(kind, self).facts(), "device": "cuda:0"}
+    module = importlib.import_module(f"kernelk.backends.{name}.backend")
+    setattr(module, kind.__mro__[1].__name__, kind)
+    found = {case.__name__: case(name) for case in (swaps, failure, kept)}
+    use(name, in_kernel=True)
+    found["waits"] = counted.waits
+    return found
+
+
 def handed_out(name: str) -> Any:
     """K.native: whose memory it is, and that writing into it changes nothing."""
     use(name, in_kernel=True)

@@ -9,13 +9,13 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.arrays import DTYPES
 from helpers.engines import absent
+from helpers.far_devices import FAR, Counted
 from island_ownership import CHECKS, Engine, aligned, bits, handed_on
 
 from kernelk.backends import lowering
@@ -28,88 +28,19 @@ from kernelk.backends.serving.worker import _attached
 OF_A_PROCESSOR = {"a_slot_is_shared_also_where_it_is_read_only"}
 
 
-class Counted:
-    """What a GPU was told: `waits`, and the addresses whose pages were locked and unlocked, in order."""
-
-    def __init__(self) -> None:
-        self.waits = 0
-        self.pages: list[tuple[str, int]] = []
-        self.refuses = False
-
-    def lock(self, address: int, size: int) -> None:
-        if self.refuses:
-            raise RuntimeError("out of pages")
-        self.pages.append(("lock", address))
-
-    def unlock(self, address: int) -> bool:
-        self.pages.append(("unlock", address))
-        return not self.refuses
-
-
-def torch_far() -> tuple[Any, Counted]:
-    from kernelk.backends.torch import gpu
-    from kernelk.backends.torch.backend import TorchBackend, shared
-
-    counted = Counted()
-
-    class Far(gpu.Gpu):
-        """A GPU whose memory is the processor's."""
-
-        def wait(self) -> None:
-            counted.waits += 1
-
-        def locked(self, nbytes: int) -> Any:
-            return gpu.torch.empty(nbytes, dtype=gpu.torch.uint8)
-
-        def mark(self) -> Any:
-            class Mark:
-                def synchronize(self) -> None:
-                    counted.waits += 1
-
-            return Mark()
-
-    backend = TorchBackend({"device": "cpu:0"})
-    far = Far(backend._native_device, shared)
-    far.locks._lock, far.locks._unlock = counted.lock, counted.unlock
-    backend._use(far)
-    return backend, counted
-
-
-def jax_far() -> tuple[Any, Counted]:
-    from kernelk.backends.jax import gpu
-    from kernelk.backends.jax.backend import JaxBackend
-
-    counted = Counted()
-    backend = JaxBackend({"device": "cpu:0"})
-    make, block = backend._make, backend._block
-
-    def block_counted(values: Any) -> None:
-        counted.waits += 1
-        block(values)
-
-    # XLA shares the memory of an array; a GPU can't.
-    backend._make = lambda array: make(np.array(array))
-    far = gpu.Gpu(backend._native_device, backend._make, block_counted)
-    far.locks._lock, far.locks._unlock = counted.lock, counted.unlock
-    backend._use(far)
-    return backend, counted
-
-
-MAKERS: dict[str, Callable[[], tuple[Any, Counted]]] = {"torch": torch_far, "jax": jax_far}
-
-
 @functools.cache
 def made(name: str) -> tuple[Any, Counted]:
     if importlib.util.find_spec(name) is None:
         absent(name, "it is not installed")
-    return MAKERS[name]()
+    counted = Counted()
+    return FAR[name](counted)({"device": "cpu:0"}), counted
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=FAR)
 def far(request: pytest.FixtureRequest) -> tuple[Any, Counted]:
     """A backend on such a GPU, and what it is told."""
     backend, counted = made(request.param)
-    counted.waits, counted.pages, counted.refuses = 0, [], False
+    counted.reset()
     return backend, counted
 
 
