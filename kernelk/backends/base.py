@@ -290,12 +290,22 @@ class Backend(object):
                 raise unlike(array.dtype, array.shape, destination)
             destination[...] = array
 
+    def copy_all(self, values, likes):
+        """Copies of native values as ndarrays of the dtypes and shapes of these. Raises RuntimeError as `read_all`."""
+        copies = []
+        for value, like in zip(values, likes):
+            array = self.to_numpy(value)
+            if array.shape != like.shape or array.dtype != like.dtype:
+                raise unlike(array.dtype, array.shape, like)
+            copies.append(np.array(array, order="C"))
+        return copies
+
     def commit_all(self, values, destinations):
         """`commit` of each value that `run` has not written there itself."""
-        return [
-            value if value is destination else self.commit(value, destination)
-            for value, destination in zip(values, destinations)
-        ]
+        kept = []
+        for value, destination in zip(values, destinations):
+            kept.append(value if value is destination else self.commit(value, destination))
+        return kept
 
     def differing(self, values, arrays):
         """The positions of those values that aren't read back as these arrays, bit for bit."""

@@ -111,7 +111,7 @@ class LocalHost(Host):
             old.clear()
 
     def hold(self, slots: Slots, version: int) -> None:
-        super().hold(slots, version)
+        Host.hold(self, slots, version)
         if self.checkpoint is not None:
             self.checkpoint.changed(slots, version, self.call, self.last_run_seconds)
 
@@ -232,7 +232,7 @@ class LocalHost(Host):
     def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
         self._fed = [
-            np.asarray(feed, order="C") if type(feed) is np.ndarray else self._borrowed(feed) for feed in feeds
+            np.asarray(feed, order="C") if isinstance(feed, np.ndarray) else self._borrowed(feed) for feed in feeds
         ]
 
     def _borrowed(self, feed: Any) -> Any:

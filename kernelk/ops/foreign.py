@@ -62,10 +62,12 @@ def on_device(value: Any, what: str) -> OnDevice | None:
     if not is_foreign(value) or _dtype_name(value) not in DTYPES:
         return None
     try:
+        if value.__dlpack_device__()[0] in HOSTS:
+            return None
         if hasattr(value, "detach"):
             # PyTorch's, as its plain values in their order.
             value = value.detach().resolve_conj().resolve_neg().contiguous()
-        return OnDevice(value, what) if value.__dlpack_device__()[0] not in HOSTS else None
+        return OnDevice(value, what)
     except Exception:
         # A sparse one, one on several devices, or one without values: whoever reads it says what it is.
         return None

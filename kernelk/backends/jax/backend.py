@@ -280,6 +280,13 @@ class JaxBackend(Backend):
         else:
             self._alone(self._gpu.read)(values, destinations)
 
+    def copy_all(self, values, likes):
+        if self._gpu is None:
+            return Backend.copy_all(self, values, likes)
+        copies = [np.empty(like.shape, like.dtype) for like in likes]
+        self.read_all(values, copies)
+        return copies
+
     def commit_all(self, values, destinations):
         if self._gpu is None:
             return Backend.commit_all(self, values, destinations)
@@ -438,7 +445,10 @@ class JaxBackend(Backend):
         outputs, count = len(program.outputs), len(results)
 
         def call(shared, feeds, state, draws, begin=None):
-            values = [x if type(x) is not np.ndarray else make(x) for x in (feeds[number] for number in fed)]
+            values = []
+            for number in fed:
+                x = feeds[number]
+                values.append(make(x) if type(x) is np.ndarray else x)
             values += [state[slot] for slot in held]
             if drawn:
                 values += [x if type(x) is not np.ndarray else make(x) for x in (draws[number] for number in drawn)]

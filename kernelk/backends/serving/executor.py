@@ -196,14 +196,14 @@ class Executor(object):
                 self.own.update(self.pending[1])
             self.pending = None
 
-    def _set(self, values):
+    def _set(self, numbers, values):
         """Sets variables to values in memory that may not be written to."""
-        self.state.update(values)
-        self.own.difference_update(values)
+        self.state.update(zip(numbers, values))
+        self.own.difference_update(numbers)
 
     def _load(self, numbers, values):
         """Sets variables to what the backend has loaded for them."""
-        self._set(dict(zip(numbers, values)))
+        self._set(numbers, values)
         if self.backend.loads_copies:
             self.own.update(numbers)
 
@@ -263,7 +263,8 @@ class Executor(object):
                     updated = [backend.own(value) for value in updated]
                 self.pending = keep, dict(zip(plan.updated, updated))
             return dict(delivered, seconds=seconds)
-        self._set(dict(zip(plan.updated, backend.commit_all(updated, into))))
+        if updated:
+            self._set(plan.updated, backend.commit_all(updated, into))
         return dict(delivered, seconds=seconds)
 
     def _overwrite(self, plan, feeds, draws, request):
@@ -361,9 +362,7 @@ class Executor(object):
             fresh = getattr(plan.run, "fresh", ())
             return {"results": [backend.native(value, position in fresh) for position, value in enumerate(outputs)]}
         if how == "arrays":
-            results = [np.empty(array.shape, array.dtype) for array in plan.outputs]
-            backend.read_all(outputs, results)
-            return {"results": results}
+            return {"results": backend.copy_all(outputs, plan.outputs)}
         backend.read_all(outputs, plan.outputs)
         return {}
 

@@ -171,6 +171,13 @@ class TorchBackend(Backend):
         else:
             self._gpu.read(values, destinations)
 
+    def copy_all(self, values, likes):
+        if self._gpu is None:
+            return Backend.copy_all(self, values, likes)
+        copies = [np.empty(like.shape, like.dtype) for like in likes]
+        self._gpu.read(values, copies)
+        return copies
+
     def differing(self, values, arrays):
         if self._gpu is None:
             return Backend.differing(self, values, arrays)

@@ -33,7 +33,7 @@ class Gpu(object):
 
     def locked(self, nbytes):
         """A tensor of so many bytes of the host's memory, whose pages are locked."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def mark(self):
         """An object whose `synchronize` returns when all that the GPU was told to do until now is done."""
