@@ -1,6 +1,6 @@
-"""One command for a machine with a GPU: steps and swaps beside the engine's own, profiles, precisions, draws.
+"""One command for a machine with a GPU: steps, swaps and copies beside the engine's own, profiles, precisions, draws.
 
-Writes GPU_RESULTS.md.
+Writes GPU_RESULTS.md. `--device cpu` does the same on the processor, to see that it runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from datetime import date
+from typing import Any
 
 os.environ.setdefault("KERNELK_QUIET", "1")
 # In this process too, an engine takes the memory that it needs and leaves the others some.
@@ -24,6 +25,7 @@ from models import model
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import KernelKError
+from kernelk.ops import foreign
 from kernelk.session.current import current
 
 ENGINES = ["torch", "jax", "tensorflow"]
@@ -35,6 +37,11 @@ SWAP_TABLE = "| swap | the engines' own copies | kernelk | ratio | at most | met
 # Between which bounds the relative error of a product of float32 lies in each precision. The lower one shows that a
 # matrix product was made in fewer bits at all; a convolution may be made in more.
 ERRORS = {"float32": (0.0, 1e-5), "tf32": (1e-5, 2e-3), "bfloat16": (3e-4, 2e-2)}
+
+
+def processors() -> dict[str, str]:
+    """The processor, as each engine with a baseline calls it."""
+    return {engine: "cpu:0" for engine in ENGINES if engine in NATIVES}
 
 
 def gpus() -> dict[str, str]:
@@ -126,6 +133,11 @@ STEPS = {
 ROUNDS = 9
 # A swap between two GPU engines moves so many MB; it may take so many times what their own copies take.
 SWAPPED, SWAP_SHARE = 1024, 2.0
+# Copies in and out move so many MB, in so many variables.
+MOVED, COUNTS = 1024, (1, 100, 1000)
+MOVE_TABLE = "| copies | by hand | kernelk | ratio |\n|---|---|---|---|"
+# A feed that lies on the device has so many MB.
+FED = 256
 
 
 def by_hand(engine: str, device: str, case: str) -> Native:
@@ -150,6 +162,84 @@ def steps(engine: str, device: str) -> list[str]:
         rows.append(f"| {label} | {times} | {ratio:.2f} [{low:.2f}, {high:.2f}] | {target} | {met} |")
         print(rows[-1], flush=True)
     return rows
+
+
+def moves(engine: str, device: str) -> list[str]:
+    """The rows of a table of copies in and out in a worker, beside the same by hand."""
+    kernelk.set_backend(engine, device=device)
+    rows = []
+    for count in COUNTS:
+        size = MOVED * 262144 // count
+        variables = [K.variable(np.full(size, i, "float32")) for i in range(count)]
+        slots = [variable.slots for variable in variables]
+        native, host = by_hand(engine, device, f"move{MOVED}x{count}"), current().hosts[engine]
+        ours: list[list[float]] = []
+        theirs: list[list[float]] = []
+        # The first round has all memory mapped, and its pages locked where they can be.
+        for _ in range(ROUNDS + 1):
+            host.forget(slots)
+            start = time.perf_counter()
+            host.request({"do": "load", "variables": host.loads(slots), "verify": False})
+            there = time.perf_counter()
+            host.request({"do": "fetch", "variables": [[one.number, one.reference()] for one in slots]})
+            ours.append([there - start, time.perf_counter() - there])
+            theirs.append(native(1))
+        native.close()
+        if not all((one.view() == i).all() for i, one in enumerate(slots)):
+            raise RuntimeError(f"{engine} gave other values back")
+        for way, name in enumerate(("in", "out")):
+            pairs = [(a[way], b[way]) for a, b in zip(ours[1:], theirs[1:])]
+            ratio, low, high = interval([a / b for a, b in pairs])
+            times = [statistics.median(column) for column in zip(*pairs)]
+            rows.append(
+                f"| {MOVED} MB in {count} variable{'s' * (count > 1)}, {name} | {times[1]:.3f} s | {times[0]:.3f} s | "
+                f"{ratio:.2f} [{low:.2f}, {high:.2f}] |"
+            )
+            print(rows[-1], flush=True)
+        # Before the next ones take as much.
+        del variables, slots
+    return rows
+
+
+def on_the_device(engine: str, device: str) -> Any:
+    """A tensor of the engine's own on its device."""
+    values = np.random.default_rng(0).standard_normal((FED, 262144), dtype="float32")
+    if engine == "torch":
+        import torch
+
+        return torch.from_numpy(values).to("cpu" if device.startswith("cpu") else device)
+    import jax
+
+    kind, _, number = device.partition(":")
+    return jax.device_put(values, jax.devices(kind)[int(number or 0)])
+
+
+def feeds(engine: str, device: str) -> tuple[str, bool]:
+    """A line about a feed that lies on the device: how long a call takes with it, and whether it went by the host."""
+    kernelk.set_backend(engine, device=device, in_kernel=True)
+    x = K.placeholder((None, 262144))
+    call = K.function([x], [K.sum(x)])
+    tensor = on_the_device(engine, device)
+    array = np.asarray(tensor.cpu() if engine == "torch" else tensor)
+    times, sums = [], []
+    for fed in (tensor, array):
+        call([fed])
+        samples = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            sums.append(float(call([fed])[0]))
+            samples.append(time.perf_counter() - start)
+        times.append(statistics.median(samples))
+    read: list[Any] = []
+    wanted, foreign.as_numpy = foreign.as_numpy, lambda *what: read.append(what) or wanted(*what)
+    try:
+        call([tensor])
+    finally:
+        foreign.as_numpy = wanted
+    stays = not read and len(set(sums)) == 1
+    kernelk.set_backend(engine, device=device, in_kernel=False)
+    words = "was fed where it lies" if stays else "was NOT fed where it lies"
+    return f"A tensor of {FED} MB on {device} {words}: {times[0]:.4f} s, from numpy {times[1]:.4f} s\n", stays
 
 
 def swaps(found: dict[str, str]) -> list[str]:
@@ -181,7 +271,7 @@ def swaps(found: dict[str, str]) -> list[str]:
 
 def main() -> int:
     """Runs the check; 0 where it has passed, or where there is no GPU."""
-    found = gpus()
+    found = processors() if sys.argv[1:] == ["--device", "cpu"] else gpus()
     if not found:
         print("no GPU: nothing was checked, and GPU_RESULTS.md is as it was")
         return 0
@@ -189,28 +279,33 @@ def main() -> int:
     kernelk.set_backend("numpy")
     step = model("lenet32")
     losses = [float(np.asarray(step()).reshape(-1)[0])]
-    products, precise, drawn = Products(), True, True
-    square = K.variable(np.random.default_rng(0).standard_normal((2048, 2048)))
+    products, precise, drawn, stay, told = Products(), True, True, True, True
     for engine, device in found.items():
         report = kernelk.set_backend(engine, device=device)
         losses.append(float(np.asarray(step()).reshape(-1)[0]))
-        parts += [
-            f"## {engine} on {device}\n",
-            f"```\n{report}\n```\n",
-            f"```\n{kernelk.profile(step, budget=10)}\n```\n",
-        ]
+        profile = kernelk.profile(step, budget=10)
+        parts += [f"## {engine} on {device}\n", f"```\n{report}\n```\n", f"```\n{profile}\n```\n"]
         rows, passed = products.check(engine, device)
         precise = precise and passed
         table = ["| in | precision | what | relative error | as it should be |", "|---|---|---|---|---|", *rows]
         parts.append("\n".join(table) + "\n")
         if engine in NATIVES:
+            told = told and (profile.by_device or device.startswith("cpu"))
             parts.append("\n".join([STEP_TABLE, *steps(engine, device)]) + "\n")
         line, equal = draws(engine, device)
         drawn = drawn and equal
         parts.append(line)
+        if engine in NATIVES:
+            line, stays = feeds(engine, device)
+            stay = stay and stays
+            parts.append(line)
     both = {engine: device for engine, device in found.items() if engine in NATIVES}
     if len(both) > 1:
         parts += [f"## Swaps of {SWAPPED} MB\n", "\n".join([SWAP_TABLE, *swaps(both)]) + "\n"]
+    if both:
+        tables = [f"### {engine}\n\n{MOVE_TABLE}\n" + "\n".join(moves(engine, both[engine])) + "\n" for engine in both]
+        parts += [f"## Copies of {MOVED} MB\n", *tables]
+    square = K.variable(np.random.default_rng(0).standard_normal((2048, 2048)))
     result = kernelk.compare(K.dot(square, square), *found, "numpy", budget=20)
     parts += ["## A matrix product of 2048, with numpy on the processor\n", f"```\n{result}\n```\n"]
     (HERE / "GPU_RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
@@ -218,7 +313,9 @@ def main() -> int:
     going_on = all(a > b for a, b in itertools.pairwise(losses))
     print(f"the loss goes on across the swaps: {losses}" if going_on else f"the loss does not go on: {losses}")
     print("every precision is what it says" if precise else "a precision is not what it says: see the tables above")
-    return 0 if going_on and precise and drawn and result.equal and result.comparable else 1
+    print("feeds stay on the device" if stay else "a feed went by the host: see above")
+    print("each op has its time on the device" if told else "a profiler didn't tell of the device: see the profiles")
+    return 0 if going_on and precise and drawn and stay and told and result.equal and result.comparable else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The baselines' process: the same work written by hand, in the interpreter that kernelk's worker uses.
 
 `python native.py ENGINE CASE` reads lines from standard input and answers each with a JSON list: "N" with the seconds
-of N calls. Of single ops it also answers "N native" and "N kernelk": the mean of N calls behind one another, by the
-engine's own harness where it has one, and by kernelk's for the program that is described in the folder which is the
-third argument. (Python 3.6 syntax: it also runs beside Theano and CNTK.) The models are in `natives/`.
+of N calls, or of copies in and out where CASE is such as move1024x100 (MB, arrays). Of single ops it also answers
+"N native" and "N kernelk": the mean of N calls behind one another, by the engine's own harness where it has one, and by
+kernelk's for the program that is described in the folder which is the third argument. (Python 3.6 syntax: it also runs
+beside Theano and CNTK.) The models are in `natives/`.
 """
 
 import gc
@@ -98,6 +99,27 @@ def load(holder, megabytes):
     return call
 
 
+def move(holder, megabytes, count):
+    """The engine's own copies of `megabytes` in so many arrays: a function whose result is the seconds in and out."""
+    size = megabytes * 262144 // count
+    arrays = [np.random.RandomState(i).standard_normal(size).astype("float32") for i in range(min(count, 16))]
+    arrays = [arrays[i % 16] for i in range(count)]
+    held = [holder(a) for a in arrays]
+
+    def call():
+        start = time.perf_counter()
+        for (put, _), a in zip(held, arrays):
+            put(a)
+        there = time.perf_counter()
+        back = [get() for _, get in held]
+        seconds = [there - start, time.perf_counter() - there]
+        if not np.array_equal(back[-1], arrays[-1]):
+            raise RuntimeError("read back differently")
+        return seconds
+
+    return call
+
+
 def loop(call, calls):
     """The mean of calls behind one another, in seconds; each result lives until the next is there."""
     repeat = range(calls)
@@ -147,6 +169,11 @@ def main(engine, case, folder=None):
             answer(answers, [harnesses[name](int(calls))])
         return
     module = importlib.import_module("natives." + engine)
+    if case.startswith("move"):
+        call = move(module.holder, *[int(number) for number in case[4:].split("x")])
+        for _ in sys.stdin:
+            answer(answers, call())
+        return
     if case.startswith("load"):
         call = load(module.holder, int(case[4:]))
     elif case == "empty":

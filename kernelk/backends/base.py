@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .bits import same_bits
+
 # Third parties import these from here.
 from .choosing import (  # noqa: F401
     FLUSHES,
@@ -197,6 +199,12 @@ def hand_over(modules, **engine):
         vars(module).update(engine)
 
 
+def unlike(dtype, shape, destination):
+    """The error for a value that isn't what the graph promises, an array like `destination`."""
+    promised = destination.dtype, tuple(destination.shape)
+    return RuntimeError("the engine returned %s%s, but the graph promises %s%s" % ((dtype, tuple(shape)) + promised))
+
+
 class Backend(object):
     """One engine in one process. Subclasses import their engine in `__init__`, never at module level.
 
@@ -226,6 +234,8 @@ class Backend(object):
     can_overwrite = False
     # Whether the program that is compiled next is most often run by it.
     overwrites = False
+    # Whether `load` and `load_all` put values into memory that nothing else holds, such as a GPU's.
+    loads_copies = False
     # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
     # slower program, and have the other one built beside the calls: `take_over` then replaces it.
     waits = True
@@ -266,6 +276,48 @@ class Backend(object):
         destination[...] = self.to_numpy(value)
         return value
 
+    # Those of several values at once: a device has all copies under way together, and waits once.
+
+    def load_all(self, arrays):
+        """`load` of each array."""
+        return [self.load(array) for array in arrays]
+
+    def read_all(self, values, destinations):
+        """Writes native values into these ndarrays, exactly. Raises RuntimeError where dtypes or shapes differ."""
+        for value, destination in zip(values, destinations):
+            array = self.to_numpy(value)
+            if array.shape != destination.shape or array.dtype != destination.dtype:
+                raise unlike(array.dtype, array.shape, destination)
+            destination[...] = array
+
+    def copy_all(self, values, likes):
+        """Copies of native values as ndarrays of the dtypes and shapes of these. Raises RuntimeError as `read_all`."""
+        copies = []
+        for value, like in zip(values, likes):
+            array = self.to_numpy(value)
+            if array.shape != like.shape or array.dtype != like.dtype:
+                raise unlike(array.dtype, array.shape, like)
+            copies.append(np.array(array, order="C"))
+        return copies
+
+    def commit_all(self, values, destinations):
+        """`commit` of each value that `run` has not written there itself."""
+        kept = []
+        for value, destination in zip(values, destinations):
+            kept.append(value if value is destination else self.commit(value, destination))
+        return kept
+
+    def differing(self, values, arrays):
+        """The positions of those values that aren't read back as these arrays, bit for bit."""
+        pairs = zip(values, arrays)
+        return [i for i, (value, array) in enumerate(pairs) if not same_bits(self.to_numpy(value), array)]
+
+    def lock_pages(self, memory):
+        """Told of an `mmap` through which arrays come and go: a device may have its pages locked, and copy faster."""
+
+    def unlock_pages(self, memory):
+        """Told before that `mmap` goes."""
+
     def own(self, value):
         """A copy of a variable's value that nothing else holds and that `run.overwrite` may write to."""
         return self.load(np.array(self.to_numpy(value)))
@@ -273,9 +325,10 @@ class Backend(object):
     def compile(self, program, constants):
         """Lowers a `lowering.Program` as a whole; `constants` are ndarrays.
 
-        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays (feeds), of what `draw` returns
-        (draws) and native values (state, one for each slot) in; native outputs, and the native new value of each of
-        `program.updates`, out. `run` doesn't change `state`. Where constants are large, they are loaded once.
+        Returns `run(feeds, state, draws)` -> (outputs, new_state): lists of ndarrays or of what `borrow` returns
+        (feeds), of what `draw` returns (draws) and native values (state, one for each slot) in; native outputs, and
+        the native new value of each of `program.updates`, out. `run` doesn't change `state`. Where constants are
+        large, they are loaded once.
         `run.fresh`, if it is there, has the positions of outputs in memory that nothing else will hold.
         `run.overwrite(feeds, state, draws, begin)`, if it is there, does the same, but new values may lie in the memory
         of `state`, where `own` has made all that is updated; it calls `begin()` before it first writes there.
@@ -295,6 +348,12 @@ class Backend(object):
             return [values[number] for number in program.outputs], [values[number] for _, number in program.updates]
 
         return run
+
+    def borrow(self, tensor):
+        """Another library's tensor as a native value that shares its memory, or None where it can't be had so.
+
+        It comes among a run's feeds, in place of an ndarray; no result of that run shares memory with it.
+        """
 
     def native(self, value, fresh):
         """A native result as the user gets it, to keep and to write to; it shares memory with nothing else.

@@ -86,7 +86,8 @@ class _Staged(object):
 
     def run(self, feeds, state, draws):
         program, backend = self.program, self.backend
-        values = dict(enumerate(feeds))
+        # Its parts in numpy take arrays.
+        values = {i: x if type(x) is np.ndarray else backend.to_numpy(x) for i, x in enumerate(feeds)}
         values.update(enumerate(state, len(program.inputs)))
         for part, gone in self.parts:
             part.run(values, draws)

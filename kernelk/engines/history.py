@@ -7,13 +7,13 @@ A checkpoint copies all newest values to the kernel's memory as one cut, and the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays import Array
-from ..backends.serving.executor import same_bits
+from ..backends.bits import same_bits
 from ..backends.serving.shared_memory import aligned
 from .storage import Block, Reference, Slots, Storage
 
@@ -164,17 +164,24 @@ class History:
     def before(self) -> list[tuple[Slots, Array]]:
         """The variables that the calls have changed and that are still there, with their values before all calls."""
         changed = {
-            record.recipe.slots[slot].number: record.recipe.slots[slot]
+            record.recipe.slots[slot].number: None
             for record in self.records
             for slot, _ in record.recipe.encoded["updates"]
         }
-        found = []
-        for number, slots in changed.items():
-            if slots.is_released:
-                continue
-            first = self._values[number][0]
-            found.append((slots, slots.array(first.block) if first.copy is None else first.copy))
-        return found
+        return self.first_values(changed)
+
+    def has(self, slots: Slots) -> bool:
+        """Whether some value of a variable is kept."""
+        return slots.number in self._values
+
+    def first_values(self, numbers: Iterable[int]) -> list[tuple[Slots, Array]]:
+        """Those of these variables, by their numbers, that are still there, with the first value that is kept."""
+        firsts = [self._values[number][0] for number in numbers]
+        return [
+            (first.slots, first.slots.array(first.block) if first.copy is None else first.copy)
+            for first in firsts
+            if not first.slots.is_released
+        ]
 
     def clear(self, reuse: bool = False) -> None:
         """Begins anew, when all newest values lie in the kernel's memory; `reuse`: in the memory of these feeds."""

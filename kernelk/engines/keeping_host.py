@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config
 from ..arrays import Array
-from ..backends.serving.executor import checksum
+from ..backends.bits import checksum
 from ..errors import KernelKError, one_line
+from .checkpoint import CHECKPOINT_FACTOR
 from .descriptors import Engine
 from .history import History, Recipe, Record, told
 from .host import Host
@@ -20,11 +21,9 @@ from .storage import Reference, Slots, Storage
 if TYPE_CHECKING:
     from ..program.program import Program
 
-# Fetching all that an engine has alone takes at most this part (1/50) of the calls' own time.
-CHECKPOINT_FACTOR = 50
-
-# It is a hundredth where so many times the new values' bytes, and so many bytes at least, are held to repeat calls:
-# that stays little then, and its memory is used again soon. To write to fresh memory takes several times as long.
+# The fiftieth part is a hundredth where so many times the new values' bytes, and so many bytes at least, are held to
+# repeat calls: that stays little then, and its memory is used again soon. To write to fresh memory takes several times
+# as long.
 EARLIER_FACTOR = 100
 MUCH, MUCH_BYTES = 4, 16 << 20
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,14 @@ from ..backends.serving.executor import Executor
 from ..display import messages
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, one_line
 from . import forks, registry
+from .checkpoint import Checkpoint, lost
 from .descriptors import Engine
 from .host import Host, cache_folder, engine_error, refused_option
 from .interrupts import shield
-from .storage import Storage
+from .storage import Slots, Storage
+
+if TYPE_CHECKING:
+    from ..program.program import Program
 
 # Backends' notes that the user has seen.
 _notes_shown: set[str] = set()
@@ -59,6 +63,10 @@ class LocalHost(Host):
         self._fed: list[Array] = []
         self._results: list[Any] = []
         self._wanted = "arrays"
+        # Where the engine keeps newest values on a device that an error may leave unusable
+        self.checkpoint: Checkpoint | None = None
+        self._device_lost = False
+        self.told = False  # whether an error has told what is lost with the device
         forks.tell(self)
 
     @property
@@ -78,6 +86,42 @@ class LocalHost(Host):
             _unusable.setdefault(self.engine.name, []).append(self._executor)
             self._executor = None
             self._forget()
+
+    @property
+    def lost(self) -> bool:
+        return self._device_lost and bool(self.holding)
+
+    def _welcome(self, hello: dict[str, Any]) -> None:
+        super()._welcome(hello)
+        if self.can_keep and not str(self.facts.get("device") or "cpu").startswith("cpu"):
+            self.checkpoint = self.checkpoint or Checkpoint()
+
+    def keeps(self, program: Program, feeds: list[Array]) -> bool:
+        if self.checkpoint is not None:
+            self.checkpoint.keep(program)
+        return True
+
+    def must_fetch(self, feeds: list[Array]) -> bool:
+        return self.checkpoint is not None and self.checkpoint.due
+
+    def fetched(self, seconds: float | None) -> None:
+        if self.checkpoint is not None:
+            # Replaced at once: cut short anywhere, there is a whole one.
+            old, self.checkpoint = self.checkpoint, self.checkpoint.next(seconds)
+            old.clear()
+
+    def hold(self, slots: Slots, version: int) -> None:
+        Host.hold(self, slots, version)
+        if self.checkpoint is not None:
+            self.checkpoint.changed(slots, version, self.call, self.last_run_seconds)
+
+    def release(self, variables: list[int], segments: list[int]) -> None:
+        if self.checkpoint is not None:
+            for number in variables:
+                self.checkpoint.orphan(number)
+        super().release(variables, segments)
+        if not self.holding:
+            self.fetched(None)
 
     def start(self) -> None:
         if self._executor is None:
@@ -114,6 +158,9 @@ class LocalHost(Host):
             backend = getattr(module, self.engine.backend)({**folders, **self.options, "in_kernel": True})
             executor = Executor(backend)
             executor.segments = self.storage.segments
+            if self._device_lost and not backend.usable():
+                raise RuntimeError(f"{self.facts.get('device')} can't be used any more in this process")
+            self._device_lost = False
             self._welcome(executor.do_facts({}))
         except BaseException as error:
             self._clean_up()
@@ -132,7 +179,10 @@ class LocalHost(Host):
         return executor
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._executor is not None
+        if self._executor is None:
+            raise EngineError(
+                f"{self.engine.title} has no device any more in this process", next_step=self._in_a_worker()
+            )
         do = message["do"]
         if do == "run":
             message = {**message, "feeds": self._fed, "results": self._wanted}
@@ -150,9 +200,29 @@ class LocalHost(Host):
         finally:
             self._fed = []
         if "error" in reply:
-            raise engine_error(self.engine, reply["error"])
+            error = engine_error(self.engine, reply["error"])
+            if reply["error"]["device_lost"]:
+                self._lose_device(error, do == "run")
+            raise error
         self._results = reply.pop("results", [])
         return reply
+
+    def _lose_device(self, error: EngineError, tells: bool) -> None:
+        """Ends an engine whose device can't be used any more; `tells`: the user will see this error."""
+        self._device_lost = True
+        executor, self._executor = self._executor, None
+        self._forget()
+        # What is freed on such a device may fail, too.
+        with contextlib.suppress(Exception):
+            if executor is not None:
+                executor.close()
+        calls, before = (self.checkpoint.calls, self.checkpoint.before()) if self.checkpoint is not None else (0, [])
+        error.remark(f"{self.facts.get('device')} can't be used any more in this process; {lost(calls, before)}")
+        error.next_step = self._in_a_worker()
+        self.told = tells
+
+    def _in_a_worker(self) -> str:
+        return f"%kbackend {self.engine.name} --worker, or restart the notebook's kernel"
 
     def confirm(self) -> None:
         # At rest the engine then has one value of each.
@@ -161,7 +231,15 @@ class LocalHost(Host):
 
     def feed(self, views: list[Array], feeds: list[Array]) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
-        self._fed = [np.asarray(feed, order="C") for feed in feeds]
+        self._fed = [
+            np.asarray(feed, order="C") if isinstance(feed, np.ndarray) else self._borrowed(feed) for feed in feeds
+        ]
+
+    def _borrowed(self, feed: Any) -> Any:
+        """A tensor that lies on some device as the engine's own, without a copy; else, its values."""
+        assert self._executor is not None
+        value = self._executor.backend.borrow(feed.tensor)
+        return np.asarray(feed) if value is None else value
 
     def take(self, views: list[Array]) -> list[Any]:
         results, self._results = self._results, []

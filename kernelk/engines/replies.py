@@ -90,6 +90,7 @@ def _is_profiler(value: Any) -> bool:
     return (
         _is_dict(value)
         and _is_text(value.get("label"))
+        and type(value.get("of_device")) is bool
         and _is_count(value.get("sees"))
         and _is_text(value.get("remark"))
     )

@@ -93,7 +93,10 @@ class LayerTimes(Result, Rendered):
 
 
 def by_layer(labels: list[str], ops: Sequence[Sequence[OpTime]], roots: Sequence[Tensor]) -> LayerTimes | None:
-    """The times of these ops, each on every engine, by layer; None for a call whose ops stand in no scope."""
+    """The times of these ops, each on every engine, by layer; None for a call whose ops stand in no scope.
+
+    Of one engine they are those that count, the device's where it tells them; of several, the calls', as all have them.
+    """
     known = layers_of(roots)
     found: dict[str, LayerTime] = {}
     order: dict[str, int] = {}
@@ -106,7 +109,7 @@ def by_layer(labels: list[str], ops: Sequence[Sequence[OpTime]], roots: Sequence
             order[name] = min(order.get(name, first), first)
             for i, op in enumerate(row):
                 if not op.failure:
-                    layer.seconds[i][op.part] += count * op.steady.value
+                    layer.seconds[i][op.part] += count * (op.seconds if len(labels) == 1 else op.steady.value)
     if not any(found):
         return None
     return LayerTimes(labels, sorted(found.values(), key=lambda layer: order[layer.name]))

@@ -51,6 +51,11 @@ class Side:
         return sum(call.compile_seconds + call.first_seconds for call in self.calls)
 
 
+def _shown(op: OpTime) -> str:
+    """An op's time, and the part of it on the device where that is told."""
+    return shown(op.steady) + ("" if op.device is None else f", {duration(op.device)} on the device")
+
+
 @dataclass(repr=False)
 class OpsResult(Result, Rendered):
     """Each op of a call, timed separately on each engine: `labels` names the engines, `ops` has a row for each op.
@@ -76,8 +81,7 @@ class OpsResult(Result, Rendered):
             first, least = ops[0], min((op.steady.value for op in ops if not op.failure), default=math.nan)
             least = least if self.comparable else math.nan
             cells = [
-                "failed" if op.failure else f"{shown(op.steady)}{' *' if op.steady.value == least else ''}"
-                for op in ops
+                "failed" if op.failure else f"{_shown(op)}{' *' if op.steady.value == least else ''}" for op in ops
             ]
             rows.append([first.op, first.location, first.part, str(first.shape), str(first.count), *cells])
         below = ["each op on its own, unfused, on the same operands; these aren't parts of the times above"]
@@ -97,6 +101,7 @@ class OpsResult(Result, Rendered):
                 "steady": op.steady.value,
                 "low": op.steady.low,
                 "high": op.steady.high,
+                "device": op.device,
                 "failure": op.failure,
             }
             for ops in self.ops

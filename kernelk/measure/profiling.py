@@ -31,7 +31,7 @@ from .estimates import Estimate, unsteadiness
 from .recording import Call, record
 from .results import Result, noted
 from .single_ops import Nodes
-from .timing import SETTLE_SECONDS, CallTime, Conditions, checked_budget, measured, ready, shown
+from .timing import SETTLE_SECONDS, CallTime, Conditions, checked_budget, measured, ready, shown, tells_of_device
 
 BUDGET = 5.0
 # Rows that a table shows; the result has them all.
@@ -68,6 +68,9 @@ _REDUCING = (
 )
 
 
+# The rates of a machine are those of a product of so many rows and columns, and of a sum of so many elements.
+_SQUARE, _LONG = 1024, 1 << 22
+
 _UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
@@ -78,12 +81,20 @@ class Machine:
     flops: float
     bandwidth: float
 
+    @classmethod
+    def of(cls, product: CallTime, total: CallTime, by_device: bool) -> Machine:
+        """From the times of a product and a sum, of the device or of whole calls."""
+        # The machine's capacity, not what is left beside other work.
+        seconds = [(call.device if by_device else None) or min(call.samples) for call in (product, total)]
+        return cls(2.0 * _SQUARE**3 / seconds[0], 2.0 * 4 * _LONG / seconds[1])
+
 
 @dataclass
 class OpTime:
     """One op, timed separately, of your line `source` at `location`. `part`: "forward", "gradient" or "update". `count`
     nodes are equal, and `steady` is the time of one.
 
+    `device`: the part of that in which the GPU itself works, where the engine's profiler tells it of all ops of a call.
     `bytes`: of its operands and its value; `flops`: its arithmetic, 0 where it has none or it isn't known. `failure`:
     why it has no time, in one line. `uids` are the nodes' own numbers, as tensors have them. `scopes`: for each
     outermost name scope among them, how many stand in it, and the least of their numbers.
@@ -103,6 +114,7 @@ class OpTime:
     failure: str = ""
     uids: list[int] = field(default_factory=list)
     scopes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    device: float | None = None
 
     def also_of(self, node: Tensor) -> None:
         """Enters a node that is equal to those before."""
@@ -111,9 +123,14 @@ class OpTime:
         self.scopes[outer_scope(node)] = count + 1, min(first, node.uid)
 
     @property
+    def seconds(self) -> float:
+        """The time of one that counts: the device's own where it is known, since all else is the way there."""
+        return self.steady.value if self.device is None else self.device
+
+    @property
     def total(self) -> float:
-        """The seconds of all equal nodes."""
-        return 0.0 if self.failure else self.count * self.steady.value
+        """The seconds of all equal nodes that count."""
+        return 0.0 if self.failure else self.count * self.seconds
 
 
 @dataclass(repr=False)
@@ -140,6 +157,11 @@ class ProfileResult(Result, Rendered):
         return replace(self.by_layer, below=self.engine_profile)
 
     @property
+    def by_device(self) -> bool:
+        """Whether the ops' times that count are the device's own."""
+        return any(op.device is not None for op in self.ops)
+
+    @property
     def alone(self) -> float:
         """The sum of all ops' separate times, in seconds: not the time of the call."""
         return sum(op.total for op in self.ops)
@@ -147,7 +169,8 @@ class ProfileResult(Result, Rendered):
     @property
     def fusion(self) -> float:
         """The time of all separate ops, as a multiple of the call's."""
-        return self.alone / self.whole.steady.value
+        whole = self.whole.device if self.by_device else self.whole.steady.value
+        return self.alone / whole if whole else math.nan
 
     def share(self, op: OpTime) -> float:
         """An op's part of all ops' time."""
@@ -155,10 +178,10 @@ class ProfileResult(Result, Rendered):
 
     def reached(self, op: OpTime) -> str:
         """The op's share of the rate that the engine reaches here: of its matmul's, or of the memory's."""
-        if op.failure or not op.steady.value:
+        if op.failure or not op.seconds:
             return ""
-        rate = op.flops / op.steady.value / self.machine.flops
-        memory = op.bytes / op.steady.value / self.machine.bandwidth
+        rate = op.flops / op.seconds / self.machine.flops
+        memory = op.bytes / op.seconds / self.machine.bandwidth
         return f"{rate:.0%} of matmul" if rate >= memory else f"{memory:.0%} of memory"
 
     def table(self) -> Table:
@@ -172,6 +195,7 @@ class ProfileResult(Result, Rendered):
             "dtype",
             "times",
             "time of one",
+            *(["on the device"] if self.by_device else []),
             "share",
             "bytes",
             "reaches",
@@ -186,6 +210,7 @@ class ProfileResult(Result, Rendered):
                 op.dtype,
                 str(op.count),
                 "failed" if op.failure else shown(op.steady),
+                *(["" if op.device is None else duration(op.device)] if self.by_device else []),
                 f"{self.share(op):.0%}",
                 size(op.bytes),
                 self.reached(op),
@@ -194,8 +219,9 @@ class ProfileResult(Result, Rendered):
         ]
         whole = self.whole.steady
         verb = "fusion saves" if self.fusion >= 1 else "separately its ops take"
+        there = f", {duration(self.whole.device)} of it on the device" if self.whole.device is not None else ""
         title = (
-            f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}; "
+            f"{self.whole.label}: {shown(whole)} on {self.conditions.engine}{there}; "
             f"its ops one by one {duration(self.alone)}: {verb} {self.fusion:.2g}x"
         )
         return Table(rows, header, title=title, below="\n".join(self._below()))
@@ -206,7 +232,8 @@ class ProfileResult(Result, Rendered):
         }
         sums = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds)
         lines = [f"one by one: {sums}"] if sums else []
-        gain = self.alone - self.whole.steady.value
+        separately = sum(op.count * op.steady.value for op in self.ops if not op.failure)
+        gain = separately - self.whole.steady.value
         if gain > 0:
             pays = math.ceil(self.whole.compile_seconds / gain)
             runs = f"{pays} run{'' if pays == 1 else 's'}"
@@ -221,6 +248,7 @@ class ProfileResult(Result, Rendered):
         lines.append(
             f"peak rates measured here: matmul {self.machine.flops / 1e9:.3g} GFLOP/s, memory "
             f"{self.machine.bandwidth / 1e9:.3g} GB/s; each op's time includes the engine's whole overhead of a call"
+            + (", which the device's doesn't: sums, shares and rates are of that" if self.by_device else "")
         )
         return [*lines, *self.notes, self.conditions.words()]
 
@@ -232,6 +260,7 @@ class ProfileResult(Result, Rendered):
                 "steady": op.steady.value,
                 "low": op.steady.low,
                 "high": op.steady.high,
+                "device": op.device,
                 "share": self.share(op),
                 "bytes": op.bytes,
                 "flops": op.flops,
@@ -247,7 +276,8 @@ class ProfileResult(Result, Rendered):
     def bars(self) -> tuple[list[str], list[Estimate]]:
         """The bars of `plot`: the ten ops that take most."""
         most = [op for op in self.ops if not op.failure][:10]
-        return [f"{op.op} {op.shape}" for op in most], [op.steady for op in most]
+        times = [op.steady if op.device is None else Estimate(*[op.device] * 3) for op in most]
+        return [f"{op.op} {op.shape}" for op in most], times
 
 
 def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool = False) -> ProfileResult:
@@ -270,14 +300,20 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
         call = max(recording.calls, key=lambda one: sum(one.seconds))
         with untouched(session, [host]):
             whole = measured(session, host, call, seconds / 5)
-            machine = _machine(session, host, seconds / 20)
+            large = _large(session, host, seconds / 20)
             with waiting("timing each op separately", ["Ctrl-C cancels"]):
                 ops = [op for (op,) in op_times(session, [host], call, seconds * (0.5 if engine else 0.7))]
             own = engine_profile(session, host, call, seconds / 5) if engine else None
+        notes = []
+        if tells_of_device(host) and not (whole.device and _all_of_device(ops)):
+            _forget_device(ops)
+            label = (host.profiler or {})["label"]
+            notes = [f"{label} didn't see all that ran on {host.facts['device']}: all times are the calls'"]
         ops.sort(key=lambda op: -op.total)
         layers = by_layer([host.engine.name], [[op] for op in ops], call.function.roots)
+        machine = Machine.of(*large, any(op.device is not None for op in ops))
         others = len(recording.calls) - 1
-        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, engine_profile=own, by_layer=layers)
+        result = ProfileResult(Conditions.of(host), whole, ops, machine, others, notes, own, layers)
         return noted("profile", result)
 
 
@@ -287,20 +323,32 @@ def _timed(
     """Times runs of these outputs on their own. Raises KernelKError."""
     function = Function([x for x, _ in fed], outputs, live=False)
     alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
-    with ready(session, host, alone) as timed:
+    with ready(session, host, alone, tells_of_device(host)) as timed:
         timed.warm_up(budget / 3, min(0.005, budget / 10))
         timed.sample_for(budget * 2 / 3)
+        timed.on_device()
     return timed.call_time
 
 
-def _machine(session: Session, host: Host, budget: float) -> Machine:
-    n, m = 1024, 1 << 22
-    a, b = placeholder((n, n), dtype="float32"), placeholder((m,), dtype="float32")
-    square, long = np.full((n, n), 1 / n, np.float32), np.ones(m, np.float32)
+def _all_of_device(ops: Sequence[OpTime]) -> bool:
+    """Whether the profiler has told of all ops that have a time, and of something in them."""
+    told = [op.device for op in ops if not op.failure]
+    return None not in told and any(told)
+
+
+def _forget_device(ops: Sequence[OpTime]) -> None:
+    for op in ops:
+        op.device = None
+
+
+def _large(session: Session, host: Host, budget: float) -> tuple[CallTime, CallTime]:
+    """The times of a product and a sum that are large enough to tell of the machine."""
+    n = _SQUARE
+    a, b = placeholder((n, n), dtype="float32"), placeholder((_LONG,), dtype="float32")
+    square, long = np.full((n, n), 1 / n, np.float32), np.ones(_LONG, np.float32)
     product = _timed(session, host, [dot(a, a)], [(a, square)], budget)
     total = _timed(session, host, [b + b], [(b, long)], budget)
-    # The machine's capacity, not what is left beside other work.
-    return Machine(2.0 * n**3 / min(product.samples), 2.0 * long.nbytes / min(total.samples))
+    return product, total
 
 
 def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float) -> list[list[OpTime]]:
@@ -331,10 +379,15 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
                 if len(hosts) > 1:
                     time.sleep(SETTLE_SECONDS)
                 try:
-                    op.steady = _by_itself(session, host, nodes, number, known, share)
+                    timed = _by_itself(session, host, nodes, number, known, share)
+                    op.steady, op.device = timed.steady, timed.device
                 except KernelKError as error:
                     op.failure = one_line(error)
-    return list(kinds.values())
+    rows = list(kinds.values())
+    for column in zip(*rows):
+        if not _all_of_device(column):
+            _forget_device(column)
+    return rows
 
 
 def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
@@ -351,19 +404,19 @@ def _with_loops(nodes: Nodes, numbers: Sequence[int]) -> list[int]:
 
 def _by_itself(
     session: Session, host: Host, nodes: Nodes, number: int, known: dict[int, Array], budget: float
-) -> Estimate:
-    """The time of this node on its own; `known`: the values of its operands. Raises KernelKError."""
+) -> CallTime:
+    """The times of this node on its own; `known`: the values of its operands. Raises KernelKError."""
     node = nodes.nodes[number]
     if number < nodes.program.first:
         # A draw needs only the lengths of its operands, whatever is fed.
-        return _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget).steady
+        return _timed(session, host, [node], list(zip(nodes.placeholders, nodes.feeds)), budget)
     if node.op == "scan":
         outputs, leaves = nodes.loop_alone(number)
     else:
         tensors, leaves = nodes.alone([number])
         outputs = [tensors[number]]
     fed = [(x, known[n] if n in known else nodes.feeds[n]) for n, x in leaves.items()]
-    return _timed(session, host, outputs, fed, budget).steady
+    return _timed(session, host, outputs, fed, budget)
 
 
 def _described(nodes: Nodes, number: int, forward: set[int]) -> OpTime:

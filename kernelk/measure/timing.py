@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import time as clock
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
-from ..errors import ArgumentError
+from ..errors import ArgumentError, EngineError
 from ..session.current import current
 from ..session.session import Session
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
@@ -36,6 +37,10 @@ CACHE_WARM_FRACTION = 0.25
 SETTLE_SECONDS = 0.03
 # Each sample restarts the updates, which slows its first run: short runs share that cost in samples of so many.
 RUNS_WITH_UPDATES = 4
+# A profiler watches so many runs at most for the time on the device, which needs no clock in this process.
+DEVICE_RUNS = 20
+# ... and for about so many seconds.
+DEVICE_SECONDS = 0.05
 BUDGET = 2.0
 
 
@@ -106,6 +111,8 @@ class CallTime:
     `compile_seconds`: the engine's building of the program; `first_seconds`: its first run; `samples`: one run each,
     the mean of `loops`, when it is warm; `load`, `deliver`, `commit`: to hand its feeds over, to get its outputs back,
     to commit new values; `whole`: a whole call as K.function makes it. `count`: how often the body makes it.
+    `device`: for how much of a warm run the GPU itself works, by the engine's own profiler; None on a processor, and
+    where that doesn't tell.
     """
 
     label: str
@@ -120,6 +127,7 @@ class CallTime:
     deliver: float = 0.0
     commit: float = 0.0
     whole: list[float] = field(default_factory=list)
+    device: float | None = None
 
     @property
     def steady(self) -> Estimate:
@@ -197,6 +205,7 @@ class TimeResult(Result, Rendered):
         samples = f"median of {len(call.samples)} samples of {runs}, {CONFIDENCE:.0%} interval"
         rows = [
             ["steady state", f"{shown(call.steady)}, {samples}"],
+            *([["on the device", f"{duration(call.device)} of it, in all kernels"]] if call.device else []),
             ["compile", duration(call.compile_seconds)],
             ["first run", duration(call.first_seconds)],
             ["transfer", f"inputs {duration(call.load)}, outputs {duration(call.deliver)}"],
@@ -229,6 +238,7 @@ class TimeResult(Result, Rendered):
                     "deliver": call.deliver,
                     "commit": call.commit,
                     "whole": call.call,
+                    "device": call.device,
                 }
             )
         return rows
@@ -278,12 +288,23 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
 def measured(session: Session, host: Host, call: Call, budget: float) -> CallTime:
     """Measures one kind of call on a started host for about `budget` seconds, plus its compilation."""
     with session.calls.patient():
-        with ready(session, host, call) as timed:
+        with ready(session, host, call, tells_of_device(host)) as timed:
             timed.warm_up(budget * WARM_UP)
             timed.sample_for(budget)
+            timed.on_device()
             timed.transfers()
         timed.call_time.whole = _whole_calls(session, host, call, budget)
     return timed.call_time
+
+
+# Hosts whose engine's profiler has run, and the process that it has run in
+_watched: weakref.WeakKeyDictionary[Host, int | None] = weakref.WeakKeyDictionary()
+
+
+def tells_of_device(host: Host) -> bool:
+    """Whether a started host's engine computes on a GPU, and has a profiler that tells how long that works."""
+    profiler, device = host.profiler, str(host.facts.get("device") or "cpu")
+    return profiler is not None and bool(profiler["of_device"]) and not device.startswith("cpu")
 
 
 class Timed:
@@ -359,6 +380,21 @@ class Timed:
         with self._host.held():
             reply = self._host.request({"do": "watch", "timed": self._number, "loops": runs})
         return reply["rows"], reply["seconds"]
+
+    def on_device(self) -> None:
+        """Asks the profiler for the time on the device, where it tells that."""
+        if not tells_of_device(self._host):
+            return
+        one = statistics.median(self.call_time.samples)
+        runs = max(1, min(DEVICE_RUNS, int(DEVICE_SECONDS / one)))
+        # The times of the calls don't depend on whether there is a profiler that works.
+        with contextlib.suppress(EngineError):
+            if _watched.get(self._host) != self._host.pid:
+                # It may miss what runs while it loads.
+                self.watch(1)
+                _watched[self._host] = self._host.pid
+            rows, _ = self.watch(runs)
+            self.call_time.device = sum(row["seconds"] for row in rows) / runs
 
     def transfers(self) -> None:
         """Measures what lies between the runs and the notebook."""

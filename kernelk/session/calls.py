@@ -14,10 +14,12 @@ from ..arrays import Array
 from ..backends.serving.shared_memory import aligned
 from ..display import messages
 from ..engines import memory
+from ..engines.checkpoint import lost
 from ..engines.history import Recipe, told
 from ..engines.host import Host
 from ..engines.interrupts import is_inside
 from ..engines.keeping_host import KeepingHost
+from ..engines.local_host import LocalHost
 from ..engines.repeating import repeated_by_numpy
 from ..engines.storage import Journal, Reference, Slots, Storage, Transfer, fetched, flipped, kept, replaced
 from ..errors import EngineError, ForkedError, KernelKError, WorkerDiedError, one_line
@@ -238,6 +240,12 @@ class Calls:
         and not while Ctrl-C is deferred. Raises KernelKError if none can, and the calls are kept then; ForkedError in
         a child that hasn't the engine.
         """
+        if isinstance(host, LocalHost) and host.lost and host.checkpoint is not None:
+            calls, before = host.checkpoint.calls, host.checkpoint.before()
+            self._put_back(host, before)
+            if not host.told:
+                messages.say(f"{host.engine.title} can't use its device any more: {lost(calls, before)}")
+            return
         if not isinstance(host, KeepingHost):
             raise ForkedError(
                 f"the newest values of {len(host.holding)} variables are with {host.engine.title} in this process's "
@@ -283,20 +291,24 @@ class Calls:
             return ""
         self.check_alone()
         before = host.history.before()
+        calls = len(host.history.records)
+        self._put_back(host, before)
+        return (
+            f"{host.engine.title}'s {calls} calls since the last checkpoint are dropped: {len(before)} variables have "
+            "their values from before them"
+        )
+
+    def _put_back(self, host: Host, before: list[tuple[Slots, Array]]) -> None:
+        """Makes these the values of the variables that the host's calls since the last checkpoint have changed."""
         memory.require(sum([slots.nbytes for slots, _ in before]), "the values of the last checkpoint")
         for slots, value in before:
             if slots.holder is None:
                 slots.write(value)
             else:
                 self._storage.at(slots.destination())[...] = value
-        calls = len(host.history.records)
         self.journal.unsettled = replaced([slots for slots, _ in before])
         self.journal.settle()
         host.fetched(None)
-        return (
-            f"{host.engine.title}'s {calls} calls since the last checkpoint are dropped: {len(before)} variables have "
-            "their values from before them"
-        )
 
     def _execute(
         self,

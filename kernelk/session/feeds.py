@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any
 
@@ -12,18 +13,19 @@ from ..engines import memory
 from ..errors import DTypeError, FeedError, KernelKError
 from ..graph.nodes import Placeholder, Shape, Tensor
 from ..ops.dtypes import ARRAYS, FLOATS, densified, is_sparse_matrix
-from ..ops.foreign import as_numpy
+from ..ops.foreign import as_numpy, on_device
 
 # The last value that a placeholder was fed is kept for `divergence` up to this size: a copy costs some 10 us.
 FED_BYTES = 1 << 18
 
 
-def as_feed(placeholder: Placeholder, value: Any) -> Array:
+def as_feed(placeholder: Placeholder, value: Any, stays: bool = False) -> Array:
     """`value` as an array for this placeholder. Raises FeedError for a wrong shape, DTypeError for a lossy dtype.
 
     Floats are fed to any float placeholder (float64 data to a float32 one, as everywhere in Keras); integers to any
     placeholder that holds them; scipy.sparse matrices to sparse ones, as dense arrays; a tensor as its value; another
-    library's tensors as arrays, on a CPU without a copy.
+    library's tensors as arrays, on a CPU without a copy. `stays`: a tensor on a device that fits as it is becomes an
+    `OnDevice`, whose values the call's host takes there or asks for.
     """
     shape = placeholder.shape
     if type(value) is np.ndarray and value.dtype == placeholder.numpy_dtype and _takes(shape, value.shape):
@@ -31,6 +33,10 @@ def as_feed(placeholder: Placeholder, value: Any) -> Array:
     if isinstance(value, Tensor):
         # Keras on TensorFlow takes a tensor for its value: `model.fit(K.zeros((10, 3)), ...)`.
         value = value.eval()
+    if stays:
+        there: Any = on_device(value, f"placeholder '{placeholder.name}'")
+        if there is not None and there.dtype == placeholder.numpy_dtype and _takes(shape, there.shape):
+            return there  # type: ignore[no-any-return]
     if is_sparse_matrix(value):
         if not placeholder.sparse:
             raise FeedError(
@@ -116,8 +122,17 @@ def _fitting(shape: Shape, fed: tuple[int, ...]) -> str:
 
 
 def keep_feed(placeholder: Placeholder, feed: Array, source: Any) -> None:
-    """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was."""
+    """Notes what a placeholder was fed: a copy of small data; of a large array, the `source`, only which it was.
+
+    Likewise of a tensor that has stayed on its device.
+    """
     placeholder.fed_shape = feed.shape
+    if type(feed) is not np.ndarray:
+        with contextlib.suppress(TypeError):
+            # Not every library's tensors can be referred to like this.
+            placeholder.fed = None
+            placeholder.fed = weakref.ref(source)
+        return
     if feed.nbytes > FED_BYTES:
         placeholder.fed = weakref.ref(source) if type(source) is np.ndarray else None
         return

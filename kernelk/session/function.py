@@ -141,7 +141,7 @@ class Function:
                     phase = placeholder.fed = as_phase(value)
                     placeholder.fed_shape = ()
                 else:
-                    feeds.append(as_feed(placeholder, value))
+                    feeds.append(as_feed(placeholder, value, stays=True))
                     sources.append(value)
             with session.lock:
                 host = session.ready_host()

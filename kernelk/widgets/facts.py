@@ -202,7 +202,7 @@ def _profiled(result: Any) -> dict[str, Any] | None:
         text = "failed" if op.failure else f"{duration(op.total)}, {result.share(op):.0%}"
         times = f"{op.count}x " if op.count > 1 else ""
         detail = f"{times}{op.dtype}{list(op.shape)}, {op.part}, {op.source}"
-        low, high = op.count * op.steady.low, op.count * op.steady.high
+        low, high = (op.total, op.total) if op.device is not None else (op.count * x for x in op.steady[1:])
         bars.append(_bar(label, math.nan if op.failure else op.total, low, high, text, detail=op.failure or detail))
     notes = [f"{len(result.ops) - MOST_BARS} more kinds of ops"] if len(result.ops) > MOST_BARS else []
     return {"title": result.table().title, "bars": bars, "notes": [*notes, *result._below()]}

@@ -194,6 +194,111 @@ def feeds(name: str) -> Any:
     return result
 
 
+def on_a_device(name: str) -> Any:
+    """Tensors of PyTorch's and JAX's that don't lie in the host's memory, as far as K can tell: fed as they are."""
+    import jax.numpy as jnp
+    import torch
+
+    from kernelk.ops import foreign as interchange
+    from kernelk.session import feeds as fed_values
+
+    interchange.HOSTS = ()
+    result: dict[str, Any] = {}
+    read: list[str] = []
+    to_array = interchange.as_numpy
+
+    def watched(value: Any, *rest: Any) -> Any:
+        if interchange.is_foreign(value):
+            read.append(type(value).__name__)
+        return to_array(value, *rest)
+
+    interchange.as_numpy = fed_values.as_numpy = watched
+    use(name, in_kernel=True)
+    executor = current().host()._executor  # type: ignore[attr-defined]
+    handle, seen = executor.handle, []
+
+    def watch(message: dict[str, Any]) -> Any:
+        if message["do"] == "run":
+            seen.extend(message["feeds"])
+        return handle(message)
+
+    executor.handle = watch
+
+    def fed(call: Any, *tensors: Any) -> tuple[list[Any], list[Any], int]:
+        """What a call of these tensors returns, what the engine was fed, and how many of them came by the host."""
+        seen.clear()
+        read.clear()
+        found = call(list(tensors))
+        return found, list(seen), len(read)
+
+    x = K.placeholder((None, 3))
+    u, v = K.zeros((5, 3)), K.zeros((3, 5))
+    step = K.function([x], [x * 2.0, x], [(u, x), (v, K.transpose(x))])
+    for kind, tensor in (("torch", torch.from_numpy(aligned(BATCH))), ("jax", jnp.asarray(BATCH.copy()))):
+        (double, same), given, by_host = fed(step, tensor)
+        result[kind] = by_host == 0 and [address(value) for value in given] == [address(tensor)]
+        result[f"{kind} right"] = np.array_equal(double, BATCH * 2) and np.array_equal(same, BATCH)
+        if kind == "torch":
+            # It may be changed as soon as the call returns.
+            tensor.fill_(7)
+        result[f"{kind} kept"] = (
+            np.array_equal(same, BATCH)
+            and np.array_equal(K.get_value(u), BATCH)
+            and np.array_equal(K.eval(v * 1.0), BATCH.T)
+        )
+    tensor = torch.from_numpy(aligned(BATCH))
+    # Of other orders and kinds.
+    transposed = torch.from_numpy(aligned(BATCH.T)).T
+    found, _, by_host = fed(step, transposed)
+    result["transposed"] = by_host == 0 and np.array_equal(found[0], BATCH * 2)
+    found, _, by_host = fed(step, tensor.clone().requires_grad_())
+    result["with gradients"] = by_host == 0 and np.array_equal(found[0], BATCH * 2)
+    found, _, by_host = fed(step, tensor.double())
+    result["another dtype"] = by_host == 1 and np.array_equal(found[0], BATCH * 2)
+    for dtype in ("bool", "int64", "uint8", "float64", "float16"):
+        y = K.placeholder((2,), dtype=dtype)
+        large = torch.tensor([1, 2**40 if dtype == "int64" else 0]).to(getattr(torch, dtype))
+        found, _, by_host = fed(K.function([y], [K.identity(y)]), large)
+        result[dtype] = by_host == 0 and found[0].dtype == dtype and found[0].tolist() == large.tolist()
+    messages = []
+    for wrong in (torch.zeros(2, 2), torch.zeros(5, 3).to_sparse(), torch.zeros(5, 3, device="meta")):
+        try:
+            step([wrong])
+        except KernelKError as error:
+            messages.append(str(error))
+    result["messages"] = len(messages) == 3 and "has shape (None, 3), but was fed (2, 2)" in messages[0]
+    result["last feed"] = np.array_equal(kernelk.time(step, budget=0.1).calls[0].inputs, ["float32[5, 3]"])
+    # A search that numpy does for every engine.
+    logs, steps = K.placeholder((1, 2, 3)), K.placeholder((1, 1), dtype="int32")
+    search = K.ctc_decode(logs, K.reshape(steps, (1,)), greedy=False, top_paths=1)[0]
+    find = K.function([logs, steps], search)
+    given = torch.rand(1, 2, 3), torch.full((1, 1), 2, dtype=torch.int32)
+    result["in numpy"] = np.array_equal(find(list(given))[0], find([one.numpy() for one in given])[0])
+    # Where an engine can't take it
+    use("numpy")
+    result["numpy"] = np.array_equal(step([tensor])[0], BATCH * 2)
+    use(name)
+    result["worker"] = np.array_equal(step([tensor])[0], BATCH * 2)
+    return result
+
+
+def as_on_a_gpu(name: str) -> Any:
+    """The other cases where values lie on a device, which is the processor's memory here."""
+    import importlib
+
+    from helpers.far_devices import FAR, Counted
+
+    counted = Counted()
+    kind = FAR[name](counted)
+    kind.facts = lambda self: {**super(kind, self).facts(), "device": "cuda:0"}
+    module = importlib.import_module(f"kernelk.backends.{name}.backend")
+    setattr(module, kind.__mro__[1].__name__, kind)
+    found = {case.__name__: case(name) for case in (swaps, failure, kept)}
+    use(name, in_kernel=True)
+    found["waits"] = counted.waits
+    return found
+
+
 def handed_out(name: str) -> Any:
     """K.native: whose memory it is, and that writing into it changes nothing."""
     use(name, in_kernel=True)

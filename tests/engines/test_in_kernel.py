@@ -78,6 +78,25 @@ def test_the_engines_own_tensors_are_fed_without_a_copy(engine: str) -> None:
     assert {"view", "handed over", "numpy", "theano", "kept"} <= set(found)
 
 
+@pytest.mark.parametrize("engine", ["torch", "jax"], indirect=True)
+def test_a_tensor_on_a_device_is_fed_where_it_lies(engine: str) -> None:
+    found = case(engine, "on_a_device")
+    found.pop("seconds")
+    assert len(found) == 19
+    assert all(found.values()), found
+
+
+@pytest.mark.parametrize("engine", ["torch", "jax"], indirect=True)
+def test_on_a_gpu_new_values_stay_there_and_a_call_changes_all_or_nothing(engine: str) -> None:
+    found = case(engine, "as_on_a_gpu")
+    assert found["waits"]
+    assert found["swaps"]["kept"] == [True] * 3
+    assert found["swaps"]["same"] == [True] * 5
+    assert all(value == [[2.0] * 3, [2.0] * 3] for value in found["failure"]["after"])
+    kept = found["kept"]
+    assert (kept["held"], kept["read"], kept["held after"], kept["torn"], kept["feed"]) == (5, [1], 4, [], True)
+
+
 def test_native_hands_out_the_engines_tensor_and_nothing_that_kernelk_keeps(engine: str) -> None:
     found = case(engine, "handed_out")
     kinds = {"torch": "torch.Tensor", "jax": "jaxlib.ArrayImpl", "tensorflow": "tensorflow.EagerTensor"}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 import types
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 from helpers.arrays import DTYPES
 from kernelk.backends.lowering import lower
 from kernelk.backends.numpy import backend
+from kernelk.backends.serving.watching import Profiler
 from kernelk.engines import registry
 from kernelk.engines.descriptors import Engine
 from kernelk.session.current import current
@@ -69,6 +73,49 @@ def lacking_engine(
     monkeypatch.setitem(current().hosts, name, None)
     del current().hosts[name]
     return module
+
+
+def engine_on_a_gpu(monkeypatch: Any, seconds: dict[str, float]) -> Any:
+    """An engine "far" in the kernel: numpy, whose profiler says that on a GPU an op takes so long, others nothing.
+
+    Returns its backend's class; its `blind` has the profiler see nothing, and its `broken` fail.
+    """
+    made = lacking_engine(monkeypatch, "far").Lacking
+    real = made.facts
+
+    class Events(Profiler):
+        """A GPU's own, for which the processor's clock says nothing."""
+
+        label = "the stand-in's events"
+        of_device = True
+
+        @contextmanager
+        def watching(self) -> Iterator[list[dict[str, Any]]]:
+            if made.broken:
+                raise RuntimeError("no events here")
+            rows: list[dict[str, Any]] = []
+            made.ran = Counter()
+            yield rows
+            if not made.blind:
+                rows += [
+                    {"name": op, "calls": n, "seconds": n * seconds[op], "instruction": None, "key": None}
+                    for op, n in made.ran.items()
+                    if op in seconds
+                ]
+
+    def counted(op: str, function: Any) -> Any:
+        def call(*arguments: Any, **attrs: Any) -> Any:
+            made.ran[op] += 1
+            return function(*arguments, **attrs)
+
+        return call
+
+    made.blind = made.broken = False
+    made.ran = Counter()
+    made.ops = {op: counted(op, function) for op, function in made.ops.items()}
+    made.facts = lambda self: {**real(self), "device": "cuda:0"}
+    made.profiler = lambda self: Events(self)
+    return made
 
 
 def slow_engine(monkeypatch: Any, seconds: dict[str, float]) -> None:

@@ -43,8 +43,8 @@ OWN = {
         "windows.cpp",
     },
     "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py"},
-    "jax": {"denormals.py", "draws.py", "tracing.py"},
-    "torch": {"draws.py", "precision.py"},
+    "jax": {"denormals.py", "draws.py", "gpu.py", "tracing.py"},
+    "torch": {"draws.py", "gpu.py", "precision.py"},
 }
 # Not imported before their engine: see test_island_gate.py.
 AFTER_START = {"theano.op_classes", "theano.window_classes"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.engines import activate
-from helpers.fake_engines import slow_engine
+from helpers.fake_engines import engine_on_a_gpu, slow_engine
 from helpers.messages import one_line
 from helpers.notebooks import run_cells
 
@@ -66,6 +66,60 @@ def test_the_slow_op_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slowest.steady.low >= 0.004
     assert result.share(slowest) > 0.8
     assert result.whole.steady.low >= 0.008
+
+
+# What each op takes on a GPU: on the processor that stands in for it, the product of two matrices takes longest.
+ON_A_GPU = {"matmul": 2e-6, "tanh": 6e-6, "add": 1e-6}
+
+
+def on_a_gpu() -> tuple[Any, Any]:
+    x = K.variable(np.full((256, 256), 0.01))
+    return x, K.tanh(K.dot(x, x)) + K.reshape(x, (256, 256))
+
+
+def test_on_a_gpu_the_devices_own_times_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_on_a_gpu(monkeypatch, ON_A_GPU)
+    kernelk.set_backend("far")
+    _, y = on_a_gpu()
+    result = kernelk.profile(y, budget=BUDGET)
+    found = {op.op: op for op in result.ops}
+    assert {name: op.device for name, op in found.items()} == pytest.approx({**ON_A_GPU, "reshape": 0.0})
+    assert result.whole.device == pytest.approx(9e-6)
+    assert {name: result.share(op) for name, op in found.items()} == pytest.approx(
+        {"tanh": 6 / 9, "matmul": 2 / 9, "add": 1 / 9, "reshape": 0}
+    )
+    assert result.ops[0].op == "tanh"
+    assert result.fusion == pytest.approx(1)
+    # The call's own time is there, too, and is another one.
+    assert found["matmul"].steady.value > 10 * found["matmul"].device
+    # Rates are of the device: a product of 1024 in 2 us; its sum of 4 Mi elements takes 1 us.
+    assert result.machine.flops == pytest.approx(2 * 1024**3 / 2e-6)
+    assert result.machine.bandwidth == pytest.approx(2 * 4 * (1 << 22) / 1e-6)
+    assert result.reached(found["matmul"]) == f"{256**3 / 1024**3:.0%} of matmul"
+    assert result.reached(found["reshape"]) == ""
+    text = repr(result)
+    assert "on the device" in text
+    assert "sums, shares and rates are of that" in text
+    assert next(row for row in result.records() if row["op"] == "tanh")["device"] == pytest.approx(6e-6)
+    timed = kernelk.time(y, budget=BUDGET)
+    assert timed.calls[0].device == pytest.approx(9e-6)
+    assert "9 us of it, in all kernels" in repr(timed)
+    compared = kernelk.compare(y, "far", "numpy", budget=BUDGET, per_op=True)
+    assert "2 us on the device" in repr(compared.per_op)
+
+
+@pytest.mark.parametrize("what", ["blind", "broken"])
+def test_where_the_profiler_tells_nothing_the_calls_times_count(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    setattr(engine_on_a_gpu(monkeypatch, ON_A_GPU), what, True)
+    kernelk.set_backend("far")
+    _, y = on_a_gpu()
+    result = kernelk.profile(y, budget=BUDGET)
+    assert [op.device for op in result.ops] == [None] * 4
+    assert not [op.failure for op in result.ops if op.failure]
+    assert sum(result.share(op) for op in result.ops) == pytest.approx(1)
+    assert "the stand-in's events didn't see all that ran on cuda:0: all times are the calls'" in repr(result)
+    assert result.machine.flops < 1e15
+    assert "kernels" not in repr(kernelk.time(y, budget=BUDGET))
 
 
 def test_a_loop_is_one_op(backend: str) -> None:

@@ -33,11 +33,15 @@ def test_without_a_gpu_it_says_so(
 @pytest.mark.parametrize("engine", ["torch", pytest.param("jax", marks=pytest.mark.soak)])
 def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     activate(engine)
-    monkeypatch.setattr(check, "gpus", lambda: {engine: "cpu:0"})
+    monkeypatch.setattr(check, "processors", lambda: {engine: "cpu:0"})
+    monkeypatch.setattr("sys.argv", ["gpu_check.py", "--device", "cpu"])
     monkeypatch.setattr(check, "HERE", tmp_path)
     monkeypatch.setattr(check, "DRAWN", (3, 4))
     monkeypatch.setattr(check, "STEPS", {"small_step": check.STEPS["small_step"]})
     monkeypatch.setattr(check, "ROUNDS", 1)
+    monkeypatch.setattr(check, "MOVED", 2)
+    monkeypatch.setattr(check, "COUNTS", (1, 3))
+    monkeypatch.setattr(check, "FED", 1)
     real = {name: getattr(check.kernelk, name) for name in ("profile", "compare")}
     for name, call in real.items():
         monkeypatch.setattr(
@@ -53,6 +57,9 @@ def test_what_it_does_on_a_device(check: Any, tmp_path: Path, monkeypatch: pytes
     assert "(3, 4) uniform draws and their maximum" in text
     assert "they are numpy's bit for bit" in text
     assert "| MLP step, 77 kB of state | " in text
+    assert "A tensor of 1 MB on cpu:0 was fed where it lies" in text
+    rows = re.findall(r"^\| 2 MB in (.*) \| [\d.]+ s \| [\d.]+ s \| [\d.]+ \[", text, re.MULTILINE)
+    assert rows == ["1 variable, in", "1 variable, out", "3 variables, in", "3 variables, out"]
 
 
 @pytest.mark.slow

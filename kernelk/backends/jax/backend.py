@@ -23,9 +23,10 @@ from ..choosing import (
 from ..lowering import InstructionError
 from ..products import round_factors
 from ..segments import compile_in_segments
-from . import draws, elementwise, ops, tracing, windows
+from . import draws, elementwise, gpu, ops, tracing, windows
 from .denormals import keep_denormals
 from .draws import DeviceDraws
+from .gpu import Gpu
 from .profiler import JaxProfiler
 
 # Imported when the first JaxBackend is made.
@@ -80,6 +81,8 @@ class JaxBackend(Backend):
     name = "jax"
     ops = ops.OPS
     specialises = "all"
+    # A compiled program's results lie in memory of their own.
+    keeps_updates = True
 
     def __init__(self, options):
         global jax, lax
@@ -89,7 +92,7 @@ class JaxBackend(Backend):
         import jax
         from jax import lax
 
-        hand_over([draws, elementwise, ops, tracing, windows], jax=jax, lax=lax)
+        hand_over([draws, elementwise, gpu, ops, tracing, windows], jax=jax, lax=lax)
         started = _started()
         self._in_kernel = bool(options.get("in_kernel"))
         if denormals != "flush" and not started and not self._in_kernel:
@@ -119,9 +122,7 @@ class JaxBackend(Backend):
         default = list(self._devices)[0]
         self._device = chosen_device("JAX", self.name, options, sorted(self._devices), default)
         self._native_device = self._devices[self._device]
-        # A compiled program's results lie in memory of their own. In the kernel's process nothing could compute again
-        # what an error that leaves a GPU unusable takes with it, or what a call that fails has overwritten.
-        self.keeps_updates = self._device.startswith("cpu") or not self._in_kernel
+        # In the kernel's process nothing could compute again what a call that fails has overwritten.
         self.can_overwrite = not self._in_kernel
         self._precisions = precisions(_has_tf32(self._native_device))
         self._precision = chosen_precision("JAX", self.name, options, self._device, self._precisions)
@@ -135,9 +136,15 @@ class JaxBackend(Backend):
             self._zero = self._make(np.asarray(0, np.int32))
             self._half, self._probe = self._first_executable(), self._make(np.full(3, 1e-40, np.float32))
             kept = self.to_numpy(self._half(self._probe)[0])[0] > 0
+        self._use(None if self._device.startswith("cpu") else Gpu(self._native_device, self._make, self._block))
         # On a processor, numpy makes them in less time than XLA.
         self._device_draws = None if self._device.startswith("cpu") else DeviceDraws(self._executable, self._make)
         self._denormals = settled_denormals("JAX", denormals, kept, self._in_kernel, self._notes, "started")
+
+    def _use(self, gpu):
+        """Makes values lie on a GPU; None: in the host's memory."""
+        self._gpu = gpu
+        self.loads_copies = gpu is not None
 
     def _take_shortcuts(self):
         """Finds JAX's inner entries for making and reading an array, 5-50 times as fast.
@@ -261,13 +268,69 @@ class JaxBackend(Backend):
         value.block_until_ready()
         return value
 
+    def load_all(self, arrays):
+        return Backend.load_all(self, arrays) if self._gpu is None else self._alone(self._gpu.load)(arrays)
+
     def to_numpy(self, value):
         return np.asarray(value)
+
+    def read_all(self, values, destinations):
+        if self._gpu is None:
+            Backend.read_all(self, values, destinations)
+        else:
+            self._alone(self._gpu.read)(values, destinations)
+
+    def copy_all(self, values, likes):
+        if self._gpu is None:
+            return Backend.copy_all(self, values, likes)
+        copies = [np.empty(like.shape, like.dtype) for like in likes]
+        self.read_all(values, copies)
+        return copies
+
+    def commit_all(self, values, destinations):
+        if self._gpu is None:
+            return Backend.commit_all(self, values, destinations)
+        self.read_all(values, destinations)
+        return values
+
+    def differing(self, values, arrays):
+        if self._gpu is None:
+            return Backend.differing(self, values, arrays)
+        return self._alone(self._gpu.differing)(values, arrays)
+
+    def own(self, value):
+        return Backend.own(self, value) if self._gpu is None else self._alone(self._gpu.copy)(value)
+
+    def lock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.add(memory)
+
+    def unlock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.remove(memory)
+
+    def close(self):
+        if self._gpu is not None:
+            self._gpu.locks.clear()
 
     def draw(self, kind, dtype, shape, seed, counter):
         if self._device_draws is None:
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         return self._device_draws.draw(kind, dtype, shape, seed, counter)
+
+    def borrow(self, tensor):
+        try:
+            if not isinstance(tensor, jax.Array):
+                tensor = self._alone(self._imported)(tensor)
+            here = tensor.sharding.is_equivalent_to(self._sharding, tensor.ndim)
+            order = tensor.format.layout.major_to_minor
+            return tensor if here and order == tuple(range(tensor.ndim)) else None
+        except Exception:
+            return None
+
+    def _imported(self, tensor):
+        with jax.enable_x64(True):
+            return jax.dlpack.from_dlpack(tensor)
 
     def native(self, value, fresh):
         # Its arrays can't be written to; but one that is held here would be gone if the user donated it.
@@ -373,7 +436,8 @@ class JaxBackend(Backend):
             return shared
 
         make, block = self._make, self._block
-        kept = {number: self.load(np.array(constants[number - known])) for number in arguments if number >= known}
+        large = [number for number in arguments if number >= known]
+        kept = dict(zip(large, self.load_all([np.array(constants[number - known]) for number in large])))
         slots_end = feeds_end + len(program.slots)
         fed = [number for number in arguments if number < feeds_end]
         held = [number - feeds_end for number in arguments if feeds_end <= number < slots_end]
@@ -382,7 +446,10 @@ class JaxBackend(Backend):
         outputs, count = len(program.outputs), len(results)
 
         def call(shared, feeds, state, draws, begin=None):
-            values = [make(feeds[number]) for number in fed]
+            values = []
+            for number in fed:
+                x = feeds[number]
+                values.append(make(x) if type(x) is np.ndarray else x)
             values += [state[slot] for slot in held]
             if drawn:
                 values += [x if type(x) is not np.ndarray else make(x) for x in (draws[number] for number in drawn)]

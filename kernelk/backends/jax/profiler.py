@@ -10,6 +10,7 @@ class JaxProfiler(Profiler):
     """The operations of XLA's compiled program, as its runtime carries them out."""
 
     label = "JAX's profiler (XPlane)"
+    of_device = True
 
     def settle(self):
         """A run waits for its own results; what `synchronize` runs would be among the rows."""

@@ -9,11 +9,11 @@ import gc
 import mmap
 import time
 import traceback
-import zlib
 
 import numpy as np
 
 from ..base import STAGED
+from ..bits import checksum
 from ..describing import described
 from ..errors import CannotLower
 from ..figures import figures
@@ -22,28 +22,8 @@ from ..staged import compile_program
 from . import freed
 from .timed import Timed
 
-_CHUNK = 1 << 18
-
 # Draws of a plan's next call, up to so many bytes of them, are made before it comes: in a millisecond or two.
 _AHEAD_BYTES = 1 << 20
-
-
-def same_bits(a, b):
-    """Whether two ndarrays hold the same bytes; NaN payloads and signs of zero count."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    a, b = np.ascontiguousarray(a).reshape(-1).view(np.uint8), np.ascontiguousarray(b).reshape(-1).view(np.uint8)
-    whole = a.size // 8 * 8
-    if not np.array_equal(a[whole:], b[whole:]):
-        return False
-    wide_a, wide_b = a[:whole].view(np.uint64), b[:whole].view(np.uint64)
-    # In chunks that stay in the cache: one boolean array for a gigabyte would cost more than the comparison.
-    return all(np.array_equal(wide_a[i : i + _CHUNK], wide_b[i : i + _CHUNK]) for i in range(0, wide_a.size, _CHUNK))
-
-
-def checksum(array):
-    """A number that tells values apart: of 4,000,000,000 pairs of different ones, one has the same."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def resident_bytes(process="self"):
@@ -140,6 +120,7 @@ class Executor(object):
     def attach(self, number, segment):
         """Makes a mapped segment known under its number."""
         self.segments[number] = segment
+        self.backend.lock_pages(segment.memory)
 
     def do_facts(self, request):
         """Replies with what the engine says of itself, and with what it takes."""
@@ -206,15 +187,12 @@ class Executor(object):
 
     def do_load(self, request):
         """Fields: variables ([id, reference]...), verify. Replies with the ids that were not read back bit for bit."""
-        loaded, different = {}, []
-        for number, reference in request["variables"]:
-            source = self.array(reference)
-            value = self.backend.load(source)
-            if request["verify"] and not same_bits(self.backend.to_numpy(value), source):
-                different.append(number)
-            loaded[number] = value
+        backend, numbers = self.backend, [number for number, _ in request["variables"]]
+        sources = [self.array(reference) for _, reference in request["variables"]]
+        values = backend.load_all(sources)
+        different = [numbers[position] for position in backend.differing(values, sources)] if request["verify"] else []
         if not different:
-            self._set(loaded)
+            self._load(numbers, values)
         return {"different": different}
 
     def confirm(self, call):
@@ -225,15 +203,21 @@ class Executor(object):
                 self.own.update(self.pending[1])
             self.pending = None
 
-    def _set(self, values):
+    def _set(self, numbers, values):
         """Sets variables to values in memory that may not be written to."""
-        self.state.update(values)
-        self.own.difference_update(values)
+        self.state.update(zip(numbers, values))
+        self.own.difference_update(numbers)
+
+    def _load(self, numbers, values):
+        """Sets variables to what the backend has loaded for them."""
+        self._set(numbers, values)
+        if self.backend.loads_copies:
+            self.own.update(numbers)
 
     def do_fetch(self, request):
         """Fields: variables ([id, reference]...). Writes their values there."""
-        for number, reference in request["variables"]:
-            self.array(reference)[...] = self.backend.to_numpy(self.state[number])
+        values = [self.state[number] for number, _ in request["variables"]]
+        self.backend.read_all(values, [self.array(reference) for _, reference in request["variables"]])
 
     def do_checksum(self, request):
         """Fields: variables (ids). Replies with a checksum of each value, which is the kernel's `checksum` of it."""
@@ -261,7 +245,8 @@ class Executor(object):
             self.plans[request["plan"]] = Plan(self, request["define"])
         plan = self.plans[request["plan"]]
         if request["load"]:
-            self._set({number: backend.load(self.array(reference)) for number, reference in request["load"]})
+            arrays = [self.array(reference) for _, reference in request["load"]]
+            self._load([number for number, _ in request["load"]], backend.load_all(arrays))
         feeds = request.get("feeds", plan.feeds)
         draws = self._draw(plan, request["counts"]) if plan.draws else []
         keep = request.get("keep")
@@ -285,12 +270,8 @@ class Executor(object):
                     updated = [backend.own(value) for value in updated]
                 self.pending = keep, dict(zip(plan.updated, updated))
             return dict(delivered, seconds=seconds)
-        kept = {}
-        for number, value, destination in zip(plan.updated, updated, into):
-            if value is not destination:
-                value = backend.commit(value, destination)
-            kept[number] = value
-        self._set(kept)
+        if updated:
+            self._set(plan.updated, backend.commit_all(updated, into))
         return dict(delivered, seconds=seconds)
 
     def _draw(self, plan, counts):
@@ -399,7 +380,9 @@ class Executor(object):
         if request["programs"] or request["timed"]:
             gc.collect()
         for number in request["segments"]:
-            self.segments.pop(number, None)
+            segment = self.segments.pop(number, None)
+            if segment is not None:
+                self.backend.unlock_pages(segment.memory)
 
     def _deliver(self, plan, outputs, how):
         """Puts outputs into the plan's memory; or replies with a list of what the user may keep: see `do_run`."""
@@ -407,19 +390,10 @@ class Executor(object):
         if how == "native":
             fresh = getattr(plan.run, "fresh", ())
             return {"results": [backend.native(value, position in fresh) for position, value in enumerate(outputs)]}
-        results = []
-        for value, destination in zip(outputs, plan.outputs):
-            array = backend.to_numpy(value)
-            if array.shape != destination.shape or array.dtype != destination.dtype:
-                raise RuntimeError(
-                    "the engine returned %s%s, but the graph promises %s%s"
-                    % (array.dtype, array.shape, destination.dtype, destination.shape)
-                )
-            if how == "arrays":
-                results.append(np.array(array, order="C"))
-            else:
-                destination[...] = array
-        return {"results": results} if how == "arrays" else {}
+        if how == "arrays":
+            return {"results": backend.copy_all(outputs, plan.outputs)}
+        backend.read_all(outputs, plan.outputs)
+        return {}
 
     def close(self):
         """Forgets everything, and lets the library give back what it can."""

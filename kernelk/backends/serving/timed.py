@@ -35,7 +35,7 @@ class Timed(object):
         with (profiler or Profiler(backend)).compiling():
             self.run = compile_program(backend, program, constants)
         self.compile_seconds = time.perf_counter() - start
-        self.state = [backend.load(array) for array in self.feeds + [_own(array) for array in variables]]
+        self.state = backend.load_all(self.feeds + [_own(array) for array in variables])
         self.updated = [slot for slot, _ in program.updates]
         # Two slots for each new value, as variables have: a run reads what the one before has written.
         self.into = [[_empty(*program.slots[slot]) for slot in self.updated] for _ in range(2)]
@@ -122,20 +122,17 @@ class Timed(object):
         for _ in range(times):
             start = clock()
             # Kept until the clock has been read: releasing them isn't part of the run.
-            loaded = [backend.load(array) for array in self.feeds]
+            loaded = backend.load_all(self.feeds)
             backend.synchronize()
             load.append(clock() - start)
             del loaded
             outputs, updated = self._call(self.state, self.into[0])
             backend.synchronize()
             start = clock()
-            for value, destination in zip(outputs, destinations):
-                destination[...] = backend.to_numpy(value)
+            backend.read_all(outputs, destinations)
             deliver.append(clock() - start)
             start = clock()
-            for value, destination in zip(updated, self.into[0]):
-                if value is not destination:
-                    backend.commit(value, destination)
+            backend.commit_all(updated, self.into[0])
             commit.append(clock() - start)
         return load, deliver, commit
 

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 class Profiler(object):
     """The engine's own profiler for one call that is run again and again. `label` is what the engine calls it.
 
+    `of_device`: whether its rows on a GPU are what ran there, and a program compiled for it is the one of any call.
     `sees`: in how many runs after the compilation it sees everything; 0 where it always does. `remark`: what a reader
     of its rows has to know.
     Subclasses define `watching`, and `compiling` where functions have to be compiled for it.
     """
 
     label = ""
+    of_device = False
     sees = 0
     remark = ""
 
@@ -35,7 +37,7 @@ class Profiler(object):
 
     def facts(self):
         """A JSON-able dict of what it says of itself."""
-        return {"label": self.label, "sees": self.sees, "remark": self.remark}
+        return {"label": self.label, "of_device": self.of_device, "sees": self.sees, "remark": self.remark}
 
     def settle(self):
         """Waits until all runs are done; doesn't appear in the rows itself."""

@@ -4,6 +4,7 @@ import itertools
 import re
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from ..describing import ops_in
 from ..gemm import merged, usable
 from ..lowering import InstructionError, Overwriting
 from ..products import round_factors
-from . import draws, elementwise, ops, precision, windows
+from . import draws, elementwise, gpu, ops, precision, windows
+from .gpu import Gpu
 from .profiler import TorchProfiler
 
 # Imported when the first TorchBackend is made.
@@ -60,30 +62,28 @@ class TorchBackend(Backend):
 
     name = "torch"
     ops = ops.OPS
-    # The last elementwise op of an update writes where `run` is told to, or over the old value in `run.overwrite`.
+    # On a CPU the last elementwise op of an update writes where `run` is told to.
     writes_in_place = True
-    can_overwrite = True
 
     def __init__(self, options):
         global torch
         Backend.__init__(self, options)
         import torch
 
-        hand_over([draws, elementwise, ops, precision, windows], torch=torch)
+        hand_over([draws, elementwise, gpu, ops, precision, windows], torch=torch)
         self._devices = ["cpu:0"] + ["cuda:%d" % number for number in range(torch.cuda.device_count())]
         default = "cuda:0" if len(self._devices) > 1 else "cpu:0"
         self._device = chosen_device("PyTorch", self.name, options, self._devices, default)
-        self._on_cpu = self._device == "cpu:0"
-        # In the kernel's process nothing could replace a GPU's values after an error that leaves it unusable.
-        self.keeps_updates = not options.get("in_kernel")
-        self._native_device = torch.device("cpu" if self._on_cpu else self._device)
-        self._threads = threads = positive_threads(options)
+        on_cpu = self._device == "cpu:0"
         self._in_kernel = bool(options.get("in_kernel"))
+        self._native_device = torch.device("cpu" if on_cpu else self._device)
+        self._use(None if on_cpu else Gpu(self._native_device, shared))
+        self._threads = threads = positive_threads(options)
         self._precisions = precisions(self._has_tf32())
         self._precision = chosen_precision("PyTorch", self.name, options, self._device, self._precisions)
         # What is rounded to bfloat16 has exact products in TensorFloat-32.
         narrow = self._precision != FLOAT32[0] and "tf32" in self._precisions
-        self._settings = precision.settings(self._on_cpu, narrow)
+        self._settings = precision.settings(on_cpu, narrow)
         if self._in_kernel:
             check_environment("PyTorch", self.name, self._precision, self._device)
         else:
@@ -92,9 +92,20 @@ class TorchBackend(Backend):
         if threads is not None and not self._in_kernel:
             torch.set_num_threads(threads)
 
+    def _use(self, gpu):
+        """Makes values lie on a GPU; None: in the host's memory."""
+        self._gpu = gpu
+        self._on_device = shared if gpu is None else gpu.put
+        self.loads_copies = gpu is not None
+        self.writes_in_place = gpu is None
+        # In the kernel a call that fails has to leave the old values, since nothing could compute them again; on a
+        # processor nothing is saved there, since a value is written where it is committed.
+        self.can_overwrite = not self._in_kernel
+        self.keeps_updates = gpu is not None or not self._in_kernel
+
     def _has_tf32(self):
         """Whether the device is a GPU of NVIDIA's that multiplies in TensorFloat-32."""
-        if self._on_cpu or torch.version.cuda is None:
+        if self._gpu is None or torch.version.cuda is None:
             return False
         return torch.cuda.get_device_capability(self._native_device) >= (8, 0)
 
@@ -145,19 +156,46 @@ class TorchBackend(Backend):
         }
 
     def load(self, array):
-        return self._on_device(np.asarray(array))
+        return self.load_all([array])[0]
 
-    def _on_device(self, array):
-        # A copy to a GPU from memory that isn't pinned is complete when the call returns.
-        return shared(array) if self._on_cpu else shared(array).to(self._native_device)
+    def load_all(self, arrays):
+        if self._gpu is None:
+            return [shared(np.asarray(array)) for array in arrays]
+        return self._gpu.load(arrays)
 
     def to_numpy(self, value):
-        return value.numpy() if self._on_cpu else value.cpu().numpy()
+        return value.numpy() if self._gpu is None else value.cpu().numpy()
+
+    def read_all(self, values, destinations):
+        if self._gpu is None:
+            Backend.read_all(self, values, destinations)
+        else:
+            self._gpu.read(values, destinations)
+
+    def copy_all(self, values, likes):
+        if self._gpu is None:
+            return Backend.copy_all(self, values, likes)
+        copies = [np.empty(like.shape, like.dtype) for like in likes]
+        self._gpu.read(values, copies)
+        return copies
+
+    def differing(self, values, arrays):
+        if self._gpu is None:
+            return Backend.differing(self, values, arrays)
+        return self._gpu.differing(values, arrays)
+
+    def lock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.add(memory)
+
+    def unlock_pages(self, memory):
+        if self._gpu is not None:
+            self._gpu.locks.remove(memory)
 
     def draw(self, kind, dtype, shape, seed, counter):
         count = int(np.prod(shape, dtype=np.int64))
         # On a processor, numpy makes them in less time than so many kernels.
-        if self._on_cpu or count < draws.WORTH:
+        if self._gpu is None or count < draws.WORTH:
             return Backend.draw(self, kind, dtype, shape, seed, counter)
         make = self._inside(draws.KINDS[kind])
         return make(count, dtype, seed, counter, self._native_device).reshape(shape)
@@ -166,31 +204,45 @@ class TorchBackend(Backend):
         # Made by `run` from this very array: the value is there.
         if getattr(value, "kernelk_destination", None) is destination:
             return value
-        written = torch.from_numpy(destination)
-        written.copy_(value)
-        # On a CPU the value itself may be a view of a feed or of another variable's slot.
-        return written if self._on_cpu else value
+        if self._gpu is not None:
+            return self.commit_all([value], [destination])[0]
+        # The value itself may be a view of a feed or of another variable's slot.
+        return torch.from_numpy(destination).copy_(value)
+
+    def commit_all(self, values, destinations):
+        if self._gpu is None:
+            return Backend.commit_all(self, values, destinations)
+        self._gpu.read(values, destinations)
+        return values
 
     def own(self, value):
         return value.clone()
 
+    def borrow(self, tensor):
+        try:
+            value = tensor if isinstance(tensor, torch.Tensor) else torch.from_dlpack(tensor)
+            return value.contiguous() if value.device == self._native_device else None
+        except Exception:
+            return None
+
     def native(self, value, fresh):
         # What is made under inference mode takes no part in the user's gradients; the memory's new owner does.
-        if self._on_cpu:
+        if self._gpu is None:
             value = value.numpy()
             return torch.from_numpy(value if fresh else np.array(value))
         return torch.from_dlpack(value if fresh else value.clone())
 
     def close(self):
-        if not self._on_cpu:
+        if self._gpu is not None:
+            self._gpu.locks.clear()
             torch.cuda.empty_cache()
 
     def synchronize(self):
-        if not self._on_cpu:
-            torch.cuda.synchronize(self._native_device)
+        if self._gpu is not None:
+            self._gpu.wait()
 
     def usable(self):
-        if self._on_cpu:
+        if self._gpu is None:
             return True
         try:
             # After such an error, each use of the GPU reports it again.
@@ -209,10 +261,11 @@ class TorchBackend(Backend):
     def compile(self, program, constants):
         if self._precision == "bfloat16":
             round_factors(program)
-        leaves = [self._on_device(np.array(array)) for array in constants]
+        leaves = self.load_all([np.array(array) for array in constants])
         code = self._inside(_Code)(program, leaves, self._native_device, self.overwrites)
         on_device, inside, synchronize = self._on_device, self._inside, self.synchronize
-        written = code.written if self._on_cpu else []
+        on_gpu = self._gpu is not None
+        written = [] if on_gpu else code.written
         # Where updates are written -> the function that writes them there; more than one is rarely asked for.
         compiled = {}
 
@@ -222,14 +275,18 @@ class TorchBackend(Backend):
             return compiled[where]
 
         def call(where, feeds, state, draws, destinations, begin=None):
-            arrays = [on_device(array) for array in feeds]
-            drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
             try:
+                arrays = [x if type(x) is not np.ndarray else on_device(x) for x in feeds]
+                drawn = [x if type(x) is not np.ndarray else on_device(x) for x in draws]
                 results = function(where)(arrays, state, drawn, destinations, begin)
                 # A GPU computes beside Python: its error is this call's, and so is its time.
                 synchronize()
-                return results
+                # A new value may be a view of a feed, of a variable's value, or of something large.
+                return results if where or not on_gpu else (results[0], code.own(results[1]))
             except Exception as error:
+                # The feeds' memory is read until then, and soon overwritten.
+                with suppress(Exception):
+                    synchronize()
                 instruction = code.blamed(error)
                 if instruction is None:
                     raise
@@ -248,7 +305,8 @@ class TorchBackend(Backend):
             return call("over", feeds, state, draws, {}, begin)
 
         function("over" if self.overwrites else "into" if written else "")
-        run.overwrite = overwrite
+        if self.can_overwrite:
+            run.overwrite = overwrite
         run.fresh = code.fresh()
         run.code = code
         return run
@@ -552,6 +610,10 @@ class _Code(object):
         self.text = "\n".join(lines)
         exec(compile(self.text, file, "exec"), names)
         return names["program"]
+
+    def own(self, updates):
+        """The new values of a run, each in memory of its own."""
+        return [value if self._is_own(position) else value.clone() for position, value in enumerate(updates)]
 
     def _is_own(self, position):
         """Whether the new value of an update is in memory that nothing else is in."""

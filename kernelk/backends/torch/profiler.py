@@ -10,6 +10,7 @@ class TorchProfiler(Profiler):
     """Operators by their own time, those that they call apart. On a GPU its kernels and copies count instead."""
 
     label = "torch.profiler"
+    of_device = True
 
     @contextmanager
     def watching(self):
