@@ -322,8 +322,7 @@ class Hub:
         listed = [row for row, _ in known.values()]
         words = f"active: {engines['active']}, chosen by {engines['chosen_by']}"
         losses = facts.losses(self.session)["functions"]
-        html = static.as_html(engines, losses, listed, words, panel.mark)
-        panel.remember(html, static.as_text(engines, losses, listed, words))
+        panel.remember(*static.forms(engines, losses, listed, words, panel.mark))
 
     def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
         """Sends the values of as many of these keys as one turn has time for."""

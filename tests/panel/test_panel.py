@@ -131,7 +131,8 @@ def test_what_a_cell_gets_and_a_saved_notebook_keeps(front: Front) -> None:
     front.text("v = K.variable([1.0], name='<script>alert(1)</script>')\nd = {'<img src=x>': v}\ndel v")
     shown = [one["content"] for one in front.run("%kpanel") if one["msg_type"] == "display_data"]
     live, static = [one["data"] for one in shown]
-    assert set(live) == {VIEW, "text/plain"}
+    assert set(live) == {VIEW, "text/html"}
+    assert live["text/html"] == ""
     html = static["text/html"]
     assert live[VIEW]["model_id"] in html  # by which the live one hides it
     assert "numpy" in html
