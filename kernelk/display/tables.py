@@ -103,4 +103,7 @@ def html(table: Table) -> str:
     header = f"<thead><tr>{head}</tr></thead>" if head else ""
     lines = "<br>".join(escape(line) for line in table.below.splitlines())
     below = f"<div>{lines}</div>" if table.below else ""
+    if not header and not body:
+        # A caption is no wider than its table.
+        return (f"<div><b>{escape(table.title)}</b></div>" if table.title else "") + below
     return f"<table>{caption}{header}<tbody>{body}</tbody></table>{below}"

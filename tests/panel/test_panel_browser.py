@@ -5,15 +5,19 @@ KERNELK_SCREENSHOTS=docs/images makes these anew (`make screenshots`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.engines import absent
-from helpers.jupyter_page import Page, Server, browsing, need_browser, serving
+from helpers.jupyter_page import Page, Server, browsing, need_browser, serving, written
+from helpers.processes import PATIENCE, environment
 
 from kernelk.engines import registry
 from kernelk.errors import BackendNotInstalledError
@@ -353,7 +357,8 @@ def test_a_restart_two_views_and_a_reopened_notebook_in_lab(lab: Page, server: S
     saved = lab.save()
     (kept,) = saved["metadata"]["widgets"].values()
     assert len(kept["state"]) == 2
-    assert all("active: torch" in entry["state"]["value"] for entry in kept["state"].values())
+    tables = [out["data"] for cell in saved["cells"] for out in cell["outputs"] if "text/plain" in out.get("data", {})]
+    assert ["active: torch" in "".join(data["text/html"]) for data in tables] == [True, True]
     # The page is closed and opened again while the kernel lives: the panel is live again.
     again = Page(browser.new_page(viewport={"width": 1240, "height": 1250}), server, "lab").open("restart.ipynb")
     again.page.locator(PANEL).nth(0).locator("[data-engine=torch][aria-pressed=true]").wait_for()
@@ -438,6 +443,33 @@ def test_notebook_7(server: Server, browser: Any) -> None:
     assert late.new_errors() == []
     late.page.close()
     assert page.new_errors() == []
+
+
+def test_a_notebook_that_was_executed_elsewhere_shows_its_table_alone(lab: Page, server: Server) -> None:
+    """As nbconvert leaves it, with the widget's state, opened as trusted and without its kernel."""
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    path = server.folder / "notebooks" / "executed.ipynb"
+    path.write_text(json.dumps(written([SETUP + NETWORK, "%kpanel"])))
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(path)]
+    settings = environment(KERNELK_BACKEND="numpy", JUPYTER_PREFER_ENV_PATH="1")
+    subprocess.run(command, env=settings, check=True, capture_output=True, timeout=PATIENCE)
+    notebook = nbformat.read(path, as_version=4)
+    (state,) = notebook.metadata.widgets.values()
+    assert [entry["model_name"] for entry in state["state"].values()] == ["AnyModel"]
+    NotebookNotary(data_dir=str(server.folder / "data")).sign(notebook)
+    lab.open("executed.ipynb")
+    area = lab.page.locator(".jp-Cell").nth(1).locator(".jp-OutputArea")
+    area.locator(":text('run %kpanel')").wait_for()
+    # The widget itself is there, and has drawn nothing.
+    area.locator(".jp-OutputArea-child").first.locator(".jupyter-widgets-disconnected").wait_for(state="attached")
+    assert area.locator("table").first.is_visible()
+    lab.page.wait_for_timeout(1000)
+    assert lab.page.locator(PANEL).count() == 0
+    assert area.locator(".jp-OutputArea-child").first.inner_text().strip() == ""
+    # To the left, whatever the page's own style says of cells.
+    assert area.locator("td").last.evaluate("(cell) => getComputedStyle(cell).textAlign") == "left"
 
 
 @pytest.mark.skipif("KERNELK_SCREENSHOTS" not in os.environ, reason="asks for no pictures")
