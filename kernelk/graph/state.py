@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .seeds import Seeds
+from .visitors import PerVisitor
 
 if TYPE_CHECKING:
     from .nodes import LearningPhase, Tensor, Update, Variable
@@ -84,8 +86,18 @@ class State:
 PROCESS_STATE = State()
 _STATE: ContextVar[State] = ContextVar("kernelk_state", default=PROCESS_STATE)
 
+_VISITORS = PerVisitor(State)
+
+
+def visitors_state() -> State:
+    """The state that this thread or task has entered, else its visitor's, else the process's. Raises KernelKError."""
+    here = _STATE.get()
+    return here if here is not PROCESS_STATE else _VISITORS.get() or here
+
+
 # The state of the session that runs here. Each recorded op asks: the bound method costs half of what a function would.
-current_state: Callable[[], State] = _STATE.get
+# Only marimo has visitors, and it is there before the notebooks that it runs.
+current_state: Callable[[], State] = visitors_state if "marimo" in sys.modules else _STATE.get
 
 
 class _Entered:

@@ -8,6 +8,7 @@ one small ES module for each part of the page, and one style sheet, as they are:
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..display.commands import in_shell_and_notebook
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from .model import Panel
 
 
-def panel(namespace: dict[str, Any] | None = None) -> Panel:
+def panel(namespace: Mapping[str, Any] | None = None) -> Panel:
     """Opens a panel under the cell: engines, tensors, timings, graphs. The Python twin of `%kpanel`.
 
-    `namespace`: where tensors get their names, the notebook's unless given. Any number may be open; they show the same.
+    `namespace`: where tensors get their names, the notebook's or the calling module's unless given. Any number may be
+    open; they show the same.
     Raises ArgumentError where anywidget isn't installed.
     """
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
+
+from ..display.messages import in_notebook
 
 _FRONT = Path(__file__).parent / "front"
 
@@ -85,10 +87,12 @@ class Panel(anywidget.AnyWidget):
     layout = None
 
     panel_id = traitlets.Unicode().tag(sync=True)
+    # The static form, where the panel has no output beside it that shows it: elsewhere than in a Jupyter kernel.
+    saved = traitlets.Unicode().tag(sync=True)
 
     def __init__(
         self,
-        namespace: dict[str, Any],
+        namespace: Mapping[str, Any],
         receive: Callable[[Panel, dict[str, Any]], None],
         closed: Callable[[Panel], None],
     ) -> None:
@@ -99,6 +103,7 @@ class Panel(anywidget.AnyWidget):
         self.away = False  # whether its last view was closed, as by clearing the cell's output
         self.last = self.text = ""
         self._static: Any = None
+        self._in_jupyter = in_notebook()
         number = uuid.uuid4().hex
         super().__init__(model_id=number, panel_id=number)
         self.on_msg(self._received)
@@ -121,16 +126,16 @@ class Panel(anywidget.AnyWidget):
         if html == self.last:
             return
         self.last, self.text = html, text
-        if self._static is not None:
+        if not self._in_jupyter:
+            self.saved = html
+        elif self._static is not None:
             self._static.update({"text/html": html, "text/plain": text}, raw=True)
 
     def _ipython_display_(self) -> None:
         """The live view, and the static form that it hides, which pages without a kernel show."""
-        from IPython.core.getipython import get_ipython
         from IPython.display import display
 
-        shell = get_ipython()
-        if not hasattr(shell, "kernel"):
+        if not self._in_jupyter:
             print(self.text)
             return
         if self.comm is None:

@@ -29,7 +29,7 @@ def forms(
 def _tables(
     engines: dict[str, Any], losses: list[dict[str, Any]], rows: list[Any], words: str, most: int
 ) -> list[Table]:
-    """The engines that run, and the first `most` lines of training and of tensors together; tensors have half at least."""
+    """The engines that run, and the first `most` lines of training and of tensors, which have half of them at least."""
     header = ["", "engine", "state", "version", "runs in", "memory", "device"]
     cells = []
     others: dict[str, list[str]] = {}
@@ -96,5 +96,5 @@ def _html(tables: list[Table], mark: str) -> str:
             parts.append("<tr>")
             parts += [f"<td><b>{escape(cell)}</b>" if i == table.strong else f"<td>{escape(cell)}" for cell in row]
         parts.append(f"</table>{'<br>'.join(escape(line) for line in table.below.splitlines())}")
-    below = "This is the panel's last state; run %kpanel in a notebook with a kernel to open it."
+    below = "This is the panel's last state; run %kpanel or kernelk.panel() in a notebook to open it."
     return f'<div class="{mark}">{"".join(parts)}<p>{below}</p></div>'

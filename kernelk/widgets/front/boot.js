@@ -1,5 +1,5 @@
-// All of the front end that is saved with a notebook: it asks the kernel for the rest, and without one draws nothing, so
-// that the table below the panel stands alone.
+// All of the front end that is saved with a notebook: it asks the kernel for the rest. Without one it draws nothing, so that
+// the table below the panel stands alone, or that table, in a host that shows none below.
 
 const PATIENCE = 300;
 
@@ -7,6 +7,8 @@ export default {
   render({ model, el }) {
     let leave = null;
     let over = false;
+    // Plain tables, escaped by the kernel.
+    el.innerHTML = model.get("saved");
     const wait = setTimeout(async () => {
       // Not every front end tells whether a kernel is there.
       const whole = await model.widget_manager?.get_model?.(model.get("panel_id")).catch(() => null);
