@@ -92,7 +92,8 @@ def text(table: Table) -> str:
 def html(table: Table) -> str:
     """A plain table that needs no style sheet; everything is escaped."""
     table = _printable(table)
-    left = ' style="text-align:left"'
+    # marimo's cells have no room of their own between them.
+    left = ' style="text-align:left;padding-right:1em"'
     caption = f"<caption{left}><b>{escape(table.title)}</b></caption>" if table.title else ""
     head = "".join(f"<th{left}>{escape(cell)}</th>" for cell in table.header)
     body = ""

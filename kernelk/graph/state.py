@@ -86,7 +86,14 @@ class State:
 PROCESS_STATE = State()
 _STATE: ContextVar[State] = ContextVar("kernelk_state", default=PROCESS_STATE)
 
-_VISITORS = PerVisitor(State)
+
+def _left(state: State) -> None:
+    if state.session is not None:
+        with entered(state):
+            state.session.end()
+
+
+_VISITORS = PerVisitor(State, _left)
 
 
 def visitors_state() -> State:

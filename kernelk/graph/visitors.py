@@ -6,6 +6,7 @@ script, has its process to itself, and the process's own state.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import weakref
@@ -21,7 +22,7 @@ _serving = False
 
 
 def visitor() -> object | None:
-    """What stands for the visitor whom this thread serves, for as long as the visit lasts; None where there are none.
+    """marimo's kernel of the visitor whom this thread serves; None where there are no visitors.
 
     Raises KernelKError in a thread of which marimo doesn't know for whom it works.
     """
@@ -56,19 +57,39 @@ def visitor() -> object | None:
 
 
 class PerVisitor(Generic[Made]):
-    """One object for each visitor, made when first asked for, and freed with the visit."""
+    """One object for each visitor, made when first asked for; `end` is called with it when the visit is over."""
 
-    def __init__(self, make: Callable[[], Made]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Made], end: Callable[[Made], None]) -> None:
+        self._make, self._end = make, end
         self._lock = threading.Lock()
-        self._made: weakref.WeakKeyDictionary[object, Made] = weakref.WeakKeyDictionary()
+        self._here = threading.local()
 
     def get(self) -> Made | None:
         """This visitor's; None where there are no visitors. Raises KernelKError as `visitor` does."""
         found = visitor()
         if found is None:
             return None
+        # On the visitor's kernel, since what is made refers to it, and a registry would keep both alive.
+        kept = vars(found)
         with self._lock:
-            if found not in self._made:
-                self._made[found] = self._make()
-            return self._made[found]
+            if "_kernelk" not in kept:
+                kept["_kernelk"] = self._make()
+        made: Made = kept["_kernelk"]
+        if not hasattr(self._here, "ending"):
+            # marimo ends a visitor's thread with the visit, unlike those that the visitor's cells have started.
+            started = isinstance(threading.current_thread(), sys.modules["marimo"].Thread)
+            self._here.ending = None if started else _Ending(made, self._end)
+        return made
+
+
+class _Ending(Generic[Made]):
+    """Calls `end` when the thread whose local variable this is has ended."""
+
+    def __init__(self, made: Made, end: Callable[[Made], None]) -> None:
+        self._made, self._end = weakref.ref(made), end
+
+    def __del__(self) -> None:
+        made = self._made()
+        if made is not None:
+            with contextlib.suppress(Exception):
+                self._end(made)

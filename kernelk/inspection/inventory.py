@@ -102,7 +102,8 @@ class Row(NamedTuple):
             "names": list(self.names),
             "name": self.name,
             "op": self.op,
-            "shape": None if self.shape is None else list(self.shape),
+            # A dimension is an int with more to it, which marimo would send as an object.
+            "shape": None if self.shape is None else [None if n is None else int(n) for n in self.shape],
             "dtype": self.dtype or None,
             "device": self.device,
             "bytes": self.bytes,

@@ -301,6 +301,14 @@ class Session(HasTraits):
         if problem is not None:
             raise problem
 
+    def end(self) -> None:
+        """Closes its panels and stops its engines, for whom it was made has left. Raises as `stop_engines` does."""
+        if self.hub is not None:
+            # The page that its panels were in may be gone.
+            with contextlib.suppress(Exception):
+                self.hub.close()
+        self.stop_engines()
+
     def ready_host(self) -> Host:
         """The active engine, started; the first time, one line says which it is."""
         try:

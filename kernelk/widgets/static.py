@@ -88,7 +88,7 @@ def _cut(cells: list[list[str]], header: list[str], most: int, title: str, count
 def _html(tables: list[Table], mark: str) -> str:
     """Tables as short as HTML allows, with one rule against pages that align cells to the right."""
     mark = escape(mark)
-    parts = [f"<style>.{mark} *{{text-align:left!important}}</style>"]
+    parts = [f"<style>.{mark} *{{text-align:left!important;padding-right:1em}}</style>"]
     for table in tables:
         parts.append(f"<table><caption><b>{escape(table.title)}</b></caption><tr>")
         parts += [f"<th>{escape(cell)}" for cell in table.header]
