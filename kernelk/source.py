@@ -52,8 +52,18 @@ CELL = _Cell()
 def place(file: str, cell: int) -> str:
     """ "cell 3", "cell Hbol" in marimo, whose cells have no numbers, or the file's name."""
     name = os.path.basename(file)
-    marimos = re.fullmatch(r"__marimo__cell_(\w+?)_\.py", name)
-    return f"cell {marimos[1] if marimos else cell}" if marimos or cell else name
+    if cell:
+        return f"cell {cell}"
+    if marimos := re.fullmatch(r"__marimo__cell_(\w+?)_\.py", name):
+        return f"cell {marimos[1]}"
+    # Without `%load_ext kernelk` nobody counts the cells but IPython, for its own tracebacks.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    known = getattr(getattr(shell, "compile", None), "format_code_name", lambda name: None)(file)
+    if known and (number := re.fullmatch(r"In\s*\[(\d+)\]", known[1])):
+        return f"cell {number[1]}"
+    # xeus-python's raw mode keeps the numbers to itself.
+    return "a cell" if re.fullmatch(r"\d+\.py", name) and not os.path.isfile(file) else name
 
 
 class Source(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..display.commands import in_shell_and_notebook
-from ..errors import ArgumentError
+from ..errors import ArgumentError, one_line
 
 if TYPE_CHECKING:
     from .model import Panel
@@ -27,15 +27,26 @@ def panel(namespace: Mapping[str, Any] | None = None) -> Panel:
     """
     try:
         import anywidget  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "anywidget":
+            raise _unable(error) from None
         command = 'pip install "kernelk[panel]"'
         raise ArgumentError(
             f"the panel needs anywidget, which isn't installed in this notebook's environment ({sys.prefix})",
             next_step=f"{in_shell_and_notebook(command)}, and reload the page",
         ) from None
+    except ImportError as error:
+        raise _unable(error) from None
     from .hub import hub
 
     return hub().open(namespace)
+
+
+def _unable(error: ImportError) -> ArgumentError:
+    return ArgumentError(
+        f"this notebook's kernel can't show widgets, as the panel is one ({one_line(error)})",
+        next_step="kernelk.list_backends() and kernelk.tensors(), which show the same as tables",
+    )
 
 
 def close_panels() -> None:

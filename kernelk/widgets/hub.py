@@ -409,8 +409,7 @@ class Hub:
 
 def _in_cell(shell: Any) -> bool:
     """Whether a notebook's cell is running, whose end will be noticed."""
-    kernel = getattr(shell, "kernel", None)
-    parent = {} if kernel is None else kernel.get_parent()
+    parent = messages.parent_message(shell)
     # xeus-python's has no content.
     silent = parent.get("content", {}).get("silent", False)
     return parent.get("header", {}).get("msg_type") == "execute_request" and not silent
