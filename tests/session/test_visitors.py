@@ -210,7 +210,7 @@ def test_two_visitors_of_a_real_marimo_app(app: str) -> None:
         one.locator("button:has-text('more')").click()
         # The panel follows what its own visitor's cells do.
         one.wait_for_selector(".kernelk-panel .kk-range:text-is('101 … 102')")
-        one.wait_for_selector(".kernelk-panel .kk-col-name:text-is('late')")
+        one.wait_for_selector(".kernelk-panel .kk-named:text-is('late')")
         one.locator(".kernelk-panel [data-engine=jax]").click()
         one.wait_for_selector('.kernelk-panel [data-engine=jax][aria-pressed="true"]')
         assert other.locator('.kernelk-panel [data-engine=numpy][aria-pressed="true"]').count() == 1
