@@ -13,8 +13,8 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..visitors import PerVisitor
 from .seeds import Seeds
-from .visitors import PerVisitor
 
 if TYPE_CHECKING:
     from .nodes import LearningPhase, Tensor, Update, Variable
@@ -93,7 +93,7 @@ def _left(state: State) -> None:
             state.session.end()
 
 
-_VISITORS = PerVisitor(State, _left)
+_VISITORS = PerVisitor("state", State, _left)
 
 
 def visitors_state() -> State:

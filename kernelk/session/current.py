@@ -1,7 +1,7 @@
 """Finds the current session. Light: it imports the session itself only when the first one is made.
 
 A kernel has one session, which every thread of it finds. Each visitor of a marimo app has one of their own; see
-`graph.visitors`. Any other host with several visitors in one process gives each a `Session()`, and runs what is theirs
+`visitors`. Any other host with several visitors in one process gives each a `Session()`, and runs what is theirs
 inside `entered(session)`: a thread or an asyncio task that does so is that visitor's, for all that it computes. One
 that has entered none works on the process's own session.
 """

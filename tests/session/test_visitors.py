@@ -75,13 +75,14 @@ hosts = []
 def first():
     kernelk.set_backend("spare")
     w = K.variable([1.0])
+    K.set_floatx("float64")
     hosts.append(current().hosts["spare"])
     own = current()
     return (K.backend(), K.get_uid("a"), inside(threading.Thread, lambda: K.variable([2.0])),
             inside(Thread, lambda: (current() is own, K.eval(w + 1.0).tolist())), hosts[0].started, w)
 *said, kept = visit(first)
 result = [said, hosts[0].started, visit(lambda: (K.backend(), K.get_uid("a"), K.eval(kept + 1.0)))]
-result.append(visit(lambda: (K.backend(), K.get_uid("a"), len(current().live_variables()))))
+result.append(visit(lambda: (K.backend(), K.get_uid("a"), len(current().live_variables()), K.floatx())))
 """
 
 
@@ -95,7 +96,7 @@ def test_each_visitor_has_a_session() -> None:
     assert started is False
     assert mixed.startswith("StaleTensorError: ")
     assert "belongs to another session of this process" in mixed
-    assert other == ["numpy", 1, 0]
+    assert other == ["numpy", 1, 0, "float32"]
 
 
 def test_a_notebook_that_is_edited_has_the_process_s_session() -> None:

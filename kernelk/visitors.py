@@ -1,7 +1,7 @@
 """Tells the visitors of a marimo app apart, whom threads of one process serve: each has a state of their own.
 
-All of it is below `current_state`, so that no other part of kernelk has to know. A notebook that is edited, or run as a
-script, has its process to itself, and the process's own state.
+All of it is below `graph.state.current_state` and `config.settings`, so that no other part of kernelk has to know. A
+notebook that is edited, or run as a script, has its process to itself, and the process's own state and settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..errors import KernelKError
+from .errors import KernelKError
 
 Made = TypeVar("Made")
 
@@ -57,10 +57,13 @@ def visitor() -> object | None:
 
 
 class PerVisitor(Generic[Made]):
-    """One object for each visitor, made when first asked for; `end` is called with it when the visit is over."""
+    """One object for each visitor, made when first asked for; `end` is called with it when the visit is over.
 
-    def __init__(self, make: Callable[[], Made], end: Callable[[Made], None]) -> None:
-        self._make, self._end = make, end
+    `name`: among the objects that a visitor has.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Made], end: Callable[[Made], None] | None = None) -> None:
+        self._name, self._make, self._end = f"_kernelk_{name}", make, end
         self._lock = threading.Lock()
         self._here = threading.local()
 
@@ -72,10 +75,10 @@ class PerVisitor(Generic[Made]):
         # On the visitor's kernel, since what is made refers to it, and a registry would keep both alive.
         kept = vars(found)
         with self._lock:
-            if "_kernelk" not in kept:
-                kept["_kernelk"] = self._make()
-        made: Made = kept["_kernelk"]
-        if not hasattr(self._here, "ending"):
+            if self._name not in kept:
+                kept[self._name] = self._make()
+        made: Made = kept[self._name]
+        if self._end is not None and not hasattr(self._here, "ending"):
             # marimo ends a visitor's thread with the visit, unlike those that the visitor's cells have started.
             started = isinstance(threading.current_thread(), sys.modules["marimo"].Thread)
             self._here.ending = None if started else _Ending(made, self._end)
