@@ -172,12 +172,15 @@ class Hub:
         """Updates the panels if anything has changed, where no event says so, as in marimo."""
         assert self.loop is not None
         begin = time.perf_counter()
-        with entered(self.session):
-            changes = [_changes(self._known.get(one, {}), self._rows(one)) for one in self._in_view()]
-            if any(changed or gone for changed, gone in changes):
-                self._refresh()
-        seconds = time.perf_counter() - begin
-        self._look = self.loop.call_later(max(LOOK_EVERY, seconds / LOOK_SHARE), self._look_again)
+        try:
+            with entered(self.session):
+                changes = [_changes(self._known.get(one, {}), self._rows(one)) for one in self._in_view()]
+                if any(changed or gone for changed, gone in changes):
+                    self._refresh()
+        finally:
+            seconds = time.perf_counter() - begin
+            if self._listening:
+                self._look = self.loop.call_later(max(LOOK_EVERY, seconds / LOOK_SHARE), self._look_again)
 
     def _refresh_soon(self, change: Any = None) -> None:
         self._soon("cell", self._refresh)

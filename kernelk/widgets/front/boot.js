@@ -8,7 +8,7 @@ export default {
     let leave = null;
     let over = false;
     // Plain tables, escaped by the kernel.
-    el.innerHTML = model.get("saved");
+    el.innerHTML = model.get("saved") ?? "";
     const wait = setTimeout(async () => {
       // Not every front end tells whether a kernel is there.
       const whole = await model.widget_manager?.get_model?.(model.get("panel_id")).catch(() => null);
