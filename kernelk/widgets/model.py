@@ -13,6 +13,7 @@ import anywidget
 import traitlets
 
 from ..display.messages import in_notebook
+from .static import BELOW
 
 _FRONT = Path(__file__).parent / "front"
 
@@ -87,7 +88,7 @@ class Panel(anywidget.AnyWidget):
     layout = None
 
     panel_id = traitlets.Unicode().tag(sync=True)
-    # The static form, where the panel has no output beside it that shows it: elsewhere than in a Jupyter kernel.
+    # The static form as text, where no output beside the panel shows it: elsewhere than in a Jupyter kernel.
     saved = traitlets.Unicode().tag(sync=True)
 
     def __init__(
@@ -127,7 +128,7 @@ class Panel(anywidget.AnyWidget):
             return
         self.last, self.text = html, text
         if not self._in_jupyter:
-            self.saved = html
+            self.saved = f"{text}\n\n{BELOW}"
         elif self._static is not None:
             self._static.update({"text/html": html, "text/plain": text}, raw=True)
 

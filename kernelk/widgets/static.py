@@ -6,9 +6,11 @@ from html import escape
 from typing import Any
 
 from ..display.tables import Table, plain, text
+from ..errors import printable
 
 # What a notebook may hold of either form, in bytes; the lists are cut to fit. With the rest it is 5 kB for a panel.
 MOST_BYTES = 1250
+BELOW = "This is the panel's last state; run %kpanel or kernelk.panel() in a notebook to open it."
 # Characters of a name.
 MOST_NAME = 32
 
@@ -85,16 +87,19 @@ def _cut(cells: list[list[str]], header: list[str], most: int, title: str, count
     return Table(cells[:most], header, title=title, below=f"and {more} more" if more > 0 else "")
 
 
+def _text(content: str) -> str:
+    return escape(printable(content))
+
+
 def _html(tables: list[Table], mark: str) -> str:
     """Tables as short as HTML allows, with one rule against pages that align cells to the right."""
-    mark = escape(mark)
+    mark = _text(mark)
     parts = [f"<style>.{mark} *{{text-align:left!important;padding-right:1em}}</style>"]
     for table in tables:
-        parts.append(f"<table><caption><b>{escape(table.title)}</b></caption><tr>")
-        parts += [f"<th>{escape(cell)}" for cell in table.header]
+        parts.append(f"<table><caption><b>{_text(table.title)}</b></caption><tr>")
+        parts += [f"<th>{_text(cell)}" for cell in table.header]
         for i, row in enumerate(table.rows):
             parts.append("<tr>")
-            parts += [f"<td><b>{escape(cell)}</b>" if i == table.strong else f"<td>{escape(cell)}" for cell in row]
-        parts.append(f"</table>{'<br>'.join(escape(line) for line in table.below.splitlines())}")
-    below = "This is the panel's last state; run %kpanel or kernelk.panel() in a notebook to open it."
-    return f'<div class="{mark}">{"".join(parts)}<p>{below}</p></div>'
+            parts += [f"<td><b>{_text(cell)}</b>" if i == table.strong else f"<td>{_text(cell)}" for cell in row]
+        parts.append(f"</table>{'<br>'.join(_text(line) for line in table.below.splitlines())}")
+    return f'<div class="{mark}">{"".join(parts)}<p>{BELOW}</p></div>'

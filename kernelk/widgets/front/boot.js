@@ -1,5 +1,5 @@
 // All of the front end that is saved with a notebook: it asks the kernel for the rest. Without one it draws nothing, so that
-// the table below the panel stands alone, or that table, in a host that shows none below.
+// the table below the panel stands alone, or, in a host that shows none below, the table as text.
 
 const PATIENCE = 300;
 
@@ -7,8 +7,8 @@ export default {
   render({ model, el }) {
     let leave = null;
     let over = false;
-    // Plain tables, escaped by the kernel.
-    el.innerHTML = model.get("saved") ?? "";
+    const saved = model.get("saved");
+    if (saved) el.append(Object.assign(document.createElement("pre"), { textContent: saved }));
     const wait = setTimeout(async () => {
       // Not every front end tells whether a kernel is there.
       const whole = await model.widget_manager?.get_model?.(model.get("panel_id")).catch(() => null);
