@@ -8,8 +8,8 @@ from typing import Any
 from ..display.tables import Table, plain, text
 from ..errors import printable
 
-# What a notebook may hold of either form, in bytes; the lists are cut to fit. With the rest it is 5 kB for a panel.
-MOST_BYTES = 1250
+# What a notebook may hold of both forms, in bytes; the lists are cut to fit. With the rest it is 5 kB for a panel.
+MOST_BYTES = 2200
 BELOW = "This is the panel's last state; run %kpanel or kernelk.panel() in a notebook to open it."
 # Characters of a name.
 MOST_NAME = 32
@@ -23,7 +23,7 @@ def forms(
     while True:
         tables = _tables(engines, losses, rows, words, most)
         html, written = _html(tables, mark), "\n\n".join(text(table) for table in tables)
-        if most == 0 or max(len(html.encode()), len(written.encode())) <= MOST_BYTES:
+        if most == 0 or len(html.encode()) + len(written.encode()) <= MOST_BYTES:
             return html, written
         most -= 1
 
