@@ -13,6 +13,7 @@ from typing import Any
 
 from . import files
 from .errors import ArgumentError, joined, one_line, printable
+from .visitors import PerVisitor
 
 DEFAULTS: dict[str, Any] = {
     "image_data_format": "channels_last",
@@ -76,7 +77,7 @@ def _shown(value: Any) -> str:
 
 
 class Config:
-    """The settings of this process, read once from keras.json; `problems` has a line for each field not taken."""
+    """The settings, read once from keras.json; `problems` has a line for each field not taken."""
 
     def __init__(self) -> None:
         self.values = dict(DEFAULTS)
@@ -158,11 +159,22 @@ _config: Config | None = None
 
 
 def settings() -> Config:
-    """The process's settings; the file is read at the first call."""
+    """The settings of the process, or a marimo visitor's copy of them; the file is read at the first call."""
     global _config
     if _config is None:
         _config = Config().read()
-    return _config
+    return _config if _VISITORS is None else _VISITORS.get() or _config
+
+
+def _copied() -> Config:
+    assert _config is not None
+    made = Config()
+    made.values, made.problems, made.from_file = dict(_config.values), _config.problems, set(_config.from_file)
+    return made
+
+
+# marimo is there before the notebooks that it runs.
+_VISITORS = PerVisitor("settings", _copied) if "marimo" in sys.modules else None
 
 
 def reload() -> Config:

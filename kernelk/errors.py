@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import linecache
-import os
 import sys
 from collections.abc import Iterable
 
-from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE
+from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE, place
 
 
 def one_line(words: object) -> str:
@@ -91,7 +90,7 @@ class KernelKError(Exception):
             passed = file.startswith((PACKAGE, *LIBRARIES)) or root in FRAMEWORKS or file == contextlib.__file__
             if not passed and "IPython" not in file:
                 text = linecache.getline(file, trace.tb_lineno).strip()
-                name = f"cell {CELL.of(code)}" if CELL.of(code) else os.path.basename(file)
+                name = place(file, CELL.of(code))
                 # A magic's line reaches here in IPython's own words, which tell the user nothing.
                 shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
                 location = f" ({name}, line {trace.tb_lineno}{shown})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import os
+import re
 import sys
 from types import CodeType
 from typing import NamedTuple
@@ -48,6 +49,23 @@ def _is_file(name: str) -> bool:
 CELL = _Cell()
 
 
+def place(file: str, cell: int) -> str:
+    """ "cell 3", "cell Hbol" in marimo, whose cells have no numbers, or the file's name."""
+    name = os.path.basename(file)
+    if cell:
+        return f"cell {cell}"
+    if marimos := re.fullmatch(r"__marimo__cell_(\w+?)_\.py", name):
+        return f"cell {marimos[1]}"
+    # Without `%load_ext kernelk` nobody counts the cells but IPython, for its own tracebacks.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    known = getattr(getattr(shell, "compile", None), "format_code_name", lambda name: None)(file)
+    if known and (number := re.fullmatch(r"In\s*\[(\d+)\]", known[1])):
+        return f"cell {number[1]}"
+    # xeus-python's raw mode keeps the numbers to itself.
+    return "a cell" if re.fullmatch(r"\d+\.py", name) and not os.path.isfile(file) else name
+
+
 class Source(NamedTuple):
     """The source of a node: the calling code, its instruction offset, and the notebook's cell number (0: none)."""
 
@@ -74,8 +92,7 @@ class Source(NamedTuple):
     @property
     def location(self) -> str:
         """ "cell 3, line 2", or the file's name in place of the cell."""
-        where = f"cell {self.cell}" if self.cell else os.path.basename(self.code.co_filename)
-        return f"{where}, line {self.line}"
+        return f"{place(self.code.co_filename, self.cell)}, line {self.line}"
 
 
 class Lines:

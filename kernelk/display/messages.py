@@ -7,7 +7,7 @@ import contextvars
 import os
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ..config import LIMITS
 
@@ -16,6 +16,24 @@ def in_notebook() -> bool:
     """Whether a Jupyter kernel runs this: its shell, unlike a terminal's, has a kernel."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def parent_message(shell: Any) -> dict[str, Any]:
+    """The Jupyter message whose handling this is part of; empty in a terminal, and what it has differs by kernel."""
+    kernel = getattr(shell, "kernel", None)
+    found: dict[str, Any] = {} if kernel is None else kernel.get_parent()
+    return found
+
+
+def replaces_outputs() -> bool:
+    """Whether the front end shows an update of an output in its place, as notebooks do, and consoles don't.
+
+    A notebook names the cell, and what runs notebooks lets nobody type: a console does neither.
+    """
+    ipython = sys.modules.get("IPython")
+    message = parent_message(ipython and ipython.get_ipython())
+    names_cell = bool(message.get("metadata", {}).get("cellId"))
+    return in_notebook() and (names_cell or not message.get("content", {}).get("allow_stdin", False))
 
 
 def quiet() -> bool:

@@ -83,7 +83,8 @@ class Moving:
 class _Output:
     """A line that is rewritten as an output of its own in a notebook's cell.
 
-    Carriage returns would erase a line that the user's own code has begun, and remain in the saved notebook.
+    Carriage returns would erase a line that the user's own code has begun, and remain in the saved notebook. A console,
+    where neither matters, would leave the first of these outputs standing.
     """
 
     def __init__(self) -> None:
@@ -129,7 +130,7 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     if hidden or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return
-    line = _Output() if messages.in_notebook() else Progress(messages.stream())
+    line = _Output() if messages.replaces_outputs() else Progress(messages.stream())
     _COUNTING.append(line)
     over = threading.Event()
     # The context holds the cell that the output belongs to.

@@ -95,7 +95,8 @@ def text(table: Table) -> str:
 def html(table: Table) -> str:
     """A plain table that needs no style sheet; everything is escaped."""
     table = _printable(table)
-    left = ' style="text-align:left"'
+    # marimo's cells have no room of their own between them.
+    left = ' style="text-align:left;padding-right:1em"'
     caption = f"<caption{left}><b>{escape(table.title)}</b></caption>" if table.title else ""
     head = "".join(f"<th{left}>{escape(cell)}</th>" for cell in table.header)
     body = ""
@@ -106,4 +107,7 @@ def html(table: Table) -> str:
     header = f"<thead><tr>{head}</tr></thead>" if head else ""
     lines = "<br>".join(escape(line) for line in table.below.splitlines())
     below = f"<div>{lines}</div>" if table.below else ""
+    if not header and not body:
+        # A caption is no wider than its table.
+        return (f"<div><b>{escape(table.title)}</b></div>" if table.title else "") + below
     return f"<table>{caption}{header}<tbody>{body}</tbody></table>{below}"

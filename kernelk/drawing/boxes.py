@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..display.tables import duration
 from ..graph.nodes import Constant, Draw, LearningPhase, Placeholder, Scan, Shape, Tensor, Update, Variable, walk
-from ..inspection.inventory import checked_namespace, names_of
+from ..inspection.inventory import checked_namespace, names_of, notebook_namespace
 from ..ops.gradients import of_a_gradient
 from ..session.function import Function
 from ..source import Source
@@ -120,12 +119,8 @@ def clean(text: object) -> str:
 
 
 def shown_names(names: Mapping[str, Any] | None, asker: str, next_step: str) -> Mapping[str, Any]:
-    """The namespace that was given, else the notebook's; outside one, none. Raises ArgumentError for no namespace."""
-    if names is not None:
-        return checked_namespace(names, asker, next_step)
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell.user_ns if shell is not None else {}
+    """The namespace that was given, else the user's. Raises ArgumentError for no namespace."""
+    return notebook_namespace() if names is None else checked_namespace(names, asker, next_step)
 
 
 def notebook_names(namespace: Mapping[str, Any]) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..visitors import PerVisitor
 from .seeds import Seeds
 
 if TYPE_CHECKING:
@@ -84,8 +86,25 @@ class State:
 PROCESS_STATE = State()
 _STATE: ContextVar[State] = ContextVar("kernelk_state", default=PROCESS_STATE)
 
+
+def _left(state: State) -> None:
+    if state.session is not None:
+        with entered(state):
+            state.session.end()
+
+
+_VISITORS = PerVisitor("state", State, _left)
+
+
+def visitors_state() -> State:
+    """The state that this thread or task has entered, else its visitor's, else the process's. Raises KernelKError."""
+    here = _STATE.get()
+    return here if here is not PROCESS_STATE else _VISITORS.get() or here
+
+
 # The state of the session that runs here. Each recorded op asks: the bound method costs half of what a function would.
-current_state: Callable[[], State] = _STATE.get
+# Only marimo has visitors, and it is there before the notebooks that it runs.
+current_state: Callable[[], State] = visitors_state if "marimo" in sys.modules else _STATE.get
 
 
 class _Entered:

@@ -24,8 +24,8 @@ from __future__ import annotations
 import itertools
 import linecache
 import math
-import os
 import re
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from ..program.program import KEY_LENGTH
 from ..session.function import Function
 from ..session.session import Session
 from ..session.targets import parts_of
-from ..source import Lines
+from ..source import PACKAGE, Lines, place
 
 # Names that IPython keeps for itself: results, inputs and their lists.
 _IPYTHONS = re.compile(r"_{1,3}|_\d+|_i{1,3}|_i\d+|_ih|_oh|_dh|__\w+__")
@@ -83,7 +83,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """The cell or file of the line: "cell 3", or the file's name."""
-        return f"cell {self.cell}" if self.cell else os.path.basename(self.file)
+        return place(self.file, self.cell)
 
     @property
     def text(self) -> str:
@@ -102,7 +102,8 @@ class Row(NamedTuple):
             "names": list(self.names),
             "name": self.name,
             "op": self.op,
-            "shape": None if self.shape is None else list(self.shape),
+            # A dimension is an int with more to it, which marimo would send as an object.
+            "shape": None if self.shape is None else [None if n is None else int(n) for n in self.shape],
             "dtype": self.dtype or None,
             "device": self.device,
             "bytes": self.bytes,
@@ -142,6 +143,19 @@ def checked_namespace(namespace: Any, asker: str, next_step: str) -> Mapping[str
             next_step=next_step,
         )
     return namespace
+
+
+def notebook_namespace() -> Mapping[str, Any]:
+    """Where the user's names are: the shell's namespace, else that of the module or marimo cell that called kernelk."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        namespace: Mapping[str, Any] = shell.user_ns
+        return namespace
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals
 
 
 def names_of(namespace: Mapping[str, Any]) -> dict[int, list[str]]:

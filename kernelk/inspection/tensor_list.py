@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ from ..display.export import Exported
 from ..display.tables import Rendered, Table, filled, plain, size
 from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
-from ..source import PACKAGE
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
-from .inventory import Row, checked_namespace, names_of, rows, stale_names
+from .inventory import Row, checked_namespace, names_of, notebook_namespace, rows, stale_names
 from .summaries import Summary, summaries
 
 # Rows that a table shows; the result has them all.
@@ -178,7 +176,7 @@ def tensors(
         )
     session = current()
     if namespace is None:
-        names = _names()
+        names = notebook_namespace()
     else:
         names = checked_namespace(namespace, "tensors", "kernelk.tensors(namespace=globals())")
     living = rows(session, names)
@@ -204,19 +202,6 @@ def label(row: Row) -> str:
 
 def _kind(row: Row) -> str:
     return f"{row.kind} ({row.op})" if row.kind == "tensor" else row.kind
-
-
-def _names() -> Mapping[str, Any]:
-    """The notebook's namespace, else that of the module that called kernelk."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None:
-        namespace: Mapping[str, Any] = shell.user_ns
-        return namespace
-    frame = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_globals
 
 
 def _check(what: str, given: Any, allowed: Sequence[str]) -> None:

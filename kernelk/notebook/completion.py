@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython import version_info
 from IPython.core.interactiveshell import InteractiveShell
 
 from .. import config
@@ -40,6 +40,7 @@ _LINE = re.compile(rf"\s*(?:\w+\s*=\s*)?%{{0,2}}(kbackend|{'|'.join(_MAGICS)})\s
 
 def matcher(magics: Any) -> Any:
     """A matcher for IPython's completer that takes over the lines of these magics, and no others."""
+    from IPython.core.completer import SimpleCompletion, context_matcher
 
     @context_matcher(identifier="kernelk.magics", priority=1000)  # type: ignore[untyped-decorator]
     def kernelk_magics(context: Any) -> dict[str, Any]:
@@ -161,16 +162,16 @@ def devices(name: str | None) -> list[str]:
 
 
 def load(shell: InteractiveShell, magics: Any) -> None:
-    """Adds the matcher to the shell's completer, if the shell has one."""
+    """Adds the matcher to the shell's completer, if the shell has one that takes any: Colab's IPython 7 has none."""
     completer: Any = shell.Completer
-    if completer is not None:
+    if hasattr(completer, "custom_matchers") and version_info[0] >= 8:
         completer.custom_matchers.append(matcher(magics))
 
 
 def unload(shell: InteractiveShell) -> None:
     """Removes the matcher again."""
     completer: Any = shell.Completer
-    if completer is not None:
+    if hasattr(completer, "custom_matchers"):
         completer.custom_matchers[:] = [
             entry for entry in completer.custom_matchers if getattr(entry, "__module__", "") != __name__
         ]

@@ -1,8 +1,9 @@
 """Finds the current session. Light: it imports the session itself only when the first one is made.
 
-A kernel has one session, which every thread of it finds. A host with several visitors in one process gives each a
-`Session()` of their own, and runs what is theirs inside `entered(session)`: a thread or an asyncio task that does so
-is that visitor's, for all that it computes. A thread that has entered none works on the process's own session.
+A kernel has one session, which every thread of it finds. Each visitor of a marimo app has one of their own; see
+`visitors`. Any other host with several visitors in one process gives each a `Session()`, and runs what is theirs
+inside `entered(session)`: a thread or an asyncio task that does so is that visitor's, for all that it computes. One
+that has entered none works on the process's own session.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from traitlets import Any, HasTraits
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, KernelKError
 from ..graph import state
-from ..graph.state import PROCESS_STATE, current_state
+from ..graph.state import PROCESS_STATE, current_state, visitors_state
 
 if TYPE_CHECKING:
     from .session import Session
@@ -61,6 +62,11 @@ def _made() -> Session:
     from .session import Session
 
     here = current_state()
+    if here is not visitors_state():
+        raise KernelKError(
+            "kernelk was imported before marimo, and can't tell the visitors of the app apart",
+            next_step="import marimo first",
+        )
     with _lock:
         if here.session is None:
             here.session = Session(here)

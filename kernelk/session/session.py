@@ -49,7 +49,8 @@ class Session(HasTraits):
 
     `active` (the engine) and `measurements` (the last result of each kind) can be observed; `chosen_by` says which
     setting decided the engine. `state` is what recording shares with it: a new one, unless one is given that has no
-    session yet. The settings of keras.json and of `c.KernelK` are the process's, and hold for all of its sessions.
+    session yet. The settings of keras.json and of `c.KernelK` are the process's, and hold for all of its sessions, but
+    that each visitor of a marimo app has a copy of keras.json's.
 
     `pid` is the process that may use it: `current()`, and all that reads or changes its variables, compares it. `swaps`
     has the reports of the last `MOST_SWAPS` swaps, and `swap_count` says how many there were.
@@ -300,6 +301,14 @@ class Session(HasTraits):
                     problem = error
         if problem is not None:
             raise problem
+
+    def end(self) -> None:
+        """Closes its panels and stops its engines, for whom it was made has left. Raises as `stop_engines` does."""
+        if self.hub is not None:
+            # The page that its panels were in may be gone.
+            with contextlib.suppress(Exception):
+                self.hub.close()
+        self.stop_engines()
 
     def ready_host(self) -> Host:
         """The active engine, started; the first time, one line says which it is."""

@@ -211,6 +211,8 @@ def _unsent(self: Any, protocol: Any) -> Any:
     raise CopyRefusedError(
         f"{kind} ('{self.name}') can't be pickled or sent to another process, since it belongs to its session",
         next_step="send the array K.get_value(w), or write kernelk.save and read kernelk.load there"
+        if isinstance(self, Variable)
+        else "send its value, the array K.eval(y)"
         if isinstance(self, Tensor)
         else "send arrays, and make the function in the process that calls it",
     )

@@ -30,13 +30,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..display import messages
 from ..engines import forks
 from ..errors import ArgumentError, KernelKError
-from ..inspection.inventory import Row, checked_namespace, names_of, rows
+from ..inspection.inventory import Row, checked_namespace, names_of, notebook_namespace, rows
 from ..inspection.summaries import summary
 from ..session.current import current, entered
 from ..session.session import Session
@@ -49,6 +49,12 @@ from .model import Panel
 TURN = 0.1
 # While a cell trains, its losses are sent so often at most, in seconds.
 LOSSES_EVERY = 0.5
+# A host that doesn't say when a cell has ended is looked at so often, in seconds, and for so much of the time at most.
+LOOK_EVERY, LOOK_SHARE = 0.5, 0.05
+
+
+# The rows that a panel shows by their keys, each with the version of its value.
+Known = dict[int, tuple[Row, int]]
 
 
 class Hub:
@@ -59,11 +65,13 @@ class Hub:
         self.panels: list[Panel] = []
         self.jobs = Jobs(self)
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.get_ident()  # the kernel's own; marimo gives each visitor of an app another one
+        self._look: asyncio.TimerHandle | None = None
         self._running = False
         self._waiting: deque[Callable[[], None]] = deque()
         self._shell: Any = None
         self._listening = False
-        self._known: dict[Panel, dict[int, tuple[Row, int]]] = {}
+        self._known: dict[Panel, Known] = {}
         self._pending: set[str] = set()
         self._losses_sent: dict[int, int] = {}  # functions' numbers -> their calls so far
         self._losses_due = 0.0
@@ -78,19 +86,20 @@ class Hub:
 
     # --- panels ---
 
-    def open(self, namespace: dict[str, Any] | None) -> Panel:
+    def open(self, namespace: Mapping[str, Any] | None) -> Panel:
         """Opens a new panel that shows the same state as the others."""
         from IPython.core.getipython import get_ipython
 
-        self._shell = get_ipython()
+        self._shell, self._thread = get_ipython(), threading.get_ident()
         with contextlib.suppress(RuntimeError):
             self.loop = asyncio.get_running_loop()
         if namespace is None:
-            namespace = {} if self._shell is None else self._shell.user_ns
+            namespace = notebook_namespace()
         checked_namespace(namespace, "panel", "kernelk.panel()")
         panel = Panel(namespace, self.receive, self.forget)
         try:
-            self._remember(panel, self._engines(), self._rows(panel))
+            self._known[panel] = self._rows(panel)
+            self._remember(panel, self._engines(), self._known[panel])
         except BaseException:
             # A panel that can't be shown must not be updated after each cell.
             panel.close()
@@ -132,6 +141,8 @@ class Hub:
             # Not "pre_execute" and "post_execute", which a panel's own messages trigger as well.
             self._shell.events.register("pre_run_cell", self._cell_begins)
             self._shell.events.register("post_run_cell", self._cell_ended)
+        elif self.loop is not None:
+            self._look = self.loop.call_later(LOOK_EVERY, self._look_again)
 
     def _stop_listening(self) -> None:
         if not self._listening:
@@ -140,6 +151,9 @@ class Hub:
         self.session.unobserve(self._measured, "measurements")
         self.session.loss_listener = None
         self._listening = False
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         if self._shell is not None:
             for event, call in (("pre_run_cell", self._cell_begins), ("post_run_cell", self._cell_ended)):
                 with contextlib.suppress(ValueError):
@@ -154,6 +168,20 @@ class Hub:
         self._refresh_soon()
         self._soon("waiting", self._do_waiting)
 
+    def _look_again(self) -> None:
+        """Updates the panels if anything has changed, where no event says so, as in marimo."""
+        assert self.loop is not None
+        begin = time.perf_counter()
+        try:
+            with entered(self.session):
+                changes = [_changes(self._known.get(one, {}), self._rows(one)) for one in self._in_view()]
+                if any(changed or gone for changed, gone in changes):
+                    self._refresh()
+        finally:
+            seconds = time.perf_counter() - begin
+            if self._listening:
+                self._look = self.loop.call_later(max(LOOK_EVERY, seconds / LOOK_SHARE), self._look_again)
+
     def _refresh_soon(self, change: Any = None) -> None:
         self._soon("cell", self._refresh)
 
@@ -166,7 +194,7 @@ class Hub:
         if now < self._losses_due:
             return
         self._losses_due = now + LOSSES_EVERY
-        if threading.current_thread() is not threading.main_thread():
+        if threading.get_ident() != self._thread:
             self._soon("losses", self._tell_losses)
             return
         # The call is done, and mustn't fail because a page can't be told.
@@ -213,7 +241,7 @@ class Hub:
             panel.send({"kind": "ack", "request": message.get("request")})
             self._do(panel, message)
 
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == self._thread:
             turn()
         else:
             if self._running:
@@ -254,8 +282,8 @@ class Hub:
         self._listen()
         panel.send({"kind": "engines", **self._engines()})
         panel.send(self.jobs.as_message())
-        listed = self._rows(panel).values()
-        panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in listed]})
+        listed = self._known[panel] = self._rows(panel)
+        panel.send({"kind": "rows", "rows": [_row(row, version) for row, version in listed.values()]})
         panel.send({"kind": "losses", **facts.losses(self.session)})
         panel.send({"kind": "timings", **facts.timings(self.session)})
 
@@ -297,10 +325,11 @@ class Hub:
 
     # --- tensors ---
 
-    def _rows(self, panel: Panel) -> dict[int, tuple[Row, int]]:
-        known = {row.key: (row, _version(row)) for row in rows(self.session, panel.namespace)}
-        self._known[panel] = known
-        return known
+    def _in_view(self) -> list[Panel]:
+        return [one for one in self.panels if not one.away]
+
+    def _rows(self, panel: Panel) -> Known:
+        return {row.key: (row, _version(row)) for row in rows(self.session, panel.namespace)}
 
     def _refresh(self) -> None:
         """Sends each panel the changes since its last update."""
@@ -308,22 +337,18 @@ class Hub:
             return
         engines = self.tell_engines()
         self._tell_losses()
-        for panel in [one for one in self.panels if not one.away]:
-            before = self._known.get(panel, {})
-            now = self._rows(panel)
-            changed = [
-                _row(row, version) for key, (row, version) in now.items() if _differs(before.get(key), row, version)
-            ]
-            gone = [key for key in before if key not in now]
-            panel.send({"kind": "changes", "changed": changed, "gone": gone})
+        for panel in self._in_view():
+            before, now = self._known.get(panel, {}), self._rows(panel)
+            changed, gone = _changes(before, now)
+            self._known[panel] = now
+            panel.send({"kind": "changes", "changed": [_row(*now[key]) for key in changed], "gone": gone})
             self._remember(panel, engines, now)
 
-    def _remember(self, panel: Panel, engines: dict[str, Any], known: dict[int, tuple[Row, int]]) -> None:
+    def _remember(self, panel: Panel, engines: dict[str, Any], known: Known) -> None:
         listed = [row for row, _ in known.values()]
         words = f"active: {engines['active']}, chosen by {engines['chosen_by']}"
         losses = facts.losses(self.session)["functions"]
-        html = static.as_html(engines, losses, listed, words, panel.mark)
-        panel.remember(html, static.as_text(engines, losses, listed, words))
+        panel.remember(*static.forms(engines, losses, listed, words, panel.mark))
 
     def _summaries(self, panel: Panel, message: dict[str, Any]) -> None:
         """Sends the values of as many of these keys as one turn has time for."""
@@ -387,8 +412,7 @@ class Hub:
 
 def _in_cell(shell: Any) -> bool:
     """Whether a notebook's cell is running, whose end will be noticed."""
-    kernel = getattr(shell, "kernel", None)
-    parent = {} if kernel is None else kernel.get_parent()
+    parent = messages.parent_message(shell)
     # xeus-python's has no content.
     silent = parent.get("content", {}).get("silent", False)
     return parent.get("header", {}).get("msg_type") == "execute_request" and not silent
@@ -406,8 +430,9 @@ def _version(row: Row) -> int:
     return 0 if variable is None else variable.slots.version
 
 
-def _differs(before: tuple[Row, int] | None, row: Row, version: int) -> bool:
-    return before is None or before[1] != version or before[0] != row
+def _changes(before: Known, now: Known) -> tuple[list[int], list[int]]:
+    """The keys of the rows that are new or differ, and of those that are gone."""
+    return [key for key, row in now.items() if before.get(key) != row], [key for key in before if key not in now]
 
 
 _DO: dict[str, Callable[[Hub, Panel, dict[str, Any]], None]] = {

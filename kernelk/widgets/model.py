@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
+
+from ..display.messages import in_notebook
+from .static import BELOW
 
 _FRONT = Path(__file__).parent / "front"
 
@@ -26,7 +29,7 @@ _VIEW = "application/vnd.jupyter.widget-view+json"
 
 @cache
 def joined() -> str:
-    """The front end as the one module that anywidget loads.
+    """The front end as one module.
 
     The page gets it as text, with no address from which a module could import its neighbours, so they are set one
     after the other, without what names them to each other.
@@ -67,21 +70,30 @@ def style() -> str:
     return (_FRONT / "panel.css").read_text(encoding="utf-8")
 
 
+@cache
+def boot() -> str:
+    """The module that anywidget loads, and that a saved notebook holds: it asks for `joined` and `style`."""
+    text = (_FRONT / "boot.js").read_text(encoding="utf-8")
+    return re.sub(r"^\s*(//.*\n)?", "", text, flags=re.MULTILINE)
+
+
 class Panel(anywidget.AnyWidget):
     """One panel. Everything it shows comes in messages from the hub; `last` is its static form, for a saved notebook.
 
     `receive` is given what its front end sends, `closed` the panel itself when it is taken away.
     """
 
-    _esm = joined()
-    _css = style()
+    _esm = boot()
+    # All that a widget's state holds is saved with the notebook, and a layout of forty empty settings with it.
+    layout = None
 
     panel_id = traitlets.Unicode().tag(sync=True)
-    last = traitlets.Unicode().tag(sync=True)
+    # The static form as text, where no output beside the panel shows it: elsewhere than in a Jupyter kernel.
+    saved = traitlets.Unicode().tag(sync=True)
 
     def __init__(
         self,
-        namespace: dict[str, Any],
+        namespace: Mapping[str, Any],
         receive: Callable[[Panel, dict[str, Any]], None],
         closed: Callable[[Panel], None],
     ) -> None:
@@ -90,8 +102,9 @@ class Panel(anywidget.AnyWidget):
         self.namespace = namespace
         self.views: set[str] = set()
         self.away = False  # whether its last view was closed, as by clearing the cell's output
-        self.text = ""
+        self.last = self.text = ""
         self._static: Any = None
+        self._in_jupyter = in_notebook()
         number = uuid.uuid4().hex
         super().__init__(model_id=number, panel_id=number)
         self.on_msg(self._received)
@@ -102,7 +115,11 @@ class Panel(anywidget.AnyWidget):
         return f"kernelk-static-{self.panel_id}"
 
     def _received(self, _: Any, content: Any, buffers: Any) -> None:
-        if isinstance(content, dict):
+        if not isinstance(content, dict):
+            return
+        if content.get("do") == "front":
+            self.send({"kind": "front", "code": joined(), "style": style()})
+        else:
             self._receive(self, content)
 
     def remember(self, html: str, text: str) -> None:
@@ -110,24 +127,24 @@ class Panel(anywidget.AnyWidget):
         if html == self.last:
             return
         self.last, self.text = html, text
-        if self._static is not None:
+        if not self._in_jupyter:
+            self.saved = f"{text}\n\n{BELOW}"
+        elif self._static is not None:
             self._static.update({"text/html": html, "text/plain": text}, raw=True)
 
     def _ipython_display_(self) -> None:
         """The live view, and the static form that it hides, which pages without a kernel show."""
-        from IPython.core.getipython import get_ipython
         from IPython.display import display
 
-        line = {"text/plain": "kernelk panel"}
-        shell = get_ipython()
-        if not hasattr(shell, "kernel"):
+        if not self._in_jupyter:
             print(self.text)
             return
         if self.comm is None:
             display({"text/html": self.last, "text/plain": self.text}, raw=True)  # type: ignore[no-untyped-call]
             return
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        display({_VIEW: view, **line}, raw=True)  # type: ignore[no-untyped-call]
+        # Front ends without widgets, and nbconvert, show nothing here but the static form below.
+        display({_VIEW: view, "text/html": ""}, raw=True)  # type: ignore[no-untyped-call]
         static = {"text/html": self.last, "text/plain": self.text}
         self._static = display(static, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
@@ -137,7 +154,4 @@ class Panel(anywidget.AnyWidget):
     def close(self) -> None:
         """Takes the view away, and lets the static form stand."""
         self._closed(self)
-        layout = self.layout
         super().close()
-        # A widget of its own, which nobody else has.
-        layout.close()

@@ -231,6 +231,31 @@ def test_hints_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert progress._hinted("doing: 3 s", ["one", "two"]) == wanted
 
 
+def test_a_console_on_a_kernel_has_no_line_left() -> None:
+    """As `jupyter console` and Spyder ask: they show no update of an output, but carriage returns as terminals do."""
+    activate("theano")
+    manager, client = start_new_kernel(env=environment(JUPYTER_PREFER_ENV_PATH="1", **SPOKEN))
+    try:
+        came: list[dict[str, Any]] = []
+
+        def run(code: str) -> None:
+            came.clear()
+            reply = client.execute_interactive(code, timeout=PATIENCE, output_hook=came.append)
+            assert reply["content"]["status"] == "ok"
+
+        run("%load_ext kernelk" + slow(2.2))
+        run("r = kernelk.set_backend('theano')")
+        assert {message["msg_type"] for message in came} == {"status", "execute_input", "stream"}
+        text = "".join(message["content"].get("text", "") for message in came)
+        assert "Theano is starting: 2 s (Ctrl-C cancels)\r" in text
+        # What is left of each line once the next has been written over it.
+        left = [line.rpartition("\r")[2] for line in text.split("\n")]
+        assert [line for line in left if line] == [next(line for line in left if line.startswith("Using Theano"))]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +263,7 @@ def test_a_notebook_stops_the_start_of_an_engine() -> None:
     """The stop button: the old engine goes on, and the same cell works at the next try."""
     activate("theano")
     manager, client = start_new_kernel(env=environment(JUPYTER_PREFER_ENV_PATH="1", **SPOKEN))
+    client.allow_stdin = False  # otherwise it is a console, which shows no output's update
     try:
         moved: list[str] = []
 

@@ -77,12 +77,18 @@ def test_a_copy_of_what_is_stale_is_refused() -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_nothing_that_belongs_to_a_session_is_pickled(protocol: int) -> None:
     w, x = K.variable([1.0], name="w"), K.placeholder((1,), name="x")
-    for one, kind in [(w, "a variable ('w')"), (x * w, "a tensor ('"), (K.update(w, x), "a tensor ('")]:
+    variable = "the array K.get_value(w), or write kernelk.save and read kernelk.load there"
+    tensor = "its value, the array K.eval(y)"
+    for one, kind, sent in [
+        (w, "a variable ('w')", variable),
+        (x * w, "a tensor ('", tensor),
+        (K.update(w, x), "a tensor ('", tensor),
+    ]:
         with pytest.raises(CopyRefusedError) as refused:
             pickle.dumps([one], protocol)
         line = str(refused.value)
         assert line.startswith(kind)
-        assert "; next: send the array K.get_value(w), or write kernelk.save and read kernelk.load there" in line
+        assert f"; next: send {sent}" in line
     with pytest.raises(
         CopyRefusedError, match=r"a function .*; next: send arrays, and make the function in the process"
     ):

@@ -11,6 +11,7 @@ from helpers.notebooks import Notebook, run_cells
 from helpers.processes import PATIENCE, environment
 
 from kernelk.display.tables import MONOSPACE
+from kernelk.source import place
 
 QUIET: dict[str, Any] = {"KERNELK_BACKEND": "numpy"}
 
@@ -232,6 +233,34 @@ def test_one_line_everywhere_and_the_whole_where_it_is_asked_for() -> None:
     assert cells[10]["out"] == "True False\n"
     # Another's error is shown as it always is.
     assert "RuntimeError: mine" in cells[11]["out"]
+
+
+def test_errors_name_cells_also_without_the_extension() -> None:
+    cells = [
+        "from kernelk import backend as K\nx = K.placeholder((2,))",
+        "1 + 1",
+        "try:\n    K.eval(x)\nexcept Exception as error:\n    print(error)",
+        "%load_ext kernelk",
+        "try:\n    K.eval(x)\nexcept Exception as error:\n    print(error)",
+    ]
+    found = run_cells(cells, KERNELK_BACKEND="numpy", KERNELK_QUIET="1")
+    for number in (3, 5):
+        assert "(cell 1, line 2: x = K.placeholder((2,)))" in found[number - 1]["out"]
+
+
+@pytest.mark.parametrize(
+    ("file", "cell", "wanted"),
+    [
+        ("/tmp/ipykernel_9/1848886435.py", 3, "cell 3"),
+        ("/tmp/xpython_9/1848886435.py", 0, "a cell"),
+        ("/tmp/marimo_9/__marimo__cell_Hbol_.py", 0, "cell Hbol"),
+        ("/home/me/1.py", 0, "a cell"),
+        ("/home/me/train.py", 0, "train.py"),
+        (__file__, 0, "test_extension.py"),
+    ],
+)
+def test_where_a_line_is(file: str, cell: int, wanted: str) -> None:
+    assert place(file, cell) == wanted
 
 
 def test_in_a_real_notebook_prints_come_in_order_and_debug_finds_the_frame() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -132,6 +133,42 @@ def test_a_session_that_is_let_go_takes_its_panels_along() -> None:
     del session, panel
     gc.collect()
     assert [one() for one in gone] == [None, None]
+
+
+def test_without_a_shell_a_panel_has_the_caller_s_names_and_follows_what_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in marimo, where no event says that a cell has ended."""
+    pytest.importorskip("anywidget")
+    monkeypatch.setattr(hub, "LOOK_EVERY", 0.01)
+    cell = {"kernelk": kernelk, "K": K}
+
+    async def notebook() -> list[dict[str, Any]]:
+        exec("v = K.variable([1.0])\npanel = kernelk.panel()", cell)
+        told = Told(cell["panel"], monkeypatch)
+        (rows,) = [message["rows"] for message in told.ask(do="hello") if message["kind"] == "rows"]
+        assert [row["names"] for row in rows] == [["v"]]
+        told.messages.clear()
+        await asyncio.sleep(0.1)
+        assert told.messages == []
+        exec("late = v * 2.0\nK.set_value(v, [5.0])", cell)
+        while not any(one["kind"] == "changes" for one in told.messages):
+            await asyncio.sleep(0.01)
+        (changes,) = [one for one in told.messages if one["kind"] == "changes"]
+        assert [row["names"] for row in changes["changed"]] == [["v"], ["late"]]
+        told.ask(do="bye")
+        told.messages.clear()
+        exec("del late", cell)
+        await asyncio.sleep(0.1)
+        return [one for one in told.messages if one["kind"] != "ack"]
+
+    session = Session()
+    session.active, session.chosen_by = "numpy", "the tests"
+    with entered(session):
+        assert asyncio.run(notebook()) == []
+        # What a page without a kernel shows there.
+        assert "late" in cell["panel"].saved
+    close_panels()
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def test_what_a_cell_gets_and_a_saved_notebook_keeps(front: Front) -> None:
     front.text("v = K.variable([1.0], name='<script>alert(1)</script>')\nd = {'<img src=x>': v}\ndel v")
     shown = [one["content"] for one in front.run("%kpanel") if one["msg_type"] == "display_data"]
     live, static = [one["data"] for one in shown]
-    assert set(live) == {VIEW, "text/plain"}
+    assert set(live) == {VIEW, "text/html"}
+    assert live["text/html"] == ""
     html = static["text/html"]
     assert live[VIEW]["model_id"] in html  # by which the live one hides it
     assert "numpy" in html
@@ -512,3 +513,27 @@ def test_the_front_end_is_one_module_of_plain_ones() -> None:
         if line.startswith(("function ", "const ", "class ")) and "{" not in line.split()[1]
     ]
     assert len(names) == len(set(names))
+
+
+LONG = """
+many = {f"number {i}, which has a rather long name, <b>, äöü": K.variable(np.ones((7, 11, i))) for i in range(200)}
+more = [K.function([], [y], [K.update_sub(w, 0.1 * w)], name=f"function {i}") for i in range(9)]
+r = [f([]) for f in more for name in ("numpy", "lacking") for r in [kernelk.set_backend(name)]]
+"""
+
+
+def test_a_panel_adds_less_than_5_kb_to_a_saved_notebook() -> None:
+    """What nbclient leaves, and so nbconvert, papermill and `jupyter execute`: outputs and the widgets' state."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [ENGINES, "%load_ext kernelk", TRAINS, LONG, "%kpanel"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, kernel_name="python3").execute(
+        env=environment(KERNELK_BACKEND="numpy", JUPYTER_PREFER_ENV_PATH="1")
+    )
+    whole = len(nbformat.writes(notebook).encode())
+    assert re.search(r"and 2\d\d more", notebook.cells[-1].outputs[1]["data"]["text/plain"])
+    notebook.cells[-1].outputs = []
+    del notebook.metadata["widgets"]
+    assert whole - len(nbformat.writes(notebook).encode()) < 5000

@@ -56,9 +56,15 @@ export function select(label, options, chosen, onchange) {
   return h("label", { class: "kk-field" }, h("span", {}, label), box);
 }
 
+// The element within `place` that has the focus; marimo draws widgets in a shadow root, which has its own.
+export function focusedIn(place) {
+  const focused = place.getRootNode().activeElement;
+  return focused && place.contains(focused) ? focused : null;
+}
+
 // Puts new content in the place of the old one; what had the focus keeps it, known by its data-focus.
 export function refill(place, ...children) {
-  const held = place.contains(document.activeElement) ? document.activeElement.getAttribute("data-focus") : null;
+  const held = focusedIn(place)?.getAttribute("data-focus");
   place.replaceChildren(...children.flat().filter(Boolean));
   if (held) place.querySelector(`[data-focus="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
 }

@@ -1,6 +1,6 @@
 // The engine bar: every engine with its state; one click or key swaps, and what goes on or was refused stands below.
 
-import { button, h, refill, roving, select } from "./dom.js";
+import { button, focusedIn, h, refill, roving, select } from "./dom.js";
 
 const STATES = {
   active: ["●", "active"],
@@ -30,13 +30,13 @@ export class Engines {
 
   show(facts) {
     this.facts = facts;
-    const focused = this.bar.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
+    const focused = focusedIn(this.bar)?.dataset.focus;
     refill(this.bar, facts.engines.map((engine) => this.tile(engine)));
     const inTabOrder = focused?.startsWith("pick-") ? focused : `pick-${facts.active}`;
     for (const pick of this.bar.querySelectorAll(".kk-pick")) {
       pick.setAttribute("tabindex", pick.dataset.focus === inTabOrder ? "0" : "-1");
     }
-    if (focused && !this.bar.contains(document.activeElement)) {
+    if (focused && !focusedIn(this.bar)) {
       this.bar.querySelector('.kk-pick[tabindex="0"]')?.focus({ preventScroll: true });
     }
     this.showSettings();

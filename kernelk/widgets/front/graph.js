@@ -1,6 +1,6 @@
 // The graph of one tensor or function, as the kernel has laid it out: boxes to open, to hover over and to follow.
 
-import { button, h, refill, s } from "./dom.js";
+import { button, focusedIn, h, refill, s } from "./dom.js";
 
 export class Graph {
   constructor(panel) {
@@ -80,7 +80,7 @@ export class Graph {
     this.graph = graph;
     this.title.textContent = [graph.title, graph.note].filter(Boolean).join(" · ");
     this.closing.hidden = !this.opened.size;
-    const held = document.activeElement?.getAttribute?.("data-box");
+    const held = focusedIn(this.around)?.getAttribute("data-box");
     const drawing = s("svg", { role: "group", "aria-label": graph.title, class: "kk-drawing" });
     drawing.append(
       s("defs", {}, s("marker", { id: `${this.panel.id}-arrow`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse" }, s("path", { d: "M0,0.5L8,4L0,7.5z", class: "kk-arrow" }))),

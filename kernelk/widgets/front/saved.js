@@ -1,10 +1,10 @@
 // JupyterLab and Notebook 7 show a reopened notebook's widgets by the state in its metadata. Without any they write "model
-// not found", and by default they save none. So at each save the panel leaves there a plain HTML widget with its last
-// state, under its own number: it is what stands in the panel's place when its kernel is gone.
+// not found", and by default they save none. So at each save the panel leaves there an empty box under its own number: it
+// stands in the panel's place when its kernel is gone, above the table of its last state, which is an output of its own.
 
 const STATE = "application/vnd.jupyter.widget-state+json";
 const VIEW = "application/vnd.jupyter.widget-view+json";
-const MARK = "<!-- kernelk panel -->";
+const MARK = "kernelk-panel-gone";
 
 // The numbers of all widgets that the notebook's outputs name.
 function named(notebook) {
@@ -25,14 +25,12 @@ function leave(notebook, model) {
   const shown = named(notebook);
   const state = {};
   for (const [key, entry] of Object.entries(before.state ?? {})) {
-    const ours = String(entry?.state?.value ?? "").startsWith(MARK);
+    const ours = entry?.state?._dom_classes?.includes?.(MARK);
     if (!ours || shown.has(key)) state[key] = entry;
   }
   if (shown.has(id)) {
-    const style = `<style>.kernelk-static-${id} { display: none }</style>`;
-    const value = `${MARK}${style}${model.get("last").replace(/ class="kernelk-static-\w+"/, "")}`;
-    const name = { model_name: "HTMLModel", model_module: "@jupyter-widgets/controls", model_module_version: "2.0.0" };
-    state[id] = { ...name, state: { value } };
+    const name = { model_name: "BoxModel", model_module: "@jupyter-widgets/controls", model_module_version: "2.0.0" };
+    state[id] = { ...name, state: { _dom_classes: [MARK] } };
   }
   const all = { ...(notebook.getMetadata("widgets") ?? {}), [STATE]: { version_major: 2, version_minor: 0, state } };
   notebook.setMetadata("widgets", all);
