@@ -46,7 +46,7 @@ def visitor() -> object | None:
         while context.parent is not None:  # an app within an app
             context = context.parent
         # Threads have copies of the context, with the same kernel.
-        found: object = context._kernel
+        found: object = context._kernel  # type: ignore[attr-defined]
     except (AttributeError, ImportError) as error:
         raise KernelKError(
             f"marimo {getattr(sys.modules['marimo'], '__version__', '')} doesn't say which visitor this is ({error})",
