@@ -110,6 +110,12 @@ class LocalHost(Host):
             old, self.checkpoint = self.checkpoint, self.checkpoint.next(seconds)
             old.clear()
 
+    def _forget(self) -> None:
+        super()._forget()
+        if not self.holding:
+            # A call that has failed may have kept values.
+            self.fetched(None)
+
     def hold(self, slots: Slots, version: int) -> None:
         Host.hold(self, slots, version)
         if self.checkpoint is not None:

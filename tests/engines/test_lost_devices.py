@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +233,26 @@ def test_variables_that_are_gone_need_nothing(device: Device) -> None:
     del model
     K.eval(K.constant(1.0) * 2.0)
     assert K.get_value(kept).tolist() == [4.0, 8.0]
+
+
+def test_a_call_that_fails_leaves_no_memory_behind(device: Device) -> None:
+    session = current()
+
+    def held() -> int:
+        transfer = session.calls.transfer.segment
+        return sum(segment.size for number, segment in session.storage.segments.items() if number != transfer)
+
+    before = held()
+
+    def fail() -> None:
+        with pytest.raises(EngineError, match="nothing is lost"):
+            Model().risky([1000.0])
+
+    fail()
+    kernelk.set_backend("numpy")
+    gc.collect()
+    for _ in range(2):
+        # What the first one gives back, the second one finds.
+        with session.lock:
+            session.safe_point()
+    assert held() == before
