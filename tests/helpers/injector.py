@@ -85,6 +85,15 @@ class Injector:
         def function(place: str, real: Any) -> Any:
             return lambda *arguments: use(place, real, *arguments)
 
+        def received(real: Any, recv: Any) -> Any:
+            def recv_into(self: Any, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
+                if flags & socket.MSG_DONTWAIT:
+                    # How often somebody looks before there is something depends on the machine: that is no use.
+                    recv(self, 1, flags | socket.MSG_PEEK)
+                return use("recv_into", real, self, buffer, nbytes, flags)
+
+            return recv_into
+
         class Poll:
             def __init__(self) -> None:
                 self._poll = real_poll()
@@ -95,8 +104,10 @@ class Injector:
 
         real_poll = select.poll
         with monkeypatch.context() as patch:
+            looking = received(socket.socket.recv_into, socket.socket.recv)
             for name in SOCKET:
                 patch.setattr(socket.socket, name, method(name, getattr(socket.socket, name)), raising=False)
+            patch.setattr(socket.socket, "recv_into", looking)
             patch.setattr(select, "poll", Poll)
             patch.setattr(mmap, "mmap", function("mmap", mmap.mmap))
             patch.setattr(os, "memfd_create", function("memfd_create", os.memfd_create))
