@@ -16,7 +16,7 @@ from .replies import check_reply
 from .waits import in_steps
 
 # After a run of less than so many seconds, the next one's reply is looked for again and again before the kernel sleeps.
-QUICK = 0.0003
+QUICK = 0.0002
 
 
 class Exchange:
