@@ -236,6 +236,8 @@ class Backend(object):
     overwrites = False
     # Whether `load` and `load_all` put values into memory that nothing else holds, such as a GPU's.
     loads_copies = False
+    # A `page_locks.PageLocks`, where a device copies faster from and to memory whose pages are locked.
+    page_locks = None
     # Whether `compile` waits for what takes long, such as a C compiler. Otherwise the engine may answer at once, by a
     # slower program, and have the other one built beside the calls: `take_over` then replaces it.
     waits = True
@@ -314,9 +316,13 @@ class Backend(object):
 
     def lock_pages(self, memory):
         """Told of an `mmap` through which arrays come and go: a device may have its pages locked, and copy faster."""
+        if self.page_locks is not None:
+            self.page_locks.add(memory)
 
     def unlock_pages(self, memory):
         """Told before that `mmap` goes."""
+        if self.page_locks is not None:
+            self.page_locks.remove(memory)
 
     def own(self, value):
         """A copy of a variable's value that nothing else holds and that `run.overwrite` may write to."""

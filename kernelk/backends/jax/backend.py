@@ -144,6 +144,7 @@ class JaxBackend(Backend):
     def _use(self, gpu):
         """Makes values lie on a GPU; None: in the host's memory."""
         self._gpu = gpu
+        self.page_locks = None if gpu is None else gpu.locks
         self.loads_copies = gpu is not None
 
     def _take_shortcuts(self):
@@ -300,14 +301,6 @@ class JaxBackend(Backend):
 
     def own(self, value):
         return Backend.own(self, value) if self._gpu is None else self._alone(self._gpu.copy)(value)
-
-    def lock_pages(self, memory):
-        if self._gpu is not None:
-            self._gpu.locks.add(memory)
-
-    def unlock_pages(self, memory):
-        if self._gpu is not None:
-            self._gpu.locks.remove(memory)
 
     def close(self):
         if self._gpu is not None:

@@ -22,7 +22,8 @@ from ..staged import compile_program
 from . import freed
 from .timed import Timed
 
-# Draws of a plan's next call, up to so many bytes of them, are made before it comes: in a millisecond or two.
+# Draws of a plan's next call, up to so many bytes of them, are made before it comes: more would keep another request
+# waiting.
 _AHEAD_BYTES = 1 << 20
 
 

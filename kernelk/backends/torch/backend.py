@@ -95,6 +95,7 @@ class TorchBackend(Backend):
     def _use(self, gpu):
         """Makes values lie on a GPU; None: in the host's memory."""
         self._gpu = gpu
+        self.page_locks = None if gpu is None else gpu.locks
         self._on_device = shared if gpu is None else gpu.put
         self.loads_copies = gpu is not None
         self.writes_in_place = gpu is None
@@ -183,14 +184,6 @@ class TorchBackend(Backend):
         if self._gpu is None:
             return Backend.differing(self, values, arrays)
         return self._gpu.differing(values, arrays)
-
-    def lock_pages(self, memory):
-        if self._gpu is not None:
-            self._gpu.locks.add(memory)
-
-    def unlock_pages(self, memory):
-        if self._gpu is not None:
-            self._gpu.locks.remove(memory)
 
     def draw(self, kind, dtype, shape, seed, counter):
         count = int(np.prod(shape, dtype=np.int64))
@@ -429,6 +422,7 @@ class _Code(object):
             self.scalars[index] = [list(each) for each in zip(("beta", "alpha"), factors, signs)]
 
     def _scalar(self, number):
+        """A scalar as a number; None where the call alone knows it."""
         known = self.known.get(number)
         return None if known is None else known.item()
 
