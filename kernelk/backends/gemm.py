@@ -42,7 +42,7 @@ def merged(program, is_factor):
         return instruction_of(number) if uses.get(number) == 1 and number not in leaving else None
 
     def scaled(number, sign):
-        """The operand as a constant times another value, or as itself."""
+        """The operand as a scalar times another value, or as itself."""
         instruction = alone(number)
         if instruction is not None and instruction.op == "multiply":
             for factor, other in (instruction.inputs, instruction.inputs[::-1]):
