@@ -80,8 +80,8 @@ _CNTK_LENET = (
 WHY = {
     ("torch", "large_step"): (
         "the batch of 0.6 MB is copied twice, for the worker and for a repetition, there at first into fresh memory, "
-        "which takes most of it; and the kernel's own Python, which a small step finds in the caches, takes longer after a "
-        "step that has replaced what they held."
+        "which takes most of it; and the kernel's own Python, which a small step finds in the caches, takes longer "
+        "after a step that has replaced what they held."
     ),
     ("cntk", "lenet32"): _CNTK_LENET,
     ("cntk", "lenet128"): _CNTK_LENET,
