@@ -41,6 +41,8 @@ class Program(object):
         self.leaves = self.inputs + self.slots + self.draws + self.constants
         self.outputs = encoded["outputs"]
         self.updates = [tuple(pair) for pair in encoded["updates"]]
+        # The numbers of the values that only variables take.
+        self.new = set(number for _, number in self.updates).difference(self.outputs)
         self.instructions = []
         # dtype and shape of every value, by number
         self.values = list(self.leaves)

@@ -45,6 +45,7 @@ class Segment(object):
                 "updates": [],
             }
         )
+        piece.new = set(numbers[number] for number in results if number in program.new)
         with self.located(program):
             self.compiled = self._run = compile(piece, [constants[number - ends[3]] for number in fixed])
         self.stages = getattr(self._run, "stages", None) or []

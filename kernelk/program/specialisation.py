@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,10 @@ from .inference import LoopShapes, infer
 
 if TYPE_CHECKING:
     from .program import Program
+
+
+# The node behind an encoded instruction, and those inside the body of a loop.
+Origins = list[tuple[Tensor, "Origins | None"]]
 
 
 class Specialisation:
@@ -63,33 +67,34 @@ class Specialisation:
 
     def encode(self, program: Program) -> dict[str, Any]:
         """The JSON form that backends lower."""
-        return _encode(program, self.shapes)[0]
+        return self._encoded(program)[0]
+
+    def _encoded(self, program: Program) -> tuple[dict[str, Any], Origins]:
+        encoded, origins = _encode(program, self.shapes)
+        return _needed(encoded, origins, range(len(program.inputs)))[:2]
 
     def blamed(self, program: Program, path: Sequence[int]) -> Tensor | None:
         """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
-        return _blamed(program, self.shapes, path)
+        node: Tensor | None = None
+        inside: Origins | None = self._encoded(program)[1]
+        for index in path:
+            if inside is None or index >= len(inside):
+                break
+            node, inside = inside[index]
+        return node
 
 
-def _blamed(program: Program, shapes: list[Any], path: Sequence[int]) -> Tensor | None:
-    nodes = _encode(program, shapes)[1]
-    if path[0] >= len(nodes):
-        return None
-    node = nodes[path[0]]
-    for i, instruction in enumerate(program.instructions):
-        if instruction.node is node and instruction.loop is not None and len(path) > 1:
-            return _blamed(instruction.loop.program, shapes[program.first + i].body, path[1:])
-    return node
-
-
-def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], list[Tensor]]:
-    """The JSON form, and the node behind each of its instructions."""
+def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], Origins]:
+    """The JSON form of all instructions, and what is behind each of them."""
     moved = list(range(program.first))  # new number of each value
-    nodes: list[Tensor] = []
+    origins: Origins = []
     instructions: list[Any] = []
 
-    def emit(node: Tensor, op: str, inputs: list[int], attrs: dict[str, Any], shape: Shape) -> int:
+    def emit(
+        node: Tensor, op: str, inputs: list[int], attrs: dict[str, Any], shape: Shape, inside: Origins | None = None
+    ) -> int:
         instructions.append([op, inputs, attrs, node.dtype, list(shape)])
-        nodes.append(node)
+        origins.append((node, inside))
         return program.first + len(instructions) - 1
 
     for i, (node, inputs, attrs, loop) in enumerate(program.instructions):
@@ -98,14 +103,16 @@ def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], list[T
         if node.op == "sum_to":
             moved.append(_encode_sum_to(node, shapes[inputs[0]], shape, operands, emit))
             continue
+        inside = None
         if loop is not None:
-            attrs = {**attrs, "body": _encode(loop.program, shape.body)[0]}
+            body, inside = _encode(loop.program, shape.body)
+            attrs = {**attrs, "body": body}
             # Its values have different shapes, which their items hold.
             shape = ()
         if "result" in attrs:
             # The result's dtype is in the instruction itself.
             attrs = {name: value for name, value in attrs.items() if name != "result"}
-        moved.append(emit(node, node.op, operands, attrs, shape))
+        moved.append(emit(node, node.op, operands, attrs, shape, inside))
     draws = program.first_draw
     encoded = {
         "inputs": [[x.dtype, list(shapes[i])] for i, x in enumerate(program.inputs)],
@@ -116,7 +123,66 @@ def _encode(program: Program, shapes: list[Any]) -> tuple[dict[str, Any], list[T
         "outputs": [moved[n] for n in program.outputs],
         "updates": [[slot, moved[n]] for slot, n in program.updates],
     }
-    return encoded, nodes
+    return encoded, origins
+
+
+def _needed(
+    encoded: dict[str, Any], origins: Origins, fixed: Collection[int]
+) -> tuple[dict[str, Any], Origins, list[int]]:
+    """The same without what no result needs: what served for its shape alone, which the other instructions know now.
+
+    A loop has neither results nor sequences and captures that it only had for that. `fixed`: the inputs that stay,
+    whether they are needed or not. Returns also which inputs are left.
+    """
+    count = len(encoded["inputs"])
+    first = count + len(encoded["slots"]) + len(encoded["draws"]) + len(encoded["constants"])
+    live = {*encoded["outputs"], *(n for _, n in encoded["updates"])}
+    items: dict[int, set[int]] = {}  # number of a loop -> those of its values that are needed
+    loops: dict[int, dict[int, int]] = {}  # number of a loop -> the new positions of its values
+    kept: list[tuple[int, list[Any], tuple[Tensor, Origins | None]]] = []
+    for number in range(first + len(encoded["instructions"]) - 1, first - 1, -1):
+        if number not in live:
+            continue
+        op, inputs, attrs, dtype, shape = encoded["instructions"][number - first]
+        node, inside = origins[number - first]
+        if op == "item":
+            items.setdefault(inputs[0], set()).add(attrs["index"])
+        elif inside is not None:
+            inputs, attrs, inside, loops[number] = _needed_of_loop(inputs, attrs, inside, items[number])
+        live.update(inputs)
+        kept.append((number, [op, inputs, attrs, dtype, shape], (node, inside)))
+    left = [i for i in range(count) if i in fixed or i in live]
+    numbers = {old: new for new, old in enumerate([*left, *range(count, first), *(n for n, _, _ in reversed(kept))])}
+    instructions: list[Any] = []
+    for _, (op, inputs, attrs, dtype, shape), _ in reversed(kept):
+        if op == "item":
+            attrs = {**attrs, "index": loops[inputs[0]][attrs["index"]]}
+        instructions.append([op, [numbers[n] for n in inputs], attrs, dtype, shape])
+    encoded = {
+        **encoded,
+        "inputs": [encoded["inputs"][i] for i in left],
+        "instructions": instructions,
+        "outputs": [numbers[n] for n in encoded["outputs"]],
+        "updates": [[slot, numbers[n]] for slot, n in encoded["updates"]],
+    }
+    return encoded, [origin for _, _, origin in reversed(kept)], left
+
+
+def _needed_of_loop(
+    inputs: list[int], attrs: dict[str, Any], inside: Origins, items: set[int]
+) -> tuple[list[int], dict[str, Any], Origins, dict[int, int]]:
+    """A loop's operands, attributes and what is behind its body, for these of its values; and their new positions."""
+    body, sequences, states = attrs["body"], attrs["sequences"], attrs["states"]
+    values = [i for i in range(len(body["outputs"])) if i < states or i in items]
+    wanted = {**body, "outputs": [body["outputs"][i] for i in values]}
+    carried = range(sequences, sequences + states)
+    encoded, origins, left = _needed(wanted, inside, carried)
+    if not left or left[0] >= sequences:
+        # The first sequence tells the length.
+        encoded, origins, left = _needed(wanted, inside, [0, *carried])
+    operands = [inputs[i] for i in left] + inputs[len(body["inputs"]) :]
+    attrs = {**attrs, "body": encoded, "sequences": sum(i < sequences for i in left)}
+    return operands, attrs, origins, {old: new for new, old in enumerate(values)}
 
 
 def _encode_sum_to(node: Tensor, wide: Shape, narrow: Shape, operands: list[int], emit: Any) -> int:

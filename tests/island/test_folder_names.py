@@ -42,7 +42,7 @@ OWN = {
         "window_classes.py",
         "windows.cpp",
     },
-    "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py"},
+    "cntk": {"known.py", "limits.py", "memory.py", "nodes.py", "stages.py", "updating.py"},
     "jax": {"denormals.py", "draws.py", "gpu.py", "tracing.py"},
     "torch": {"draws.py", "gpu.py", "precision.py"},
 }

@@ -76,6 +76,46 @@ def test_an_instruction_in_a_loop_is_blamed_on_the_step() -> None:
     assert node.op == "exp"
 
 
+def unused(encoded: dict[str, Any], loop: tuple[int, int] | None = None) -> list[str]:
+    """What of a program, or of a loop's body with so many sequences and states, nothing takes."""
+    leaves = sum(len(encoded[kind]) for kind in ("inputs", "slots", "draws", "constants"))
+    instructions = encoded["instructions"]
+    taken = {*encoded["outputs"], *(n for _, n in encoded["updates"])}
+    taken = taken.union(*(inputs for _, inputs, *_ in instructions))
+    found = [f"{op} {leaves + i}" for i, (op, *_) in enumerate(instructions) if leaves + i not in taken]
+    if loop is not None:
+        sequences, states = loop
+        # The first sequence tells the length.
+        inputs = [*range(1, sequences), *range(sequences + states, len(encoded["inputs"]))]
+        found += [f"input {i}" for i in inputs if i not in taken]
+    for i, (op, _, attrs, _, _) in enumerate(instructions):
+        if op == "scan":
+            items = {a["index"] for name, inputs, a, *_ in instructions if name == "item" and inputs == [leaves + i]}
+            body = attrs["body"]
+            found += [f"value {n}" for n in range(attrs["states"], len(body["outputs"])) if n not in items]
+            found += unused(body, (attrs["sequences"], attrs["states"]))
+    return found
+
+
+def test_what_served_for_its_shape_alone_is_not_computed() -> None:
+    """The sums to a bias's and a state's shape are none, once lengths are known: so nothing keeps their operands."""
+    x = K.placeholder((None, 5, 3))
+    w, u, b = K.variable(np.ones((3, 4))), K.variable(np.ones((4, 4))), K.variable(np.ones(4))
+
+    def step(element: Any, states: Any) -> Any:
+        scale = K.foldl(lambda product, one: product * one, K.sum(element, axis=0))
+        h = K.tanh(K.dot(element, w) + K.dot(states[0], u) * scale + b)
+        return h, [h]
+
+    last, _, _ = K.rnn(step, x, [K.zeros((2, 4))])
+    total = K.sum(last * K.mean(x * 2.0))
+    made = program([x], [total, *K.gradients(total, [w, u, b])])
+    for mode in ("ones", "all"):
+        encoded = made.specialise(((2, 5, 3),), mode).encode(made)
+        assert [op for op, *_ in encoded["instructions"]].count("scan") == 2
+        assert unused(encoded) == []
+
+
 def test_a_program_goes_with_its_last_holder() -> None:
     """It holds variables, whose memory is given back when nobody holds them: no cycle may keep it."""
     v = K.variable(np.ones(3))

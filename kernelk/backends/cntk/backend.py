@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -22,6 +23,7 @@ from .memory import Held, Lent
 from .ops import OPS
 from .profiler import CNTKProfiler
 from .stages import HOST_OPS, HostStage, NativeStage, Refused, engine_error, partition
+from .updating import UpdateStage
 
 # Distributed training alone uses MPI, but the libraries are linked with it.
 MPI = ("libmpi.so.12", "libmpi_cxx.so.1")
@@ -71,6 +73,17 @@ class Core(object):
         self.touch = layer._cntk_py.Parameter_record_value_update
         # CNTK computes nothing again while no parameter has changed, unless each is said to have.
         self.recompute = False
+        self._helpers = None
+
+    def threads(self):
+        """How many threads compute."""
+        return int(self.layer.get_max_num_cputhreads())
+
+    def helpers(self):
+        """The threads besides this one, for numpy."""
+        if self._helpers is None:
+            self._helpers = ThreadPoolExecutor(self.threads() - 1)
+        return self._helpers
 
     def borrow(self, array):
         """CNTK's view of an array's memory; the caller keeps the array alive."""
@@ -149,7 +162,7 @@ class CNTKBackend(Backend):
             "device": self._device,
             "devices": self._devices,
             "dynamic_threads": self._dynamic,
-            "threads": int(self._core.layer.get_max_num_cputhreads()),
+            "threads": self._core.threads(),
             "precision": FLOAT32[0],
             "precisions": list(FLOAT32),
             "interpreter": "Python " + sys.version.split()[0],
@@ -188,6 +201,8 @@ class CNTKBackend(Backend):
                 for kind, instructions in plan:
                     if kind == "native":
                         stages.append(NativeStage(self._core, program, instructions, known, wanted, inner))
+                    elif kind == "updates":
+                        stages.append(UpdateStage(self._core, program, instructions))
                     else:
                         stages.append(HostStage(program, instructions, reasons))
                 return stages
@@ -205,6 +220,14 @@ class CNTKBackend(Backend):
                 nodes, results = stage.describe(labels)
                 kinds.append("a CNTK Function")
                 lines.append("a CNTK Function of %s:" % ", ".join(labels[entry.number] for entry in stage.entries))
+            elif isinstance(stage, UpdateStage):
+                nodes = [
+                    "%%%d = %s(%s)" % (i.index, i.op, ", ".join(labels[n] for n in i.inputs))
+                    for i in stage.instructions
+                ]
+                results = []
+                kinds.append("numpy for new values")
+                lines.append("new values, computed by numpy, which is exact and faster here:")
             else:
                 nodes = [
                     "%s = numpy's %s (CNTK: %s)" % (labels[len(program.leaves) + i.index], i.op, why[1])

@@ -14,6 +14,7 @@ from .limits import index_bound, why_not
 from .memory import Lent, Storage, array_of
 from .nodes import Builder, Val
 from .ops import lower
+from .updating import finishing
 
 # The definitions, and the composites that CNTK has natively written out for the dtypes and shapes that it hasn't.
 HOST_OPS = dict(DEFINITIONS)
@@ -46,10 +47,10 @@ def engine_error(error):
 
 
 def partition(program, known, refused):
-    """[(kind, instructions)] in the order to run, and {instruction index: reason} of all that numpy computes.
+    """[(kind, instructions)] in the order to run, and {instruction index: reason} of all that CNTK can't compute.
 
     `refused` are instructions that CNTK itself has turned down, by index. Native stages have even levels, host
-    stages odd ones; folded constants have none.
+    stages odd ones; folded constants have none. What new values take besides all that comes last.
     """
     first = len(program.leaves)
     levels, depths, stages, reasons = {}, {}, {}, {}
@@ -57,14 +58,21 @@ def partition(program, known, refused):
     for instruction in reversed(program.instructions):
         if first + instruction.index in live:
             live.update(needed(instruction))
+    computed = []
     for instruction in program.instructions:
         number = first + instruction.index
-        if known[number].array is not None or number not in live:
+        if known[number].array is None and number in live:
+            computed.append(instruction)
+            reason = refused.get(instruction.index) or why_not(instruction, number, known)
+            if reason is not None:
+                reasons[instruction.index] = reason
+    last = finishing(program, computed, lambda instruction: instruction.index not in reasons)
+    updating = set(instruction.index for instruction in last)
+    for instruction in computed:
+        if instruction.index in updating:
             continue
-        reason = refused.get(instruction.index) or why_not(instruction, number, known)
-        host = reason is not None
-        if host:
-            reasons[instruction.index] = reason
+        number = first + instruction.index
+        host = instruction.index in reasons
         operands = [n for n in needed(instruction) if n in levels]
         level = -1 if host else 0
         for n in operands:
@@ -74,7 +82,8 @@ def partition(program, known, refused):
             level, depth = level + 2, 1
         levels[number], depths[number] = level, depth
         stages.setdefault(level, []).append(instruction)
-    return [("host" if level % 2 else "native", stages[level]) for level in sorted(stages)], reasons
+    plan = [("host" if level % 2 else "native", stages[level]) for level in sorted(stages)]
+    return plan + ([("updates", last)] if last else []), reasons
 
 
 def run_host(instructions, values, program):
