@@ -234,6 +234,9 @@ class Backend(object):
     can_overwrite = False
     # Whether the program that is compiled next is most often run by it.
     overwrites = False
+    # Whether each small result of a program takes longer than to copy it into a larger one: where a loop is Python's,
+    # those of a step then leave it together.
+    joins_results = False
     # Whether `load` and `load_all` put values into memory that nothing else holds, such as a GPU's.
     loads_copies = False
     # A `page_locks.PageLocks`, where a device copies faster from and to memory whose pages are locked.

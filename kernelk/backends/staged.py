@@ -176,6 +176,19 @@ class _Item(object):
         values[self._number] = values[self._source][self._index]
 
 
+# Results of a step that are joined have at most so many bytes each.
+JOINED_BYTES = 1 << 16
+
+
+def _joined(kinds):
+    """The positions of results in groups that leave a step together, which have one shape, from (dtype, shape)s."""
+    groups = {}
+    for position, (dtype, shape) in enumerate(kinds):
+        known = shape and None not in shape and np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= JOINED_BYTES
+        groups.setdefault((dtype, shape) if known else position, []).append(position)
+    return list(groups.values())
+
+
 # Memory for stacked results up to this size each is used again by the next run: fresh pages cost more than the copies.
 KEPT_BYTES = 1 << 24
 
@@ -189,14 +202,27 @@ class _Loop(object):
         self._operands = _Operands(staged, instruction)
         self._body = body = instruction.attrs["body"]
         self._sequences = instruction.attrs["sequences"]
+        states = instruction.attrs["states"]
+        instructions = [(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in body.instructions]
+        outputs = list(body.outputs[:states])
+        kinds = [body.values[number] for number in body.outputs[states:]]
+        self._groups = _joined(kinds) if staged.backend.joins_results else [[i] for i in range(len(kinds))]
+        for group in self._groups:
+            numbers = [body.outputs[states + position] for position in group]
+            outputs.append(numbers[0])
+            if len(group) > 1:
+                dtype, shape = body.values[numbers[0]]
+                whole = (len(group) * shape[0],) + shape[1:]
+                outputs[-1] = len(body.leaves) + len(instructions)
+                instructions.append(("concatenate", numbers, {"axis": 0}, dtype, whole))
         program = Program(
             {
                 "inputs": body.inputs[: self._sequences],
                 "slots": body.inputs[self._sequences :],
                 "draws": body.draws,
                 "constants": body.constants,
-                "instructions": [(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in body.instructions],
-                "outputs": body.outputs,
+                "instructions": instructions,
+                "outputs": outputs,
                 "updates": [],
             }
         )
@@ -245,5 +271,12 @@ class _Loop(object):
             for whole, x in zip(stacked, arrays):
                 whole[t] = x
         if stacked is None:
-            stacked = [np.zeros((0,) + shape, dtype) for dtype, shape in (body.values[k] for k in body.outputs[count:])]
-        values[self._operands.result] = steps.states + [self._backend.load(x) for x in stacked]
+            kinds = [body.values[number] for number in body.outputs[count:]]
+            results = [np.zeros((0,) + shape, dtype) for dtype, shape in kinds]
+        else:
+            results = [None] * (len(body.outputs) - count)
+            for whole, group in zip(stacked, self._groups):
+                parts = [whole] if len(group) == 1 else np.split(whole, len(group), axis=1)
+                for position, part in zip(group, parts):
+                    results[position] = part
+        values[self._operands.result] = steps.states + [self._backend.load(x) for x in results]

@@ -126,6 +126,7 @@ class CNTKBackend(Backend):
     specialises = "all"
     # In CNTK's own memory, which is copied before CNTK uses it again, or in arrays that nobody writes to
     keeps_updates = True
+    joins_results = True
 
     def __init__(self, options):
         Backend.__init__(self, options)
