@@ -74,6 +74,7 @@ class Core(object):
         # CNTK computes nothing again while no parameter has changed, unless each is said to have.
         self.recompute = False
         self._helpers = None
+        self._memory = {}
 
     def threads(self):
         """How many threads compute."""
@@ -84,6 +85,13 @@ class Core(object):
         if self._helpers is None:
             self._helpers = ThreadPoolExecutor(self.threads() - 1)
         return self._helpers
+
+    def memory(self, name, count, dtype):
+        """An array that everybody has who asks for this name, number of elements and dtype: only for the moment."""
+        key = name, count, dtype
+        if key not in self._memory:
+            self._memory[key] = np.empty(count, dtype)
+        return self._memory[key]
 
     def borrow(self, array):
         """CNTK's view of an array's memory; the caller keeps the array alive."""

@@ -104,8 +104,9 @@ def connected(program, instructions):
 class Loop(object):
     """A group of instructions, computed for one piece of the elements after another."""
 
-    def __init__(self, program, instructions, elsewhere, threads):
+    def __init__(self, core, program, instructions, elsewhere):
         """`elsewhere`: the numbers of values that other groups need."""
+        self.core = core
         first = len(program.leaves)
         self.size = _elements(instructions[0].shape)
         last_use = {}
@@ -144,17 +145,23 @@ class Loop(object):
         if self.size > 1:
             shapes.discard(())
         self.flat = len(shapes) > 1 or self.size > PIECE
-        parts = max(1, min(threads, self.size // (PIECES_EACH * PIECE)))
+        parts = max(1, min(core.threads(), self.size // (PIECES_EACH * PIECE)))
         pieces = -(-self.size // PIECE)
         self.bounds = [pieces * part // parts * PIECE for part in range(parts)] + [self.size]
         shape = (min(self.size, PIECE),) if self.flat else instructions[0].shape
-        self.between = [[np.empty(shape, dtype) for dtype in between] for _ in range(parts)]
+        self.between = [
+            [
+                core.memory((part, i), PIECE, dtype)[: min(self.size, PIECE)].reshape(shape)
+                for i, dtype in enumerate(between)
+            ]
+            for part in range(parts)
+        ]
 
-    def run(self, core, values, written):
+    def run(self, values, written):
         """Sets the values that it computes, and enters the Storage of new ones in `written`."""
         whole = [array_of(values[number]) for number in self.operands]
         for number, (dtype, shape, had) in self.new.items():
-            storage = written[number] = Storage.of(core, had, dtype, shape)
+            storage = written[number] = Storage.of(self.core, had, dtype, shape)
             values[number] = storage.array
             whole.append(storage.array)
         for number, array in self.kept.items():
@@ -165,7 +172,7 @@ class Loop(object):
         if self.size <= PIECE:
             self._computed(whole + self.between[0])
             return
-        others = [core.helpers().submit(self._pieces, whole, part) for part in range(1, len(self.between))]
+        others = [self.core.helpers().submit(self._pieces, whole, part) for part in range(1, len(self.between))]
         try:
             self._pieces(whole, 0)
         finally:
@@ -190,7 +197,6 @@ class UpdateStage(object):
     """The instructions that `finishing` has found."""
 
     def __init__(self, core, program, instructions):
-        self.core = core
         self.instructions = instructions
         self.facts = {"kind": "updates", "ops": len(instructions)}
         groups = connected(program, instructions)
@@ -201,12 +207,12 @@ class UpdateStage(object):
         self.loops = []
         for group in groups:
             elsewhere = set(number for number, those in users.items() if any(other is not group for other in those))
-            self.loops.append(Loop(program, group, elsewhere, core.threads()))
+            self.loops.append(Loop(core, program, group, elsewhere))
 
     def run(self, values, state):
         """Sets the new values; returns {value number: Storage}."""
         written = {}
         with np.errstate(all="ignore"):
             for loop in self.loops:
-                loop.run(self.core, values, written)
+                loop.run(values, written)
         return written
