@@ -177,7 +177,7 @@ class _Item(object):
 
 
 # Results of a step that are joined have at most so many bytes each.
-JOINED_BYTES = 1 << 16
+JOINED_BYTES = 1 << 13
 
 
 def _joined(kinds):
