@@ -102,10 +102,13 @@ def test_a_backends_refusal_of_an_option_keeps_its_parts():
     assert str(error) == "no device 'b': allowed are a; next: --device a"
 
 
-def test_a_magics_error_is_told_by_the_users_line_where_a_library_calls_the_magic(monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "file"), [("decorator", "/lib/decorator/__init__.py"), ("IPython.core.magic", "<decorator-gen-7>")]
+)
+def test_a_magics_error_is_told_by_the_users_line_where_a_library_calls_the_magic(monkeypatch, module, file):
     # As IPython 7 does.
-    names = {"__name__": "decorator"}
-    exec(compile("def fun(magic):\n    return magic()\n", "/lib/decorator/__init__.py", "exec"), names)
+    names = {"__name__": module}
+    exec(compile("def fun(magic):\n    return magic()\n", file, "exec"), names)
     cell = compile("get_ipython().run_line_magic('kbackend', 'x')\n", "mine.py", "exec")
 
     def fail():
