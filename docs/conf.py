@@ -70,13 +70,22 @@ def toctree(pages: list[str], *options: str) -> str:
     return "\n".join(["\n```{toctree}", ":hidden:", *options, "", *pages, "```\n"])
 
 
+def titled(page: str) -> str:
+    """A page's entry there: a student's unit has the title of the solved one, and is told from it."""
+    if "/student/" not in page:
+        return page
+    notebook = json.loads((Path(__file__).parent / f"{page}.ipynb").read_text(encoding="utf-8"))
+    title = "".join(notebook["cells"][0]["source"]).partition("\n")[0].lstrip("# ")
+    return f"{title} (student) <{page}>"
+
+
 def navigation(text: str) -> str:
     """The page of contents, with each of its sections as a part of the navigation."""
     seen: set[str] = set()
     for section in text.split("\n## ")[1:]:
         pages = [page for page in dict.fromkeys(LINK.findall(section)) if page not in seen]
         seen.update(pages)
-        text += toctree(pages, f":caption: {section.partition(chr(10))[0]}")
+        text += toctree([titled(page) for page in pages], f":caption: {section.partition(chr(10))[0]}")
     return text
 
 

@@ -60,6 +60,7 @@ def execute(path: Path, absent: dict[str, str] | None = None, env: dict[str, str
             notebook,
             kernel_name="python3",
             timeout=SECONDS_PER_CELL,
+            startup_timeout=SECONDS_PER_CELL,
             resources={"metadata": {"path": str(path.parent)}},
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
         )

@@ -102,7 +102,7 @@ def _state(engine: Engine) -> str:
     """An engine's state on this machine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
-            return joined("not installed", next_step=f"`{engine.install}`")
+            return joined(registry.outdated(engine) or "not installed", next_step=f"`{engine.install}`")
         return (
             f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
             f"in the environment of kernelk itself, {sys.prefix}"

@@ -36,6 +36,13 @@ def replaces_outputs() -> bool:
     return in_notebook() and (names_cell or not message.get("content", {}).get("allow_stdin", False))
 
 
+def keeps_every_output() -> bool:
+    """Whether this is an engine of ipyparallel: `%%px` shows what came, and no update of it."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    return type(kernel).__module__.startswith("ipyparallel.")
+
+
 def quiet() -> bool:
     """Whether kernelk's own lines, and what engines print, are to be left out of the cells."""
     return LIMITS.quiet or bool(os.environ.get("KERNELK_QUIET"))

@@ -124,9 +124,10 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
     """Counts seconds on a line once the block takes longer than DELAY: "Theano is starting: 3 s (Ctrl-C cancels)".
 
     `hints` are shown in the brackets, as many as fit. The line disappears with the block. Only the main thread shows
-    it, the one that Ctrl-C reaches, and not if the user wants quiet. A block inside another shows no line.
+    it, the one that Ctrl-C reaches, and not if the user wants quiet, or where it would stay. A block inside another
+    shows no line.
     """
-    hidden = messages.quiet() or messages.is_captured()
+    hidden = messages.quiet() or messages.is_captured() or messages.keeps_every_output()
     if hidden or _COUNTING or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -23,8 +23,8 @@ class Engine:
     worker unless its user asks for the notebook's own process.
     `precisions`: those of `--precision` that it has on some device; "float32" is every engine's.
     `compiles_c`: it compiles programs to C where there is a compiler, and its user may turn that off.
-    `imports`: the package to look for in the kernel's own environment. `recipe`: the name of the environment that
-    `kernelk install` builds for it.
+    `imports`: the package to look for in the kernel's own environment. `lowest`: the version that it must have there,
+    as in "2.20". `recipe`: the name of the environment that `kernelk install` builds for it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Engine:
     compiles_c: bool = False
     precisions: tuple[str, ...] = FLOAT32
     imports: str | None = None
+    lowest: str = ""
     recipe: str | None = None
     install: str = ""
 
@@ -74,6 +75,7 @@ TENSORFLOW = Engine(
     in_kernel_too=True,
     precisions=PRECISIONS,
     imports="tensorflow",
+    lowest="2.20",
     install='pip install "kernelk[tensorflow]"',
 )
 TORCH = Engine(
@@ -84,6 +86,7 @@ TORCH = Engine(
     in_kernel_too=True,
     precisions=PRECISIONS,
     imports="torch",
+    lowest="2.4",
     install='pip install "kernelk[torch]"',
 )
 THEANO = Engine(
@@ -104,5 +107,6 @@ JAX = Engine(
     in_kernel_too=True,
     precisions=PRECISIONS,
     imports="jax",
+    lowest="0.10",
     install='pip install "kernelk[jax]"',
 )

@@ -148,6 +148,7 @@ class LocalHost(Host):
                     messages.say(f"kernelk: {note}")
 
     def _started_executor(self) -> Executor:
+        registry.require_version(self.engine)
         folders: dict[str, str | None] = {"cache": cache_folder(self.engine), "scratch": None}
         # One that is always in the kernel has none: it would stay behind where a kernel is killed. On a full or
         # read-only disk all engines in the kernel do without.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -109,6 +110,7 @@ def interpreter(descriptor: Engine) -> Path:
     if descriptor.in_kernel or (
         descriptor.imports is not None and importlib.util.find_spec(descriptor.imports) is not None
     ):
+        require_version(descriptor)
         return Path(sys.executable)
     if descriptor.recipe is not None:
         from ..environments import places
@@ -118,6 +120,26 @@ def interpreter(descriptor: Engine) -> Path:
         f"{descriptor.title} isn't installed in this notebook's environment ({sys.prefix})",
         next_step=f"{descriptor.get}, or kernelk.set_backend('numpy'), which is always available",
     )
+
+
+def require_version(descriptor: Engine) -> None:
+    """Raises BackendNotInstalledError if the engine in the kernel's own environment is older than kernelk needs."""
+    words = outdated(descriptor)
+    if words:
+        raise BackendNotInstalledError(words, next_step=descriptor.get)
+
+
+def outdated(descriptor: Engine) -> str:
+    """ "JAX 0.7.2 is too old: 0.10 or newer is needed" for such an engine, "" for any other."""
+    found = version(descriptor) if descriptor.lowest else ""
+    if not found or _numbers(found) >= _numbers(descriptor.lowest):
+        return ""
+    return f"{descriptor.title} {found} is too old: {descriptor.lowest} or newer is needed"
+
+
+def _numbers(version: str) -> list[int]:
+    """Its first two numbers: bounds have no more."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def installed(name: str) -> bool:

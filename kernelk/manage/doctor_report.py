@@ -150,7 +150,7 @@ def _absent(engine: Engine) -> EngineHealth | None:
         return None
     except BackendNotInstalledError:
         if engine.recipe is None:
-            words = f"{engine.title} isn't installed in {sys.prefix}"
+            words = registry.outdated(engine) or f"{engine.title} isn't installed in {sys.prefix}"
             return EngineHealth(engine.name, "not installed", problem=words, next=engine.get)
         recipe = RECIPES[engine.recipe]
         refusal = recipe.refusal()

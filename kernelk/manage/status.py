@@ -172,7 +172,7 @@ def _status(session: Session, name: str) -> EngineStatus:
         version, interpreter = _installed_version(descriptor)
     except BackendNotInstalledError:
         installed = False
-        note = joined("", next_step=descriptor.get)
+        note = joined(registry.outdated(descriptor), next_step=descriptor.get)
     state = "installed" if installed else "not installed"
     if active:
         state = "active, not started" if installed else "active, not installed"

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -254,6 +255,17 @@ def test_a_console_on_a_kernel_has_no_line_left() -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize(("module", "lines"), [("ipykernel.ipkernel", 1), ("ipyparallel.engine.kernel", 0)])
+def test_no_seconds_are_counted_where_the_line_would_stay(
+    monkeypatch: pytest.MonkeyPatch, module: str, lines: int
+) -> None:
+    kernel = type("Kernel", (), {"__module__": module, "get_parent": lambda self: {}})()
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.delenv("KERNELK_QUIET", raising=False)
+    with progress.waiting("Theano is starting"):
+        assert len(progress._COUNTING) == lines
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ def run(python: str, version: str, which: str, project: dict[str, Any], wheel: P
             return f"can't be installed, see {log.relative_to(PROJECT)}"
         # -P: the installed kernelk, and not the checkout's.
         command = [inside, "-P", "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", FAST, "tests"]
+        command += ["--numprocesses", "2", "--dist", "loadfile"]
         # These are about the checkout.
         command += ["--ignore", "tests/project", "--ignore", "tests/engines/test_third_party.py"]
         passed = done(

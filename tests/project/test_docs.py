@@ -15,10 +15,10 @@ from kernelk.engines import registry
 
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
 PAGES += sorted((PROJECT / "docs").glob("*.md"))
-BUILD = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+DESCRIBED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 # Lines about engines' starts, and about C code that isn't in this machine's compile cache yet.
 OF_A_MACHINE = ("Using ", "Theano computes by numpy code ", "Theano's C code is built ")
-SHIPPED = BUILD["targets"]["sdist"]["include"]
+SHIPPED = DESCRIBED["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,6 +58,16 @@ def test_links_and_file_names_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).resolve().relative_to(PROJECT).parts[0] in SHIPPED, link
     for name in re.findall(r"`((?:kernelk|tests|docs|notebooks|benchmarks)/[\w/.]*)`", text):
         assert (PROJECT / name).exists(), name
+
+
+def test_the_lowest_versions_of_engines_are_the_same_everywhere() -> None:
+    extras = DESCRIBED["project"]["optional-dependencies"]
+    page = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for name in ("tensorflow", "jax", "torch"):
+        engine = registry.engine(name)
+        assert extras[name] == [f"{name}>={engine.lowest}"]
+        assert re.search(rf"^\| `{name}` \| (PyTorch )?{re.escape(engine.lowest)} or newer \|", page, re.MULTILINE)
+    assert extras["tensorflow-cpu"] == [f"tensorflow-cpu>={registry.engine('tensorflow').lowest}"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -102,6 +102,25 @@ def test_a_backends_refusal_of_an_option_keeps_its_parts():
     assert str(error) == "no device 'b': allowed are a; next: --device a"
 
 
+@pytest.mark.parametrize(
+    ("module", "file"), [("decorator", "/lib/decorator/__init__.py"), ("IPython.core.magic", "<decorator-gen-7>")]
+)
+def test_a_magics_error_is_told_by_the_users_line_where_a_library_calls_the_magic(monkeypatch, module, file):
+    # As IPython 7 does.
+    names = {"__name__": module}
+    exec(compile("def fun(magic):\n    return magic()\n", file, "exec"), names)
+    cell = compile("get_ipython().run_line_magic('kbackend', 'x')\n", "mine.py", "exec")
+
+    def fail():
+        raise ArgumentError("no 'x'", allowed="allowed are a")
+
+    monkeypatch.setattr(errors, "PACKAGE", __file__)
+    shell = type("Shell", (), {"run_line_magic": lambda *_: names["fun"](fail)})
+    with pytest.raises(ArgumentError) as caught:
+        exec(cell, {"get_ipython": shell})
+    assert caught.value._render_traceback_() == ["ArgumentError: no 'x': allowed are a (mine.py, line 1)"]
+
+
 def test_near_words_and_line_breaks():
     assert did_you_mean("denze", ["dense", "conv"]) == "did you mean 'dense'? "
     assert did_you_mean("denze", ["dense", "conv"], "`K.{}`") == "did you mean `K.dense`? "

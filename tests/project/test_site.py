@@ -148,13 +148,16 @@ def test_text_stands_out_and_pictures_are_described(site: Path, browser: Any, sc
     page.close()
 
 
-def test_the_first_screen_says_what_kernelk_is_and_how_to_install_it(site: Path, browser: Any) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (900, 720), (1440, 720)])
+def test_the_first_screen_says_what_kernelk_is_and_how_to_install_it(
+    site: Path, browser: Any, width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
     page.goto((site / "index.html").as_uri())
     for words in ("Keras backend API", 'pip install ".[panel]"'):
         place = page.locator("article").get_by_text(words).first.bounding_box()
         assert place is not None
-        assert place["y"] + place["height"] <= 720, words
+        assert place["y"] + place["height"] <= height, words
     page.close()
 
 

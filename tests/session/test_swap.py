@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -627,6 +628,31 @@ def test_a_backend_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
         current().hosts.pop(name, None)
     with pytest.raises(BackendNotInstalledError, match="pip install body"):
         kernelk.set_backend("body")
+
+
+@pytest.mark.parametrize("in_kernel", [False, True])
+def test_an_engine_that_is_older_than_kernelk_needs(monkeypatch: pytest.MonkeyPatch, in_kernel: bool) -> None:
+    old = Engine(
+        "old",
+        "Old",
+        "numpy",
+        "NumpyBackend",
+        in_kernel_too=True,
+        imports="numpy",
+        lowest="99.1",
+        install="pip install x",
+    )
+    register(monkeypatch, old)
+    words = f"Old {np.__version__} is too old: 99.1 or newer is needed"
+    witness = Witness()
+    with pytest.raises(BackendNotInstalledError) as caught:
+        kernelk.set_backend("old", in_kernel=in_kernel)
+    assert str(caught.value) == f"{words}; next: `pip install x` (in a notebook: `%pip install x`)"
+    witness.intact()
+    assert f"old: {words}; next: `pip install x`" in str(kernelk.list_backends())
+    assert words in str(kernelk.doctor("old"))
+    newest = dataclasses.replace(old, lowest=".".join(np.__version__.split(".")[:2]))
+    assert registry.outdated(newest) == ""
 
 
 @pytest.mark.parametrize("boot", ["import os; os._exit(3)", "raise SystemExit('no display')", "import os; os.abort()"])
