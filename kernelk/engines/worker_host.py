@@ -17,11 +17,11 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
-from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
+from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, Wire, WireClosed
 from ..errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -40,7 +40,7 @@ from .keeping_host import KeepingHost
 from .process_environment import worker_variables
 from .start_failures import failed_start, signal_name
 from .storage import Storage
-from .waits import Wait, Worker
+from .waits import Wait, Worker, in_steps
 from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
 
@@ -84,6 +84,19 @@ def kill_group(pid: int) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
+class Process(Protocol):
+    """A worker's process: a `Popen`, or what stands for one on another machine."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Its return code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its return code, once it has ended. Raises subprocess.TimeoutExpired."""
+
+
 class WorkerHost(KeepingHost):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
@@ -102,7 +115,7 @@ class WorkerHost(KeepingHost):
     ) -> None:
         super().__init__(engine, storage, options)
         self._notify = notify
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._exchange: Exchange | None = None
         self._scratch: str | None = None
         self._attached: set[int] = set()
@@ -134,14 +147,7 @@ class WorkerHost(KeepingHost):
             return
         ended = self._ending() if self._process is not None else ""
         self._clean_up()
-        self.interpreter = registry.interpreter(self.engine)
-        if not CAN_PASS_FILES:
-            raise EngineError(
-                f"{self.engine.title} needs a worker, which {platform.system()} can't run (it has no Unix sockets "
-                "that pass memory)",
-                allowed="allowed are engines in the notebook's own process",
-                next_step="kernelk.set_backend('numpy')",
-            )
+        self._find_interpreter()
         begin = time.perf_counter()
         with self.held():
             try:
@@ -169,6 +175,17 @@ class WorkerHost(KeepingHost):
         self.log.drain()
         self.listen()
 
+    def _find_interpreter(self) -> None:
+        """Finds the interpreter for the worker. Raises BackendNotInstalledError, EngineError where none can run."""
+        self.interpreter = registry.interpreter(self.engine)
+        if not CAN_PASS_FILES:
+            raise EngineError(
+                f"{self.engine.title} needs a worker, which {platform.system()} can't run (it has no Unix sockets "
+                "that pass memory)",
+                allowed="allowed are engines in the notebook's own process",
+                next_step="kernelk.set_backend('numpy')",
+            )
+
     def _launch(self) -> None:
         assert self.interpreter is not None
         self._environment = WorkerEnvironment(self.engine, self.interpreter)
@@ -187,7 +204,10 @@ class WorkerHost(KeepingHost):
         # One pipe for both streams, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._exchange = Exchange(kernel_end, self._wait)
+        in_steps(kernel_end)
+        wire = Wire(kernel_end)
+        wire.waiting = self._wait
+        self._exchange = Exchange(wire)
         try:
             with worker_end, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
@@ -239,6 +259,10 @@ class WorkerHost(KeepingHost):
 
     def _give_up(self) -> None:
         self._ended = "was ended by Ctrl-C"
+        self._kill()
+
+    def cancel(self) -> None:
+        """Ends the worker from another thread, while it starts or serves a request: whoever waits for it is told."""
         self._kill()
 
     def _kill(self) -> None:
@@ -360,6 +384,15 @@ class WorkerHost(KeepingHost):
             for start in range(0, len(new), 64):
                 self._attach(exchange, new[start : start + 64])
         return exchange
+
+    def forward(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request just as it came, for another process to explain. Raises as `request`, if it ended."""
+        exchange = self._ready()
+        self._replaceable = message["do"] in ("fetch", "summarise")
+        try:
+            return exchange.ask(message)
+        except BaseException as error:
+            self._raise_broken(error)
 
     def request_within(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         end = time.perf_counter() + seconds

@@ -28,7 +28,7 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.start_failures import RUN_AGAIN
-from ..engines.worker_host import kill_group
+from ..engines.worker_host import WorkerHost
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
 from ..errors import ArgumentError, BackendNotInstalledError, KernelKError, joined, one_line
@@ -207,9 +207,8 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
 def _end(hosts: Iterable[Host]) -> None:
     """Ends the workers that are still up; the threads that wait for them see it at once."""
     for host in hosts:
-        pid = host.pid
-        if pid is not None and host.started:
-            kill_group(pid)
+        if isinstance(host, WorkerHost) and host.started:
+            host.cancel()
 
 
 def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:

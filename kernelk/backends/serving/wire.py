@@ -108,6 +108,8 @@ class Wire(object):
         self.waiting = None
         self._looks_from = 0.0  # until then it sleeps at once
 
+    encode = staticmethod(encode)
+
     def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""
         self.send_frame(encode(message, number), files)
