@@ -155,9 +155,9 @@ class WorkerHost(KeepingHost):
                     self._launch()
                     self._welcome(self._hello())
             except WorkerDiedError as error:
-                words, code = self._last_words(), self._process.returncode if self._process is not None else None
+                failed = self._failed_start()
                 self.end()
-                raise failed_start(self.engine, code or 0, words) from error
+                raise failed from error
             except OSError as error:
                 self.end()
                 raise EngineError(
@@ -174,6 +174,11 @@ class WorkerHost(KeepingHost):
         # Output during the start is only kept in the log.
         self.log.drain()
         self.listen()
+
+    def _failed_start(self) -> EngineError:
+        """The error for a worker that ended while it was starting."""
+        code = self._process.returncode if self._process is not None else None
+        return failed_start(self.engine, code or 0, self._last_words())
 
     def _find_interpreter(self) -> None:
         """Finds the interpreter for the worker. Raises BackendNotInstalledError, EngineError where none can run."""
@@ -226,7 +231,7 @@ class WorkerHost(KeepingHost):
         self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
         self._mark = self.log.total
         self.log.follow(read_fd)
-        _running.add(self)
+        running.add(self)
 
     def notify(self, text: str) -> None:
         self._notify(text)
@@ -553,6 +558,11 @@ class WorkerHost(KeepingHost):
             return "closed its connection"
         return f"was killed by {signal_name(code)}" if code < 0 else f"ended with status {code}"
 
+    @property
+    def ending(self) -> str:
+        """How the worker has ended, in words."""
+        return self._ending()
+
     def _last_words(self) -> str:
         """The worker's last output, since its start or since the call began, for an error message."""
         self.log.drain()
@@ -594,7 +604,7 @@ class WorkerHost(KeepingHost):
             self._scratch = None
         self._attached.clear()
         self._forget()
-        _running.discard(self)
+        running.discard(self)
         self._ended = ""
 
     def forked(self) -> None:
@@ -608,7 +618,7 @@ class WorkerHost(KeepingHost):
         self._ended, self._was_started, self._warned = "", False, []
         self._attached.clear()
         self._forget()
-        _running.discard(self)
+        running.discard(self)
 
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
@@ -624,11 +634,12 @@ class WorkerHost(KeepingHost):
         self._clean_up()
 
 
-_running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
+# Those whose workers end with this process.
+running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 
 @atexit.register
 def _stop_workers() -> None:
-    for host in list(_running) if forks.in_own_process() else ():
+    for host in list(running) if forks.in_own_process() else ():
         # The values end with the kernel.
         host.end()

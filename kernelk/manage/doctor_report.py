@@ -143,10 +143,8 @@ def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any
 
 def _absent(engine: Engine) -> EngineHealth | None:
     """The report on an engine that can't be started; None for one that can. Starts no worker."""
-    if engine.in_kernel:
-        return None
     try:
-        registry.interpreter(engine)
+        registry.require(engine)
         return None
     except BackendNotInstalledError:
         if engine.recipe is None:
@@ -348,7 +346,7 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
     facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
     name, by = config.chosen_backend()
     facts.append(("engine of a new session", f"{name}, chosen by {by}"))
-    if name not in registry.names():
+    if not registry.is_name(name):
         problems.append(
             joined(
                 f"'{name}', chosen by {by}, is not a known engine",

@@ -71,7 +71,7 @@ def matcher(magics: Any) -> Any:
 
 def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     last = before[-1] if before else ""
-    named = next((name for name in before if name in registry.names()), None)
+    named = next((name for name in before if registry.is_name(name)), None)
     actions = [f"--{name.replace('_', '-')}" for name in magics.actions]
     action = next((name for name in before if name in actions), None)
     if action is not None:

@@ -100,7 +100,7 @@ class Jobs:
         if self._panels.loop is None or prepared.host.started or not isinstance(prepared.host, WorkerHost):
             return False
         try:
-            registry.interpreter(prepared.engine)
+            registry.require(prepared.engine)
         except BackendNotInstalledError:
             return False  # the swap itself says what is missing
         return True
