@@ -128,12 +128,12 @@ class KernelKMagics(Magics):
         from . import config
         from .engines import registry
         from .engines.options import requested_options
+        from .remote.clusters import placed
         from .session.current import current
         from .session.swap import check_saved, drop_lost_calls, swap
 
         name = current().active if given.name is None else given.name
-        if given.on is not None:
-            name = registry.placed(name, given.on)
+        name = placed(name, given.on)
         changes = requested_options(
             registry.engine(name), given.device, given.threads, in_kernel, compiler, given.precision
         )

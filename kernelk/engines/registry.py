@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display.commands import in_shell_and_notebook
-from ..errors import ArgumentError, BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
+from ..errors import BackendNotInstalledError, UnknownBackendError, did_you_mean, one_line
 from .descriptors import Engine
 
 if TYPE_CHECKING:
@@ -74,17 +74,6 @@ def is_name(word: str) -> bool:
     """Whether a word names an engine, here or on another machine: "torch", "torch@gpu-box"."""
     base, at, place = word.partition("@")
     return base in names() and bool(place) == bool(at)
-
-
-def placed(name: str, on: str) -> str:
-    """The name of an engine on a cluster: "torch" on "gpu-box" is "torch@gpu-box".
-
-    Raises ArgumentError where the name has another cluster already.
-    """
-    base, _, place = name.partition("@")
-    if place and place != on:
-        raise ArgumentError(f"{name} isn't on {on}", next_step=f"%kbackend {base} --on {on}")
-    return f"{base}@{on}"
 
 
 def engine(name: str) -> Engine:

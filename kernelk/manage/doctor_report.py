@@ -35,6 +35,7 @@ from ..errors import ArgumentError, BackendNotInstalledError, KernelKError, join
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
+from ..remote.clusters import placed
 from ..session.current import entered, existing
 from ..session.function import Function
 from ..session.session import Session
@@ -99,8 +100,10 @@ class HealthReport(Rendered):
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
 
-def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
+def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthReport:
     """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
+
+    `on`: on the machine of a cluster, as in `set_backend`.
 
     Raises UnknownBackendError for a name that no engine has; problems of an engine are in the report.
     """
@@ -110,7 +113,7 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
         raise ArgumentError(
             f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
         )
-    chosen = list(dict.fromkeys(names)) if names else registry.names()
+    chosen = list(dict.fromkeys(placed(name, on) for name in names or registry.names()))
     health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
     for name in chosen:

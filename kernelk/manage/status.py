@@ -117,7 +117,9 @@ class BackendTable(Rendered):
 def list_backends() -> BackendTable:
     """The table of engines; starts nothing. The Python twin of `%kbackend`."""
     session = current()
-    elsewhere = [name for name in dict.fromkeys([*session.hosts, session.active]) if "@" in name]
+    # Of those on other machines, the ones that were there.
+    used = [name for name, host in session.hosts.items() if "@" in name and host.facts]
+    elsewhere = list(dict.fromkeys([*used, *([session.active] if "@" in session.active else [])]))
     engines = [_status(session, name) for name in [*registry.names(), *elsewhere]]
     return BackendTable(session.active, session.chosen_by, engines, _functions(session))
 

@@ -6,21 +6,18 @@ ipyparallel is imported here and nowhere else on the kernel's side, when an engi
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engines import forks
+from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-# Seconds that a controller may take to answer. Asked once more: a controller has been seen to overlook the first one.
-_ANSWERS_WITHIN = 4.0
-_ATTEMPTS = 2
+# Seconds that a controller may take to answer.
+_ANSWERS_WITHIN = 5.0
 
 
 class Connection:
@@ -132,6 +129,19 @@ def named(on: Any) -> str:
     return name
 
 
+def placed(name: str, on: Any) -> str:
+    """The name of an engine on a cluster: "torch" on "gpu-box" is "torch@gpu-box"; on None it is what it was.
+
+    Raises UnknownBackendError, and ArgumentError where the name has another cluster already.
+    """
+    if on is None:
+        return name
+    engine, place = registry.engine(name), named(on)
+    if engine.on and engine.on != place:
+        raise ArgumentError(f"{name} isn't on {place}", next_step=f"%kbackend {engine.base} --on {place}")
+    return registry.engine(f"{engine.base}@{place}").name
+
+
 def connected(name: str) -> Connection:
     """The connection to a cluster, by its profile's name or its own id; of two with one id, by "profile:id".
 
@@ -145,21 +155,16 @@ def connected(name: str) -> Connection:
     file = _file_of(name)
     import ipyparallel
 
-    problem: Exception | None = None
-    for _ in range(_ATTEMPTS):
-        with _translated(name, file):
-            _check_reachable(name, file)
-            try:
-                client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
-            except TimeoutError as error:
-                problem = error
-                continue
-        made = _connections[name] = Connection(name, client, True)
-        return made
-    raise EngineError(
-        f"the controller of cluster '{name}' doesn't answer: it hangs, or {file} has another one's key",
-        next_step=f"copy {file.name} from the controller's machine again, or ipcluster stop --profile={name} there",
-    ) from problem
+    with _translated(name, file):
+        try:
+            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
+        except TimeoutError as error:
+            raise EngineError(
+                f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
+                next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
+            ) from error
+    made = _connections[name] = Connection(name, client, True)
+    return made
 
 
 def _require() -> None:
@@ -182,35 +187,8 @@ def _translated(name: str, file: Path | None) -> Any:
     except Exception as error:
         raise EngineError(
             f"the cluster '{name}' can't be reached: {type(error).__name__}: {one_line(error)}",
-            next_step=f"ipcluster list; look at {file}" if file is not None else "ipcluster list",
+            next_step=f"ipcluster list; the connection file is {file}" if file is not None else "ipcluster list",
         ) from error
-
-
-def _check_reachable(name: str, file: Path) -> None:
-    """Raises EngineError where nobody listens at the controller's address; what goes through ssh isn't looked at."""
-    try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-        address, port = info["interface"].partition("://")[2], int(info["registration"])
-        through = info.get("ssh")
-        location = info.get("location") or ""
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EngineError(
-            f"{file} isn't a connection file of ipyparallel: {one_line(error)}",
-            next_step=f"remove it, and ipcluster start --profile={name}",
-        ) from error
-    if through:
-        return
-    if address in ("", "*", "0.0.0.0"):
-        address = location or "127.0.0.1"
-    try:
-        with socket.create_connection((address, port), timeout=_ANSWERS_WITHIN):
-            return
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-    raise EngineError(
-        f"cluster '{name}' has no controller at {address}:{port} ({reason})",
-        next_step=f"ipcluster start --profile={name} there, or kernelk's engines here: %kbackend --list",
-    )
 
 
 def _file_of(name: str) -> Path:

@@ -5,7 +5,6 @@ It is a `WorkerHost` in all but the way to its worker: what is noted of calls, a
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from ..display import messages
@@ -43,7 +42,6 @@ class RemoteHost(WorkerHost):
         connection = connected(self.engine.on)
         worker = RemoteWorker(connection, self.engine, self._hear)
         self._process = self._worker = worker
-        self.log.add(f"--- {self.engine.title}, engine {worker.engine}, {time.strftime('%H:%M:%S')}")
         self._mark = self.log.total
         started = worker.start(self.options)
         self._exchange = Exchange(RemoteWire(worker, self.storage, started))

@@ -20,6 +20,7 @@ from ..engines.interrupts import shield
 from ..engines.options import changed_options, check_honoured, requested_options, runs_with
 from ..errors import ArgumentError, KernelKError, SwapRefusedError
 from ..graph.nodes import LearningPhase, Variable
+from ..remote.clusters import placed
 from .current import current, entered
 from .feeds import as_feed, as_phase
 from .linearise import linearised
@@ -53,7 +54,7 @@ def set_backend(
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
-    name = _placed(name, on)
+    name = placed(name, on)
     changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
     if save:
         check_saved(name)
@@ -63,15 +64,6 @@ def set_backend(
     if save:
         report.saved = config.save_backend(name)
     return report
-
-
-def _placed(name: str, on: Any) -> str:
-    """The engine's name on a cluster; `on` as in `set_backend`."""
-    if on is None:
-        return name
-    from ..remote.clusters import named
-
-    return registry.placed(registry.engine(name).name, named(on))
 
 
 def check_saved(name: str) -> None:
@@ -236,7 +228,7 @@ def using(
     session = current()
     with session.lock:
         before = _Choice(session)
-    name = _placed(name, on)
+    name = placed(name, on)
     changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
     try:
         yield swap(session, name, "using", changes)

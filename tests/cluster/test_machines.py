@@ -216,7 +216,7 @@ def test_a_cluster_that_stops_answering_is_given_up(
             train(model, 3, 1)
         # What it had alone is had here, as long as nobody answers.
         assert K.get_value(model.count) == 3
-        with pytest.raises(EngineError, match="the controller of cluster 'box' doesn't answer"):
+        with pytest.raises(EngineError, match="cluster 'box' doesn't answer"):
             train(model, 3, 1)
     finally:
         for process in stopped:
