@@ -56,10 +56,11 @@ class RemoteHost(WorkerHost):
     def _hear(self, heard: dict[str, Any]) -> None:
         """Takes what comes beside a reply."""
         if "log" in heard:
-            self.log.add(heard["log"].removesuffix("\n"))
+            self.log.add(str(heard["log"]).removesuffix("\n"))
         for line in heard.get("said", ()):
-            messages.say(line)
-        self._resident = heard.get("resident", self._resident)
+            messages.say(str(line))
+        if heard.get("resident") is not None:
+            self._resident = int(heard["resident"])
 
     def _kill(self) -> None:
         if self._worker is not None:

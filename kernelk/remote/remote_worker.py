@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from .. import config, errors
+from .. import config
 from .._version import __version__
-from ..backends.serving.wire import WireClosed
+from ..backends.serving.wire import Malformed, WireClosed
 from ..engines.descriptors import Engine
-from ..errors import BackendNotInstalledError, EngineError, KernelKError, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
 from .clusters import Connection
 
@@ -25,6 +25,9 @@ _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
 
 # What has to be there for an answer, in words.
 _NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the cluster's controller is gone"
+
+# The errors of kernelk's that keep their kind on the way.
+_RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
 
 
 class RemoteWorker:
@@ -86,12 +89,17 @@ class RemoteWorker:
         except Exception as error:
             raise self._failed(error) from error
         heard, frame = serving.split(first)
-        self.pid = heard.get("pid", self.pid)
-        self._hear(heard)
-        if "gone" in heard:
-            raise self._lost(heard["gone"], heard["unread"])
-        if "error" in heard:
-            raise self._raised(heard["error"])
+        try:
+            self.pid = int(heard.get("pid", self.pid))
+            self._hear(heard)
+            gone = str(heard["gone"]) if "gone" in heard else ""
+            raised = _raised(heard["error"], self.descriptor) if "error" in heard else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Malformed(f"its first line can't be read: {one_line(error)}") from error
+        if gone:
+            raise self._lost(gone, heard.get("unread") is True)
+        if raised is not None:
+            raise raised
         return [frame, *parts]
 
     def _wait(self, sent: Any) -> None:
@@ -109,6 +117,9 @@ class RemoteWorker:
             if not self._watched:
                 continue
             if silent > _SILENT_AFTER:
+                # The next one finds out what is still there.
+                self.connection.avoid(self.engine)
+                self.connection.close()
                 raise self._lost(_NOBODY.format(seconds=silent))
             if sign is None and silent > _ASK_AFTER:
                 with contextlib.suppress(OSError):
@@ -119,10 +130,6 @@ class RemoteWorker:
         self.words = self.words or words
         self._over.set()
         self.returncode = 1
-        if "answer" in words:
-            self.connection.avoid(self.engine)
-            # The next one finds out what is still there.
-            self.connection.close()
         return WireClosed(self.words, unread=unread)
 
     def _failed(self, error: Exception) -> Exception:
@@ -143,16 +150,6 @@ class RemoteWorker:
             self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")
             self._end_there()
         return WireClosed(self.words)  # type: ignore[no-any-return]
-
-    def _raised(self, described: dict[str, Any]) -> KernelKError:
-        """An error of kernelk's that was raised there."""
-        kind = getattr(errors, described["kind"], EngineError)
-        made: KernelKError = kind(described["problem"], allowed=described["allowed"], next_step=described["next_step"])
-        if isinstance(made, BackendNotInstalledError):
-            made.next_step = self.descriptor.get
-        for remark in described["remarks"]:
-            made.remark(remark)
-        return made
 
     def _renew(self) -> None:
         """Says from time to time that the kernel is still there; without it, a worker ends by itself."""
@@ -192,6 +189,18 @@ class RemoteWorker:
     def wait(self, timeout: float | None = None) -> int:
         """Its return code; there is nothing to wait for, since no later worker shares anything with it."""
         return self.poll() or 0
+
+
+def _raised(described: dict[str, Any], descriptor: Engine) -> KernelKError:
+    """An error of kernelk's that was raised there."""
+    words = {name: str(described[name]) for name in ("kind", "problem", "allowed", "next_step")}
+    kind = _RAISED.get(words["kind"], EngineError)
+    made = kind(words["problem"], allowed=words["allowed"], next_step=words["next_step"])
+    if isinstance(made, BackendNotInstalledError):
+        made.next_step = descriptor.get
+    for remark in described["remarks"]:
+        made.remark(str(remark))
+    return made
 
 
 def limits() -> dict[str, Any]:

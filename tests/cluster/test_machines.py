@@ -106,6 +106,20 @@ def test_a_session_goes_from_engine_to_engine_and_machine_to_machine(name: str, 
     assert K.get_value(model.count) == 8
 
 
+def test_what_is_small_comes_back_with_each_reply(box: LocalCluster) -> None:
+    kernelk.set_backend("numpy@box")
+    x, w, empty = K.placeholder((None, 3)), K.variable(np.zeros(3), name="w"), K.placeholder((0, 2))
+    step = K.function([x, empty], [K.sum(x), empty], [K.update_add(w, K.sum(x, axis=0))])
+    for rows in (1, 4, 2):
+        total, nothing = step([np.ones((rows, 3)), np.zeros((0, 2))])
+        assert (float(total), nothing.shape) == (3.0 * rows, (0, 2))
+        assert w.slots.holder is None
+    assert K.get_value(w).tolist() == [7.0] * 3
+    K.set_value(w, [1.0, 2.0, 3.0])
+    step([np.ones((1, 3)), np.zeros((0, 2))])
+    assert K.get_value(w).tolist() == [2.0, 3.0, 4.0]
+
+
 def test_from_one_engine_there_to_another_there(box: LocalCluster) -> None:
     for engine in ("torch", "theano"):
         require_installed(engine)
