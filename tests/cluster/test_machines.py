@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from kernelk import backend as K
 from kernelk.display import messages
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
 from kernelk.session.current import current
+from kernelk.widgets import facts
 
 BATCH = np.linspace(-1, 1, 640).reshape(32, 20).astype(np.float32)
 
@@ -271,13 +274,13 @@ def test_what_a_worker_prints_there_is_shown_here(box: LocalCluster) -> None:
 
 
 def test_the_table_says_where_each_engine_runs(box: LocalCluster) -> None:
-    import socket
-
     kernelk.set_backend("numpy@box")
     K.eval(K.constant(1.0) + 1.0)
     shown = str(kernelk.list_backends())
     assert f"on {socket.gethostname()}" in next(line for line in shown.splitlines() if "numpy@box" in line)
     assert "active: numpy@box" in shown
+    tile = next(one for one in facts.engines(current(), {})["engines"] if one["name"] == "numpy@box")
+    assert tile["process"] == f"worker {current().host().pid} on {socket.gethostname()}"
     assert K.backend() == "numpy"
     report = kernelk.stop_backend("numpy@box")
     assert f"on {socket.gethostname()} ended" in str(report)
@@ -292,6 +295,16 @@ def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
     kernelk.set_backend("numpy@box")
     assert "numpy@box" in str(kernelk.time(lambda: f([BATCH]), budget=0.2))
     kernelk.profile(lambda: f([BATCH]), budget=0.2)
+
+
+def test_a_session_there_is_saved_and_loaded(box: LocalCluster, tmp_path: Path) -> None:
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    losses = train(model, 0, 2)
+    kernelk.save(tmp_path / "there.npz")
+    losses += train(model, 2, 2)
+    kernelk.load(tmp_path / "there.npz")
+    assert train(model, 2, 2) == losses[2:]
 
 
 def test_what_needs_this_process_is_refused(box: LocalCluster) -> None:
