@@ -147,8 +147,8 @@ from .session.variables import (
 
 
 def backend() -> str:
-    """The name of the active engine, e.g. "tensorflow"."""
-    return current().active
+    """The name of the active engine, e.g. "tensorflow", without the machine that it runs on."""
+    return current().active.partition("@")[0]
 
 
 def clear_session() -> None:

@@ -66,6 +66,7 @@ class KernelKMagics(Magics):
     @argument("--worker", action="store_true", help="run it in a process of its own (the default)")
     @argument("--no-compiler", action="store_true", help="Theano: compile no C: starts at once, runs slower")
     @argument("--compiler", action="store_true", help="Theano: use the C compiler again (the default)")
+    @argument("--on", metavar="CLUSTER", help="run it on the machine of this ipyparallel cluster or profile")
     @argument("--save", action="store_true", help="save the choice in keras.json, for later sessions")
     @argument("--drop-calls", action="store_true", help="give up calls that were lost and that nothing can repeat")
     @argument("--list", action="store_true", help="show the table of engines")
@@ -90,6 +91,7 @@ class KernelKMagics(Magics):
           %kbackend torch --in-kernel       in the notebook's own process: tensors aren't copied
           %kbackend theano --no-compiler    compiles no C: the first result comes at once, later ones are slower
           %kbackend theano --compiler       undoes that
+          %kbackend torch --on gpu-box      on the machine of the ipyparallel cluster gpu-box; it is torch@gpu-box then
           %kbackend tensorflow --save       and in every session from now on
           %kbackend numpy --drop-calls      if calls were lost with a worker and nothing can repeat them: without them
           %kbackend --stop torch            stops it and frees its memory; it starts again when needed
@@ -101,6 +103,7 @@ class KernelKMagics(Magics):
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
+        kernelk.set_backend("torch", on="gpu-box"),
         `with kernelk.using("torch"):`, kernelk.stop_backend("torch"), kernelk.install("theano"), kernelk.doctor(),
         kernelk.set_backend("numpy", drop_calls=True), kernelk.log("cntk"), kernelk.enable_keras2(),
         kernelk.disable_keras2().
@@ -125,13 +128,17 @@ class KernelKMagics(Magics):
         from . import config
         from .engines import registry
         from .engines.options import requested_options
+        from .remote.clusters import placed
         from .session.current import current
-        from .session.swap import drop_lost_calls, swap
+        from .session.swap import check_saved, drop_lost_calls, swap
 
         name = current().active if given.name is None else given.name
+        name = placed(name, given.on)
         changes = requested_options(
             registry.engine(name), given.device, given.threads, in_kernel, compiler, given.precision
         )
+        if given.save:
+            check_saved(name)
         if given.drop_calls:
             drop_lost_calls(current())
         report = swap(current(), name, "%kbackend", changes)

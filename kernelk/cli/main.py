@@ -134,10 +134,10 @@ def _bundle(names: Sequence[str], output: str) -> int:
     return 0
 
 
-def _doctor(names: Sequence[str]) -> int:
+def _doctor(names: Sequence[str], on: str | None) -> int:
     from ..manage.doctor_report import doctor  # which needs numpy and the whole of K
 
-    report = doctor([_engine(name, "doctor").name for name in names] or None)
+    report = doctor([_engine(name, "doctor").name for name in names] or None, on)
     _say(repr(report))
     return 0 if report.passed else 1
 
@@ -199,6 +199,7 @@ def _parser() -> _Parser:
     bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     doctor = commands.add_parser("doctor", help="check each engine, and show what is missing and the next command")
     doctor.add_argument("names", nargs="*", metavar="NAME", help="the engines to check (default: all)")
+    doctor.add_argument("--on", metavar="CLUSTER", help="check those on the machine of this ipyparallel cluster")
     compare = commands.add_parser("compare", help="time what a script evaluates, on several engines side by side")
     words = "a script and engine names (default: all installed); or several scripts and one engine"
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bundle(chosen.names, chosen.output)
         if chosen.command in ("compare", "time", "profile"):
             return _measure(chosen)
-        return _doctor(chosen.names) if chosen.command == "doctor" else _list()
+        return _doctor(chosen.names, chosen.on) if chosen.command == "doctor" else _list()
     except KernelKError as error:
         _complain(str(error))
         return 1

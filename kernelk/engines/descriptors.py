@@ -25,6 +25,7 @@ class Engine:
     `compiles_c`: it compiles programs to C where there is a compiler, and its user may turn that off.
     `imports`: the package to look for in the kernel's own environment. `lowest`: the version that it must have there,
     as in "2.20". `recipe`: the name of the environment that `kernelk install` builds for it.
+    `on`: the ipyparallel cluster whose machine its worker runs on, "" for this one; its name then ends in @ and that.
     """
 
     name: str
@@ -39,6 +40,12 @@ class Engine:
     lowest: str = ""
     recipe: str | None = None
     install: str = ""
+    on: str = ""
+
+    @property
+    def base(self) -> str:
+        """Its name without the machine."""
+        return self.name.partition("@")[0]
 
     @property
     def path(self) -> str:
@@ -48,6 +55,8 @@ class Engine:
     @property
     def get(self) -> str:
         """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
+        if self.on:
+            return f"on {self.on}: `{self.install}`"
         if self.recipe is not None:
             return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
         return in_shell_and_notebook(self.install)
@@ -60,10 +69,12 @@ class Engine:
         """The command that repairs an installed engine after this error; `install` would find nothing to do."""
         package = missing_package(words)
         if package:
-            return package
+            return f"on {self.on}: {package}" if self.on else package
         if self.recipe is not None:
-            return f"`kernelk install {self.recipe} --rebuild`"
-        return f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+            command = f"`kernelk install {self.recipe} --rebuild`"
+        else:
+            command = f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+        return f"on {self.on}: {command}" if self.on else command
 
 
 NUMPY = Engine("numpy", "numpy", "numpy", "NumpyBackend", in_kernel=True)

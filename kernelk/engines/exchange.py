@@ -6,17 +6,39 @@ raises, a lack of memory. `under_way` is set until the whole reply is there, and
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from ..backends.serving.wire import Malformed, Wire, encode
+from ..backends.serving.wire import Malformed
 from .interrupts import is_inside
 from .replies import check_reply
-from .waits import in_steps
 
 # After a run of less than so many seconds, the next one's reply is looked for again and again before the kernel sleeps.
 QUICK = 0.0002
+
+
+class AnyWire(Protocol):
+    """The kernel's end of a way to a worker: `backends.serving.wire.Wire`, or what takes its place."""
+
+    def encode(self, message: dict[str, Any], number: int) -> Any:
+        """A message as `send_frame` takes it. Raises TooLong."""
+
+    def send_frame(self, frame: Any, files: list[int | None] | tuple[()] = ()) -> None:
+        """Sends what `encode` has made. Raises WireClosed."""
+
+    def send_at_once(self, frame: Any) -> bool:
+        """Sends it if it can be sent without waiting; whether it was. Raises WireClosed."""
+
+    def arrived(self) -> bool:
+        """Whether there is something to receive, be it the end."""
+
+    def receive(self, number: int, patience: float = 0.0) -> dict[str, Any]:
+        """Waits for the message of this number. Raises WireClosed or Malformed."""
+
+    def finish(self) -> None:
+        """Announces that no more requests come."""
+
+    def close(self) -> None:
+        """Closes this end."""
 
 
 class Exchange:
@@ -26,11 +48,8 @@ class Exchange:
     All methods raise WireClosed, Malformed, or the exception that interrupted them; the exchange is then unusable.
     """
 
-    def __init__(self, connection: socket.socket, waiting: Callable[[], Callable[[], None]]) -> None:
-        """`waiting` makes, for one wait, what is called each time that a second of it is over: see `waits`."""
-        in_steps(connection)
-        self._wire = Wire(connection)
-        self._wire.waiting = waiting
+    def __init__(self, wire: AnyWire) -> None:
+        self._wire = wire
         self._number = 0
         self.owed = 0  # the number of a request whose reply is still to come; 0: none
         self._posted: dict[str, Any] = {}  # that request
@@ -57,7 +76,7 @@ class Exchange:
     def ask(self, message: dict[str, Any], files: list[int | None] | tuple[()] = ()) -> dict[str, Any]:
         """The reply to a request; `files` are descriptors that go with it."""
         number = self._number = self._number + 1
-        frame = encode(message, number)
+        frame = self._wire.encode(message, number)
         run = message["do"] == "run"
         self.under_way = True
         self._wire.send_frame(frame, files)
@@ -74,7 +93,7 @@ class Exchange:
     def post(self, message: dict[str, Any], wait: bool) -> bool:
         """Sends a request whose reply is taken later. Without `wait`, returns False if it couldn't be sent at once."""
         number = self._number + 1
-        frame = encode(message, number)
+        frame = self._wire.encode(message, number)
         self.under_way = True
         if wait:
             self._wire.send_frame(frame)

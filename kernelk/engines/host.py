@@ -97,6 +97,16 @@ class Host:
         return False
 
     @property
+    def machine(self) -> str:
+        """The name of the machine that the engine runs on; "" for this one, and where it isn't known yet."""
+        return str(self.facts.get("machine", ""))
+
+    @property
+    def commit_bytes(self) -> int:
+        """Up to so many bytes, a call's updates come to the kernel with its reply."""
+        return config.LIMITS.commit_bytes
+
+    @property
     def memory(self) -> int | None:
         """The resident bytes of that process, what it shares with others included; None where that isn't known."""
         return (resident_bytes(self.pid) or None) if self.started else None

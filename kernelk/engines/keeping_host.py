@@ -86,7 +86,7 @@ class KeepingHost(Host):
         if self.record is not None or self._lost:
             # All has been set or fetched since.
             self.fetched(None)
-        large = program.updated_bytes > config.LIMITS.commit_bytes
+        large = program.updated_bytes > self.commit_bytes
         return large and sum([feed.nbytes for feed in feeds]) <= config.LIMITS.repeat_bytes
 
     def must_fetch(self, feeds: list[Array]) -> bool:

@@ -47,6 +47,11 @@ def requested_options(
     if in_kernel is not None:
         if not isinstance(in_kernel, bool):
             raise ArgumentError(f"in_kernel={in_kernel!r} isn't allowed", allowed="allowed are True, False and None")
+        if in_kernel and engine.on:
+            raise ArgumentError(
+                f"{engine.title} can't run in the notebook's own process, since it is on another machine",
+                next_step=f"%kbackend {engine.base} --in-kernel",
+            )
         changes["in_kernel"] = None if in_kernel == engine.in_kernel else in_kernel
     if compiler is not None:
         if not isinstance(compiler, bool):
@@ -69,7 +74,8 @@ def _threads(engine: Engine, threads: Any) -> int:
         count = int(threads) if isinstance(threads, str) else operator.index(threads)
     except (TypeError, ValueError):
         count = 0
-    if not 1 <= count <= most_threads():
+    # How many make sense on another machine is known there.
+    if count < 1 or (count > most_threads() and not engine.on):
         processors = os.cpu_count() or 1
         raise ArgumentError(
             f"threads={threads!r} isn't allowed",

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,11 +71,19 @@ def near(name: str, known: Iterable[str], shown: str = "'{}'") -> str:
     return did_you_mean(_SHORT.get(name.lower(), name.lower()), known, shown)
 
 
+def is_name(word: str) -> bool:
+    """Whether a word names an engine, here or on another machine: "torch", "torch@gpu-box"."""
+    base, at, place = word.partition("@")
+    return base in names() and bool(place) == bool(at)
+
+
 def engine(name: str) -> Engine:
-    """The backend of this exact name.
+    """The backend of this exact name; of "torch@gpu-box", PyTorch in a worker on that cluster's machine.
 
     Raises UnknownBackendError with the nearest names, BackendNotInstalledError for an entry point that leads nowhere.
     """
+    if isinstance(name, str) and "@" in name:
+        return _elsewhere(name)
     if not isinstance(name, str) or not _known(name):
         hint = near(str(name), names())
         raise UnknownBackendError(
@@ -83,6 +92,19 @@ def engine(name: str) -> Engine:
             next_step=in_shell_and_notebook("kernelk list", "%kbackend --list"),
         )
     return _descriptor(name)
+
+
+@cache
+def _elsewhere(name: str) -> Engine:
+    base, _, place = name.partition("@")
+    here = engine(base)
+    if not place or not place.isprintable() or set(place) & set("@ ,/\\"):
+        raise UnknownBackendError(
+            f"{name!r} names no cluster",
+            allowed="after the @ comes an ipyparallel profile or a cluster's id, such as torch@gpu-box",
+            next_step="ipcluster list",
+        )
+    return replace(here, name=name, title=f"{here.title}@{place}", on=place, in_kernel=False, in_kernel_too=False)
 
 
 @cache
@@ -142,12 +164,16 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
+def require(descriptor: Engine) -> None:
+    """Raises BackendNotInstalledError if the engine can't be started here; one on another machine isn't looked for."""
+    if not (descriptor.in_kernel or descriptor.on):
+        interpreter(descriptor)
+
+
 def installed(name: str) -> bool:
     """Whether the engine can be started here; nothing is started to find out."""
     try:
-        descriptor = engine(name)
-        if not descriptor.in_kernel:
-            interpreter(descriptor)
+        require(engine(name))
     except BackendNotInstalledError:
         return False
     return True

@@ -17,11 +17,11 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
-from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, WireClosed
+from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, Wire, WireClosed
 from ..errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -40,7 +40,7 @@ from .keeping_host import KeepingHost
 from .process_environment import worker_variables
 from .start_failures import failed_start, signal_name
 from .storage import Storage
-from .waits import Wait, Worker
+from .waits import Wait, Worker, in_steps
 from .worker_environment import WorkerEnvironment
 from .worker_log import WorkerLog, last_words, note, show, warn_again
 
@@ -84,6 +84,19 @@ def kill_group(pid: int) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
+class Process(Protocol):
+    """A worker's process: a `Popen`, or what stands for one on another machine."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Its return code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its return code, once it has ended. Raises subprocess.TimeoutExpired."""
+
+
 class WorkerHost(KeepingHost):
     """A backend in a process of its own, reached by a socket pair and shared memory.
 
@@ -102,7 +115,7 @@ class WorkerHost(KeepingHost):
     ) -> None:
         super().__init__(engine, storage, options)
         self._notify = notify
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._exchange: Exchange | None = None
         self._scratch: str | None = None
         self._attached: set[int] = set()
@@ -134,14 +147,7 @@ class WorkerHost(KeepingHost):
             return
         ended = self._ending() if self._process is not None else ""
         self._clean_up()
-        self.interpreter = registry.interpreter(self.engine)
-        if not CAN_PASS_FILES:
-            raise EngineError(
-                f"{self.engine.title} needs a worker, which {platform.system()} can't run (it has no Unix sockets "
-                "that pass memory)",
-                allowed="allowed are engines in the notebook's own process",
-                next_step="kernelk.set_backend('numpy')",
-            )
+        self._find_interpreter()
         begin = time.perf_counter()
         with self.held():
             try:
@@ -149,9 +155,9 @@ class WorkerHost(KeepingHost):
                     self._launch()
                     self._welcome(self._hello())
             except WorkerDiedError as error:
-                words, code = self._last_words(), self._process.returncode if self._process is not None else None
+                failed = self._failed_start()
                 self.end()
-                raise failed_start(self.engine, code or 0, words) from error
+                raise failed from error
             except OSError as error:
                 self.end()
                 raise EngineError(
@@ -168,6 +174,22 @@ class WorkerHost(KeepingHost):
         # Output during the start is only kept in the log.
         self.log.drain()
         self.listen()
+
+    def _failed_start(self) -> EngineError:
+        """The error for a worker that ended while it was starting."""
+        code = self._process.returncode if self._process is not None else None
+        return failed_start(self.engine, code or 0, self._last_words())
+
+    def _find_interpreter(self) -> None:
+        """Finds the interpreter for the worker. Raises BackendNotInstalledError, EngineError where none can run."""
+        self.interpreter = registry.interpreter(self.engine)
+        if not CAN_PASS_FILES:
+            raise EngineError(
+                f"{self.engine.title} needs a worker, which {platform.system()} can't run (it has no Unix sockets "
+                "that pass memory)",
+                allowed="allowed are engines in the notebook's own process",
+                next_step="kernelk.set_backend('numpy')",
+            )
 
     def _launch(self) -> None:
         assert self.interpreter is not None
@@ -187,7 +209,10 @@ class WorkerHost(KeepingHost):
         # One pipe for both streams, so that they stay in order.
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
-        self._exchange = Exchange(kernel_end, self._wait)
+        in_steps(kernel_end)
+        wire = Wire(kernel_end)
+        wire.waiting = self._wait
+        self._exchange = Exchange(wire)
         try:
             with worker_end, os.fdopen(write_fd, "wb"):
                 self._process = subprocess.Popen(
@@ -206,7 +231,7 @@ class WorkerHost(KeepingHost):
         self.log.add(f"--- {self.engine.title}, pid {self._process.pid}, {time.strftime('%H:%M:%S')}")
         self._mark = self.log.total
         self.log.follow(read_fd)
-        _running.add(self)
+        running.add(self)
 
     def notify(self, text: str) -> None:
         self._notify(text)
@@ -239,6 +264,10 @@ class WorkerHost(KeepingHost):
 
     def _give_up(self) -> None:
         self._ended = "was ended by Ctrl-C"
+        self._kill()
+
+    def cancel(self) -> None:
+        """Ends the worker from another thread, while it starts or serves a request: whoever waits for it is told."""
         self._kill()
 
     def _kill(self) -> None:
@@ -360,6 +389,15 @@ class WorkerHost(KeepingHost):
             for start in range(0, len(new), 64):
                 self._attach(exchange, new[start : start + 64])
         return exchange
+
+    def forward(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request just as it came, for another process to explain. Raises as `request`, if it ended."""
+        exchange = self._ready()
+        self._replaceable = message["do"] in ("fetch", "summarise")
+        try:
+            return exchange.ask(message)
+        except BaseException as error:
+            self._raise_broken(error)
 
     def request_within(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         end = time.perf_counter() + seconds
@@ -520,6 +558,11 @@ class WorkerHost(KeepingHost):
             return "closed its connection"
         return f"was killed by {signal_name(code)}" if code < 0 else f"ended with status {code}"
 
+    @property
+    def ending(self) -> str:
+        """How the worker has ended, in words."""
+        return self._ending()
+
     def _last_words(self) -> str:
         """The worker's last output, since its start or since the call began, for an error message."""
         self.log.drain()
@@ -561,7 +604,7 @@ class WorkerHost(KeepingHost):
             self._scratch = None
         self._attached.clear()
         self._forget()
-        _running.discard(self)
+        running.discard(self)
         self._ended = ""
 
     def forked(self) -> None:
@@ -575,7 +618,7 @@ class WorkerHost(KeepingHost):
         self._ended, self._was_started, self._warned = "", False, []
         self._attached.clear()
         self._forget()
-        _running.discard(self)
+        running.discard(self)
 
     def release(self, variables: list[int], segments: list[int]) -> None:
         known = [n for n in segments if n in self._attached]
@@ -591,11 +634,12 @@ class WorkerHost(KeepingHost):
         self._clean_up()
 
 
-_running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
+# Those whose workers end with this process.
+running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 
 @atexit.register
 def _stop_workers() -> None:
-    for host in list(_running) if forks.in_own_process() else ():
+    for host in list(running) if forks.in_own_process() else ():
         # The values end with the kernel.
         host.end()

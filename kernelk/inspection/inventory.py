@@ -273,6 +273,8 @@ def _rows(session: Session, objects: list[tuple[Any, list[str]]]) -> list[Row]:
     device, versions, compiled = "kernel", {}, set()
     if host is not None and host.started:
         device = str(host.facts.get("device") or host.engine.name)
+        if host.engine.on:
+            device += f"@{host.engine.on}"
         versions = host.versions
         compiled = {key[:KEY_LENGTH] for key in host.compiled}
     shown = {tensor.uid: entry.value.nbytes for tensor, entry in list(session.shown.items())}

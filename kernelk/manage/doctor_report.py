@@ -28,13 +28,14 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.start_failures import RUN_AGAIN
-from ..engines.worker_host import kill_group
+from ..engines.worker_host import WorkerHost
 from ..environments import interpreters, places
 from ..environments.recipes import RECIPES
 from ..errors import ArgumentError, BackendNotInstalledError, KernelKError, joined, one_line
 from ..graph.nodes import Variable
 from ..ops import creation, dtypes, elementwise, linear, reductions, updates
 from ..ops.gradients import gradients
+from ..remote.clusters import placed
 from ..session.current import entered, existing
 from ..session.function import Function
 from ..session.session import Session
@@ -99,8 +100,10 @@ class HealthReport(Rendered):
         return Table([engine.cells() for engine in self.engines], header, below="\n".join(below))
 
 
-def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
+def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthReport:
     """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
+
+    `on`: on the machine of a cluster, as in `set_backend`.
 
     Raises UnknownBackendError for a name that no engine has; problems of an engine are in the report.
     """
@@ -110,7 +113,7 @@ def doctor(names: str | Sequence[str] | None = None) -> HealthReport:
         raise ArgumentError(
             f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
         )
-    chosen = list(dict.fromkeys(names)) if names else registry.names()
+    chosen = list(dict.fromkeys(placed(name, on) for name in names or registry.names()))
     health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
     for name in chosen:
@@ -143,10 +146,8 @@ def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any
 
 def _absent(engine: Engine) -> EngineHealth | None:
     """The report on an engine that can't be started; None for one that can. Starts no worker."""
-    if engine.in_kernel:
-        return None
     try:
-        registry.interpreter(engine)
+        registry.require(engine)
         return None
     except BackendNotInstalledError:
         if engine.recipe is None:
@@ -207,9 +208,8 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
 def _end(hosts: Iterable[Host]) -> None:
     """Ends the workers that are still up; the threads that wait for them see it at once."""
     for host in hosts:
-        pid = host.pid
-        if pid is not None and host.started:
-            kill_group(pid)
+        if isinstance(host, WorkerHost) and host.started:
+            host.cancel()
 
 
 def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
@@ -349,7 +349,7 @@ def _machine() -> tuple[list[tuple[str, str]], list[str]]:
     facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
     name, by = config.chosen_backend()
     facts.append(("engine of a new session", f"{name}, chosen by {by}"))
-    if name not in registry.names():
+    if not registry.is_name(name):
         problems.append(
             joined(
                 f"'{name}', chosen by {by}, is not a known engine",

@@ -19,6 +19,7 @@ from ..session.session import Session
 class EngineStatus:
     """One engine: state is "active", "warm" (started earlier, quick to swap to), "installed" or "not installed".
 
+    `placement` is "kernel" or "worker"; `machine`: that of a worker elsewhere, the cluster's name until it is known.
     `pid`, `memory` (resident bytes of that process), `device`, `devices`, `threads`, `precision` and `precisions` are a
     running engine's, as it reports them; None or empty where they aren't known. `options` are those that the user
     asked for. `compiled` programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were
@@ -49,6 +50,7 @@ class EngineStatus:
     alone_bytes: int = 0
     note: str = ""
     installed: bool = True
+    machine: str = ""
 
     @property
     def running(self) -> bool:
@@ -58,6 +60,8 @@ class EngineStatus:
     def cells(self) -> list[str]:
         """The row of the table."""
         process = "this kernel" if self.placement == "kernel" else f"worker {self.pid}" if self.running else "worker"
+        if self.machine:
+            process += f" on {self.machine}"
         others = [name for name in self.devices if name != self.device]
         device = f"{self.device} (or {', '.join(others)})" if others else self.device
         memory = size(self.memory) if self.memory else "unknown" if self.running else ""
@@ -113,7 +117,10 @@ class BackendTable(Rendered):
 def list_backends() -> BackendTable:
     """The table of engines; starts nothing. The Python twin of `%kbackend`."""
     session = current()
-    engines = [_status(session, name) for name in registry.names()]
+    # Of those on other machines, the ones that were there.
+    used = [name for name, host in session.hosts.items() if "@" in name and host.facts]
+    elsewhere = list(dict.fromkeys([*used, *([session.active] if "@" in session.active else [])]))
+    engines = [_status(session, name) for name in [*registry.names(), *elsewhere]]
     return BackendTable(session.active, session.chosen_by, engines, _functions(session))
 
 
@@ -162,18 +169,19 @@ def _status(session: Session, name: str) -> EngineStatus:
             alone=len(held),
             alone_bytes=alone_bytes,
             note=str(facts.get("mode", "")) + _building(host),
+            machine=host.machine,
         )
     placement = "kernel" if descriptor.runs_in_kernel(options) else "worker"
     note = version = interpreter = ""
     installed = True
     try:
-        if not descriptor.in_kernel:
-            registry.interpreter(descriptor)
-        version, interpreter = _installed_version(descriptor)
+        registry.require(descriptor)
+        if not descriptor.on:
+            version, interpreter = _installed_version(descriptor)
     except BackendNotInstalledError:
         installed = False
         note = joined(registry.outdated(descriptor), next_step=descriptor.get)
-    state = "installed" if installed else "not installed"
+    state = "not started" if descriptor.on else "installed" if installed else "not installed"
     if active:
         state = "active, not started" if installed else "active, not installed"
     return EngineStatus(
@@ -188,6 +196,7 @@ def _status(session: Session, name: str) -> EngineStatus:
         installed=installed,
         alone=len(held),
         alone_bytes=alone_bytes,
+        machine=descriptor.on,
     )
 
 

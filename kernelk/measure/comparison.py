@@ -21,6 +21,7 @@ from ..engines.descriptors import DEFAULT, Engine
 from ..engines.host import Host
 from ..engines.options import changed_options, check_honoured, known_precision, requested_options
 from ..errors import ArgumentError, KernelKError, joined, one_line
+from ..remote.clusters import placed
 from ..session.current import current
 from ..session.session import Session
 from ..session.targets import layers_of
@@ -51,6 +52,7 @@ def compare(
     precision: str | None = None,
     sweep: Mapping[str, Sequence[float]] | None = None,
     per_op: bool = False,
+    on: Any = None,
 ) -> CompareResult | SweepResult:
     """The same calls on several engines, or several bodies on one engine. The Python twin of `%%kcompare`.
 
@@ -59,7 +61,8 @@ def compare(
     engine; its calls are then repeated on each side from the state before. `budget`: seconds of running in total.
     `device`, `threads`, `precision`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`:
     {"n": values} runs the body, a function of `n`, for each. `per_op`: then each op of the slowest call is timed
-    separately on every engine, for as many seconds again. Afterwards the session is as after one run of the targets.
+    separately on every engine, for as many seconds again. `on`: the cluster that the named engines run on, as in
+    `set_backend`. Afterwards the session is as after one run of the targets.
     Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     __tracebackhide__ = True  # in an error of a body
@@ -70,7 +73,12 @@ def compare(
         raise ArgumentError(
             "compare: there is nothing to run", next_step="kernelk.compare(lambda: f([x]), 'tensorflow', 'jax')"
         )
-    engines = [registry.engine(name).name for name in dict.fromkeys(names)]
+    if on is not None and not names:
+        raise ArgumentError(
+            "compare: on needs engines' names, since which are installed there isn't known here",
+            next_step="kernelk.compare(lambda: f([x]), 'torch', 'jax', on='gpu-box')",
+        )
+    engines = [registry.engine(placed(name, on)).name for name in dict.fromkeys(names)]
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
             f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined",
@@ -240,6 +248,9 @@ def _unequal_conditions(result: CompareResult, threads: int | str | None) -> lis
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
+    if len({conditions.machine for _, conditions in known}) > 1:
+        listed = ", ".join(f"{label} on {c.machine or 'this one'}, {c.processor}" for label, c in known)
+        notes.append(f"machines differ ({listed})")
     kinds = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(kinds) > 1:
         listed = ", ".join(f"{label} {conditions.device}" for label, conditions in known)

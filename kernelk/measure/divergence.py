@@ -282,8 +282,7 @@ def diff(
     roots = roots_of(y, "diff")
     phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")
     for engine in engines:
-        if not engine.in_kernel:
-            registry.interpreter(engine)
+        registry.require(engine)
     session = current()
     with session.lock:
         hosts = [session.host(name) for name in (reference, other)]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import statistics
 import time as clock
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
+from ..engines.machine import processor
 from ..errors import ArgumentError, EngineError
 from ..session.current import current
 from ..session.session import Session
@@ -60,6 +59,7 @@ class Conditions:
     blas: str = ""
     mode: str = ""
     precision: str = ""
+    machine: str = ""
 
     @classmethod
     def of(cls, host: Host) -> Conditions:
@@ -73,17 +73,20 @@ class Conditions:
             str(facts.get("interpreter", "")),
             host.placement,
             str(facts.get("device", "")),
-            processor() if on_cpu else str(facts.get("device_name", "")),
+            str(facts.get("processor") or processor()) if on_cpu else str(facts.get("device_name", "")),
             facts.get("threads"),
-            os.cpu_count() or 1,
+            facts.get("cores") or os.cpu_count() or 1,
             str(facts.get("blas", "")),
             str(facts.get("mode", "")),
             str(facts.get("precision") or ""),
+            host.machine,
         )
 
     def words(self) -> str:
         """All conditions in words, for a line below a table."""
         where = "in the kernel" if self.placement == "kernel" else "in a worker"
+        if self.machine:
+            where += f" on {self.machine}"
         parts = [
             f"{self.engine} {self.version} ({self.interpreter}) {where}",
             f"{self.device}{f' ({self.processor})' if self.processor else ''}",
@@ -93,15 +96,6 @@ class Conditions:
             f"BLAS {self.blas}" if self.blas else "",
         ]
         return ", ".join(part for part in parts if part)
-
-
-def processor() -> str:
-    """The processor's model name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass

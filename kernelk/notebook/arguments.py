@@ -213,7 +213,7 @@ def _split_names(magic: Any, text: str, count: int | str | None, line: str) -> t
             raise _other_words(magic, line)
         return parts[0].removesuffix(","), [name.strip(",") for name in parts[1:]]
     names: list[str] = []
-    while len(parts := text.rsplit(None, 1)) == 2 and (name := parts[1].strip(",")) in registry.names():
+    while len(parts := text.rsplit(None, 1)) == 2 and registry.is_name(name := parts[1].strip(",")):
         text = parts[0].rstrip().removesuffix(",")
         names.insert(0, name)
     return text, names

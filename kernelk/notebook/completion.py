@@ -16,6 +16,7 @@ from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
 from ..errors import KernelKError
 from ..inspection.columns import COLUMNS, KINDS
+from ..remote.clusters import files
 from ..session.current import existing
 from .arguments import Expression, options, python_kind, takes_engines, takes_value
 from .graph_magics import GraphMagics
@@ -71,7 +72,7 @@ def matcher(magics: Any) -> Any:
 
 def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     last = before[-1] if before else ""
-    named = next((name for name in before if name in registry.names()), None)
+    named = next((name for name in before if registry.is_name(name)), None)
     actions = [f"--{name.replace('_', '-')}" for name in magics.actions]
     action = next((name for name in before if name in actions), None)
     if action is not None:
@@ -82,6 +83,8 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
         return [*devices(named), DEFAULT]
     if last == "--threads":
         return [*_threads(), DEFAULT]
+    if last == "--on":
+        return files()
     if last == "--precision":
         engine = _descriptor(named)
         return engine.precisions if engine is not None else ()
@@ -132,6 +135,8 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
         return _threads()
     if last == "--precision":
         return list(PRECISIONS)
+    if last == "--on":
+        return files()
     if last in ("--budget", "--sweep"):
         return []
     left = [name for name in options(MeasuringMagics.kcompare) if name not in before]

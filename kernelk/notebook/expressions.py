@@ -50,7 +50,7 @@ def engine_hint(expression: str) -> str:
     words = expression.split()
     if len(words) < 2:
         return ""
-    if words[-1] in registry.names():
+    if registry.is_name(words[-1]):
         return f"{words[-1]} is one engine too many"
     return f"{did_you_mean(words[-1], registry.names())}engines are {', '.join(registry.names())}"
 

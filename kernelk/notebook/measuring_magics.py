@@ -92,6 +92,7 @@ class MeasuringMagics(Magics):
     @argument("--device", metavar="D", help="the same device for all: cpu:0 ...")
     @argument("--threads", metavar="N", help="the same number of threads for all")
     @argument("--precision", metavar="P", help="how all multiply float32: float32, tf32 or bfloat16")
+    @argument("--on", metavar="CLUSTER", help="run all named engines on the machine of this ipyparallel cluster")
     @argument("--per-op", action="store_true", help="also time each op separately on every engine, for as long again")
     @argument("--sweep", metavar="NAME=A,B,C", help="run the cell for each of these values of a name")
     @cell_magic
@@ -105,6 +106,7 @@ class MeasuringMagics(Magics):
           %%kcompare jax torch --device cuda:0 --precision tf32
           %%kcompare tensorflow jax --sweep n=128,256,512
           %%kcompare theano torch --per-op
+          %%kcompare torch@gpu-box jax@gpu-box torch      machines compared; --on gpu-box puts all of them there
 
         The cell runs once, on the active engine, which stays active. The result has .to_frame(), .to_json() and
         .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
@@ -127,6 +129,7 @@ class MeasuringMagics(Magics):
             precision=given.precision,
             sweep=sweep,
             per_op=given.per_op,
+            on=given.on,
         )
 
     @no_var_expand

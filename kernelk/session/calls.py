@@ -365,7 +365,7 @@ class Calls:
             "program": encoded,
             "constants": references,
             "wait": self._waits(),
-            "keeps": host.can_keep and program.updated_bytes > config.LIMITS.commit_bytes,
+            "keeps": host.can_keep and program.updated_bytes > host.commit_bytes,
         }
         reply: dict[str, Any] | None
         try:

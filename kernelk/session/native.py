@@ -28,7 +28,7 @@ def native(x: Any, feeds: dict[Tensor, Any] | None = None) -> Any:
         host = session.host()
         if not isinstance(host, LocalHost):
             allowed = registry.names_where(lambda engine: engine.in_kernel_too)
-            name = host.engine.name if host.engine.name in allowed or host.engine.in_kernel else "torch"
+            name = host.engine.base if host.engine.base in allowed or host.engine.in_kernel else "torch"
             raise ArgumentError(
                 f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave",
                 allowed=f"allowed are engines in the notebook's own process ({', '.join(allowed)})",

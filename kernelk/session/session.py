@@ -275,7 +275,12 @@ class Session(HasTraits):
         """
         engine = registry.engine(name)
         host: Host
-        if engine.runs_in_kernel(options):
+        if engine.on:
+            # ipyparallel isn't needed by anything else.
+            from ..remote.host import RemoteHost
+
+            host = RemoteHost(engine, self.storage, messages.say, log or self.log_of(name), options)
+        elif engine.runs_in_kernel(options):
             host = LocalHost(engine, self.storage, options)
         else:
             host = WorkerHost(engine, self.storage, messages.say, log or self.log_of(name), options)

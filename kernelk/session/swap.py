@@ -18,8 +18,9 @@ from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.interrupts import shield
 from ..engines.options import changed_options, check_honoured, requested_options, runs_with
-from ..errors import KernelKError, SwapRefusedError
+from ..errors import ArgumentError, KernelKError, SwapRefusedError
 from ..graph.nodes import LearningPhase, Variable
+from ..remote.clusters import placed
 from .current import current, entered
 from .feeds import as_feed, as_phase
 from .linearise import linearised
@@ -36,6 +37,7 @@ def set_backend(
     compiler: bool | None = None,
     precision: str | None = None,
     drop_calls: bool = False,
+    on: Any = None,
 ) -> SwapReport:
     """Makes `name` the active engine and moves the session there. The Python twin of `%kbackend NAME`.
 
@@ -46,18 +48,33 @@ def set_backend(
     again, and compiler=True the search for a compiler. An engine that runs with other options is started again beside
     the old one, takes the variables over, and then the old one ends. `save`: keras.json chooses it from now on.
     `drop_calls`: gives up the calls whose results were lost with a worker, for when nothing can repeat them: the
-    variables that they changed go back to the last checkpoint.
+    variables that they changed go back to the last checkpoint. `on`: the ipyparallel cluster whose machine it runs on,
+    by its name, or as a Cluster, Client or View; "torch" on "gpu-box" is the engine "torch@gpu-box".
 
     Raises UnknownBackendError, ArgumentError, BackendNotInstalledError, EngineError or SwapRefusedError; then the old
     engine is still active and intact. Naming the active engine again only makes sure that it runs.
     """
+    name = placed(name, on)
     changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
+    if save:
+        check_saved(name)
     if drop_calls:
         drop_lost_calls(current())
     report = swap(current(), name, "set_backend", changes)
     if save:
         report.saved = config.save_backend(name)
     return report
+
+
+def check_saved(name: str) -> None:
+    """Raises ArgumentError for an engine that keras.json can't choose."""
+    engine = registry.engine(name)
+    if engine.on:
+        raise ArgumentError(
+            f"keras.json can't choose {name}, which other programs don't know",
+            allowed="it takes engines of this machine",
+            next_step=f"export KERNELK_BACKEND={name}",
+        )
 
 
 def drop_lost_calls(session: Session) -> None:
@@ -201,6 +218,7 @@ def using(
     in_kernel: bool | None = None,
     compiler: bool | None = None,
     precision: str | None = None,
+    on: Any = None,
 ) -> Iterator[SwapReport]:
     """`with kernelk.using("theano"):` makes that engine active inside; arguments and errors are those of `set_backend`.
 
@@ -210,6 +228,7 @@ def using(
     session = current()
     with session.lock:
         before = _Choice(session)
+    name = placed(name, on)
     changes = requested_options(registry.engine(name), device, threads, in_kernel, compiler, precision)
     try:
         yield swap(session, name, "using", changes)
@@ -273,6 +292,7 @@ def stop_backend(name: str) -> StopReport:
         host = session.hosts.get(name)
         if host is not None and host.started:
             report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
+            report.machine = host.machine
             # Before Ctrl-C has to wait.
             session.calls.fetch(list(host.holding.values()))
             with shield():

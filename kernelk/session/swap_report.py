@@ -68,6 +68,8 @@ class SwapReport(Rendered):
         engine = " ".join(
             str(self.facts[name]) for name in ("version", "interpreter", "device", "mode") if self.facts.get(name)
         )
+        if self.facts.get("machine"):
+            engine += f" on {self.facts['machine']}"
         moved = f"{self.variables} ({size(self.bytes)}), bit for bit"
         if self.loaded != self.variables:
             moved += f"; {self.loaded} of them ({size(self.loaded_bytes)}) had changed and were loaded"
@@ -103,6 +105,7 @@ class StopReport(Rendered):
     bytes: int | None = None
     placement: str = "worker"
     active: bool = False
+    machine: str = ""
 
     def table(self) -> Table:
         """The report in one line."""
@@ -117,7 +120,8 @@ class StopReport(Rendered):
                 )
         else:
             gone = f", {size(self.bytes)} freed" if self.bytes else ""
-            words = f"{self.name} stopped: process {self.pid} ended{gone}"
+            where = f" on {self.machine}" if self.machine else ""
+            words = f"{self.name} stopped: process {self.pid}{where} ended{gone}"
         if self.active:
             words += "; it is still the active engine: the next call starts it again, with all variables"
         return Table([], title=words)

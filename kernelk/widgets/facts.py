@@ -68,7 +68,8 @@ def _engine(status: EngineStatus, active: str, broken: str) -> dict[str, Any]:
 def _process(status: EngineStatus) -> str:
     if status.placement == "kernel":
         return "this kernel"
-    return f"worker {status.pid}" if status.running else "a worker"
+    where = f" on {status.machine}" if status.machine else ""
+    return f"worker {status.pid}{where}" if status.running else f"a worker{where}"
 
 
 def _install(status: EngineStatus) -> str:

@@ -15,7 +15,7 @@ from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.options import requested_options
-from ..engines.worker_host import WorkerHost, kill_group
+from ..engines.worker_host import WorkerHost
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, SwapRefusedError
 from ..manage import install
 from ..session.session import Session
@@ -100,7 +100,7 @@ class Jobs:
         if self._panels.loop is None or prepared.host.started or not isinstance(prepared.host, WorkerHost):
             return False
         try:
-            registry.interpreter(prepared.engine)
+            registry.require(prepared.engine)
         except BackendNotInstalledError:
             return False  # the swap itself says what is missing
         return True
@@ -139,9 +139,8 @@ class Jobs:
         job = self.current
         if job is not None and job.host is not None and not job.cancelled:
             job.cancelled = True
-            pid = job.host.pid
-            if pid is not None:
-                kill_group(pid)
+            if isinstance(job.host, WorkerHost):
+                job.host.cancel()
 
     # --- installs ---
 

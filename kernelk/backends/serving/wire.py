@@ -92,6 +92,17 @@ def decode(kind, body):
     return message
 
 
+def opened(frame):
+    """The (number, message) of a whole frame. Raises Malformed."""
+    frame = memoryview(frame)
+    if len(frame) < _HEADER.size:
+        raise Malformed("it is too short")
+    length, kind, number = _HEADER.unpack_from(frame)
+    if len(frame) != _HEADER.size + length:
+        raise Malformed("it is %d bytes long, and not %d" % (len(frame), _HEADER.size + length))
+    return number, decode(kind, frame[_HEADER.size :])
+
+
 def _run(plan, counts):
     counts = struct.unpack("<%dQ" % (len(counts) // _COUNT), counts) if len(counts) else ()
     return {"do": "run", "plan": plan, "define": None, "load": (), "counts": counts}
@@ -107,6 +118,8 @@ class Wire(object):
         # For a socket with a timeout: makes the function that is called at each timeout of one wait.
         self.waiting = None
         self._looks_from = 0.0  # until then it sleeps at once
+
+    encode = staticmethod(encode)
 
     def send(self, message, number=0, files=()):
         """Sends one message, with up to 64 file descriptors. Raises WireClosed."""

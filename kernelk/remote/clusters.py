@@ -1,0 +1,237 @@
+"""Finds ipyparallel clusters by the names that their users know, and connects to each once.
+
+ipyparallel is imported here and nowhere else on the kernel's side, when an engine on another machine is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engines import forks, registry
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+# Seconds that a controller may take to answer.
+_ANSWERS_WITHIN = 5.0
+
+
+class Connection:
+    """A cluster that this process is connected to. `own`: kernelk has made the client, and closes it."""
+
+    def __init__(self, name: str, client: Any, own: bool) -> None:
+        self.name = name
+        self.client = client
+        self._own = own
+        self._views: dict[int, Any] = {}
+        self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return bool(self.client._closed)
+
+    def engine(self) -> int:
+        """The number of the engine to use: the first one, those last that have stopped answering."""
+        ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
+        if not ids:
+            raise EngineError(
+                f"the cluster '{self.name}' has no engines", next_step=f"ipcluster engines --profile={self.name}, there"
+            )
+        return int(ids[0])
+
+    def call(self, engine: int, function: Any, *arguments: Any) -> Any:
+        """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""
+        view = self._views.get(engine)
+        if view is None:
+            view = self._views[engine] = self.client.direct_view(engine)
+        try:
+            sent = view.apply_async(function, *arguments)
+        except Exception as error:
+            # ipyparallel's own, and Python's, for an engine or a cluster that is gone.
+            raise OSError(one_line(error)) from error
+        # A long training would fill both.
+        view.history.clear()
+        history = self.client.history
+        if history and history[-1] == sent.msg_ids[0]:
+            history.pop()
+        return sent
+
+    def ping(self, engine: int) -> Future[Any]:
+        """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises OSError.
+
+        Signal 0 does nothing: the process that watches over the engine only looks whether that is there.
+        """
+        try:
+            return self.client.send_signal(0, targets=engine, block=False)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise OSError(one_line(error)) from error
+
+    def abort(self, engine: int, token: str) -> None:
+        """Marks a task as one that isn't wanted any more."""
+        with contextlib.suppress(Exception):
+            self.client.abort([token], targets=engine, block=False)
+
+    def avoid(self, engine: int) -> None:
+        """Notes that an engine has stopped answering."""
+        self._silent.add(engine)
+
+    def close(self) -> None:
+        """Ends the connection, if it is kernelk's own; the next one is made anew."""
+        if _connections.get(self.name) is self:
+            del _connections[self.name]
+        if self._own:
+            with contextlib.suppress(Exception):
+                self.client.close(linger=0)
+
+
+_connections: dict[str, Connection] = {}
+# A forked child has no thread that would serve them, and closing them there isn't its business.
+_parents: list[Connection] = []
+
+
+class _Forked:
+    def forked(self) -> None:
+        _parents.extend(_connections.values())
+        _connections.clear()
+
+
+_forked = _Forked()
+forks.tell(_forked)
+
+
+def named(on: Any) -> str:
+    """The name of what an engine is to run on: itself, or of ipyparallel's Cluster, Client or View."""
+    if isinstance(on, str) and on:
+        return on
+    client = getattr(on, "client", on)  # a view's
+    if hasattr(on, "connect_client_sync"):
+        name = on.cluster_id or on.profile
+        if name not in _connections or _connections[name].closed:
+            with _translated(name, None):
+                _connections[name] = Connection(name, on.connect_client_sync(), True)
+        return str(name)
+    if not hasattr(client, "send_apply_request"):
+        raise ArgumentError(
+            f"on={on!r} isn't allowed",
+            allowed="allowed are a cluster's name, and a Cluster, Client or View of ipyparallel",
+            next_step="kernelk.set_backend('torch', on='default')",
+        )
+    cluster = getattr(client, "cluster", None)
+    name = str(client.profile if cluster is None else cluster.cluster_id or cluster.profile)
+    known = _connections.get(name)
+    if known is None or known.client is not client:
+        _connections[name] = Connection(name, client, False)
+    return name
+
+
+def placed(name: str, on: Any) -> str:
+    """The name of an engine on a cluster: "torch" on "gpu-box" is "torch@gpu-box"; on None it is what it was.
+
+    Raises UnknownBackendError, and ArgumentError where the name has another cluster already.
+    """
+    if on is None:
+        return name
+    engine, place = registry.engine(name), named(on)
+    if engine.on and engine.on != place:
+        raise ArgumentError(f"{name} isn't on {place}", next_step=f"%kbackend {engine.base} --on {place}")
+    return registry.engine(f"{engine.base}@{place}").name
+
+
+def connected(name: str) -> Connection:
+    """The connection to a cluster, by its profile's name or its own id; of two with one id, by "profile:id".
+
+    Raises BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where
+    its controller doesn't answer.
+    """
+    known = _connections.get(name)
+    if known is not None and not known.closed:
+        return known
+    _require()
+    file = _file_of(name)
+    import ipyparallel
+
+    with _translated(name, file):
+        try:
+            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
+        except TimeoutError as error:
+            raise EngineError(
+                f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
+                next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
+            ) from error
+    made = _connections[name] = Connection(name, client, True)
+    return made
+
+
+def _require() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("ipyparallel") is None:
+        raise BackendNotInstalledError(
+            "an engine on another machine is reached by ipyparallel, which isn't installed here",
+            next_step='`pip install "kernelk[cluster]"`',
+        )
+
+
+@contextlib.contextmanager
+def _translated(name: str, file: Path | None) -> Any:
+    """Says in a line what ipyparallel raises while it connects."""
+    try:
+        yield
+    except (ArgumentError, EngineError):
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"the cluster '{name}' can't be reached: {type(error).__name__}: {one_line(error)}",
+            next_step=f"ipcluster list; the connection file is {file}" if file is not None else "ipcluster list",
+        ) from error
+
+
+def _file_of(name: str) -> Path:
+    """The connection file of a cluster. Raises ArgumentError."""
+    found = files()
+    if name in found:
+        return found[name]
+    listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
+    raise ArgumentError(
+        f"no cluster is named '{name}'",
+        allowed=f"{did_you_mean(name, found)}{listed}",
+        next_step=f"ipcluster start --profile={name}, or copy its ipcontroller-client.json to {_security(name)}",
+    )
+
+
+def _security(profile: str) -> Path:
+    return _ipython() / f"profile_{profile}" / "security"
+
+
+def _ipython() -> Path:
+    from IPython.paths import get_ipython_dir
+
+    return Path(get_ipython_dir())
+
+
+def files() -> dict[str, Path]:
+    """The connection files in IPython's profiles, by the names that they can be called by."""
+    alone: dict[str, list[Path]] = {}
+    whole: dict[str, Path] = {}
+    for file in sorted(_ipython().glob("profile_*/security/ipcontroller*-client.json")):
+        if not os.access(file, os.R_OK):
+            continue
+        profile = file.parents[1].name.removeprefix("profile_")
+        identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
+        if identity:
+            whole[f"{profile}:{identity}"] = file
+            alone.setdefault(identity, []).append(file)
+        else:
+            whole[profile] = file
+    ids = {name: same[0] for name, same in alone.items() if len(same) == 1}
+    # Where a profile has one cluster and that one has an id, either name will do.
+    for profile in {name.partition(":")[0] for name in whole}:
+        same = [name for name in whole if name.partition(":")[0] == profile]
+        if len(same) == 1:
+            ids.setdefault(profile, whole[same[0]])
+    return {**ids, **whole}

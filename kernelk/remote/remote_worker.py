@@ -1,0 +1,208 @@
+"""A worker on another machine as the kernel sees it: what is asked there, how long it is waited for, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from .. import config
+from .._version import __version__
+from ..backends.serving.wire import Malformed, WireClosed
+from ..engines.descriptors import Engine
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
+from . import serving
+from .clusters import Connection
+
+# Seconds between two looks whether the user wants to wait any longer.
+_STEP = 0.25
+# After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
+_ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
+
+# What has to be there for an answer, in words.
+_NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the cluster's controller is gone"
+
+# The errors of kernelk's that keep their kind on the way.
+_RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
+
+
+class RemoteWorker:
+    """One worker, under a name that no later one has; it stands where a `Popen` does for a worker on this machine.
+
+    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`.
+    """
+
+    def __init__(self, connection: Connection, descriptor: Engine, hear: Callable[[dict[str, Any]], None]) -> None:
+        self.connection = connection
+        self.engine = connection.engine()
+        self.descriptor = descriptor
+        self.token = f"kernelk-{uuid.uuid4().hex}"
+        self.pid = 0
+        self.returncode: int | None = None
+        self.words = ""
+        self._hear = hear
+        self._waiting = False
+        self._watched = True  # whether somebody answers a request for a sign of life
+        self._over = threading.Event()
+
+    def start(self, options: dict[str, Any]) -> Any:
+        """Has the worker started; what comes of it is a reply. Raises WireClosed."""
+        try:
+            # An engine whose nanny its user has turned off gives no signs, and is noticed by the controller alone.
+            sign = self.connection.ping(self.engine)
+            with contextlib.suppress(TimeoutError):
+                sign.result(_ASK_AFTER)
+            self._watched = sign.done()
+        except OSError as error:
+            raise self._lost(one_line(error)) from error
+        wanted = {"engine": self.descriptor.base, "options": options, "version": __version__, "lease": serving.LEASE}
+        sent = self.ask(serving.start, self.token, json.dumps(wanted))
+        threading.Thread(target=self._renew, name="kernelk-lease", daemon=True).start()
+        return sent
+
+    def ask(self, function: Any, *arguments: Any) -> Any:
+        """Sends a call of one of the functions of `serving`. Raises WireClosed."""
+        if self.poll() is not None:
+            raise WireClosed(self.words, unread=True)
+        try:
+            return self.connection.call(self.engine, function, *arguments)
+        except OSError as error:
+            # Its engine has left the cluster, or the connection is closed: nobody has read this.
+            raise self._lost(f"is gone: {one_line(error)}", unread=True) from error
+
+    def answer(self, sent: Any) -> list[Any]:
+        """Waits for a reply: its frame, and the bytes that were written there.
+
+        Raises WireClosed where none comes, and the KernelKError that came in its place.
+        """
+        self._waiting = True
+        try:
+            self._wait(sent)
+        finally:
+            self._waiting = False
+        try:
+            first, *parts = sent.get(0)
+        except Exception as error:
+            raise self._failed(error) from error
+        heard, frame = serving.split(first)
+        try:
+            self.pid = int(heard.get("pid", self.pid))
+            self._hear(heard)
+            gone = str(heard["gone"]) if "gone" in heard else ""
+            raised = _raised(heard["error"], self.descriptor) if "error" in heard else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Malformed(f"its first line can't be read: {one_line(error)}") from error
+        if gone:
+            raise self._lost(gone, heard.get("unread") is True)
+        if raised is not None:
+            raise raised
+        return [frame, *parts]
+
+    def _wait(self, sent: Any) -> None:
+        silent, before = 0.0, time.monotonic()
+        sign: Any = None
+        while not sent.wait(_STEP):
+            if self._over.is_set():
+                self._end_there()
+                raise WireClosed(self.words)
+            now = time.monotonic()
+            # Where this machine has slept meanwhile, the answer may still be on its way.
+            silent, before = silent + min(now - before, 4 * _STEP), now
+            if sign is not None and sign.done():
+                sign, silent = None, 0.0
+            if not self._watched:
+                continue
+            if silent > _SILENT_AFTER:
+                # The next one finds out what is still there.
+                self.connection.avoid(self.engine)
+                self.connection.close()
+                raise self._lost(_NOBODY.format(seconds=silent))
+            if sign is None and silent > _ASK_AFTER:
+                with contextlib.suppress(OSError):
+                    sign = self.connection.ping(self.engine)
+
+    def _lost(self, words: str, unread: bool = False) -> WireClosed:
+        """Notes that this worker is never used again, whatever has become of it."""
+        self.words = self.words or words
+        self._over.set()
+        self.returncode = 1
+        return WireClosed(self.words, unread=unread)
+
+    def _failed(self, error: Exception) -> Exception:
+        """What an exception in that engine means."""
+        kind = str(getattr(error, "ename", type(error).__name__))
+        message = one_line(getattr(error, "evalue", error))
+        machine = self.connection.name
+        if kind in ("ModuleNotFoundError", "ImportError") and "kernelk" in message:
+            self._lost(message)
+            return BackendNotInstalledError(
+                f"the ipyparallel engine on {machine} has no kernelk of this version ({message})",
+                next_step=f"on {machine}: `pip install kernelk=={__version__}`",
+            )
+        if kind == "EngineError":
+            self._lost("is gone with its ipyparallel engine, which ended")
+        else:
+            # As of its user's own interrupt there: nobody knows how far it came.
+            self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")
+            self._end_there()
+        return WireClosed(self.words)  # type: ignore[no-any-return]
+
+    def _renew(self) -> None:
+        """Says from time to time that the kernel is still there; without it, a worker ends by itself."""
+        while not self._over.wait(serving.LEASE / 4):
+            with contextlib.suppress(OSError):
+                self.connection.call(self.engine, serving.renew, self.token)
+
+    def _end_there(self) -> None:
+        with contextlib.suppress(OSError):
+            # The first ends it in the middle of a request, the second one anywhere else.
+            self.connection.abort(self.engine, self.token)
+            self.connection.call(self.engine, serving.end, self.token)
+
+    def kill(self) -> None:
+        """Ends it without waiting for it; from another thread or a signal handler too."""
+        if self.returncode is None:
+            self.returncode = 1
+            self._over.set()
+            # Whoever waits for it sees to the rest: here, ipyparallel may be in the middle of something.
+            if not self._waiting:
+                self._end_there()
+
+    def finish(self) -> None:
+        """Ends it in good order, after what it was asked last."""
+        if self.returncode is None:
+            self.returncode = 0
+            self._over.set()
+            with contextlib.suppress(OSError):
+                self.connection.call(self.engine, serving.end, self.token).wait(_ASK_AFTER)
+
+    def poll(self) -> int | None:
+        """None until it has ended, as far as is known here."""
+        if self.returncode is None and self.connection.closed:
+            self._lost("is gone: the cluster's controller has ended")
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its return code; there is nothing to wait for, since no later worker shares anything with it."""
+        return self.poll() or 0
+
+
+def _raised(described: dict[str, Any], descriptor: Engine) -> KernelKError:
+    """An error of kernelk's that was raised there."""
+    words = {name: str(described[name]) for name in ("kind", "problem", "allowed", "next_step")}
+    kind = _RAISED.get(words["kind"], EngineError)
+    made = kind(words["problem"], allowed=words["allowed"], next_step=words["next_step"])
+    if isinstance(made, BackendNotInstalledError):
+        made.next_step = descriptor.get
+    for remark in described["remarks"]:
+        made.remark(str(remark))
+    return made
+
+
+def limits() -> dict[str, Any]:
+    """The user's settings that hold there, too."""
+    return {"stuck_seconds": config.LIMITS.stuck_seconds}

@@ -1,0 +1,356 @@
+"""Engines on another machine, which is a cluster of this one: what they compute, and what is left after an end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.arrays import same_bits
+from helpers.clusters import LocalCluster, running, wait_for
+from helpers.engines import require_installed
+from helpers.processes import alive
+
+import kernelk
+from kernelk import backend as K
+from kernelk.display import messages
+from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
+from kernelk.session.current import current
+from kernelk.widgets import facts
+
+BATCH = np.linspace(-1, 1, 640).reshape(32, 20).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[LocalCluster]:
+    with running("box", 2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(messages, "say", lambda text, *_, **__: lines.append(text))
+    for host in current().hosts.values():
+        if hasattr(host, "_notify"):
+            monkeypatch.setattr(host, "_notify", lines.append)
+    return lines
+
+
+class Training:
+    """Momentum on a small net whose weights are large enough to stay with an engine, and a count of its steps."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(7)
+        self.w = K.variable(random.normal(size=(20, 40)), name="w")
+        self.v = K.variable(random.normal(size=(40, 1)), name="v")
+        self.speed = K.zeros((20, 40), name="speed")
+        self.count = K.variable(0, dtype="int64", name="count")
+        self.x = K.placeholder((None, 20))
+        loss = K.mean(K.square(K.dot(K.tanh(K.dot(self.x, self.w)), self.v)))
+        slope_w, slope_v = K.gradients(loss, [self.w, self.v])
+        speed = self.speed * 0.9 - 0.01 * slope_w
+        self.step = K.function(
+            [self.x],
+            [loss],
+            [
+                K.update(self.speed, speed),
+                K.update(self.w, self.w + speed),
+                K.update_sub(self.v, 0.01 * slope_v),
+                K.update_add(self.count, 1),
+            ],
+        )
+
+    @property
+    def variables(self) -> list[Any]:
+        return [self.w, self.v, self.speed, self.count]
+
+    def state(self) -> list[np.ndarray]:
+        return K.batch_get_value(self.variables)
+
+    @property
+    def alone(self) -> int:
+        return sum(variable.slots.holder is not None for variable in self.variables)
+
+
+def train(model: Training, first: int, count: int) -> list[float]:
+    return [float(model.step([BATCH + 0.01 * i])[0]) for i in range(first, first + count)]
+
+
+def equal(found: list[np.ndarray], states: list[np.ndarray]) -> bool:
+    return all(same_bits(a, b) for a, b in zip(found, states))
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "theano"])
+def test_a_session_goes_from_engine_to_engine_and_machine_to_machine(name: str, box: LocalCluster) -> None:
+    """In the midst of a training, and bit for bit."""
+    first, second = {"numpy": ("numpy", "numpy"), "torch": ("tensorflow", "torch"), "theano": ("torch", "theano")}[name]
+    for engine in {first, second}:
+        require_installed(engine)
+    kernelk.set_backend(first)
+    model = Training()
+    train(model, 0, 3)
+    before = model.state()
+    report = kernelk.set_backend(second, on="box")
+    assert (report.target, report.variables) == (f"{second}@box", 4)
+    assert equal(model.state(), before)
+    train(model, 3, 3)
+    assert model.alone == 4
+    moved = K.batch_get_value(model.variables)
+    kernelk.set_backend("numpy")
+    assert equal(model.state(), moved)
+    train(model, 6, 2)
+    assert K.get_value(model.count) == 8
+
+
+def test_what_is_small_comes_back_with_each_reply(box: LocalCluster) -> None:
+    kernelk.set_backend("numpy@box")
+    x, w, empty = K.placeholder((None, 3)), K.variable(np.zeros(3), name="w"), K.placeholder((0, 2))
+    step = K.function([x, empty], [K.sum(x), empty], [K.update_add(w, K.sum(x, axis=0))])
+    for rows in (1, 4, 2):
+        total, nothing = step([np.ones((rows, 3)), np.zeros((0, 2))])
+        assert (float(total), nothing.shape) == (3.0 * rows, (0, 2))
+        assert w.slots.holder is None
+    assert K.get_value(w).tolist() == [7.0] * 3
+    K.set_value(w, [1.0, 2.0, 3.0])
+    step([np.ones((1, 3)), np.zeros((0, 2))])
+    assert K.get_value(w).tolist() == [2.0, 3.0, 4.0]
+
+
+def test_from_one_engine_there_to_another_there(box: LocalCluster) -> None:
+    for engine in ("torch", "theano"):
+        require_installed(engine)
+    kernelk.set_backend("torch@box")
+    model = Training()
+    train(model, 0, 3)
+    assert model.alone == 4
+    kernelk.set_backend("theano@box")
+    state = model.state()
+    assert current().hosts["torch@box"].holding == {}
+    kernelk.set_backend("numpy")
+    assert equal(model.state(), state)
+
+
+def wanted(steps: int, engine: str) -> tuple[list[float], list[np.ndarray]]:
+    """Losses and state after so many steps without any fault, by the same engine on this machine."""
+    active = current().active
+    kernelk.set_backend(engine, in_kernel=False)
+    model = Training()
+    losses = train(model, 0, steps)
+    state = model.state()
+    kernelk.set_backend(active)
+    return losses, state
+
+
+def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said: list[str]) -> None:
+    losses, state = wanted(6, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    found = train(model, 0, 3)
+    assert model.alone == 4
+    pid = current().host().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: not alive(pid))
+    found += train(model, 3, 3)
+    assert found == losses
+    assert equal(model.state(), state)
+    assert current().active == "numpy@box"
+    assert any("numpy@box's worker was killed by SIGKILL" in line and "nothing is lost" in line for line in said)
+
+
+def test_no_completed_call_is_lost_with_the_process_of_ipyparallel(said: list[str]) -> None:
+    losses, state = wanted(8, "numpy")
+    with running("mortal", 2) as cluster:
+        kernelk.set_backend("numpy@mortal")
+        model = Training()
+        found = train(model, 0, 3)
+        pid = current().host().pid
+        assert pid is not None
+        cluster.kill(cluster.engine_of("numpy@mortal"))
+        # It ends its worker, too.
+        assert wait_for(lambda: not alive(pid))
+        found += train(model, 3, 3)
+        assert found == losses[:6]
+        assert cluster.engine_of("numpy@mortal") in cluster.client.ids
+        # With the last one, nothing is left that could go on, and numpy repeats the calls here.
+        cluster.kill(cluster.engine_of("numpy@mortal"))
+        with pytest.raises(EngineError, match=r"cluster 'mortal' has no engines.*next: ipcluster engines"):
+            train(model, 6, 1)
+        kernelk.set_backend("numpy")
+        found += train(model, 6, 2)
+    assert found == losses
+    assert equal(model.state(), state)
+
+
+def test_a_call_that_ended_unheard_did_not_happen(box: LocalCluster, said: list[str]) -> None:
+    """The worker may have carried it out, and nobody here knows: it is taken for one that never was."""
+    losses, state = wanted(4, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    found = train(model, 0, 3)
+    worker: Any = current().host()._worker  # type: ignore[attr-defined]
+    answer = worker.answer
+
+    def unheard(sent: Any) -> Any:
+        sent.get()
+        worker.engine, worker.answer = worker.engine, answer
+        worker.connection.abort(worker.engine, worker.token)
+        raise worker._lost("is out of reach")
+
+    worker.answer = unheard
+    with pytest.raises(WorkerDiedError, match=r"numpy@box's worker is out of reach.*that call did not happen"):
+        train(model, 3, 1)
+    assert K.get_value(model.count) == 3
+    found += train(model, 3, 1)
+    assert found == losses
+    assert equal(model.state(), state)
+
+
+def test_a_cluster_that_stops_answering_is_given_up(
+    box: LocalCluster, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernelk.remote import clusters, remote_worker
+
+    monkeypatch.setattr(remote_worker, "_ASK_AFTER", 0.3)
+    monkeypatch.setattr(remote_worker, "_SILENT_AFTER", 1.2)
+    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.5)
+    losses, state = wanted(4, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    found = train(model, 0, 3)
+    stopped = box.controllers()
+    for process in stopped:
+        process.suspend()
+    try:
+        with pytest.raises(WorkerDiedError, match=r"has not answered for \d+ s.*that call did not happen"):
+            train(model, 3, 1)
+        # What it had alone is had here, as long as nobody answers.
+        assert K.get_value(model.count) == 3
+        with pytest.raises(EngineError, match="cluster 'box' doesn't answer"):
+            train(model, 3, 1)
+    finally:
+        for process in stopped:
+            process.resume()
+    monkeypatch.undo()
+    found += train(model, 3, 1)
+    assert found == losses
+    assert equal(model.state(), state)
+
+
+def test_ctrl_c_ends_a_call_that_is_out(box: LocalCluster, said: list[str]) -> None:
+    """A worker that hangs there doesn't keep the user, and no earlier call is lost."""
+    losses, _ = wanted(4, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    found = train(model, 0, 3)
+    pid = current().host().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    main = threading.main_thread().ident
+    assert main is not None
+    presses = [threading.Timer(after, lambda: signal.pthread_kill(main, signal.SIGINT)) for after in (0.5, 0.7)]
+    for press in presses:
+        press.start()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, 3, 1)
+    # It is ended there as well.
+    assert wait_for(lambda: not alive(pid))
+    found += train(model, 3, 1)
+    assert found == losses
+
+
+def test_what_a_worker_prints_there_is_shown_here(box: LocalCluster) -> None:
+    kernelk.set_backend("numpy@box")
+    x = K.placeholder((2,))
+    K.function([x], [K.print_tensor(x, "here it is")])([np.ones(2)])
+    assert "numpy@box" in str(kernelk.log())
+
+
+def test_the_table_says_where_each_engine_runs(box: LocalCluster) -> None:
+    kernelk.set_backend("numpy@box")
+    K.eval(K.constant(1.0) + 1.0)
+    shown = str(kernelk.list_backends())
+    assert f"on {socket.gethostname()}" in next(line for line in shown.splitlines() if "numpy@box" in line)
+    assert "active: numpy@box" in shown
+    tile = next(one for one in facts.engines(current(), {})["engines"] if one["name"] == "numpy@box")
+    assert tile["process"] == f"worker {current().host().pid} on {socket.gethostname()}"
+    assert K.backend() == "numpy"
+    report = kernelk.stop_backend("numpy@box")
+    assert f"on {socket.gethostname()} ended" in str(report)
+
+
+def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
+    x, w = K.placeholder((None, 20)), K.variable(np.ones((20, 3)))
+    y = K.dot(x, w)
+    f = K.function([x], [y])
+    assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
+    assert "numpy@box" in str(kernelk.diff(y, "numpy", "numpy@box", feeds={x: BATCH}))
+    kernelk.set_backend("numpy@box")
+    assert "numpy@box" in str(kernelk.time(lambda: f([BATCH]), budget=0.2))
+    kernelk.profile(lambda: f([BATCH]), budget=0.2)
+
+
+def test_a_session_there_is_saved_and_loaded(box: LocalCluster, tmp_path: Path) -> None:
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    losses = train(model, 0, 2)
+    kernelk.save(tmp_path / "there.npz")
+    losses += train(model, 2, 2)
+    kernelk.load(tmp_path / "there.npz")
+    assert train(model, 2, 2) == losses[2:]
+
+
+def test_what_needs_this_process_is_refused(box: LocalCluster) -> None:
+    kernelk.set_backend("numpy@box")
+    with pytest.raises(ArgumentError, match=r"K\.native: numpy@box runs in a worker"):
+        K.native(K.constant(1.0))
+    with pytest.raises(ArgumentError, match="can't run in the notebook's own process, since it is on another machine"):
+        kernelk.set_backend("numpy@box", in_kernel=True)
+    with pytest.raises(ArgumentError, match=r"keras\.json can't choose numpy@box"):
+        kernelk.set_backend("numpy@box", save=True)
+
+
+def test_a_cluster_may_be_given_as_ipyparallels_own_object(box: LocalCluster) -> None:
+    report = kernelk.set_backend("numpy", on=box.client)
+    assert report.target == "numpy@box"
+    assert float(K.eval(K.constant(1.0) + 1.0)) == 2.0
+    kernelk.set_backend("numpy", on=box.client[1])
+    kernelk.set_backend("numpy", on=box.cluster)
+    assert float(K.eval(K.constant(1.0) + 1.0)) == 2.0
+    with pytest.raises(ArgumentError, match="on=3 isn't allowed"):
+        kernelk.set_backend("numpy", on=3)
+
+
+def test_a_worker_nobody_asks_for_ends_by_itself(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernelk.remote import serving
+
+    kernelk.stop_backend("numpy@box")
+    monkeypatch.setattr(serving, "LEASE", 4.0)
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    losses = train(model, 0, 2)
+    pid, worker = current().host().pid, current().host()._worker  # type: ignore[attr-defined]
+    assert pid is not None
+    worker._over.set()  # its kernel is gone
+    assert wait_for(lambda: not alive(pid))
+    worker._over.clear()
+    monkeypatch.undo()
+    assert [*losses, *train(model, 2, 1)] == wanted(3, "numpy")[0]
+
+
+def test_options_hold_there(box: LocalCluster) -> None:
+    require_installed("torch")
+    report = kernelk.set_backend("torch@box", threads=1)
+    assert report.facts["threads"] == 1
+    with pytest.raises(ArgumentError, match="cuda:7"):
+        kernelk.set_backend("torch@box", device="cuda:7")
+    with pytest.raises(ArgumentError, match="numpy's threads are those of its BLAS"):
+        kernelk.set_backend("numpy@box", threads=1)
+    assert current().active == "torch@box"

@@ -1,0 +1,161 @@
+"""What stands in the way of an engine on another machine is one line with the next command; the session stays."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.clusters import LocalCluster, hide, running
+
+import kernelk
+from kernelk import backend as K
+from kernelk import magics
+from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError, UnknownBackendError
+from kernelk.remote import clusters, remote_worker
+from kernelk.session.current import current
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """IPython's folder, with no profile in it."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    return tmp_path
+
+
+def connection_file(folder: Path, profile: str, port: int, identity: str = "") -> Path:
+    security = folder / f"profile_{profile}" / "security"
+    security.mkdir(parents=True, exist_ok=True)
+    file = security / f"ipcontroller{identity and '-' + identity}-client.json"
+    names = ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
+    info = {
+        **dict.fromkeys(names, port),
+        "interface": "tcp://127.0.0.1",
+        "location": socket.gethostname(),
+        "ssh": "",
+        "task_scheme": "leastload",
+        "key": "0123",
+        "pack": "json",
+        "unpack": "json",
+        "signature_scheme": "hmac-sha256",
+    }
+    file.write_text(json.dumps(info))
+    return file
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One that nobody listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def refused(kind: type[Exception], words: str, name: str = "numpy@box") -> None:
+    """The swap is refused in one line, and the session is as before."""
+    w = K.variable(np.arange(3.0), name="w")
+    with pytest.raises(kind, match=words) as caught:
+        kernelk.set_backend(name)
+    assert "\n" not in str(caught.value)
+    assert "; next: " in str(caught.value)
+    assert current().active == "numpy"
+    assert K.get_value(w).tolist() == [0, 1, 2]
+
+
+def test_no_cluster_of_that_name(profiles: Path, port: int) -> None:
+    refused(ArgumentError, r"no cluster is named 'box': there is none; next: ipcluster start --profile=box")
+    connection_file(profiles, "boxes", port)
+    connection_file(profiles, "lab", port, "7")
+    refused(ArgumentError, r"did you mean 'boxes'\? allowed are 7, boxes, lab, lab:7")
+
+
+def test_a_name_that_is_none(profiles: Path) -> None:
+    for name in ("numpy@", "numpy@a b", "numpy@a@b", "numpy@../x"):
+        refused(UnknownBackendError, "names no cluster", name)
+    refused(UnknownBackendError, "unknown backend 'nmpy'.*did you mean 'numpy'", "nmpy@box")
+
+
+def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None:
+    one = connection_file(profiles, "default", port)
+    other = connection_file(profiles, "lab", port, "a")
+    third = connection_file(profiles, "lab", port, "b")
+    twice = connection_file(profiles, "attic", port, "b")
+    assert clusters.files() == {
+        "default": one,
+        "lab:a": other,
+        "a": other,
+        "lab:b": third,
+        "attic:b": twice,
+        "attic": twice,
+    }
+
+
+def test_a_controller_that_is_gone(profiles: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.3)
+    connection_file(profiles, "box", port)
+    refused(EngineError, r"cluster 'box' doesn't answer: its controller isn't running.*next: ipcluster start --profile")
+
+
+def test_a_file_that_is_none(profiles: Path, port: int) -> None:
+    connection_file(profiles, "box", port).write_text("[1")
+    refused(EngineError, "the cluster 'box' can't be reached: JSONDecodeError")
+
+
+def test_without_ipyparallel(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipyparallel", None)
+    refused(BackendNotInstalledError, r'isn\'t installed here; next: `pip install "kernelk\[cluster\]"`')
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[LocalCluster]:
+    with running("box", 1) as cluster:
+        yield cluster
+
+
+def test_a_wrong_key(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.5)
+    right = box.file.read_text()
+    box.file.write_text(json.dumps({**json.loads(right), "key": "another"}))
+    try:
+        refused(EngineError, "doesn't answer: .*or has another key than")
+    finally:
+        box.file.write_text(right)
+
+
+def test_an_engine_that_is_not_installed_there(box: LocalCluster) -> None:
+    box.client[0].apply_sync(hide, "jax")
+    refused(BackendNotInstalledError, r'JAX.*next: on box: `pip install "kernelk\[jax\]"`', "jax@box")
+
+
+def test_another_version_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_worker, "__version__", "0.0.7")
+    refused(EngineError, r"kernelk is .* on .*, and 0\.0\.7 in this notebook; next: .* `pip install kernelk==0\.0\.7`")
+
+
+def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_worker.serving.start, "__module__", "kernelk.of_tomorrow")
+    refused(BackendNotInstalledError, r"no kernelk of this version.*next: on box: `pip install kernelk==")
+
+
+def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:
+    kernel = magics.KernelKMagics(None)
+    assert kernel.kbackend("numpy --on box").target == "numpy@box"
+    assert kernel.kbackend("--on box").target == "numpy@box"
+    with pytest.raises(ArgumentError, match="numpy@box isn't on attic; next: %kbackend numpy --on attic"):
+        kernel.kbackend("--on attic")
+    assert kernel.kbackend("--stop numpy@box").machine == socket.gethostname()
+
+
+def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluster) -> None:
+    """As the last test here: the cluster loses its engine, and then its controller."""
+    kernelk.set_backend("numpy@box")
+    w = K.variable(np.arange(2000.0))
+    K.function([], [], [K.update_add(w, 1.0)])([])
+    box.kill(0)
+    assert K.get_value(w)[0] == 1.0
+    kernelk.set_backend("numpy")
+    refused(EngineError, "the cluster 'box' has no engines; next: ipcluster engines --profile=box")
