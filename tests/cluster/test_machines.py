@@ -20,6 +20,7 @@ from helpers.processes import alive
 import kernelk
 from kernelk import backend as K
 from kernelk.display import messages
+from kernelk.engines.machine import processor
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
 from kernelk.session.current import current
 from kernelk.widgets import facts
@@ -290,7 +291,12 @@ def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
     x, w = K.placeholder((None, 20)), K.variable(np.ones((20, 3)))
     y = K.dot(x, w)
     f = K.function([x], [y])
-    assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
+    compared = str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
+    assert f"machines differ (numpy on this one, {processor()}; numpy@box on {socket.gethostname()}, " in compared
+    with pytest.raises(ArgumentError, match="compare: on needs engines' names"):
+        kernelk.compare(lambda: f([BATCH]), on="box")
+    assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", on="box", budget=0.2))
+    assert [engine.state for engine in kernelk.doctor("numpy", on="box").engines] == ["works"]
     assert "numpy@box" in str(kernelk.diff(y, "numpy", "numpy@box", feeds={x: BATCH}))
     kernelk.set_backend("numpy@box")
     assert "numpy@box" in str(kernelk.time(lambda: f([BATCH]), budget=0.2))
