@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.arrays import same_bits
-from helpers.clusters import LocalCluster, running, wait_for
+from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.engines import require_installed
 from helpers.processes import alive
 
@@ -30,7 +30,7 @@ BATCH = np.linspace(-1, 1, 640).reshape(32, 20).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[LocalCluster]:
-    with running("box", 2) as cluster:
+    with local_cluster("box", 2) as cluster:
         yield cluster
 
 
@@ -168,7 +168,7 @@ def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said
 
 def test_no_completed_call_is_lost_with_the_process_of_ipyparallel(said: list[str]) -> None:
     losses, state = wanted(8, "numpy")
-    with running("mortal", 2) as cluster:
+    with local_cluster("mortal", 2) as cluster:
         kernelk.set_backend("numpy@mortal")
         model = Training()
         found = train(model, 0, 3)
