@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from operator import neg
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 os.environ.setdefault("KERNELK_QUIET", "1")
 
-from measure import Comparison, compare, repeated
+from measure import Comparison, compare, interval, repeated
 
 import kernelk
 from kernelk import backend as K
@@ -89,17 +89,14 @@ def main() -> None:
 
 def training(view: Any) -> None:
     """A step there, less the same step in a worker here, in round trips of ipyparallel's own."""
-    trips = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        for _ in range(20):
-            view.apply_sync(neg, 1)
-        trips.append((time.perf_counter() - begin) / 20)
-    trip = float(np.median(trips))
-    here = np.median([np.median(step("torch")(20)) for _ in range(3)])
-    there = np.median([np.median(step("torch@bench")(20)) for _ in range(3)])
-    more = (there - 1.05 * here) / trip
-    print(f"a step of 9.7 MB of state: 1.05 of the step here and {more:.2f} round trips, target 1.50")
+    trip = repeated(lambda: view.apply_sync(neg, 1))
+    more = []
+    for _ in range(7):
+        here, there, empty = (statistics.median(one) for one in (step("torch")(15), step("torch@bench")(15), trip(30)))
+        more.append((there - 1.05 * here) / empty)
+    middle, low, high = interval(more)
+    trips = f"{middle:.2f} [{low:.2f}, {high:.2f}] round trips"
+    print(f"a step of 9.7 MB of state: 1.05 of the step here and {trips}, target 1.50")
     kernelk.set_backend("numpy")
 
 

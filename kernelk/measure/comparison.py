@@ -249,7 +249,7 @@ def _unequal_conditions(result: CompareResult, threads: int | str | None) -> lis
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
     if len({conditions.machine for _, conditions in known}) > 1:
-        listed = ", ".join(f"{label} on {c.machine or 'this one'}, {c.processor}" for label, c in known)
+        listed = "; ".join(f"{label} on {c.machine or 'this one'}, {c.processor}" for label, c in known)
         notes.append(f"machines differ ({listed})")
     kinds = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(kinds) > 1:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.arrays import same_bits
-from helpers.clusters import LocalCluster, running, wait_for
+from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.engines import require_installed
 from helpers.processes import alive
 
 import kernelk
 from kernelk import backend as K
 from kernelk.display import messages
+from kernelk.engines.machine import processor
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
 from kernelk.session.current import current
 from kernelk.widgets import facts
@@ -29,7 +30,7 @@ BATCH = np.linspace(-1, 1, 640).reshape(32, 20).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[LocalCluster]:
-    with running("box", 2) as cluster:
+    with local_cluster("box", 2) as cluster:
         yield cluster
 
 
@@ -167,7 +168,7 @@ def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said
 
 def test_no_completed_call_is_lost_with_the_process_of_ipyparallel(said: list[str]) -> None:
     losses, state = wanted(8, "numpy")
-    with running("mortal", 2) as cluster:
+    with local_cluster("mortal", 2) as cluster:
         kernelk.set_backend("numpy@mortal")
         model = Training()
         found = train(model, 0, 3)
@@ -290,7 +291,12 @@ def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
     x, w = K.placeholder((None, 20)), K.variable(np.ones((20, 3)))
     y = K.dot(x, w)
     f = K.function([x], [y])
-    assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
+    compared = str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
+    assert f"machines differ (numpy on this one, {processor()}; numpy@box on {socket.gethostname()}, " in compared
+    with pytest.raises(ArgumentError, match="compare: on needs engines' names"):
+        kernelk.compare(lambda: f([BATCH]), on="box")
+    assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", on="box", budget=0.2))
+    assert [engine.state for engine in kernelk.doctor("numpy", on="box").engines] == ["works"]
     assert "numpy@box" in str(kernelk.diff(y, "numpy", "numpy@box", feeds={x: BATCH}))
     kernelk.set_backend("numpy@box")
     assert "numpy@box" in str(kernelk.time(lambda: f([BATCH]), budget=0.2))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.clusters import LocalCluster, hide, running
+from helpers.clusters import LocalCluster, hide, local_cluster
 
 import kernelk
 from kernelk import backend as K
@@ -112,7 +112,7 @@ def test_without_ipyparallel(profiles: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[LocalCluster]:
-    with running("box", 1) as cluster:
+    with local_cluster("box", 1) as cluster:
         yield cluster
 
 

@@ -66,7 +66,7 @@ def wait_for(predicate: Callable[[], bool]) -> bool:
 
 
 @contextlib.contextmanager
-def running(name: str, engines: int) -> Iterator[LocalCluster]:
+def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
     """A cluster of so many engines, whose engines have this kernelk; what it serves is stopped with it."""
     import ipyparallel
 

@@ -13,7 +13,10 @@ from helpers.engines import WORKERS
 
 # By the names of fixtures, and of functions that a test calls, by itself or through others of its file.
 BROWSER = {"browsing", "need_browser"}
-KERNEL = {"run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess", "execute", "tiny"}
+KERNEL = {
+    "run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess", "execute", "tiny",
+    "local_cluster",
+}  # fmt: skip
 WORKER = {"activate", "every_engine", "require_python", "worker"}
 
 

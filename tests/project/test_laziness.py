@@ -21,6 +21,7 @@ HEAVY = [
     "sklearn",
     "igraph",
     "anywidget",
+    "ipyparallel",
     "ipywidgets",
 ]
 _LOADED = f"""

@@ -290,3 +290,24 @@ def test_the_page_of_keras_2_holds_its_pictures(lived: Any) -> None:
     # The graph, two losses, and the maps.
     assert len(pictures) == 4
     assert all(len(re.findall(r'alt="([^"]*)"', picture)[0]) > 30 for picture in pictures)
+
+
+@pytest.mark.slow
+def test_a_training_run_outlives_the_machine_that_it_is_on(tmp_path: Path) -> None:
+    for name in set(run.missing()) & {"torch"}:
+        absent(name, run.missing()[name])
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("KERNELK_QUIET", "KERAS_"))}
+    done = run.execute(
+        NOTEBOOKS / "04_another_machine.ipynb", env={**env, "KERAS_HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
+    )
+    assert printed(done, "start-cluster") == "2 engines\n"
+    assert "variables  4 (98.4 kB), bit for bit" in outputs(done, "swap-there")[-1].data["text/plain"]
+    assert "calls since the last checkpoint were repeated" in printed(done, "train-on")
+    assert "nothing is lost" in printed(done, "train-on")
+    losses = [
+        float(re.search(r"loss ([\d.]+)", printed(done, cell))[1])  # type: ignore[index]
+        for cell in ("train-here", "train-there", "train-on", "swap-back")
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.1 * losses[0]
+    assert printed(done, "swap-back").splitlines()[1:] == ["bit for bit: True", f"200 steps, loss {losses[-1]:.4f}"]
