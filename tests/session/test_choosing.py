@@ -198,13 +198,13 @@ def test_other_engines_have_no_compiler_to_do_without(backend: str) -> None:
 
 def _second_worker(do: Callable[[int], object]) -> threading.Thread:
     """Does something with the process id of the next worker to be started, as soon as there is one."""
-    known = {host.pid for host in worker_host._running}
+    known = {host.pid for host in worker_host.running}
 
     def run() -> None:
         new: list[int] = []
 
         def there() -> bool:
-            new[:] = [host.pid for host in list(worker_host._running) if host.pid not in {*known, None}]
+            new[:] = [host.pid for host in list(worker_host.running) if host.pid not in {*known, None}]
             return bool(new)
 
         if wait_until(there):
@@ -490,10 +490,15 @@ OFFERED = [
     ("%kbackend torch --precision ", ["bfloat16", "float32", "tf32"]),
     ("%kbackend numpy --precision ", ["float32"]),
     ("%kbackend numpy --p", []),
-    ("%kbackend torch ", ["--device", "--drop-calls", "--in-kernel", "--precision", "--save", "--threads", "--worker"]),
+    (
+        "%kbackend torch ",
+        ["--device", "--drop-calls", "--in-kernel", "--on", "--precision", "--save", "--threads", "--worker"],
+    ),
+    ("%kbackend torch@box --th", ["--threads"]),
     (
         "%kbackend theano --",
-        ["--compiler", "--device", "--drop-calls", "--in-kernel", "--no-compiler", "--save", "--threads", "--worker"],
+        ["--compiler", "--device", "--drop-calls", "--in-kernel", "--no-compiler", "--on", "--save", "--threads"]
+        + ["--worker"],
     ),
     ("%kbackend theano --no-compiler --s", ["--save"]),
     ("%kbackend --l", ["--list", "--log"]),
