@@ -29,6 +29,7 @@ from models import empty, model
 from kernelk import backend as K
 from kernelk import config
 from kernelk.engines import registry
+from kernelk.engines.machine import processor
 from kernelk.session.current import current
 from kernelk.session.swap import set_backend
 
@@ -340,17 +341,6 @@ def first_answer(rows: list[Row]) -> str:
     return f"\n## Theano's first answer\n\n{text}nothing\nin the compile cache.\n\n{table(header, rows)}"
 
 
-def cpu() -> str:
-    """The processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measures everything asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -431,7 +421,7 @@ def main() -> None:
         "channels last, the default; those by hand for PyTorch, Theano, CNTK have channels first, which suits them.",
         "A target is met where the interval reaches it. kernelk's workers keep the memory that large arrays leave for",
         "the next call; engines by hand run as they come, and PyTorch and JAX take fresh pages each time.\n",
-        f"{date.today()}, {cpu()}, {os.cpu_count()} cores, {platform.system()}.\n",
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores, {platform.system()}.\n",
         *versions,
         "\n## What a call through kernelk adds\n",
         f"A bare round trip of 100 bytes to another Python process took {bare[0]} before these measurements and",

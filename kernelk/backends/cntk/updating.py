@@ -1,12 +1,13 @@
 """The last stage of a program: what new values take besides the gradients, computed by numpy a piece at a time.
 
-CNTK runs each elementwise op by itself, some 10 us and a pass through memory for each. numpy computes all of them for
-one piece of the elements before the next, and new values need no copy out of CNTK's memory. The ops are those that are
-rounded exactly, so that who computes them can't be told from the values (CNTK's own quotients and roots aren't).
+CNTK runs each elementwise op by itself, with a pass through memory for each. numpy computes all of them for one piece
+of the elements before the next, and new values need no copy out of CNTK's memory. The ops are those that are rounded
+exactly, so that who computes them can't be told from the values (CNTK's own quotients and roots aren't).
 """
 
 import numpy as np
 
+from ..numpy.elementwise import UFUNCS
 from .known import FLOATS
 from .memory import Storage, array_of
 
@@ -16,27 +17,8 @@ def _select(condition, x, y, out):
     np.copyto(out, x, where=condition)
 
 
-# Each is called with its operands and the array for its result.
-EXACT = {
-    "negative": np.negative,
-    "abs": np.absolute,
-    "sign": np.sign,
-    "sqrt": np.sqrt,
-    "add": np.add,
-    "subtract": np.subtract,
-    "multiply": np.multiply,
-    "divide": np.divide,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "logical_not": np.logical_not,
-    "logical_and": np.logical_and,
-    "logical_or": np.logical_or,
-    "equal": np.equal,
-    "not_equal": np.not_equal,
-    "less": np.less,
-    "less_equal": np.less_equal,
-    "select": _select,
-}
+# Each is called with its operands and the array for its result. Roots are rounded exactly as well.
+EXACT = dict(UFUNCS, sqrt=np.sqrt, select=_select)
 DTYPES = FLOATS + ("bool",)
 
 # So many elements are computed at a time: what all of the ops need of them stays in a core's caches.

@@ -81,7 +81,8 @@ def _elementwise(function):
     return call
 
 
-for _name, _function in {
+# numpy's own functions, each of which rounds the exact result, or picks an operand.
+UFUNCS = {
     "negative": np.negative,
     "abs": np.abs,
     "logical_not": np.logical_not,
@@ -97,9 +98,9 @@ for _name, _function in {
     "not_equal": np.not_equal,
     "less": np.less,
     "less_equal": np.less_equal,
-    "select": np.where,
     "sign": np.sign,
-}.items():
+}
+for _name, _function in dict(UFUNCS, select=np.where).items():
     OPS[_name] = _elementwise(_function)
 
 
