@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 from ..backends.errors import OptionError
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import CAN_PASS_FILES, Malformed, TooLong, Wire, WireClosed
+from ..child_process import ChildProcess
 from ..errors import (
     ArgumentError,
     BackendNotInstalledError,
@@ -85,7 +86,7 @@ def kill_group(pid: int) -> None:
 
 
 class Process(Protocol):
-    """A worker's process: a `Popen`, or what stands for one on another machine."""
+    """A worker's process: a `ChildProcess`, or what stands for one on another machine."""
 
     pid: int
     returncode: int | None
@@ -215,7 +216,7 @@ class WorkerHost(KeepingHost):
         self._exchange = Exchange(wire)
         try:
             with worker_end, os.fdopen(write_fd, "wb"):
-                self._process = subprocess.Popen(
+                self._process = ChildProcess(
                     [str(self.interpreter), "-I", "-c", _BOOT, argument],
                     stdin=subprocess.DEVNULL,
                     stdout=write_fd,

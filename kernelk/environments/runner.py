@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..child_process import ChildProcess
 from ..display.commands import missing_package
 from ..display.progress import Moving, Report
 from ..errors import InstallError
@@ -94,7 +95,7 @@ class Runner:
         late = False
         with open(self.log, "a", encoding="utf-8", errors="replace") as log:
             print(f"--- {what}", file=log, flush=True)
-            process = subprocess.Popen(
+            process = ChildProcess(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -175,7 +176,7 @@ class Runner:
         return self.failed(f"{what} failed: {last_line(output)}")
 
 
-def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+def _read(process: ChildProcess[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
     with contextlib.suppress(ValueError, OSError), process.stdout:
         for text in process.stdout:
@@ -183,7 +184,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     lines.put(None)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: ChildProcess[str]) -> None:
     """Ends the command and the processes that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):

@@ -31,7 +31,7 @@ _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledEr
 
 
 class RemoteWorker:
-    """One worker, under a name that no later one has; it stands where a `Popen` does for a worker on this machine.
+    """One worker, under a name that no later one has; it stands where a `ChildProcess` does for one on this machine.
 
     `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`.
     """
