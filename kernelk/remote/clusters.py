@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 _ANSWERS_WITHIN = 5.0
 
 
+class _ByName:
+    """A function that is sent as its name: that machine's own is called there. ipyparallel would send its code."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __reduce__(self) -> Any:
+        return _same, (self._function,)
+
+    def __call__(self) -> Any:
+        """For ipyparallel, which sends nothing that can't be called."""
+        raise NotImplementedError
+
+
+def _same(function: Any) -> Any:
+    return function
+
+
 class Connection:
     """A cluster that this process is connected to. `own`: kernelk has made the client, and closes it."""
 
@@ -50,7 +68,7 @@ class Connection:
         if view is None:
             view = self._views[engine] = self.client.direct_view(engine)
         try:
-            sent = view.apply_async(function, *arguments)
+            sent = view.apply_async(_ByName(function), *arguments)
         except Exception as error:
             # ipyparallel's own, and Python's, for an engine or a cluster that is gone.
             raise OSError(one_line(error)) from error

@@ -38,6 +38,9 @@ from ..errors import BackendNotInstalledError, EngineError, KernelKError, OutOfM
 # After so many seconds without a word from its kernel, a worker is ended: that one may have been killed.
 LEASE = 900.0
 
+# Seconds between two looks at a worker's memory, each of which costs as much as a small call.
+_LOOKED_EVERY = 0.5
+
 # At most so much of a worker's output goes with one reply.
 _MOST_LOG = 1 << 18
 
@@ -59,6 +62,7 @@ class _Served(WorkerHost):
         self.heard = time.monotonic()
         self.busy = False
         self._shown = 0
+        self._looked = -_LOOKED_EVERY
 
     def _welcome(self, hello: dict[str, Any]) -> None:
         super()._welcome(hello)
@@ -113,8 +117,9 @@ class _Served(WorkerHost):
             news["log"] = text[-_MOST_LOG:]
         if self.said:
             news["said"], self.said[:] = list(self.said), []
-        if self.started:
-            news["resident"] = self.memory
+        now = time.monotonic()
+        if now > self._looked + _LOOKED_EVERY and self.started:
+            self._looked, news["resident"] = now, self.memory
         return news
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,7 +138,11 @@ def test_another_version_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_worker.serving.start, "__module__", "kernelk.of_tomorrow")
+    # A function goes by its name, and its module's is of a later version here.
+    tomorrow = types.ModuleType("kernelk.of_tomorrow")
+    tomorrow.start = remote_worker.serving.start  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, tomorrow.__name__, tomorrow)
+    monkeypatch.setattr(remote_worker.serving.start, "__module__", tomorrow.__name__)
     refused(BackendNotInstalledError, r"no kernelk of this version.*next: on box: `pip install kernelk==")
 
 
