@@ -18,7 +18,7 @@ from ..engines.descriptors import Engine
 from ..engines.host import Host
 from ..engines.interrupts import shield
 from ..engines.options import changed_options, check_honoured, requested_options, runs_with
-from ..errors import ArgumentError, KernelKError, SwapRefusedError
+from ..errors import ArgumentError, KernelKError, SwapRefusedError, WorkerDiedError
 from ..graph.nodes import LearningPhase, Variable
 from ..remote.clusters import placed
 from .current import current, entered
@@ -147,7 +147,13 @@ def take_over(session: Session, prepared: Preparation, chosen_by: str) -> SwapRe
                 if prepared.host is not prepared.known_host:
                     prepared.host.stop()
                 prepared = prepare(session, prepared.engine.name, prepared.changes)
-            return _transaction(session, prepared, chosen_by)
+            try:
+                return _transaction(session, prepared, chosen_by)
+            except WorkerDiedError as error:
+                if not error.before_call:
+                    raise
+            # A warm worker ended before it had read anything of this: as if that had been noticed earlier.
+            return _transaction(session, prepare(session, prepared.engine.name, prepared.changes), chosen_by)
         except SwapRefusedError as error:
             # A notebook keeps its last error, whose frames would keep alive the variables that prevent the swap.
             raise error.with_traceback(None) from None

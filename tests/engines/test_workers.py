@@ -192,6 +192,25 @@ def test_killed_during_a_swap_away_and_a_swap_back(worker: str) -> None:
     training.check(3)
 
 
+def test_killed_before_a_swap_to_it_is_read(worker: str) -> None:
+    """As where its end isn't noticed yet."""
+    training = Training()
+    training.step()
+    pid = current().host().pid
+    assert pid is not None
+    kernelk.set_backend("numpy")
+    training.step()
+    os.kill(pid, signal.SIGSTOP)
+    killer = threading.Timer(0.3, kill, [pid])
+    killer.start()
+    report = kernelk.set_backend(worker)
+    killer.join()
+    assert report.loaded == report.variables
+    assert current().host().pid != pid
+    training.step()
+    training.check(3)
+
+
 def test_killed_before_variables_are_freed(spare: str) -> None:
     """A finalizer's work meets a dead worker: nobody notices."""
     kernelk.set_backend(spare)
