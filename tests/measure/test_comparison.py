@@ -90,7 +90,7 @@ def test_the_session_is_as_after_one_run_of_the_body(spare: str) -> None:
 
 
 def test_a_body_that_does_twice_as_much_is_found_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_engine(monkeypatch, {"exp": 0.002})
+    slow_engine(monkeypatch, {"exp": 0.01})
     kernelk.set_backend("slow")
     v = K.variable([0.5])
 
@@ -103,7 +103,9 @@ def test_a_body_that_does_twice_as_much_is_found_slower(monkeypatch: pytest.Monk
     result = kernelk.compare(once, twice, budget=BUDGET)
     slower = result.side("twice")
     assert slower.ratio is not None
-    assert 1.5 < slower.ratio.value < 2.5
+    # A busy machine adds to either.
+    assert slower.ratio.value > 1.5
+    assert slower.ratio.low < 2.5
     assert "once is the fastest" in repr(result)
     # Other bodies, other results: said, without a word of %kdiff.
     assert not result.equal
