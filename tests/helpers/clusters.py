@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,10 +19,19 @@ from typing import Any
 import psutil
 import pytest
 
+from helpers import namespaces
+from helpers.brake import braked
+from helpers.engines import absent
+from helpers.namespaces import Machine, machine
 from helpers.processes import PATIENCE, environment, wait_until
-from kernelk.engines import registry
+from helpers.relay import Relay
+from kernelk.engines import registry, stuck, worker_host
 from kernelk.remote import clusters
 from kernelk.session.current import current
+
+# The connection files of a controller.
+_CLIENTS, _ENGINES = "ipcontroller-client.json", "ipcontroller-engine.json"
+_CLIENTS_PORTS = ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
 
 
 class LocalCluster:
@@ -60,6 +73,18 @@ def hide(name: str) -> None:
     registry.engine = lambda wanted: descriptor if wanted == name else known(wanted)
 
 
+def hold_up(flag: str) -> None:
+    """Called in an engine's process: puts a brake into the workers that it starts from then on."""
+    if "KERNELK_TEST_FLAG" not in os.environ:
+        worker_host._BOOT = braked(worker_host._BOOT)
+    os.environ["KERNELK_TEST_FLAG"] = flag
+
+
+def report_after(seconds: float) -> None:
+    """Called in an engine's process: a worker that makes no progress is stuck after so long."""
+    stuck.REPORTED_AFTER.update(dict.fromkeys(stuck.REPORTED_AFTER, seconds))
+
+
 def wait_for(predicate: Callable[[], bool]) -> bool:
     """Waits for what a cluster's processes do."""
     return wait_until(predicate, PATIENCE)
@@ -80,11 +105,129 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
         try:
             yield LocalCluster(name, cluster, client)
         finally:
-            session = current()
-            for host in [host for known, host in session.hosts.items() if "@" in known]:
-                host.end()
-                del session.hosts[host.engine.name]
-            for connection in list(clusters._connections.values()):
-                connection.close()
+            _let_go()
             client.close()
             cluster.stop_cluster_sync()
+
+
+def _let_go() -> None:
+    """Ends what runs on clusters, and the connections to them."""
+    session = current()
+    for host in [host for known, host in session.hosts.items() if "@" in known]:
+        host.end()
+        del session.hosts[host.engine.name]
+    _disconnect()
+
+
+def _disconnect() -> None:
+    for connection in list(clusters._connections.values()):
+        connection.close()
+
+
+class FarCluster:
+    """A cluster `name`d so, with an engine on each of its machines; the controller is on one of these, or here."""
+
+    def __init__(self, name: str, folder: Path, machines: list[Machine], controller: Machine | None) -> None:
+        """`controller`: the machine that it runs on; None: this one. `folder`: IPython's, as this machine has it."""
+        self.name = name
+        self.machines = machines
+        self.client: Any = None
+        self._at = controller
+        self._there = folder / "there"
+        self._relay: Relay | None = None
+        self._here: subprocess.Popen[bytes] | None = None
+        self._files = self._there / f"profile_{name}" / "security"
+        self.file = folder / f"profile_{name}" / "security" / _CLIENTS
+        self.file.parent.mkdir(parents=True)
+        try:
+            self._run()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _run(self) -> None:
+        import ipyparallel
+
+        address = self._at.address if self._at is not None else "0.0.0.0"
+        self.start_controller(f"--ip={address}")
+        for one in self.machines:
+            # The controller is reached from there at that machine's own address for it.
+            self._write(self._there / one.name / _ENGINES, _ENGINES, one.gateway if self._at is None else address)
+            one.start(*self._command("engine", f"--file={self._there / one.name / _ENGINES}"))
+        self.client = ipyparallel.Client(str(self.file), timeout=PATIENCE)
+        assert wait_for(lambda: len(self.client) == len(self.machines))
+
+    def _command(self, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        command = [sys.executable, "-m", f"ipyparallel.{module}", f"--profile={self.name}", *arguments]
+        return command, environment(IPYTHONDIR=str(self._there))
+
+    def start_controller(self, *arguments: str) -> None:
+        """Starts one, and takes its connection file here."""
+        command, settings = self._command("controller", *arguments)
+        if self._at is not None:
+            self._at.start(command, settings)
+        else:
+            quiet = subprocess.DEVNULL
+            self._here = subprocess.Popen(command, env=settings, stdin=quiet, stdout=quiet, stderr=quiet)
+        assert wait_for(lambda: all((self._files / file).is_file() for file in (_CLIENTS, _ENGINES)))
+        self.go_by(None)
+
+    def _write(self, file: Path, original: str, address: str) -> dict[str, Any]:
+        """A connection file by which the controller is reached at this address."""
+        found = json.loads((self._files / original).read_text())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**found, "interface": f"tcp://{address}"}))
+        return found
+
+    def go_by(self, seconds: float | None) -> Relay | None:
+        """Has kernelk reach the controller by a relay, which adds so much to a round trip; None: without one."""
+        _disconnect()
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        address = self._at.address if self._at is not None else "127.0.0.1"
+        if seconds is None:
+            self._write(self.file, _CLIENTS, address)
+            return None
+        detour = self._at.detour if self._at is not None else "127.0.0.2"
+        found = self._write(self.file, _CLIENTS, detour)
+        ports = [
+            found[name] for name in ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
+        ]
+        self._relay = Relay(detour, address, ports, seconds)
+        return self._relay
+
+    def host_of(self, engine: int) -> Machine:
+        """The machine of one of its engines."""
+        name = self.client[engine].apply_sync(socket.gethostname)
+        return next(one for one in self.machines if one.name == name)
+
+    def stop(self) -> None:
+        """Ends what runs on this machine."""
+        if self.client is not None:
+            self.client.close(linger=0)
+        if self._relay is not None:
+            self._relay.close()
+        if self._here is not None and self._here.poll() is None:
+            parent = psutil.Process(self._here.pid)
+            for process in [*parent.children(recursive=True), parent]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._here.wait()
+
+
+@contextlib.contextmanager
+def far_cluster(name: str, *machines: str, controller: str = "") -> Iterator[FarCluster]:
+    """A cluster of machines named so, the controller on one of them, or here; skips where there can't be any."""
+    if why := namespaces.problem():
+        absent("netns", why)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelk-cluster-")))
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("IPYTHONDIR", str(folder))
+        made = [stack.enter_context(machine(one)) for one in machines]
+        cluster = FarCluster(name, folder, made, next((one for one in made if one.name == controller), None))
+        try:
+            yield cluster
+        finally:
+            _let_go()
+            cluster.stop()
