@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -179,28 +178,24 @@ class FarCluster:
         file.write_text(json.dumps({**found, "interface": f"tcp://{address}"}))
         return found
 
-    def go_by(self, seconds: float | None) -> Relay | None:
-        """Has kernelk reach the controller by a relay, which adds so much to a round trip; None: without one."""
+    def go_by(self, seconds: float | None, *ports: int) -> Relay | None:
+        """Has kernelk reach the controller by a relay, which adds so much to a round trip; None: without one.
+
+        `ports`: more of them that it serves.
+        """
         _disconnect()
         if self._relay is not None:
             self._relay.close()
             self._relay = None
         address = self._at.address if self._at is not None else "127.0.0.1"
-        if seconds is None:
-            self._write(self.file, _CLIENTS, address)
-            return None
-        detour = self._at.detour if self._at is not None else "127.0.0.2"
-        found = self._write(self.file, _CLIENTS, detour)
-        ports = [
-            found[name] for name in ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
-        ]
-        self._relay = Relay(detour, address, ports, seconds)
+        self.reached_at = address
+        if seconds is not None:
+            self.reached_at = self._at.detour if self._at is not None else "127.0.0.2"
+        found = self._write(self.file, _CLIENTS, self.reached_at)
+        if seconds is not None:
+            own = [found[name] for name in _CLIENTS_PORTS]
+            self._relay = Relay(self.reached_at, address, [*own, *ports], seconds)
         return self._relay
-
-    def host_of(self, engine: int) -> Machine:
-        """The machine of one of its engines."""
-        name = self.client[engine].apply_sync(socket.gethostname)
-        return next(one for one in self.machines if one.name == name)
 
     def stop(self) -> None:
         """Ends what runs on this machine."""

@@ -105,12 +105,9 @@ class Machine:
 
     def limit(self, rate: str) -> None:
         """Lets no more through, each way, than e.g. "100mbit" a second; "" lifts the limit."""
+        shape = ["tbf", "rate", rate, "burst", "64kb", "latency", "50ms"] if rate else ["noqueue"]
         for where, device in ((self._there(), "eth0"), ([], self.link)):
-            if rate:
-                shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms"]
-                _run(*where, "tc", "qdisc", "replace", "dev", device, *shape)
-            else:
-                _run(*where, "tc", "qdisc", "del", "dev", device, "root")
+            _run(*where, "tc", "qdisc", "replace", "dev", device, "root", *shape)
 
     def process(self, number: int) -> int:
         """What a process has for a number here, given the one that it has there. Raises ProcessLookupError."""

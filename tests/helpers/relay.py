@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -15,28 +16,21 @@ import time
 _CHUNK = 1 << 18
 
 
-class Relay:
-    """Listens at the ports of `here`, and connects each to the same port of `there`.
-
-    `seconds` are added to a round trip, one half of them each way.
-    """
+class _Relay:
+    """See `Relay`; in the process that does the work."""
 
     def __init__(self, here: str, there: str, ports: list[int], seconds: float = 0.0) -> None:
         self._there = there
         self._delay = seconds / 2
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._listeners = [socket.create_server((here, port)) for port in sorted({*ports})]
-        for listener in self._listeners:
+        for listener in [socket.create_server((here, port)) for port in ports]:
             _thread(self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         port = listener.getsockname()[1]
         while True:
-            try:
-                near, _ = listener.accept()
-            except OSError:
-                return
+            near, _ = listener.accept()
             try:
                 far = socket.create_connection((self._there, port))
             except OSError:
@@ -87,24 +81,49 @@ class Relay:
             end.close()
 
     def reset(self) -> None:
-        """Breaks all connections off, with what is on its way; new ones are taken."""
+        """Breaks all connections off."""
         self._close(set(self._open))
-
-    def close(self) -> None:
-        """Ends it."""
-        for listener in self._listeners:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-        self.reset()
 
 
 def _thread(target: object, *arguments: object) -> None:
     threading.Thread(target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]
 
 
+class Relay:
+    """Listens at the ports of `here`, and connects each to the same port of `there`, in a process of its own.
+
+    `seconds` are added to a round trip, one half of them each way.
+    """
+
+    def __init__(self, here: str, there: str, ports: list[int], seconds: float = 0.0) -> None:
+        command = [sys.executable, __file__, here, there, str(seconds), *(str(port) for port in ports)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._hear()
+
+    def _hear(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "done\n"
+
+    def reset(self) -> None:
+        """Breaks all connections off, with what is on its way; new ones are taken."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("reset\n")
+        self._process.stdin.flush()
+        self._hear()
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
 if __name__ == "__main__":
-    relay = Relay(sys.argv[1], sys.argv[2], [int(port) for port in sys.argv[4:]], float(sys.argv[3]))
-    print("up", flush=True)
+    relay = _Relay(sys.argv[1], sys.argv[2], [int(port) for port in sys.argv[4:]], float(sys.argv[3]))
+    print("done", flush=True)
     # It ends with the process that has started it.
-    sys.stdin.read()
+    for _ in sys.stdin:
+        relay.reset()
+        print("done", flush=True)
