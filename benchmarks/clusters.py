@@ -211,7 +211,7 @@ def networks(rounds: int, names: list[str]) -> tuple[list[Measured], str]:
     far = [network for network in FAR if wanted(network)]
     if why or not far:
         return found, why
-    with far_cluster("bench", "far", controller="far") as cluster:
+    with far_cluster("bench", "far", controller="far", options=("--nodb",)) as cluster:
         (machine,) = cluster.machines
         with answering(machine.address, lambda command: machine.start(command, dict(os.environ))):
             for network in far:

@@ -356,8 +356,8 @@ def elsewhere(rounds: int, names: list[str]) -> str:
         own, copying = (clusters.milliseconds(seconds) for seconds in (fitted.own, fitted.copying * 1e7))
         parts += [
             f"\nThe time of a call by its parts: {own} + {fitted.trips:.2f} round trips + bytes / bandwidth +",
-            f"{copying} for each 10 MB that are copied, with round trip and bandwidth as TCP alone has them; of a step,",
-            "also what it takes here. In parentheses is what this says of each.\n",
+            f"{copying} for each 10 MB that are copied, with round trip and bandwidth as TCP alone has them; of a",
+            "step, also what it takes here. In parentheses is what this says of each.\n",
             table(["network", "TCP alone", "empty call", "10 MB fed", "a step, fed 0.1 MB"], rows),
         ]
     return "\n".join(parts)

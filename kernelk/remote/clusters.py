@@ -159,9 +159,8 @@ def placed(name: str, on: Any) -> str:
 def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connection:
     """The connection to a cluster, by its profile's name or its own id; of two with one id, by "profile:id".
 
-    `given_up()`: whether its user doesn't want to wait any longer.
-    Raises BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where
-    its controller doesn't answer.
+    `given_up()` tells whether its user doesn't want to wait any longer. Raises BackendNotInstalledError without
+    ipyparallel, ArgumentError for a name that no cluster has, EngineError where its controller doesn't answer.
     """
     known = _connections.get(name)
     if known is not None and not known.closed:
@@ -171,7 +170,10 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     with _translated(name, file):
         try:
             client = _client(file, given_up)
-        except TimeoutError as error:
+        except (TimeoutError, ValueError) as error:
+            # Of a message with another signature than its own key's, or with none, it is told in these words alone.
+            if isinstance(error, ValueError) and "sign" not in str(error).lower():
+                raise
             raise EngineError(
                 f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
                 next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
@@ -197,7 +199,8 @@ def _client(file: Path, given_up: Callable[[], bool]) -> Any:
             failure = error
         if not made.set_running_or_notify_cancel():
             if client is not None:
-                client.close(linger=0)
+                with contextlib.suppress(Exception):
+                    client.close(linger=0)
         elif failure is not None:
             made.set_exception(failure)
         else:

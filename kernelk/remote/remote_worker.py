@@ -33,7 +33,6 @@ _NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the
 # The errors of kernelk's that keep their kind on the way.
 _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
 
-
 # Workers that have been given up, and may not have heard of it: by their cluster, with the request that they end.
 _left: dict[str, dict[tuple[int, str], Any]] = {}
 
@@ -127,7 +126,7 @@ class RemoteWorker:
 
     def _end_left(self) -> None:
         """Ends earlier workers that couldn't be told to end: nobody asks for what they have, and they take memory."""
-        left = _left.get(self.connection.name, {})
+        left = {} if self.connection.closed else _left.get(self.connection.name, {})
         for (engine, token), told in list(left.items()):
             if told is not None and told.ready():
                 del left[engine, token]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from helpers.brake import Brake
 from helpers.clusters import FarCluster, far_cluster, hold_up, report_after, wait_for
 from helpers.engines import absent, require_installed
@@ -31,8 +32,13 @@ from kernelk.session.current import current
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[FarCluster]:
-    """A machine that has both the engine and the controller, as one that is reached by ssh does."""
-    with far_cluster("box", "gpu-box", controller="gpu-box") as cluster:
+    """A machine that has both the engine and the controller, as one that is reached by ssh does.
+
+    It has what the documentation advises, and no nanny, which answers for an engine elsewhere.
+    """
+    options = ("--IPController.enable_curve=True", "--nodb")
+    engine_options = ("--IPEngine.enable_nanny=False",)
+    with far_cluster("box", "gpu-box", controller="gpu-box", options=options, engine_options=engine_options) as cluster:
         yield cluster
 
 
@@ -143,7 +149,7 @@ def test_a_call_whose_reply_a_cut_has_lost_did_not_happen(box: FarCluster, brake
     assert wait_for(lambda: not alive(old))
 
 
-@pytest.mark.parametrize("given", ["name", "client"])
+@pytest.mark.parametrize("given", ["name", pytest.param("client", marks=pytest.mark.soak)])
 def test_a_cut_between_calls(given: str, box: FarCluster, impatient: None, said: list[str]) -> None:
     """A client of the user's own stays open, so that replies may reach it that nobody waits for any more."""
     losses, state = wanted(7, "numpy")
@@ -258,10 +264,13 @@ def test_one_that_sleeps_or_hears_slowly_is_not_called_stuck(
     assert said == []
 
 
-def test_another_key(box: FarCluster, impatient: None) -> None:
-    clusters._connections["box"].close()
+@pytest.mark.parametrize("field", ["key", "curve_serverkey"])
+def test_another_key(field: str, box: FarCluster, impatient: None) -> None:
+    box.go_by(None)
     right = box.file.read_text()
-    box.file.write_text(json.dumps({**json.loads(right), "key": "another"}))
+    other = zmq.curve_keypair()[0].decode()
+    assert field in json.loads(right)
+    box.file.write_text(json.dumps({**json.loads(right), field: other}))
     w = K.variable(np.arange(3.0))
     with pytest.raises(EngineError, match=r"cluster 'box' doesn't answer: .*another key.*; next: .*copy") as caught:
         kernelk.set_backend("numpy@box")

@@ -98,7 +98,12 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
         patch.setenv("IPYTHONDIR", folder)
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
         cluster = ipyparallel.Cluster(
-            n=engines, profile=name, cluster_id="", log_level=logging.ERROR, engine_timeout=PATIENCE
+            n=engines,
+            profile=name,
+            cluster_id="",
+            controller_args=["--nodb"],
+            log_level=logging.ERROR,
+            engine_timeout=PATIENCE,
         )
         client = cluster.start_and_connect_sync()
         try:
@@ -126,7 +131,15 @@ def _disconnect() -> None:
 class FarCluster:
     """A cluster `name`d so, with an engine on each of its machines; the controller is on one of these, or here."""
 
-    def __init__(self, name: str, folder: Path, machines: list[Machine], controller: Machine | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        machines: list[Machine],
+        controller: Machine | None,
+        options: tuple[str, ...],
+        engine_options: tuple[str, ...],
+    ) -> None:
         """`controller`: the machine that it runs on; None: this one. `folder`: IPython's, as this machine has it."""
         self.name = name
         self.machines = machines
@@ -139,20 +152,21 @@ class FarCluster:
         self.file = folder / f"profile_{name}" / "security" / _CLIENTS
         self.file.parent.mkdir(parents=True)
         try:
-            self._run()
+            self._run(options, engine_options)
         except BaseException:
             self.stop()
             raise
 
-    def _run(self) -> None:
+    def _run(self, options: tuple[str, ...], engine_options: tuple[str, ...]) -> None:
         import ipyparallel
 
         address = self._at.address if self._at is not None else "0.0.0.0"
-        self.start_controller(f"--ip={address}")
+        self._start_controller(f"--ip={address}", *options)
         for one in self.machines:
             # The controller is reached from there at that machine's own address for it.
-            self._write(self._there / one.name / _ENGINES, _ENGINES, one.gateway if self._at is None else address)
-            one.start(*self._command("engine", f"--file={self._there / one.name / _ENGINES}"))
+            file = self._there / one.name / _ENGINES
+            self._write(file, _ENGINES, one.gateway if self._at is None else address)
+            one.start(*self._command("engine", f"--file={file}", *engine_options))
         self.client = ipyparallel.Client(str(self.file), timeout=PATIENCE)
         assert wait_for(lambda: len(self.client) == len(self.machines))
 
@@ -160,8 +174,8 @@ class FarCluster:
         command = [sys.executable, "-m", f"ipyparallel.{module}", f"--profile={self.name}", *arguments]
         return command, environment(IPYTHONDIR=str(self._there))
 
-    def start_controller(self, *arguments: str) -> None:
-        """Starts one, and takes its connection file here."""
+    def _start_controller(self, *arguments: str) -> None:
+        """Starts it, and takes its connection file here."""
         command, settings = self._command("controller", *arguments)
         if self._at is not None:
             self._at.start(command, settings)
@@ -212,15 +226,25 @@ class FarCluster:
 
 
 @contextlib.contextmanager
-def far_cluster(name: str, *machines: str, controller: str = "") -> Iterator[FarCluster]:
-    """A cluster of machines named so, the controller on one of them, or here; skips where there can't be any."""
+def far_cluster(
+    name: str,
+    *machines: str,
+    controller: str = "",
+    options: tuple[str, ...] = (),
+    engine_options: tuple[str, ...] = (),
+) -> Iterator[FarCluster]:
+    """A cluster of machines named so, the controller on one of them, or here; skips where there can't be any.
+
+    `options` are the controller's.
+    """
     if why := namespaces.problem():
         absent("netns", why)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelk-cluster-")))
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("IPYTHONDIR", str(folder))
         made = [stack.enter_context(machine(one)) for one in machines]
-        cluster = FarCluster(name, folder, made, next((one for one in made if one.name == controller), None))
+        there = next((one for one in made if one.name == controller), None)
+        cluster = FarCluster(name, folder, made, there, options, engine_options)
         try:
             yield cluster
         finally:
