@@ -344,20 +344,25 @@ def elsewhere(rounds: int, names: list[str]) -> str:
         "Against ipyparallel's own, in one run: a call of one number against `apply_sync` of a function that does next",
         "to nothing, and 10 MB fed against `push` of the same array. The other machine is a network namespace of this",
         "one. A relay adds to each round trip, half of it each way, and `tbf` limits the bandwidth. The relay takes at",
-        "once all that comes; over a long way, TCP takes some round trips more for the first megabytes.\n",
+        "once all that comes; over a long way, TCP takes some round trips more for the first megabytes. Targets are",
+        "meant for ways that take no time themselves.\n",
         *([f"There was only this machine: {why}.\n"] if why else []),
         table(["network", "call", "ipyparallel", "kernelk", "ratio", "target", "met"], compared),
-        "\nA training step of 9.7 MB of state on PyTorch, in a worker here and in one there; what the latter takes",
-        "beyond 1.05 of the former, in round trips of ipyparallel's own.\n",
+        "\nA training step of 9.7 MB of state on PyTorch with one thread, in a worker here and in one there; what the",
+        "latter takes beyond 1.05 of the former, in round trips of ipyparallel's own.\n",
         table(["network", "here", "there", "round trips", "target", "met"], [clusters.trips(one) for one in found]),
     ]
     if len(found) > 2:
-        fitted, rows = clusters.modelled(found)
-        own, copying = (clusters.milliseconds(seconds) for seconds in (fitted.own, fitted.copying * 1e7))
+        fitted, bare, rows = clusters.modelled(found)
+        own, theirs, copying, also = (
+            clusters.milliseconds(seconds)
+            for seconds in (fitted.own, bare.own, fitted.copying * 1e7, bare.copying * 1e7)
+        )
         parts += [
-            f"\nThe time of a call by its parts: {own} + {fitted.trips:.2f} round trips + bytes / bandwidth +",
-            f"{copying} for each 10 MB that are copied, with round trip and bandwidth as TCP alone has them; of a",
-            "step, also what it takes here. In parentheses is what this says of each.\n",
+            "\nThe time of a call by its parts, with round trip and bandwidth as TCP alone has them:\n",
+            f"{own} + {fitted.trips:.2f} round trips + bytes / bandwidth + {copying} for each 10 MB\n",
+            f"Of these, ipyparallel's own call takes {theirs} + {bare.trips:.2f} round trips, and {also} for each",
+            "10 MB. A step takes as long as here besides. In parentheses is what this says of each.\n",
             table(["network", "TCP alone", "empty call", "10 MB fed", "a step, fed 0.1 MB"], rows),
         ]
     return "\n".join(parts)
@@ -444,9 +449,9 @@ def main() -> None:
         print(" | ".join(row), flush=True)
     first_rows = choosing.first_answer(max(5, options.rounds // 3)) if "theano" in options.engines else []
     panel_rows = panel.table()
-    elsewhere_section = elsewhere(options.rounds, [])
     # Last: it takes the place of any other Keras in this process.
     keras2_section = old_models(options.engines, options.rounds)
+    elsewhere_section = elsewhere(options.rounds, [])
     parts = [
         "# Results\n",
         "Made by `make bench`. Both sides of a row are measured in one run, in turns of random order; figures are",
