@@ -220,6 +220,25 @@ def test_ctrl_c_while_nobody_answers(box: FarCluster, said: list[str], monkeypat
     kernelk.set_backend("numpy@box")
 
 
+def test_a_short_cut_is_waited_out(box: FarCluster, brake: Brake, said: list[str]) -> None:
+    kernelk.set_backend("numpy@box")
+    said.clear()
+    model = Training()
+    held = Held(model, brake)
+    first = started()
+
+    def cut() -> None:
+        box.machines[0].cut()
+        brake.free("exp")
+        time.sleep(1.0)
+        box.machines[0].join()
+
+    held(cut)
+    assert K.get_value(model.count) == 1
+    assert started() is first
+    assert said == []
+
+
 def test_a_reply_that_is_lost_alone_is_missed(
     box: FarCluster, brake: Brake, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +324,7 @@ def test_machines_and_the_controller_are_lost(impatient: None, said: list[str]) 
             train(model, 4, 1)
         found += train(model, 4, 2)
         assert current().hosts["numpy@lab"].facts["machine"] == first
-        lab.stop()
+        lab.controller.kill()
         with pytest.raises(WorkerDiedError, match=r"that call did not happen"):
             train(model, 6, 1)
         with pytest.raises(EngineError, match=r"cluster 'lab' doesn't answer: .*; next: ipcluster start"):

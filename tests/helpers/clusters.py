@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -131,59 +130,36 @@ def _disconnect() -> None:
 class FarCluster:
     """A cluster `name`d so, with an engine on each of its machines; the controller is on one of these, or here."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        machines: list[Machine],
-        controller: Machine | None,
-        options: tuple[str, ...],
-        engine_options: tuple[str, ...],
-    ) -> None:
-        """`controller`: the machine that it runs on; None: this one. `folder`: IPython's, as this machine has it."""
+    def __init__(self, name: str, folder: Path, machines: list[Machine], controller: Machine) -> None:
+        """`folder`: IPython's, as this machine has it."""
         self.name = name
         self.machines = machines
+        self.controller = controller
+        self.reached_at = ""  # the address at which kernelk reaches the controller
         self.client: Any = None
-        self._at = controller
         self._there = folder / "there"
         self._relay: Relay | None = None
-        self._here: subprocess.Popen[bytes] | None = None
         self._files = self._there / f"profile_{name}" / "security"
         self.file = folder / f"profile_{name}" / "security" / _CLIENTS
-        self.file.parent.mkdir(parents=True)
-        try:
-            self._run(options, engine_options)
-        except BaseException:
-            self.stop()
-            raise
 
-    def _run(self, options: tuple[str, ...], engine_options: tuple[str, ...]) -> None:
+    def start(self, options: tuple[str, ...], engine_options: tuple[str, ...]) -> None:
+        """Starts the controller and the engines, and waits for them."""
         import ipyparallel
 
-        address = self._at.address if self._at is not None else "0.0.0.0"
-        self._start_controller(f"--ip={address}", *options)
+        address = self.controller.address if self.controller in self.machines else "0.0.0.0"
+        self.controller.start(*self._command("controller", f"--ip={address}", *options))
+        assert wait_for(lambda: all((self._files / file).is_file() for file in (_CLIENTS, _ENGINES)))
         for one in self.machines:
-            # The controller is reached from there at that machine's own address for it.
             file = self._there / one.name / _ENGINES
-            self._write(file, _ENGINES, one.gateway if self._at is None else address)
+            self._write(file, _ENGINES, address if self.controller in self.machines else one.gateway)
             one.start(*self._command("engine", f"--file={file}", *engine_options))
+        self.go_by(None)
         self.client = ipyparallel.Client(str(self.file), timeout=PATIENCE)
         assert wait_for(lambda: len(self.client) == len(self.machines))
 
     def _command(self, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
         command = [sys.executable, "-m", f"ipyparallel.{module}", f"--profile={self.name}", *arguments]
         return command, environment(IPYTHONDIR=str(self._there))
-
-    def _start_controller(self, *arguments: str) -> None:
-        """Starts it, and takes its connection file here."""
-        command, settings = self._command("controller", *arguments)
-        if self._at is not None:
-            self._at.start(command, settings)
-        else:
-            quiet = subprocess.DEVNULL
-            self._here = subprocess.Popen(command, env=settings, stdin=quiet, stdout=quiet, stderr=quiet)
-        assert wait_for(lambda: all((self._files / file).is_file() for file in (_CLIENTS, _ENGINES)))
-        self.go_by(None)
 
     def _write(self, file: Path, original: str, address: str) -> dict[str, Any]:
         """A connection file by which the controller is reached at this address."""
@@ -201,14 +177,11 @@ class FarCluster:
         if self._relay is not None:
             self._relay.close()
             self._relay = None
-        address = self._at.address if self._at is not None else "127.0.0.1"
-        self.reached_at = address
-        if seconds is not None:
-            self.reached_at = self._at.detour if self._at is not None else "127.0.0.2"
+        self.reached_at = self.controller.address if seconds is None else self.controller.detour
         found = self._write(self.file, _CLIENTS, self.reached_at)
         if seconds is not None:
             own = [found[name] for name in _CLIENTS_PORTS]
-            self._relay = Relay(self.reached_at, address, [*own, *ports], seconds)
+            self._relay = Relay(self.reached_at, self.controller.address, [*own, *ports], seconds)
         return self._relay
 
     def stop(self) -> None:
@@ -217,12 +190,6 @@ class FarCluster:
             self.client.close(linger=0)
         if self._relay is not None:
             self._relay.close()
-        if self._here is not None and self._here.poll() is None:
-            parent = psutil.Process(self._here.pid)
-            for process in [*parent.children(recursive=True), parent]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self._here.wait()
 
 
 @contextlib.contextmanager
@@ -242,10 +209,11 @@ def far_cluster(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelk-cluster-")))
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("IPYTHONDIR", str(folder))
-        made = [stack.enter_context(machine(one)) for one in machines]
-        there = next((one for one in made if one.name == controller), None)
-        cluster = FarCluster(name, folder, made, there, options, engine_options)
+        made = {one: stack.enter_context(machine(one)) for one in machines}
+        at = made.get(controller) or stack.enter_context(machine("controller", apart=False))
+        cluster = FarCluster(name, folder, list(made.values()), at)
         try:
+            cluster.start(options, engine_options)
             yield cluster
         finally:
             _let_go()

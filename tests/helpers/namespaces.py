@@ -19,7 +19,11 @@ import psutil
 _NET = "198.18.{number}.{host}"
 _MOST = 250
 
-_UP = 'hostname "$0" && ip link set lo up && mount -t tmpfs kernelk /dev/shm && echo up && exec cat'
+_SPACES = ["--ipc", "--pid", "--mount"]
+_UP = "mount -t tmpfs kernelk /dev/shm && echo up && exec cat"
+# What makes it a machine.
+_APART = ["--net", "--uts"]
+_UP_APART = f'hostname "$0" && ip link set lo up && {_UP}'
 
 
 def problem() -> str:
@@ -41,12 +45,18 @@ def problem() -> str:
 class Machine:
     """A machine named `name`, at `address`; this one is reached from there at `gateway`, and at `detour`, too."""
 
-    def __init__(self, name: str) -> None:
-        """Raises OSError, or CalledProcessError with what the system says."""
+    def __init__(self, name: str, apart: bool = True) -> None:
+        """Raises OSError, or CalledProcessError with what the system says.
+
+        Where it isn't `apart`, it is no more than processes of this machine, which end together.
+        """
         self.name = name
+        self._spaces = [*_SPACES, *(_APART if apart else [])]
+        self.gateway = self.address = "127.0.0.1"
+        self.detour = "127.0.0.2"
         self._first = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--ipc", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-            + ["sh", "-c", _UP, name],
+            ["unshare", *self._spaces, "--fork", "--mount-proc", "--kill-child"]
+            + ["sh", "-c", _UP_APART if apart else _UP, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,7 +71,8 @@ class Machine:
                 raise OSError(self._first.stderr.read())
             (first,) = psutil.Process(self._first.pid).children()
             self.pid = first.pid
-            self._connect()
+            if apart:
+                self._connect()
         except BaseException:
             self.kill()
             raise
@@ -86,7 +97,7 @@ class Machine:
         raise OSError(f"{_MOST} links are in use")
 
     def _there(self, *command: str) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--ipc", "--pid", "--mount", "--", *command]
+        return ["nsenter", "--target", str(self.pid), *self._spaces, "--", *command]
 
     def start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         """Starts a program there."""
@@ -129,13 +140,14 @@ class Machine:
         for command in self._commands:
             command.wait()
         # The system takes its time to do so, and did it already where this fails.
-        subprocess.run(["ip", "link", "delete", self.link], capture_output=True)
+        if self.link:
+            subprocess.run(["ip", "link", "delete", self.link], capture_output=True)
 
 
 @contextlib.contextmanager
-def machine(name: str) -> Iterator[Machine]:
+def machine(name: str, apart: bool = True) -> Iterator[Machine]:
     """A machine that is gone afterwards."""
-    made = Machine(name)
+    made = Machine(name, apart)
     try:
         yield made
     finally:
