@@ -77,8 +77,8 @@ screenshots: setup  ## the pictures of the panel in docs/images, from its tests 
 bench: setup  ## measures kernelk against its targets and writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-bench-clusters: setup  ## a call on another machine against ipyparallel's own, over loopback
-	$(BIN)/python benchmarks/clusters.py
+bench-clusters: setup  ## a call on another machine against ipyparallel's own, over loopback and slower networks (as root)
+	$(BIN)/python benchmarks/run.py --rounds 9 --clusters
 
 bench-against: setup  ## BASE=path of another checkout: this kernelk and that one side by side, row by row
 	@test -n "$(BASE)" || { echo "bench-against needs another checkout of kernelk; next: make bench-against BASE=path" >&2; exit 1; }

@@ -1,12 +1,15 @@
-"""`make bench-clusters`: a call on another machine against ipyparallel's own, over loopback, in one run of turns."""
+"""Measures a call on another machine against ipyparallel's own, over loopback and over slower networks."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
+import socket
 import statistics
-import tempfile
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import neg
 from pathlib import Path
 from typing import Any
@@ -14,41 +17,123 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("KERNELK_QUIET", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from helpers import namespaces
+from helpers.clusters import far_cluster, local_cluster, wait_for
 from measure import Comparison, compare, interval, repeated
 
 import kernelk
 from kernelk import backend as K
 
-ROUNDS = 15
+Row = list[str]
+
+# Where the bare network is measured: a port there that answers one byte to each message, which begins with its length.
+PORT = 20001
+ANSWER = """
+import socket, sys
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
+    while True:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while head := connection.recv(8):
+            left = int.from_bytes(head, "little")
+            while left:
+                left -= len(connection.recv(min(left, 1 << 18)))
+            connection.sendall(b".")
+"""
+
+FED = 2_500_000  # of float32: 10 MB
+STEP_BYTES = 32 * 784 * 4  # what a training step is fed
 
 
-def row(label: str, found: Comparison, target: float) -> str:
-    """One figure: the ratio with its interval, and what it should be."""
-    middle, low, high = found.ratio
-    met = "met" if low <= target else "missed"
-    return f"{label}: {middle:.2f} [{low:.2f}, {high:.2f}] of ipyparallel's own, target {target:.2f}: {met}"
+@dataclass
+class Network:
+    """A way to an engine. `latency`: the seconds that a relay adds to a round trip; `rate`: as `tc` has it."""
+
+    name: str
+    latency: float | None = None
+    rate: str = ""
+
+    @property
+    def most(self) -> int:
+        """How many times as many rounds there may be for a narrow interval: where there is a target."""
+        return 3 if self.has_target else 1
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the targets are meant for it."""
+        return self.latency is None and not self.rate
+
+    @property
+    def calls(self) -> int:
+        """So many short ones a turn, so that a turn is some tenths of a second."""
+        return max(4, min(30, int(0.15 / (self.latency or 1e-3))))
 
 
-def empty_call(view: Any) -> Comparison:
+FAR = [
+    Network("another machine, nothing added"),
+    Network("1 ms added", 0.001),
+    Network("10 ms added", 0.01),
+    Network("50 ms added", 0.05),
+    Network("100 Mbit/s", rate="100mbit"),
+]
+
+
+@dataclass
+class Measured:
+    """What was found over one network; seconds, but for `bandwidth`, in bytes a second."""
+
+    network: Network
+    trip: float
+    bandwidth: float
+    empty: Comparison
+    feed: Comparison
+    here: float  # a step in a worker of this machine
+    there: float
+    trips: tuple[float, float, float]  # what the one there takes beyond 1.05 of it, in round trips of ipyparallel's
+
+
+def bare(address: str) -> tuple[float, float]:
+    """A round trip in seconds, and the bandwidth, by TCP alone."""
+    with socket.create_connection((address, PORT)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send(data: bytes) -> Callable[[int], list[float]]:
+            message = len(data).to_bytes(8, "little") + data
+
+            def once() -> None:
+                connection.sendall(message)
+                connection.recv(1)
+
+            return repeated(once)
+
+        short, long = send(bytes(92)), send(bytes(4 * FED))
+        short(3), long(1)
+        trip = statistics.median(short(15))
+        return trip, 4 * FED / (statistics.median(long(3)) - trip)
+
+
+def empty_call(view: Any, network: Network, rounds: int) -> Comparison:
     """A call of one number against `apply_sync` of a function that does next to nothing."""
     x = K.placeholder((1,))
     f = K.function([x], [x + 1.0])
     fed = np.zeros(1, np.float32)
-    return compare(repeated(lambda: f([fed])), repeated(lambda: view.apply_sync(neg, 1)), ROUNDS, 30)
+    ours, own = repeated(lambda: f([fed])), repeated(lambda: view.apply_sync(neg, 1))
+    return compare(ours, own, rounds, network.calls, network.most * rounds)
 
 
-def large_feed(view: Any) -> Comparison:
+def large_feed(view: Any, network: Network, rounds: int) -> Comparison:
     """10 MB fed, and one number back, against a push of the same array."""
     x = K.placeholder((None,))
     f = K.function([x], [x[0]])
-    fed = np.zeros(2_500_000, np.float32)
-    return compare(repeated(lambda: f([fed])), repeated(lambda: view.push({"fed": fed}, block=True)), ROUNDS, 8)
+    fed = np.zeros(FED, np.float32)
+    ours, own = repeated(lambda: f([fed])), repeated(lambda: view.push({"fed": fed}, block=True))
+    return compare(ours, own, rounds, 1 if network.rate else min(8, network.calls), network.most * rounds)
 
 
-def step(name: str) -> Callable[[int], list[float]]:
-    """Steps of a net with 9.7 MB of state on this engine, each timed with the lookup of its loss."""
-    kernelk.set_backend(name)
+def training() -> Callable[[], object]:
+    """A step of a net with 9.7 MB of state, momentum included."""
     random = np.random.default_rng(3)
     sizes = [(784, 800), (800, 640), (640, 10)]
     variables = [K.variable(random.normal(size=size) * 0.05) for size in sizes]
@@ -63,42 +148,163 @@ def step(name: str) -> Callable[[int], list[float]]:
         moved = 0.9 * speed - 0.01 * slope
         updates += [K.update(speed, moved), K.update(w, w + moved)]
     f = K.function([x], [loss], updates)
-    fed = random.normal(size=(32, 784)).astype(np.float32)
-    f([fed])
-    return repeated(lambda: f([fed]))
+    fed = random.normal(size=(STEP_BYTES // 4 // 784, 784)).astype(np.float32)
+    return lambda: f([fed])
 
 
-def main() -> None:
-    """Starts a cluster of one engine, and measures on it."""
-    import ipyparallel
+def steps(view: Any, network: Network, rounds: int) -> tuple[float, float, tuple[float, float, float]]:
+    """A step here and there, and what the latter takes beyond 1.05 of the former, in round trips of ipyparallel's.
 
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["IPYTHONDIR"] = folder
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(Path(kernelk.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        )
-        with ipyparallel.Cluster(n=1, profile="bench", cluster_id="", log_level=logging.ERROR) as client:
-            view = client[0]
-            kernelk.set_backend("numpy", on="bench")
-            print(row("an empty call", empty_call(view), 1.3))
-            print(row("a feed of 10 MB", large_feed(view), 1.2))
-            kernelk.set_backend("numpy")
-            kernelk.stop_backend("numpy@bench")
-            training(view)
-
-
-def training(view: Any) -> None:
-    """A step there, less the same step in a worker here, in round trips of ipyparallel's own."""
+    By one thread each: those of both machines, which wait for one another in a loop, share one machine's processors.
+    """
+    call = training()
+    sides = {name: repeated(call) for name in ("torch", "torch@bench")}
     trip = repeated(lambda: view.apply_sync(neg, 1))
+    found: dict[str, list[float]] = {"torch": [], "torch@bench": []}
     more = []
-    for _ in range(7):
-        here, there, empty = (statistics.median(one) for one in (step("torch")(15), step("torch@bench")(15), trip(30)))
-        more.append((there - 1.05 * here) / empty)
-    middle, low, high = interval(more)
-    trips = f"{middle:.2f} [{low:.2f}, {high:.2f}] round trips"
-    print(f"a step of 9.7 MB of state: 1.05 of the step here and {trips}, target 1.50")
+    for _ in range(rounds):
+        for name, side in sides.items():
+            kernelk.set_backend(name, threads=1)
+            side(3)
+            found[name].append(statistics.median(side(min(15, network.calls))))
+        more.append((found["torch@bench"][-1] - 1.05 * found["torch"][-1]) / statistics.median(trip(network.calls)))
+    here, there = (statistics.median(seconds) for seconds in found.values())
+    return here, there, interval(more)
+
+
+def measured(view: Any, network: Network, address: str, rounds: int) -> Measured:
+    """All of it, over one network."""
+    trip, bandwidth = bare(address)
+    kernelk.set_backend("numpy", on="bench")
+    fewer = max(3, rounds // 3) if network.rate else rounds
+    empty, feed = empty_call(view, network, rounds), large_feed(view, network, fewer)
+    found = Measured(network, trip, bandwidth, empty, feed, *steps(view, network, fewer))
     kernelk.set_backend("numpy")
+    for name in ("numpy@bench", "torch@bench"):
+        kernelk.stop_backend(name)
+    K.clear_session()
+    for row in [*ratios(found), trips(found)]:
+        print(" | ".join(row), flush=True)
+    return found
 
 
-if __name__ == "__main__":
-    main()
+@contextlib.contextmanager
+def answering(address: str, start: Callable[..., subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Has the bare network's other end run."""
+    process = start([sys.executable, "-c", ANSWER, address, str(PORT)])
+    try:
+        assert wait_for(lambda: _listens(address))
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(address: str) -> bool:
+    try:
+        socket.create_connection((address, PORT), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def networks(rounds: int, names: list[str]) -> tuple[list[Measured], str]:
+    """What was found, and why nothing beyond this machine, if so. `names`: parts of those to measure; none: all."""
+
+    def wanted(network: Network) -> bool:
+        return not names or any(name in network.name for name in names)
+
+    found, loopback = [], Network("loopback")
+    if wanted(loopback):
+        with local_cluster("bench", 1) as near, answering("127.0.0.1", subprocess.Popen):
+            found.append(measured(near.client[0], loopback, "127.0.0.1", rounds))
+    why = namespaces.problem()
+    far = [network for network in FAR if wanted(network)]
+    if why or not far:
+        return found, why
+    with far_cluster("bench", "far", controller="far", options=("--nodb",)) as cluster:
+        (machine,) = cluster.machines
+        with answering(machine.address, lambda command: machine.start(command, dict(os.environ))):
+            for network in far:
+                import ipyparallel
+
+                cluster.go_by(network.latency, PORT)
+                machine.limit(network.rate)
+                with ipyparallel.Client(str(cluster.file)) as client:
+                    found.append(measured(client[0], network, cluster.reached_at, rounds))
+    return found, why
+
+
+@dataclass
+class Model:
+    """The seconds of a call: `own` + `trips` round trips + bytes / bandwidth + bytes * `copying`."""
+
+    own: float
+    trips: float
+    copying: float
+
+    def __call__(self, found: Measured, nbytes: int) -> float:
+        return self.own + self.trips * found.trip + nbytes / found.bandwidth + nbytes * self.copying
+
+
+def model(found: list[Measured], side: str = "ours") -> Model:
+    """The one that fits the empty calls best, by shares of them, and the feeds where the network is fastest.
+
+    `side`: "baseline" for ipyparallel's own.
+    """
+    empty = np.array([getattr(one.empty, side) for one in found])
+    columns = np.stack([1 / empty, np.array([one.trip for one in found]) / empty], axis=1)
+    (own, trips), *_ = np.linalg.lstsq(columns, np.ones(len(found)), rcond=None)
+    fast = max(found, key=lambda one: one.bandwidth)
+    data = getattr(fast.feed, side) - getattr(fast.empty, side) - 4 * FED / fast.bandwidth
+    return Model(float(own), float(trips), max(0.0, data / (4 * FED)))
+
+
+def milliseconds(seconds: float) -> str:
+    """With the digits that a measurement has."""
+    return f"{seconds * 1e3:.{2 if seconds < 0.0095 else 1 if seconds < 0.0995 else 0}f} ms"
+
+
+def ratios(found: Measured) -> list[Row]:
+    """The rows of an empty call and of 10 MB."""
+    rows = []
+    for label, result, target in (("empty call", found.empty, 1.3), ("10 MB fed", found.feed, 1.2)):
+        middle, low, high = result.ratio
+        times = [milliseconds(result.baseline), milliseconds(result.ours), f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+        rows.append([found.network.name, label, *times, *_met(found, low, target)])
+    return rows
+
+
+def trips(found: Measured) -> Row:
+    """The row of a training step."""
+    middle, low, high = found.trips
+    return [
+        found.network.name,
+        milliseconds(found.here),
+        milliseconds(found.there),
+        f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+        *_met(found, low, 1.5),
+    ]
+
+
+def _met(found: Measured, low: float, target: float) -> Row:
+    """The target, and whether the interval reaches it."""
+    return [f"at most {target}", "yes" if low <= target else "**no**"] if found.network.has_target else ["", ""]
+
+
+def modelled(found: list[Measured]) -> tuple[Model, Model, list[Row]]:
+    """The models of kernelk's calls and of ipyparallel's, and rows: what was measured, and what the first one says."""
+    fitted = model(found)
+    rows = []
+    for one in found:
+        empty, feed, step = (
+            f"{milliseconds(was)} ({milliseconds(says)})"
+            for was, says in (
+                (one.empty.ours, fitted(one, 4)),
+                (one.feed.ours, fitted(one, 4 * FED)),
+                (one.there, one.here + fitted(one, STEP_BYTES)),
+            )
+        )
+        network = f"{milliseconds(one.trip)}, {one.bandwidth / 1e6:,.0f} MB/s"
+        rows.append([one.network.name, network, empty, feed, step])
+    return fitted, model(found, "baseline"), rows

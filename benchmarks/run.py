@@ -18,6 +18,7 @@ import numpy as np
 os.environ.setdefault("KERNELK_QUIET", "1")
 
 import choosing
+import clusters
 import durable
 import keras2
 import panel
@@ -334,6 +335,39 @@ def old_models(engines: list[str], rounds: int) -> str:
     return "\n".join(parts)
 
 
+def elsewhere(rounds: int, names: list[str]) -> str:
+    """The section on engines on another machine."""
+    found, why = clusters.networks(rounds, names)
+    compared = [row for one in found for row in clusters.ratios(one)]
+    parts = [
+        "\n## Engines on another machine\n",
+        "Against ipyparallel's own, in one run: a call of one number against `apply_sync` of a function that does next",
+        "to nothing, and 10 MB fed against `push` of the same array. The other machine is a network namespace of this",
+        "one. A relay adds to each round trip, half of it each way, and `tbf` limits the bandwidth. The relay takes at",
+        "once all that comes; over a long way, TCP takes some round trips more for the first megabytes. Targets are",
+        "meant for ways that take no time themselves.\n",
+        *([f"There was only this machine: {why}.\n"] if why else []),
+        table(["network", "call", "ipyparallel", "kernelk", "ratio", "target", "met"], compared),
+        "\nA training step of 9.7 MB of state on PyTorch with one thread, in a worker here and in one there; what the",
+        "latter takes beyond 1.05 of the former, in round trips of ipyparallel's own.\n",
+        table(["network", "here", "there", "round trips", "target", "met"], [clusters.trips(one) for one in found]),
+    ]
+    if len(found) > 2:
+        fitted, bare, rows = clusters.modelled(found)
+        own, theirs, copying, also = (
+            clusters.milliseconds(seconds)
+            for seconds in (fitted.own, bare.own, fitted.copying * 1e7, bare.copying * 1e7)
+        )
+        parts += [
+            "\nThe time of a call by its parts, with round trip and bandwidth as TCP alone has them:\n",
+            f"{own} + {fitted.trips:.2f} round trips + bytes / bandwidth + {copying} for each 10 MB\n",
+            f"Of these, ipyparallel's own call takes {theirs} + {bare.trips:.2f} round trips, and {also} for each",
+            "10 MB. A step takes as long as here besides. In parentheses is what this says of each.\n",
+            table(["network", "TCP alone", "empty call", "10 MB fed", "a step, fed 0.1 MB"], rows),
+        ]
+    return "\n".join(parts)
+
+
 def first_answer(rows: list[Row]) -> str:
     """The section on Theano's first answer."""
     header = ["C code", "swap", "first step", "the worker's start in it", "the rest", "target", "met"]
@@ -351,6 +385,7 @@ def main() -> None:
     parser.add_argument("--calls", action="store_true", help="measure the calls alone, and print them")
     parser.add_argument("--durable", action="store_true", help="measure recoveries and memory alone, and print them")
     parser.add_argument("--keras2", action="store_true", help="measure Keras 2.3.1 alone, and print it")
+    parser.add_argument("--clusters", nargs="*", metavar="NETWORK", help="measure other machines alone, and print them")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     options = parser.parse_args()
     # What is measured is the C code.
@@ -369,6 +404,9 @@ def main() -> None:
         return
     if options.keras2:
         print(old_models(options.engines, options.rounds))
+        return
+    if options.clusters is not None:
+        print(elsewhere(options.rounds, options.clusters))
         return
     call_rows: list[Row] = []
     reasons: list[str] = []
@@ -413,6 +451,7 @@ def main() -> None:
     panel_rows = panel.table()
     # Last: it takes the place of any other Keras in this process.
     keras2_section = old_models(options.engines, options.rounds)
+    elsewhere_section = elsewhere(options.rounds, [])
     parts = [
         "# Results\n",
         "Made by `make bench`. Both sides of a row are measured in one run, in turns of random order; figures are",
@@ -453,6 +492,7 @@ def main() -> None:
         "\nThe share of `%ktime`'s wall time that is spent in the op.\n",
         table(["engine", "one run", "share", "target", "met"], op_rows),
         keras2_section,
+        elsewhere_section,
         "\n## The panel\n",
         "In JupyterLab in Chromium: from the request to run a cell until the panel's rows are in the page.\n",
         table(["what", "measured", "target", "met"], panel_rows),

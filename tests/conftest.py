@@ -18,7 +18,7 @@ import helpers.own_settings  # noqa: E402, F401, I001
 
 import numpy as np  # noqa: E402
 
-from helpers.brake import BRAKED, Brake  # noqa: E402
+from helpers.brake import Brake, braked  # noqa: E402
 from helpers.engines import ENGINES, WORKERS, activate, reset  # noqa: E402
 from helpers.fake_engines import register  # noqa: E402
 from helpers.marks import mark  # noqa: E402
@@ -146,7 +146,5 @@ def brake(spare: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     """
     flag = tmp_path_factory.mktemp("brake") / "hold-"
     monkeypatch.setenv("KERNELK_TEST_FLAG", str(flag))
-    last = 'importlib.import_module("kernelk.backends.serving.worker").main('
-    assert last in worker_host._BOOT
-    monkeypatch.setattr(worker_host, "_BOOT", worker_host._BOOT.replace(last, BRAKED + last))
+    monkeypatch.setattr(worker_host, "_BOOT", braked(worker_host._BOOT))
     return Brake(str(flag))

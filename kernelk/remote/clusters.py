@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
+
+# Seconds between two looks whether the user wants to wait any longer.
+STEP = 0.25
+
+# A task that no engine has: to abort it does nothing.
+_NO_TASK = "kernelk"
 
 
 class _ByName:
@@ -53,14 +59,17 @@ class Connection:
         """Whether nothing can be sent any more."""
         return bool(self.client._closed)
 
-    def engine(self) -> int:
-        """The number of the engine to use: the first one, those last that have stopped answering."""
+    def engines(self) -> list[int]:
+        """The numbers of the engines to use, the first one first; those last that have stopped answering.
+
+        Raises EngineError where there is none.
+        """
         ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
         if not ids:
             raise EngineError(
                 f"the cluster '{self.name}' has no engines", next_step=f"ipcluster engines --profile={self.name}, there"
             )
-        return int(ids[0])
+        return ids
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
         """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""
@@ -79,15 +88,20 @@ class Connection:
             history.pop()
         return sent
 
-    def ping(self, engine: int) -> Future[Any]:
+    def ping(self, engine: int) -> Callable[[], bool]:
         """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises OSError.
 
-        Signal 0 does nothing: the process that watches over the engine only looks whether that is there.
+        What comes back tells whether one has come. Signal 0 does nothing: the process that watches over the engine only
+        looks whether that is there. Where there is no such process, the engine's control thread answers the other.
         """
         try:
-            return self.client.send_signal(0, targets=engine, block=False)  # type: ignore[no-any-return]
+            signs = [
+                self.client.send_signal(0, targets=engine, block=False),
+                self.client.abort([_NO_TASK], targets=engine, block=False),
+            ]
         except Exception as error:
             raise OSError(one_line(error)) from error
+        return lambda: any(sign.done() for sign in signs)
 
     def abort(self, engine: int, token: str) -> None:
         """Marks a task as one that isn't wanted any more."""
@@ -99,10 +113,10 @@ class Connection:
         self._silent.add(engine)
 
     def close(self) -> None:
-        """Ends the connection, if it is kernelk's own; the next one is made anew."""
-        if _connections.get(self.name) is self:
-            del _connections[self.name]
+        """Ends the connection, so that the next one is made anew; one of the user's own stays."""
         if self._own:
+            if _connections.get(self.name) is self:
+                del _connections[self.name]
             with contextlib.suppress(Exception):
                 self.client.close(linger=0)
 
@@ -160,29 +174,61 @@ def placed(name: str, on: Any) -> str:
     return registry.engine(f"{engine.base}@{place}").name
 
 
-def connected(name: str) -> Connection:
+def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connection:
     """The connection to a cluster, by its profile's name or its own id; of two with one id, by "profile:id".
 
-    Raises BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where
-    its controller doesn't answer.
+    `given_up()` tells whether its user doesn't want to wait any longer. Raises BackendNotInstalledError without
+    ipyparallel, ArgumentError for a name that no cluster has, EngineError where its controller doesn't answer.
     """
     known = _connections.get(name)
     if known is not None and not known.closed:
         return known
     _require()
     file = _file_of(name)
-    import ipyparallel
-
     with _translated(name, file):
         try:
-            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
-        except TimeoutError as error:
+            client = _client(file, given_up)
+        except (TimeoutError, ValueError) as error:
+            # Of a message with another signature than its own key's, or with none, it is told in these words alone.
+            if isinstance(error, ValueError) and "sign" not in str(error).lower():
+                raise
             raise EngineError(
                 f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
                 next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
             ) from error
     made = _connections[name] = Connection(name, client, True)
     return made
+
+
+def _client(file: Path, given_up: Callable[[], bool]) -> Any:
+    """A client of the cluster with this file. ipyparallel waits for it without a look at Ctrl-C: in another thread.
+
+    Raises TimeoutError, and what ipyparallel raises.
+    """
+    import ipyparallel
+
+    made: Future[Any] = Future()
+
+    def connect() -> None:
+        client, failure = None, None
+        try:
+            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
+        except BaseException as error:
+            failure = error
+        if not made.set_running_or_notify_cancel():
+            if client is not None:
+                with contextlib.suppress(Exception):
+                    client.close(linger=0)
+        elif failure is not None:
+            made.set_exception(failure)
+        else:
+            made.set_result(client)
+
+    threading.Thread(target=connect, name="kernelk-connecting", daemon=True).start()
+    while not wait([made], STEP).done:
+        if given_up() and made.cancel():
+            raise TimeoutError
+    return made.result()
 
 
 def _require() -> None:

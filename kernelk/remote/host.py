@@ -39,7 +39,7 @@ class RemoteHost(WorkerHost):
         """That is found there."""
 
     def _launch(self) -> None:
-        connection = connected(self.engine.on)
+        connection = connected(self.engine.on, lambda: bool(self._ended))
         worker = RemoteWorker(connection, self.engine, self._hear)
         self._process = self._worker = worker
         self._mark = self.log.total

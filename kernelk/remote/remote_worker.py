@@ -16,18 +16,58 @@ from ..backends.serving.wire import Malformed, WireClosed
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import Connection
+from .clusters import STEP, Connection
 
-# Seconds between two looks whether the user wants to wait any longer.
-_STEP = 0.25
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
+
+# Seconds between two looks whether an engine has answered.
+_LOOK = 0.005
+
+# After so many seconds a call is followed by another one, whose reply can't come before its own.
+_FOLLOWED_AFTER, _FOLLOWED_EVERY = 2.0, 60.0
 
 # What has to be there for an answer, in words.
 _NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the cluster's controller is gone"
 
 # The errors of kernelk's that keep their kind on the way.
 _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
+
+# Workers that have been given up, and may not have heard of it: by their cluster, with the request that they end.
+_left: dict[str, dict[tuple[int, str], Any]] = {}
+
+
+class Silence:
+    """Whether an ipyparallel engine is still there, which it tells in the middle of a call, too.
+
+    Without a word for some seconds it is asked for a sign of life, and asked again: signs are lost on the way as well.
+    """
+
+    def __init__(self, connection: Connection, engine: int) -> None:
+        self._connection = connection
+        self._engine = engine
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on it is to be heard of."""
+        self._seconds, self._before = 0.0, time.monotonic()
+        self._signs: list[Callable[[], bool]] = []
+
+    def broken_off(self) -> str:
+        """Why nobody is there any more, in words, "" as long as somebody may be; to be asked each `STEP`."""
+        now = time.monotonic()
+        # Where this machine has slept meanwhile, the answer may still be on its way.
+        self._seconds, self._before = self._seconds + min(now - self._before, 4 * STEP), now
+        if any(sign() for sign in self._signs):
+            self.begin()
+        if self._seconds > _SILENT_AFTER:
+            # The next one finds out what is still there.
+            self._connection.avoid(self._engine)
+            return _NOBODY.format(seconds=self._seconds)
+        if self._seconds > _ASK_AFTER * (1 + len(self._signs)):
+            with contextlib.suppress(OSError):
+                self._signs.append(self._connection.ping(self._engine))
+        return ""
 
 
 class RemoteWorker:
@@ -38,7 +78,7 @@ class RemoteWorker:
 
     def __init__(self, connection: Connection, descriptor: Engine, hear: Callable[[dict[str, Any]], None]) -> None:
         self.connection = connection
-        self.engine = connection.engine()
+        self.engine = connection.engines()[0]
         self.descriptor = descriptor
         self.token = f"kernelk-{uuid.uuid4().hex}"
         self.pid = 0
@@ -46,23 +86,58 @@ class RemoteWorker:
         self.words = ""
         self._hear = hear
         self._waiting = False
-        self._watched = True  # whether somebody answers a request for a sign of life
         self._over = threading.Event()
 
     def start(self, options: dict[str, Any]) -> Any:
         """Has the worker started; what comes of it is a reply. Raises WireClosed."""
-        try:
-            # An engine whose nanny its user has turned off gives no signs, and is noticed by the controller alone.
-            sign = self.connection.ping(self.engine)
-            with contextlib.suppress(TimeoutError):
-                sign.result(_ASK_AFTER)
-            self._watched = sign.done()
-        except OSError as error:
-            raise self._lost(one_line(error)) from error
+        self.engine = self._found()
+        self._end_left()
         wanted = {"engine": self.descriptor.base, "options": options, "version": __version__, "lease": serving.LEASE}
         sent = self.ask(serving.start, self.token, json.dumps(wanted))
         threading.Thread(target=self._renew, name="kernelk-lease", daemon=True).start()
         return sent
+
+    def _found(self) -> int:
+        """The first engine that gives a sign of life. Raises EngineError, or WireClosed where it is given up.
+
+        The controller takes an engine whose machine is gone for one of its own for half a minute.
+        """
+        engines = self.connection.engines()
+        signs: dict[int, Callable[[], bool]] = {}
+        begin = time.monotonic()
+        while (waited := time.monotonic() - begin) < _SILENT_AFTER:
+            for engine in engines if waited > _ASK_AFTER else engines[:1]:
+                if engine not in signs:
+                    with contextlib.suppress(OSError):
+                        signs[engine] = self.connection.ping(engine)
+            for engine, sign in signs.items():
+                if sign():
+                    return engine
+            if self._over.wait(_LOOK):
+                raise WireClosed(self.words)
+        for engine in engines:
+            self.connection.avoid(engine)
+        self.connection.close()
+        count = f"none of its {len(engines)} engines has" if len(engines) > 1 else "its engine hasn't"
+        raise EngineError(
+            f"cluster '{self.connection.name}' doesn't answer: {count} given a sign of life for {_SILENT_AFTER:.0f} s",
+            next_step=f"ipcluster engines --profile={self.connection.name}, there",
+        )
+
+    def _end_left(self) -> None:
+        """Ends earlier workers that couldn't be told to end: nobody asks for what they have, and they take memory."""
+        left = {} if self.connection.closed else _left.get(self.connection.name, {})
+        for (engine, token), told in list(left.items()):
+            if told is not None and told.ready():
+                del left[engine, token]
+                continue
+            try:
+                # The first ends it in the middle of a request, the second one anywhere else.
+                self.connection.abort(engine, token)
+                left[engine, token] = self.connection.call(engine, serving.end, token)
+            except OSError:
+                # Its engine has left the cluster.
+                del left[engine, token]
 
     def ask(self, function: Any, *arguments: Any) -> Any:
         """Sends a call of one of the functions of `serving`. Raises WireClosed."""
@@ -103,27 +178,30 @@ class RemoteWorker:
         return [frame, *parts]
 
     def _wait(self, sent: Any) -> None:
-        silent, before = 0.0, time.monotonic()
-        sign: Any = None
-        while not sent.wait(_STEP):
+        silence = Silence(self.connection, self.engine)
+        begin, after = time.monotonic(), _FOLLOWED_AFTER
+        follower: Any = None
+        overtaken = False
+        while not sent.wait(STEP):
             if self._over.is_set():
-                self._end_there()
+                self._give_up()
                 raise WireClosed(self.words)
-            now = time.monotonic()
-            # Where this machine has slept meanwhile, the answer may still be on its way.
-            silent, before = silent + min(now - before, 4 * _STEP), now
-            if sign is not None and sign.done():
-                sign, silent = None, 0.0
-            if not self._watched:
-                continue
-            if silent > _SILENT_AFTER:
-                # The next one finds out what is still there.
-                self.connection.avoid(self.engine)
+            words = silence.broken_off()
+            if words:
+                self._give_up()
                 self.connection.close()
-                raise self._lost(_NOBODY.format(seconds=silent))
-            if sign is None and silent > _ASK_AFTER:
+                raise self._lost(words)
+            if overtaken:
+                self._give_up()
+                raise self._lost("was given up, since its reply was lost on the way")
+            # An engine does one thing after the other. Both may come at once where it has left the cluster.
+            overtaken = follower is not None and follower.ready()
+            waited = time.monotonic() - begin
+            if waited > after:
+                # That one may be lost as well.
+                after = waited + min(waited, _FOLLOWED_EVERY)
                 with contextlib.suppress(OSError):
-                    sign = self.connection.ping(self.engine)
+                    follower = self.connection.call(self.engine, serving.renew, self.token)
 
     def _lost(self, words: str, unread: bool = False) -> WireClosed:
         """Notes that this worker is never used again, whatever has become of it."""
@@ -148,7 +226,7 @@ class RemoteWorker:
         else:
             # As of its user's own interrupt there: nobody knows how far it came.
             self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")
-            self._end_there()
+            self._give_up()
         return WireClosed(self.words)  # type: ignore[no-any-return]
 
     def _renew(self) -> None:
@@ -157,11 +235,10 @@ class RemoteWorker:
             with contextlib.suppress(OSError):
                 self.connection.call(self.engine, serving.renew, self.token)
 
-    def _end_there(self) -> None:
-        with contextlib.suppress(OSError):
-            # The first ends it in the middle of a request, the second one anywhere else.
-            self.connection.abort(self.engine, self.token)
-            self.connection.call(self.engine, serving.end, self.token)
+    def _give_up(self) -> None:
+        """Ends it there, now or as soon as there is a way to it again."""
+        _left.setdefault(self.connection.name, {})[self.engine, self.token] = None
+        self._end_left()
 
     def kill(self) -> None:
         """Ends it without waiting for it; from another thread or a signal handler too."""
@@ -170,7 +247,7 @@ class RemoteWorker:
             self._over.set()
             # Whoever waits for it sees to the rest: here, ipyparallel may be in the middle of something.
             if not self._waiting:
-                self._end_there()
+                self._give_up()
 
     def finish(self) -> None:
         """Ends it in good order, after what it was asked last."""
@@ -178,7 +255,9 @@ class RemoteWorker:
             self.returncode = 0
             self._over.set()
             with contextlib.suppress(OSError):
-                self.connection.call(self.engine, serving.end, self.token).wait(_ASK_AFTER)
+                told = self.connection.call(self.engine, serving.end, self.token)
+                if not told.wait(_ASK_AFTER):
+                    self._give_up()
 
     def poll(self) -> int | None:
         """None until it has ended, as far as is known here."""

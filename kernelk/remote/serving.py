@@ -70,6 +70,8 @@ class _Served(WorkerHost):
 
     def _wait(self) -> Callable[[], None]:  # type: ignore[override]
         look = super()._wait()
+        # What it would tell comes with the reply, when it is over.
+        look._notify = _forget
 
         def check() -> None:
             if self.token in _aborted():
@@ -121,6 +123,10 @@ class _Served(WorkerHost):
         if now > self._looked + _LOOKED_EVERY and self.started:
             self._looked, news["resident"] = now, self.memory
         return news
+
+
+def _forget(_: str) -> None:
+    """Takes a line that nobody is told."""
 
 
 def _aborted() -> Any:

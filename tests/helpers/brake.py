@@ -9,15 +9,16 @@ from pathlib import Path
 from helpers.processes import wait_until
 
 # Goes into the worker's code, before it serves.
-BRAKED = """
+_BRAKED = """
 import time
 held_up = importlib.import_module("kernelk.backends.numpy.backend")
 def wait(what):
     flag = os.environ["KERNELK_TEST_FLAG"]
     if os.path.exists(flag + what):
         open(flag + what + ".seen", "w").close()
-    while os.path.exists(flag + what):
-        time.sleep(0.01)
+        while os.path.exists(flag + what):
+            time.sleep(0.01)
+        open(flag + what + ".passed", "w").close()
 wait("start")
 compute, load = held_up.OPS["exp"], held_up.NumpyBackend.load
 def slow(instruction, x):
@@ -32,6 +33,14 @@ def slow_load(self, array):
 held_up.OPS["exp"], held_up.NumpyBackend.load = slow, slow_load
 """
 
+_LAST = 'importlib.import_module("kernelk.backends.serving.worker").main('
+
+
+def braked(boot: str) -> str:
+    """A worker's first lines, with a brake."""
+    assert _LAST in boot
+    return boot.replace(_LAST, _BRAKED + _LAST)
+
 
 class Brake:
     """Holds the worker at a place ("start", "load", "exp") between `hold` and `free`."""
@@ -40,6 +49,7 @@ class Brake:
         self._flag = flag
 
     def hold(self, place: str) -> None:
+        Path(self._flag + place + ".passed").unlink(missing_ok=True)
         Path(self._flag + place).touch()
 
     def free(self, place: str) -> None:
@@ -49,6 +59,10 @@ class Brake:
     def reached(self, place: str) -> bool:
         """Whether the worker waits there."""
         return Path(self._flag + place + ".seen").exists()
+
+    def passed(self, place: str) -> bool:
+        """Whether a worker that has waited there has gone on."""
+        return Path(self._flag + place + ".passed").exists()
 
     def when_reached(self, place: str, do: Callable[[], object]) -> threading.Thread:
         """Does something, from a thread, once the worker waits there."""

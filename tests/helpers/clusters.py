@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,10 +17,19 @@ from typing import Any
 import psutil
 import pytest
 
+from helpers import namespaces
+from helpers.brake import braked
+from helpers.engines import absent
+from helpers.namespaces import Machine, machine
 from helpers.processes import PATIENCE, environment, wait_until
-from kernelk.engines import registry
+from helpers.relay import Relay
+from kernelk.engines import registry, stuck, worker_host
 from kernelk.remote import clusters
 from kernelk.session.current import current
+
+# The connection files of a controller.
+_CLIENTS, _ENGINES = "ipcontroller-client.json", "ipcontroller-engine.json"
+_CLIENTS_PORTS = ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
 
 
 class LocalCluster:
@@ -60,6 +71,18 @@ def hide(name: str) -> None:
     registry.engine = lambda wanted: descriptor if wanted == name else known(wanted)
 
 
+def hold_up(flag: str) -> None:
+    """Called in an engine's process: puts a brake into the workers that it starts from then on."""
+    if "KERNELK_TEST_FLAG" not in os.environ:
+        worker_host._BOOT = braked(worker_host._BOOT)
+    os.environ["KERNELK_TEST_FLAG"] = flag
+
+
+def report_after(seconds: float) -> None:
+    """Called in an engine's process: a worker that makes no progress is stuck after so long."""
+    stuck.REPORTED_AFTER.update(dict.fromkeys(stuck.REPORTED_AFTER, seconds))
+
+
 def wait_for(predicate: Callable[[], bool]) -> bool:
     """Waits for what a cluster's processes do."""
     return wait_until(predicate, PATIENCE)
@@ -74,17 +97,124 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
         patch.setenv("IPYTHONDIR", folder)
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
         cluster = ipyparallel.Cluster(
-            n=engines, profile=name, cluster_id="", log_level=logging.ERROR, engine_timeout=PATIENCE
+            n=engines,
+            profile=name,
+            cluster_id="",
+            controller_args=["--nodb"],
+            log_level=logging.ERROR,
+            engine_timeout=PATIENCE,
         )
         client = cluster.start_and_connect_sync()
         try:
             yield LocalCluster(name, cluster, client)
         finally:
-            session = current()
-            for host in [host for known, host in session.hosts.items() if "@" in known]:
-                host.end()
-                del session.hosts[host.engine.name]
-            for connection in list(clusters._connections.values()):
-                connection.close()
+            _let_go()
             client.close()
             cluster.stop_cluster_sync()
+
+
+def _let_go() -> None:
+    """Ends what runs on clusters, and the connections to them."""
+    session = current()
+    for host in [host for known, host in session.hosts.items() if "@" in known]:
+        host.end()
+        del session.hosts[host.engine.name]
+    _disconnect()
+
+
+def _disconnect() -> None:
+    for connection in list(clusters._connections.values()):
+        connection.close()
+
+
+class FarCluster:
+    """A cluster `name`d so, with an engine on each of its machines; the controller is on one of these, or here."""
+
+    def __init__(self, name: str, folder: Path, machines: list[Machine], controller: Machine) -> None:
+        """`folder`: IPython's, as this machine has it."""
+        self.name = name
+        self.machines = machines
+        self.controller = controller
+        self.reached_at = ""  # the address at which kernelk reaches the controller
+        self.client: Any = None
+        self._there = folder / "there"
+        self._relay: Relay | None = None
+        self._files = self._there / f"profile_{name}" / "security"
+        self.file = folder / f"profile_{name}" / "security" / _CLIENTS
+
+    def start(self, options: tuple[str, ...], engine_options: tuple[str, ...]) -> None:
+        """Starts the controller and the engines, and waits for them."""
+        import ipyparallel
+
+        address = self.controller.address if self.controller in self.machines else "0.0.0.0"
+        self.controller.start(*self._command("controller", f"--ip={address}", *options))
+        assert wait_for(lambda: all((self._files / file).is_file() for file in (_CLIENTS, _ENGINES)))
+        for one in self.machines:
+            file = self._there / one.name / _ENGINES
+            self._write(file, _ENGINES, address if self.controller in self.machines else one.gateway)
+            one.start(*self._command("engine", f"--file={file}", *engine_options))
+        self.go_by(None)
+        self.client = ipyparallel.Client(str(self.file), timeout=PATIENCE)
+        assert wait_for(lambda: len(self.client) == len(self.machines))
+
+    def _command(self, module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        command = [sys.executable, "-m", f"ipyparallel.{module}", f"--profile={self.name}", *arguments]
+        return command, environment(IPYTHONDIR=str(self._there))
+
+    def _write(self, file: Path, original: str, address: str) -> dict[str, Any]:
+        """A connection file by which the controller is reached at this address."""
+        found = json.loads((self._files / original).read_text())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**found, "interface": f"tcp://{address}"}))
+        return found
+
+    def go_by(self, seconds: float | None, *ports: int) -> Relay | None:
+        """Has kernelk reach the controller by a relay, which adds so much to a round trip; None: without one.
+
+        `ports`: more of them that it serves.
+        """
+        _disconnect()
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        self.reached_at = self.controller.address if seconds is None else self.controller.detour
+        found = self._write(self.file, _CLIENTS, self.reached_at)
+        if seconds is not None:
+            own = [found[name] for name in _CLIENTS_PORTS]
+            self._relay = Relay(self.reached_at, self.controller.address, [*own, *ports], seconds)
+        return self._relay
+
+    def stop(self) -> None:
+        """Ends what runs on this machine."""
+        if self.client is not None:
+            self.client.close(linger=0)
+        if self._relay is not None:
+            self._relay.close()
+
+
+@contextlib.contextmanager
+def far_cluster(
+    name: str,
+    *machines: str,
+    controller: str = "",
+    options: tuple[str, ...] = (),
+    engine_options: tuple[str, ...] = (),
+) -> Iterator[FarCluster]:
+    """A cluster of machines named so, the controller on one of them, or here; skips where there can't be any.
+
+    `options` are the controller's.
+    """
+    if why := namespaces.problem():
+        absent("netns", why)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelk-cluster-")))
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("IPYTHONDIR", str(folder))
+        made = {one: stack.enter_context(machine(one)) for one in machines}
+        at = made.get(controller) or stack.enter_context(machine("controller", apart=False))
+        cluster = FarCluster(name, folder, list(made.values()), at)
+        try:
+            cluster.start(options, engine_options)
+            yield cluster
+        finally:
+            _let_go()
+            cluster.stop()

@@ -15,7 +15,7 @@ from helpers.engines import WORKERS
 BROWSER = {"browsing", "need_browser"}
 KERNEL = {
     "run_cells", "run_script", "start_new_kernel", "NotebookClient", "pexpect", "subprocess", "execute", "tiny",
-    "local_cluster",
+    "local_cluster", "far_cluster",
 }  # fmt: skip
 WORKER = {"activate", "every_engine", "require_python", "worker"}
 
