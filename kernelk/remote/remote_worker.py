@@ -33,10 +33,18 @@ _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledEr
 class RemoteWorker:
     """One worker, under a name that no later one has; it stands where a `ChildProcess` does for one on this machine.
 
-    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`.
+    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`. `home` is the name of
+    its host's checkpoints there; `wanted()` says whether they are wanted any longer once this worker has ended.
     """
 
-    def __init__(self, connection: Connection, descriptor: Engine, hear: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        descriptor: Engine,
+        hear: Callable[[dict[str, Any]], None],
+        home: str,
+        wanted: Callable[[], bool],
+    ) -> None:
         self.connection = connection
         self.engine = connection.engine()
         self.descriptor = descriptor
@@ -45,9 +53,12 @@ class RemoteWorker:
         self.returncode: int | None = None
         self.words = ""
         self._hear = hear
+        self._home = home
+        self._wanted = wanted
         self._waiting = False
         self._watched = True  # whether somebody answers a request for a sign of life
         self._over = threading.Event()
+        self._left = threading.Event()
 
     def start(self, options: dict[str, Any]) -> Any:
         """Has the worker started; what comes of it is a reply. Raises WireClosed."""
@@ -152,10 +163,19 @@ class RemoteWorker:
         return WireClosed(self.words)  # type: ignore[no-any-return]
 
     def _renew(self) -> None:
-        """Says from time to time that the kernel is still there; without it, a worker ends by itself."""
+        """Says from time to time that the kernel is still there; without it, all that is there ends by itself."""
         while not self._over.wait(serving.LEASE / 4):
-            with contextlib.suppress(OSError):
-                self.connection.call(self.engine, serving.renew, self.token)
+            self._renew_once()
+        while self._wanted() and not self._left.wait(serving.LEASE / 4):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.call(self.engine, serving.renew, self.token, self._home)
+
+    def leave(self) -> None:
+        """Notes that another worker takes its place, or none."""
+        self._left.set()
 
     def _end_there(self) -> None:
         with contextlib.suppress(OSError):
@@ -179,6 +199,15 @@ class RemoteWorker:
             self._over.set()
             with contextlib.suppress(OSError):
                 self.connection.call(self.engine, serving.end, self.token).wait(_ASK_AFTER)
+
+    def forget(self, setup: str) -> None:
+        """Has the checkpoints of its host given up on its machine, by another engine of that machine if it is gone."""
+        with contextlib.suppress(OSError, EngineError):
+            gone = self.poll() is not None
+            engine = self.connection.engine() if gone else self.engine
+            sent = self.connection.call(engine, serving.forget, setup)
+            if gone:
+                sent.wait(_ASK_AFTER)
 
     def poll(self) -> int | None:
         """None until it has ended, as far as is known here."""
