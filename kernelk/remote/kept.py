@@ -142,7 +142,8 @@ class Kept:
     @property
     def expired(self) -> bool:
         """Whether nothing was heard of its notebook for longer than the lease."""
-        return time.monotonic() - keeper.HEARD.unpack_from(self.page.memory)[0] > self.lease
+        heard: float = keeper.HEARD.unpack_from(self.page.memory)[0]
+        return time.monotonic() - heard > self.lease
 
     def renew(self) -> None:
         """Notes that its notebook is there."""

@@ -33,8 +33,8 @@ _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledEr
 class RemoteWorker:
     """One worker, under a name that no later one has; it stands where a `ChildProcess` does for one on this machine.
 
-    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`. `home` is the name of
-    its host's checkpoints there; `wanted()` says whether they are wanted any longer once this worker has ended.
+    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`. `home` is the name
+    of its host's checkpoints there; `wanted()` says whether they are wanted any longer once this worker has ended.
     """
 
     def __init__(

@@ -267,7 +267,10 @@ def request(first: bytes, *parts: Array) -> list[Any]:
             for segment, offset, size in (() if "error" in reply else writes)
         ]
     except WorkerDiedError as error:
-        return _answer({**served.news(), "gone": served.ending, "unread": error.before_call})
+        answer = _answer({**served.news(), "gone": served.ending, "unread": error.before_call})
+        # Its kernel starts another one, under another name.
+        end(token)
+        return answer
     except KernelKError as error:
         return _answer({**served.news(), "error": _described(error)})
     finally:
@@ -294,6 +297,10 @@ def end(token: str) -> None:
     served = _served.pop(token, None)
     if served is not None:
         served.end()
+        # Those of checkpoints stay.
+        for number, segment in served.storage.segments.items():
+            if number >= 0:
+                segment.close()
     aborted = _aborted()
     with contextlib.suppress(AttributeError):
         aborted.discard(token)
