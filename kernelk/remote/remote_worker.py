@@ -202,12 +202,15 @@ class RemoteWorker:
 
     def forget(self, setup: str) -> None:
         """Has the checkpoints of its host given up on its machine, by another engine of that machine if it is gone."""
+        if self.connection.closed:
+            return
+        if self.poll() is None:
+            with contextlib.suppress(OSError):
+                self.connection.call(self.engine, serving.forget, setup)
+                return
+        # Nothing else is sent there that would be waited for.
         with contextlib.suppress(OSError, EngineError):
-            gone = self.poll() is not None
-            engine = self.connection.engine() if gone else self.engine
-            sent = self.connection.call(engine, serving.forget, setup)
-            if gone:
-                sent.wait(_ASK_AFTER)
+            self.connection.call(self.connection.engine(), serving.forget, setup).wait(_ASK_AFTER)
 
     def poll(self) -> int | None:
         """None until it has ended, as far as is known here."""

@@ -21,7 +21,7 @@ import pytest
 from helpers.arrays import same_bits
 from helpers.clusters import MOMENTS, LocalCluster, damage, held_segments, local_cluster, no_room, strike, wait_for
 from helpers.engines import require_installed
-from helpers.processes import alive, environment
+from helpers.processes import PATIENCE, alive, environment
 
 import kernelk
 from kernelk import backend as K
@@ -469,7 +469,7 @@ def test_nothing_is_left_when_the_engine_is_stopped(vault: LocalCluster) -> None
 
 
 SESSION = """
-import os, signal
+import os, signal, sys
 import numpy as np
 import kernelk
 from kernelk import backend as K
@@ -477,23 +477,31 @@ from kernelk import config
 from kernelk.remote import bandwidth, host, serving
 from kernelk.session.current import current
 
-serving.LEASE = 3.0
 bandwidth.Bandwidth.seconds = lambda *_: 1e6
 host.CHECKPOINT_FACTOR = config.LIMITS.repeat_seconds = 0
+if sys.argv[1] == "killed":
+    serving.LEASE = 3.0
 kernelk.set_backend("numpy@vault")
 w = K.variable(np.zeros(4000))
 step = K.function([], [], [K.update_add(w, 1.0)])
 for _ in range(4):
     step([])
 print(f"\\n{[current().host().pid, current().host()._keeper[0]]}", flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "without its engine":
+    worker = current().host()._worker
+    os.kill(worker.connection.client[worker.engine].apply_sync(os.getpid), signal.SIGKILL)
+    while worker.engine in worker.connection.client.ids:
+        pass
 """
-ENDS = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "in good order"])
-def test_nothing_is_left_when_the_kernel_ends(vault: LocalCluster, killed: bool) -> None:
-    code = SESSION + ENDS * killed
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+@pytest.mark.parametrize("how", ["killed", "in good order", "without its engine"])
+def test_nothing_is_left_when_the_kernel_ends(vault: LocalCluster, how: str) -> None:
+    """A lease runs out for one that was killed alone. As the last test here: the cluster loses an engine."""
+    command = [sys.executable, "-c", SESSION, how]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == (-signal.SIGKILL if how == "killed" else 0), done.stderr
     worker, held = json.loads(done.stdout.splitlines()[-1])
-    assert (done.returncode == -signal.SIGKILL) is killed
     assert wait_for(lambda: not alive(worker) and not alive(held))
