@@ -144,7 +144,8 @@ class RemoteHost(WorkerHost):
                 }
             )
         except KernelKError as error:
-            self._not_kept = one_line(error)
+            # The next worker makes one; an engine that can't is asked again after a while.
+            self._not_kept = one_line(error) if self.started else ""
             return
         self._keep_seconds, self._not_kept = time.perf_counter() - begin, reply["problem"]
         if self._not_kept:
@@ -160,7 +161,12 @@ class RemoteHost(WorkerHost):
         if not self._cuts:
             return None
         message = {"do": "restore", "home": self._home, "keeper": self._keeper, "cuts": list(self._cuts)}
-        return self._cuts.get(self.request(message)["cut"])
+        found = self.request(message)["cut"]
+        # Of the others, none is there.
+        self._cuts = {name: cut for name, cut in self._cuts.items() if name == found}
+        cut = self._cuts.get(found)
+        self._kept_at = 0.0 if cut is None else cut.seconds
+        return cut
 
     def repeat(self) -> None:
         try:
