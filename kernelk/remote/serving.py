@@ -56,12 +56,12 @@ class _Served(WorkerHost):
         engine = registry.engine(setup["engine"])
         super().__init__(engine, Storage(), self.said.append, WorkerLog(), setup["options"])
         self.token = token
+        self.home = ""  # the name of its kernel's host, once that has checkpoints here
         self.hello: dict[str, Any] = {}
         self.lease = float(setup["lease"])
         self.heard = time.monotonic()
         self.busy = False
         self._shown = 0
-        self.home = ""  # the name of its kernel's host, once that has checkpoints here
 
     def _welcome(self, hello: dict[str, Any]) -> None:
         super()._welcome(hello)
