@@ -415,6 +415,22 @@ def test_the_table_and_the_message_tell_of_both_places(
     assert "checkpoints: " not in str(kernelk.list_backends())
 
 
+def test_the_interval_here_follows_from_the_bandwidth(vault: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    w = K.variable(np.ones((300, 200)), name="w")
+    kernelk.set_backend("numpy@vault")
+    # The swap has loaded it.
+    assert remote()._network.rate > 0
+    step = K.function([], [], [K.update_add(w, 1.0)])
+    step([])
+    remote()._network.note("fetch", 1_000_000, remote()._network.trip + 2.0)
+    assert "(240.0 kB at 500.0 kB/s), the last 1 call ago" in remote().checkpoints
+    trip = remote()._network.trip
+    assert remote().checkpoint_interval == pytest.approx(50 * (0.48 + trip))
+    assert K.get_value(w)[0, 0] == 2
+    assert remote()._network.rate > 1e6
+
+
 def test_over_a_fast_network_there_are_the_kernels_alone(vault: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(config.LIMITS, "repeat_seconds", 0.01)
