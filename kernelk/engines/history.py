@@ -227,7 +227,7 @@ class History:
                 known = self._values.get(slots.number, ())
                 found = [value for value in known if value.version == cut.versions.get(slots.number)]
                 if not found:
-                    raise EngineError("a checkpoint lacks a variable's value")
+                    raise EngineError("a checkpoint lacks a variable's value", next_step="run the cell again")
                 values += found
         return values
 
