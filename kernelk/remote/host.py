@@ -92,9 +92,14 @@ class RemoteHost(WorkerHost):
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         reply = super().request(message)
-        seconds, do = time.perf_counter() - begin, message["do"]
-        moved = merged(reference for _, reference in message["variables"]) if do in ("fetch", "load") else ()
-        self._network.note(do, sum([nbytes for _, _, nbytes in moved]), seconds)
+        seconds, do, moved = time.perf_counter() - begin, message["do"], ()
+        if do in ("fetch", "load"):
+            moved = message["variables"]
+        elif do == "run" and message["load"]:
+            # What the run itself took isn't the network's.
+            seconds, do, moved = seconds - reply["seconds"], "load", message["load"]
+        nbytes = sum([nbytes for _, _, nbytes in merged(reference for _, reference in moved)]) if moved else 0
+        self._network.note(do, nbytes, seconds)
         return reply
 
     def must_fetch(self, feeds: list[Array]) -> bool:

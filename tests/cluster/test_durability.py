@@ -427,6 +427,11 @@ def test_the_interval_here_follows_from_the_bandwidth(vault: LocalCluster, monke
     assert remote().checkpoint_interval == pytest.approx(50 * (0.48 + trip))
     assert K.get_value(w)[0, 0] == 2
     assert remote()._network.rate > 1e6
+    # A call has loaded what came after the swap.
+    remote()._network._rates.clear()
+    v = K.variable(np.ones((300, 200)), name="v")
+    K.function([], [K.sum(v)], [])([])
+    assert remote()._network.rate > 0
 
 
 def test_over_a_fast_network_there_are_the_kernels_alone(vault: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
