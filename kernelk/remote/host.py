@@ -160,7 +160,7 @@ class RemoteHost(WorkerHost):
 
     def fetched(self, seconds: float | None) -> None:
         super().fetched(seconds)
-        self._cuts, self._kept_at = {}, 0.0
+        self._cuts, self._kept_at, self._alone = {}, 0.0, (0, 0)
 
     def restored(self) -> Cut | None:
         if not self._cuts:

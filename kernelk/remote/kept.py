@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import signal
 import struct
 import subprocess
@@ -79,7 +80,7 @@ class Kept:
 
         Raises OutOfMemoryError, OSError.
         """
-        memory.require(2 * size, "checkpoints on this machine")
+        memory.require(2 * size, f"checkpoints on {platform.node()}")
         made: list[Segment] = []
         try:
             made.append(Segment.create(_RECORDS + 2 * aligned(max(_LEAST_RECORD, 2 * record))))

@@ -131,7 +131,7 @@ class _Served(WorkerHost):
             target = known[-1]
             reply = self._asked("fetch", message, target, target.turn, places)
         except (OSError, MemoryError, OverflowError, OutOfMemoryError) as error:
-            return {"problem": one_line(error), "keeper": message["keeper"]}
+            return {"problem": one_line(getattr(error, "problem", error)), "keeper": message["keeper"]}
         if "error" in reply:
             return reply
         target.commit(message["cut"], places)
