@@ -15,6 +15,7 @@ import numpy as np
 from ..arrays import Array
 from ..backends.bits import same_bits
 from ..backends.serving.shared_memory import aligned
+from ..errors import EngineError
 from .storage import Block, Reference, Slots, Storage
 
 # Values up to this size are copied: to protect a block has all plans made again. Of the outputs, so much is remembered.
@@ -61,6 +62,19 @@ class Record(NamedTuple):
     seconds: float
 
 
+class Cut(NamedTuple):
+    """The state after so many of the calls, `seconds` of them, from which the later ones can be repeated.
+
+    `kept` are the variables whose values then lie elsewhere; others that the later calls read begin with values that
+    are kept here. `versions` are those of the history.
+    """
+
+    calls: int
+    seconds: float
+    versions: dict[int, int]
+    kept: dict[int, Slots]
+
+
 class Repeated(NamedTuple):
     """The result of a repetition: the number of calls, of those whose outputs were others, and of the last call."""
 
@@ -69,13 +83,9 @@ class Repeated(NamedTuple):
     number: int
 
 
-def told(repeated: Repeated) -> str:
+def told(repeated: Repeated, since: str = "the last checkpoint") -> str:
     """What the user is told of a repetition."""
-    calls = (
-        "1 call since the last checkpoint was"
-        if repeated.calls == 1
-        else f"{repeated.calls} calls since the last checkpoint were"
-    )
+    calls = f"1 call since {since} was" if repeated.calls == 1 else f"{repeated.calls} calls since {since} were"
     differs = f", {repeated.different} of them with other results than before" if repeated.different else ""
     return f"{calls} repeated{differs}"
 
@@ -183,6 +193,44 @@ class History:
             if not first.slots.is_released
         ]
 
+    def cut(self, held: dict[int, Slots], known: dict[int, int]) -> Cut:
+        """The present state as one to repeat calls from, whose values an engine is about to copy.
+
+        `held` are the variables whose newest values it has alone, `known` the versions of all that it has.
+        """
+        kept = dict(held)
+        of_calls = {id(record.recipe): record.recipe.slots for record in self.records}.values()
+        all_slots = {slots.number: slots for of_call in of_calls for slots in of_call}
+        for number, version in self.versions.items():
+            values = self._values.get(number)
+            slots = all_slots.get(number)
+            # What was set since then is noted by the call that reads it.
+            if slots is None or number in kept or slots.is_released or slots.version != version:
+                continue
+            if values and values[-1].version == version:
+                continue
+            if known.get(number) == version:
+                kept[number] = slots
+            else:
+                self.value(slots)
+        return Cut(len(self.records), self.seconds, dict(self.versions), kept)
+
+    def _beginning(self, cut: Cut) -> list[Value]:
+        """The values kept here that the calls after a cut read. Raises EngineError where one is nowhere."""
+        there, values = set(cut.kept), []
+        for record in self.records[cut.calls :]:
+            there.update([value.slots.number for value in record.values])
+            for slots in record.recipe.slots:
+                if slots.number in there:
+                    continue
+                there.add(slots.number)
+                known = self._values.get(slots.number, ())
+                found = [value for value in known if value.version == cut.versions.get(slots.number)]
+                if not found:
+                    raise EngineError("a checkpoint lacks a variable's value", next_step="run the cell again")
+                values += found
+        return values
+
     def clear(self, reuse: bool = False) -> None:
         """Begins anew, when all newest values lie in the kernel's memory; `reuse`: in the memory of these feeds."""
         self._spare = {}
@@ -200,16 +248,25 @@ class History:
                     known[0].slots.unprotect(block)
 
     def repeat(
-        self, storage: Storage, ask: Ask, compiled: Callable[[Recipe, list[Reference]], None], number: int
+        self,
+        storage: Storage,
+        ask: Ask,
+        compiled: Callable[[Recipe, list[Reference]], None],
+        number: int,
+        cut: Cut | None = None,
     ) -> Repeated:
         """Has an engine make the calls again, in their order; `ask` sends it requests, `compiled` has it compile.
 
-        The engine may have any values before. `number` is that of the last call that it knows. Nothing is printed.
-        Raises what `ask` raises, OutOfMemoryError too.
+        The engine may have any values before; with a cut, it has those that this one has kept, and the calls after it
+        are made. `number` is that of the last call that it knows. Nothing is printed. Raises what `ask` raises,
+        OutOfMemoryError too.
         """
-        copies = [value for record in self.records for value in record.values if value.copy is not None]
+        records, done = (self.records, 0) if cut is None else (self.records[cut.calls :], cut.calls)
+        first = [] if cut is None else self._beginning(cut)
+        all_values = [*first, *[value for record in records for value in record.values]]
+        copies = [value for value in all_values if value.copy is not None]
         # The calls use the same memory in turn; copies have places of their own, where an engine may leave them.
-        room = max([_room(record) for record in self.records], default=0)
+        room = max([_room(record) for record in records], default=0)
         segment = storage.new_segment(
             room + sum([aligned(value.slots.nbytes) for value in copies]) + 1, "repeated calls"
         )
@@ -218,7 +275,7 @@ class History:
         different = 0
         memory = storage.segments[segment]
         try:
-            for position, record in enumerate(self.records, 1):
+            for position, record in enumerate(records, done + 1):
                 recipe, confirmed, number = record.recipe, number, number + 1
                 place = 0
                 known = plans.get(id(record.recipe))
@@ -226,7 +283,8 @@ class History:
                     compiled(recipe, _written(storage, segment, recipe.constants)[0])
                     plans[id(recipe)] = next(numbers)
                 load = []
-                for value in record.values:
+                values, first = [*first, *record.values], []
+                for value in values:
                     if value.copy is None:
                         load.append([value.slots.number, _reference(value.block, value.slots)])
                         continue
@@ -270,7 +328,7 @@ class History:
             ask({"do": "release", "plans": list(plans.values()), **none, "confirmed": number})
         finally:
             storage.drop_segment(segment)
-        return Repeated(len(self.records), different, number)
+        return Repeated(len(records), different, number)
 
 
 def _room(record: Record) -> int:

@@ -102,6 +102,11 @@ class Host:
         return str(self.facts.get("machine", ""))
 
     @property
+    def checkpoints(self) -> str:
+        """Where checkpoints of what it has alone lie, and how often they are made; "" where that needn't be said."""
+        return ""
+
+    @property
     def commit_bytes(self) -> int:
         """Up to so many bytes, a call's updates come to the kernel with its reply."""
         return config.LIMITS.commit_bytes
@@ -180,7 +185,10 @@ class Host:
         return True
 
     def must_fetch(self, feeds: list[Array]) -> bool:
-        """Whether all that the engine has alone is to be fetched before a call that changes variables."""
+        """Whether all that the engine has alone is to be fetched before a call that changes variables.
+
+        Where a checkpoint is due that needn't come to the kernel, it is made here.
+        """
         return False
 
     def fetched(self, seconds: float | None) -> None:

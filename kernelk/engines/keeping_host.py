@@ -14,7 +14,7 @@ from ..backends.bits import checksum
 from ..errors import KernelKError, one_line
 from .checkpoint import CHECKPOINT_FACTOR
 from .descriptors import Engine
-from .history import History, Recipe, Record, told
+from .history import Cut, History, Recipe, Record, told
 from .host import Host
 from .storage import Reference, Slots, Storage
 
@@ -64,6 +64,19 @@ class KeepingHost(Host):
         """Shows the user a line."""
         raise NotImplementedError
 
+    @property
+    def checkpoint_interval(self) -> float:
+        """After so many seconds of calls all newest values are fetched."""
+        return max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+
+    def restored(self) -> Cut | None:
+        """Has the engine load a later checkpoint than the kernel's own, if there is one, and returns its cut."""
+        return None
+
+    def since(self, cut: Cut | None = None) -> str:
+        """What calls are repeated from, in words."""
+        return "the last checkpoint"
+
     def silence(self) -> None:
         """Forgets what the engine has printed and warned of up to now: it was shown when the calls were first made."""
         raise NotImplementedError
@@ -91,7 +104,7 @@ class KeepingHost(Host):
 
     def must_fetch(self, feeds: list[Array]) -> bool:
         history = self.history
-        most = max(config.LIMITS.repeat_seconds, CHECKPOINT_FACTOR * self._checkpoint_seconds)
+        most = self.checkpoint_interval
         if history.nbytes > max(MUCH * self.updating, MUCH_BYTES):
             most = min(most, EARLIER_FACTOR * self._checkpoint_seconds)
         large = history.nbytes + sum([feed.nbytes for feed in feeds]) > config.LIMITS.repeat_bytes
@@ -136,7 +149,8 @@ class KeepingHost(Host):
         ended, torn, begin = self.last_end, self._torn, time.perf_counter()
         try:
             with self.waiting("repeating calls"):
-                repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call)
+                cut = self.restored()
+                repeated = self.history.repeat(self.storage, self.request, self._compile_again, self.call, cut)
         except KernelKError as error:
             if self.started:
                 self._end(f"was ended, since it couldn't repeat calls: {one_line(error)}")
@@ -154,7 +168,7 @@ class KeepingHost(Host):
             why = f"a call was cut short that overwrites variables in {self.engine.title}'s worker;"
         else:
             why = f"{self.engine.title}'s worker {ended or 'ended'}; it was restarted, and"
-        self.notify(f"{why} {told(repeated)} ({time.perf_counter() - begin:.1f} s): nothing is lost")
+        self.notify(f"{why} {told(repeated, self.since(cut))} ({time.perf_counter() - begin:.1f} s): nothing is lost")
 
     def _compile_again(self, recipe: Recipe, constants: list[Reference]) -> None:
         if recipe.key not in self.compiled:

@@ -96,6 +96,10 @@ def _is_profiler(value: Any) -> bool:
     )
 
 
+def _is_keeper(value: Any) -> bool:
+    return value is None or (_list_of(_is_count)(value) and len(value) > 1)
+
+
 def _are_facts(value: Any) -> bool:
     lists = ("devices", "precisions", "notes", "while_compiling")
     return (
@@ -158,6 +162,8 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "build": {"built": _is_built},
     "load": {"different": _list_of(_is_count)},
     "fetch": {},
+    "checkpoint": {"problem": _is_text, "keeper": _is_keeper},
+    "restore": {"cut": _is_text},
     "checksum": {"sums": _list_of(_is_count)},
     "summarise": {"figures": _are_figures},
     "give_back": {},

@@ -24,7 +24,8 @@ class EngineStatus:
     running engine's, as it reports them; None or empty where they aren't known. `options` are those that the user
     asked for. `compiled` programs are held, in `compiled_bytes`; `compile_count` were compiled so far, `dropped` were
     evicted (there is a limit on bytes), and `recompiled` of these were compiled again. The newest values of `alone`
-    variables, `alone_bytes` of them, lie with it and not yet in the kernel.
+    variables, `alone_bytes` of them, lie with it and not yet in the kernel; `checkpoints` says where copies of older
+    ones lie, and how often they are made, where that is on two machines.
     """
 
     name: str
@@ -48,6 +49,7 @@ class EngineStatus:
     recompiled: int = 0
     alone: int = 0
     alone_bytes: int = 0
+    checkpoints: str = ""
     note: str = ""
     installed: bool = True
     machine: str = ""
@@ -80,7 +82,12 @@ class EngineStatus:
         compiled = ", ".join(f"{count} {what}" for count, what in counts if count)
         values = "value of 1 variable lies" if self.alone == 1 else f"values of {self.alone} variables lie"
         alone = f"the newest {values} with it alone ({size(self.alone_bytes)})"
-        wanted = ((f"compiled {compiled}", compiled), (alone, self.alone), (self.note, self.note))
+        wanted = (
+            (f"compiled {compiled}", compiled),
+            (alone, self.alone),
+            (f"checkpoints: {self.checkpoints}", self.checkpoints),
+            (self.note, self.note),
+        )
         return [line for line, shown in wanted if shown]
 
 
@@ -143,6 +150,7 @@ def _status(session: Session, name: str) -> EngineStatus:
     host = session.hosts.get(name)
     held = [] if host is None else list(host.holding.values())
     alone_bytes = sum(slots.nbytes for slots in held)
+    checkpoints = host.checkpoints if host is not None else ""
     options = session.engine_options.get(name, {})
     if host is not None and host.started:
         facts = host.facts
@@ -168,6 +176,7 @@ def _status(session: Session, name: str) -> EngineStatus:
             recompiled=host.recompile_count,
             alone=len(held),
             alone_bytes=alone_bytes,
+            checkpoints=checkpoints,
             note=str(facts.get("mode", "")) + _building(host),
             machine=host.machine,
         )
@@ -196,6 +205,7 @@ def _status(session: Session, name: str) -> EngineStatus:
         installed=installed,
         alone=len(held),
         alone_bytes=alone_bytes,
+        checkpoints=checkpoints,
         machine=descriptor.on,
     )
 

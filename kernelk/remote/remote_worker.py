@@ -73,10 +73,18 @@ class Silence:
 class RemoteWorker:
     """One worker, under a name that no later one has; it stands where a `ChildProcess` does for one on this machine.
 
-    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`.
+    `words` say how it ended. `hear(heard)` is called with what comes beside a reply: see `serving`. `home` is the name
+    of its host's checkpoints there; `wanted()` says whether they are wanted any longer once this worker has ended.
     """
 
-    def __init__(self, connection: Connection, descriptor: Engine, hear: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        descriptor: Engine,
+        hear: Callable[[dict[str, Any]], None],
+        home: str,
+        wanted: Callable[[], bool],
+    ) -> None:
         self.connection = connection
         self.engine = connection.engines()[0]
         self.descriptor = descriptor
@@ -85,8 +93,11 @@ class RemoteWorker:
         self.returncode: int | None = None
         self.words = ""
         self._hear = hear
+        self._home = home
+        self._wanted = wanted
         self._waiting = False
         self._over = threading.Event()
+        self._left = threading.Event()
 
     def start(self, options: dict[str, Any]) -> Any:
         """Has the worker started; what comes of it is a reply. Raises WireClosed."""
@@ -201,7 +212,7 @@ class RemoteWorker:
                 # That one may be lost as well.
                 after = waited + min(waited, _FOLLOWED_EVERY)
                 with contextlib.suppress(OSError):
-                    follower = self.connection.call(self.engine, serving.renew, self.token)
+                    follower = self.connection.call(self.engine, serving.renew, self.token, self._home)
 
     def _lost(self, words: str, unread: bool = False) -> WireClosed:
         """Notes that this worker is never used again, whatever has become of it."""
@@ -230,10 +241,19 @@ class RemoteWorker:
         return WireClosed(self.words)  # type: ignore[no-any-return]
 
     def _renew(self) -> None:
-        """Says from time to time that the kernel is still there; without it, a worker ends by itself."""
+        """Says from time to time that the kernel is still there; without it, all that is there ends by itself."""
         while not self._over.wait(serving.LEASE / 4):
-            with contextlib.suppress(OSError):
-                self.connection.call(self.engine, serving.renew, self.token)
+            self._renew_once()
+        while self._wanted() and not self._left.wait(serving.LEASE / 4):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.call(self.engine, serving.renew, self.token, self._home)
+
+    def leave(self) -> None:
+        """Notes that another worker takes its place, or none."""
+        self._left.set()
 
     def _give_up(self) -> None:
         """Ends it there, now or as soon as there is a way to it again."""
@@ -258,6 +278,18 @@ class RemoteWorker:
                 told = self.connection.call(self.engine, serving.end, self.token)
                 if not told.wait(_ASK_AFTER):
                     self._give_up()
+
+    def forget(self, setup: str) -> None:
+        """Has the checkpoints of its host given up on its machine, by another engine of that machine if it is gone."""
+        if self.connection.closed:
+            return
+        if self.poll() is None:
+            with contextlib.suppress(OSError):
+                self.connection.call(self.engine, serving.forget, setup)
+                return
+        # Nothing else is sent there that would be waited for.
+        with contextlib.suppress(OSError, EngineError):
+            self.connection.call(self.connection.engines()[0], serving.forget, setup).wait(_ASK_AFTER)
 
     def poll(self) -> int | None:
         """None until it has ended, as far as is known here."""

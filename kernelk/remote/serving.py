@@ -29,11 +29,13 @@ from ..backends.serving.executor import describe
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import Malformed, encode, opened
 from ..engines import memory, registry
+from ..engines.host import RELEASED
 from ..engines.machine import processor
 from ..engines.storage import Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
-from ..errors import BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, WorkerDiedError
+from ..errors import BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, WorkerDiedError, one_line
+from . import kept
 
 # After so many seconds without a word from its kernel, a worker is ended: that one may have been killed.
 LEASE = 900.0
@@ -57,6 +59,7 @@ class _Served(WorkerHost):
         engine = registry.engine(setup["engine"])
         super().__init__(engine, Storage(), self.said.append, WorkerLog(), setup["options"])
         self.token = token
+        self.home = ""  # the name of its kernel's host, once that has checkpoints here
         self.hello: dict[str, Any] = {}
         self.lease = float(setup["lease"])
         self.heard = time.monotonic()
@@ -85,6 +88,10 @@ class _Served(WorkerHost):
         """The reply to a request, as far as memory goes with this side's own doing."""
         if message["do"] == "attach":
             return self._attached_here(message["attach"])
+        if message["do"] == "checkpoint":
+            return self._checkpoint(message)
+        if message["do"] == "restore":
+            return self._restore(message)
         reply = self.forward(message)
         if message["do"] == "release":
             for number in message["segments"]:
@@ -108,6 +115,66 @@ class _Served(WorkerHost):
                     segment.close()
             return {"error": describe(error)}
         return {}
+
+    def _checkpoint(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Fields: home, keeper, cut, variables ([id, dtype, shape]...). Copies their values to memory that outlives the
+
+        worker, as one cut of that name. Replies with the keeper, None if there is none, and with the problem, "" if
+        there is none; the checkpoint before this one is still there then.
+        """
+        self.home, known = message["home"], kept.of(message["home"], self.lease, message["keeper"])
+        # Not before the kernel knows a later one.
+        for old in [old for old in known[:-1] if old.identity != message["keeper"]]:
+            self._let_go(old)
+            known.remove(old)
+            old.end()
+        variables = message["variables"]
+        places, size = kept.places(variables)
+        record = len(json.dumps(variables)) + 100 * (1 + len(variables))
+        try:
+            if not known or not known[-1].fits(size, record):
+                known.append(kept.Kept.create(self.home, self.lease, size * 5 // 4 + 1, record))
+            target = known[-1]
+            reply = self._asked("fetch", message, target, target.turn, places)
+        except (OSError, MemoryError, OverflowError, OutOfMemoryError) as error:
+            return {"problem": one_line(getattr(error, "problem", error)), "keeper": message["keeper"]}
+        if "error" in reply:
+            return reply
+        target.commit(message["cut"], places)
+        return {"problem": "", "keeper": target.identity or None}
+
+    def _restore(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Fields: home, keeper, cuts. Loads the values of a whole checkpoint of one of these cuts, and replies with the
+
+        cut, "" if there is none.
+        """
+        self.home = message["home"]
+        for one in reversed(kept.of(self.home, self.lease, message["keeper"])):
+            found = one.checkpoint()
+            if found is None or found.cut not in message["cuts"]:
+                continue
+            one.loaded = True
+            reply = self._asked("load", message, one, found.segment, found.places, verify=True)
+            if "error" in reply:
+                return reply
+            if not reply["different"]:
+                return {"cut": found.cut}
+        return {"cut": ""}
+
+    def _asked(
+        self, do: str, message: dict[str, Any], where: kept.Kept, which: int, places: list[kept.Place], **more: Any
+    ) -> dict[str, Any]:
+        """The worker's reply to a request for variables at these places."""
+        self.storage.segments[where.numbers[which]] = where.segments[which]
+        variables = [[place[0], where.reference(which, place)] for place in places]
+        confirmed = {name: message[name] for name in ("confirmed",) if name in message}
+        return self.forward({"do": do, "variables": variables, **more, **confirmed})
+
+    def _let_go(self, where: kept.Kept) -> None:
+        """Has the worker forget this memory."""
+        numbers = [number for number in where.numbers if number in self._attached]
+        if numbers:
+            self.carry_out({"do": "release", **{kind: [] for kind in RELEASED}, "segments": numbers})
 
     def news(self) -> dict[str, Any]:
         """What there is to say beside a reply."""
@@ -211,7 +278,10 @@ def request(first: bytes, *parts: Array) -> list[Any]:
             for segment, offset, size in (() if "error" in reply else writes)
         ]
     except WorkerDiedError as error:
-        return _answer({**served.news(), "gone": served.ending, "unread": error.before_call})
+        answer = _answer({**served.news(), "gone": served.ending, "unread": error.before_call})
+        # Its kernel starts another one, under another name.
+        end(token)
+        return answer
     except KernelKError as error:
         return _answer({**served.news(), "error": _described(error)})
     finally:
@@ -219,11 +289,18 @@ def request(first: bytes, *parts: Array) -> list[Any]:
     return _answer(served.news(), encode(reply, number), *written)
 
 
-def renew(token: str) -> None:
-    """Notes that the worker's kernel is still there."""
+def renew(token: str, home: str) -> None:
+    """Notes that a worker's kernel is still there, and so is its host, whose checkpoints go by that name."""
     served = _served.get(token)
     if served is not None:
         served.heard = time.monotonic()
+    kept.renew(home)
+
+
+def forget(setup: str) -> None:
+    """Gives up all checkpoints of a host; `setup`, in JSON, has its home and the keeper."""
+    wanted = json.loads(setup)
+    kept.forget(wanted["home"], wanted["keeper"])
 
 
 def end(token: str) -> None:
@@ -231,6 +308,10 @@ def end(token: str) -> None:
     served = _served.pop(token, None)
     if served is not None:
         served.end()
+        # Those of checkpoints stay.
+        for number, segment in served.storage.segments.items():
+            if number >= 0:
+                segment.close()
     aborted = _aborted()
     with contextlib.suppress(AttributeError):
         aborted.discard(token)
@@ -245,10 +326,18 @@ def _watch_leases() -> None:
 
 
 def _end_forgotten() -> None:
-    """Ends the workers whose kernels haven't been heard of for long, for as long as there are workers."""
-    while _served:
+    """Ends the workers whose kernels haven't been heard of for long, and gives up the checkpoints of such kernels, for
+
+    as long as there are any.
+    """
+    lease = LEASE
+    while kept.end_expired() or _served:
         _started.clear()
-        _started.wait(min([served.lease for served in list(_served.values())], default=1.0) / 4)
+        lease = min([served.lease for served in list(_served.values())], default=lease)
+        _started.wait(lease / 4)
         for token, served in list(_served.items()):
-            if not served.busy and time.monotonic() - served.heard > served.lease:
+            if served.busy:
+                # No word of the kernel's comes through meanwhile.
+                kept.renew(served.home)
+            elif time.monotonic() - served.heard > served.lease:
                 end(token)

@@ -228,9 +228,11 @@ class Calls:
 
     def _prepare(self, host: Host, feeds: list[Array]) -> None:
         """Before a call of a host that has newest values alone: recovers them if it ended, fetches them when due."""
+        # It may find out only here that it has ended.
+        due = host.must_fetch(feeds)
         if host.lost:
             self.recover(host)
-        if host.must_fetch(feeds):
+        if due and host.holding:
             self._fetch_from(host, list(host.holding.values()))
 
     def recover(self, host: Host) -> None:
@@ -277,7 +279,7 @@ class Calls:
         host.fetched(None)
         messages.say(
             f"{host.engine.title}'s worker has ended, and another one failed ({one_line(problem)}): by numpy, "
-            f"{told(repeated)}; the last digits may differ"
+            f"{told(repeated, host.since())}; the last digits may differ"
         )
 
     def drop_lost(self, host: Host) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -218,3 +219,89 @@ def far_cluster(
         finally:
             _let_go()
             cluster.stop()
+
+
+MOMENTS = ("begun", "half copied", "copied", "half noted", "noted")
+
+
+def strike(moment: str, whom: str, delay: float = 0.0) -> None:
+    """Called in an engine's process: ends it, or its worker, at a moment of the next checkpoint that is made there.
+
+    `delay`: or so many seconds after that moment, whatever goes on then.
+    """
+    from kernelk.remote import kept, serving
+
+    served_class: Any = serving._Served
+    checkpoint, asked, commit, head = served_class._checkpoint, served_class._asked, kept.Kept.commit, kept._HEAD
+    serving_now: list[Any] = []
+
+    def end(now: str) -> None:
+        if now == moment and serving_now:
+            pid = os.getpid() if whom == "engine" else serving_now.pop().pid
+            served_class._checkpoint, served_class._asked = checkpoint, asked
+            kept.Kept.commit, kept._HEAD = commit, head  # type: ignore[method-assign]
+            if delay:
+                threading.Timer(delay, os.kill, (pid, signal.SIGKILL)).start()
+                return
+            os.kill(pid, signal.SIGKILL)
+
+    def begun(served: Any, message: Any) -> Any:
+        serving_now.append(served)
+        end("begun")
+        return checkpoint(served, message)
+
+    def half(served: Any, do: str, message: Any, where: Any, which: int, places: Any, **more: Any) -> Any:
+        if do == "fetch" and moment == "half copied":
+            asked(served, do, message, where, which, places[: len(places) // 2], **more)
+            end("half copied")
+        return asked(served, do, message, where, which, places, **more)
+
+    def noted(where: Any, cut: str, places: Any) -> None:
+        end("copied")
+        commit(where, cut, places)
+        end("noted")
+
+    class Head:
+        size, unpack_from = head.size, head.unpack_from
+
+        @staticmethod
+        def pack_into(*arguments: Any) -> None:
+            end("half noted")
+            head.pack_into(*arguments)
+
+    served_class._checkpoint, served_class._asked = begun, half
+    kept.Kept.commit, kept._HEAD = noted, Head  # type: ignore[assignment, method-assign]
+
+
+def damage(home: str) -> None:
+    """Called in an engine's process: changes one byte of the checkpoint that counts."""
+    from kernelk.remote import kept
+
+    where = kept._known[home][-1]
+    found = where.checkpoint()
+    assert found is not None
+    memory = where.segments[found.segment].memory
+    memory[5] ^= 1
+
+
+def held_segments() -> int:
+    """Called in an engine's process: how many pieces of kernelk's memory it has open."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum(link.startswith("/memfd:kernelk") for link in links)
+
+
+def no_room(wanted: bool) -> None:
+    """Called in an engine's process: checkpoints find no memory there, or find it again."""
+    from kernelk.engines import memory
+    from kernelk.errors import OutOfMemoryError
+    from kernelk.remote import kept
+
+    class Full:
+        @staticmethod
+        def require(nbytes: int, what: str) -> None:
+            raise OutOfMemoryError(f"{what}: {nbytes} B are needed, and there is no room")
+
+    kept.memory = Full if wanted else memory  # type: ignore[assignment]
