@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,8 @@ class Connection:
 
 
 _connections: dict[str, Connection] = {}
+# Engines may be started in several threads.
+_connecting = threading.Lock()
 # A forked child has no thread that would serve them, and closing them there isn't its business.
 _parents: list[Connection] = []
 
@@ -166,9 +169,12 @@ def connected(name: str) -> Connection:
     Raises BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where
     its controller doesn't answer.
     """
-    known = _connections.get(name)
-    if known is not None and not known.closed:
-        return known
+    with _connecting:
+        known = _connections.get(name)
+        return known if known is not None and not known.closed else _connect(name)
+
+
+def _connect(name: str) -> Connection:
     _require()
     file = _file_of(name)
     import ipyparallel

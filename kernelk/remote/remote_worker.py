@@ -49,8 +49,8 @@ class RemoteWorker:
         self._watched = True  # whether somebody answers a request for a sign of life
         self._over = threading.Event()
 
-    def start(self, options: dict[str, Any]) -> Any:
-        """Has the worker started; what comes of it is a reply. Raises WireClosed."""
+    def greet(self) -> None:
+        """Finds out whether the engine gives signs of life. Raises WireClosed."""
         try:
             # An engine whose nanny its user has turned off gives no signs, and is noticed by the controller alone.
             sign = self.connection.ping(self.engine)
@@ -59,6 +59,10 @@ class RemoteWorker:
             self._watched = sign.done()
         except OSError as error:
             raise self._lost(one_line(error)) from error
+
+    def start(self, options: dict[str, Any]) -> Any:
+        """Has the worker started; what comes of it is a reply. Raises WireClosed."""
+        self.greet()
         wanted = {"engine": self.descriptor.base, "options": options, "version": __version__, "lease": serving.LEASE}
         sent = self.ask(serving.start, self.token, json.dumps(wanted))
         threading.Thread(target=self._renew, name="kernelk-lease", daemon=True).start()
@@ -137,11 +141,12 @@ class RemoteWorker:
         kind = str(getattr(error, "ename", type(error).__name__))
         message = one_line(getattr(error, "evalue", error))
         machine = self.connection.name
-        if kind in ("ModuleNotFoundError", "ImportError") and "kernelk" in message:
+        older = kind in ("ModuleNotFoundError", "ImportError") or message.startswith("Can't get attribute")
+        if older and "kernelk" in message:
             self._lost(message)
             return BackendNotInstalledError(
                 f"the ipyparallel engine on {machine} has no kernelk of this version ({message})",
-                next_step=f"on {machine}: `pip install kernelk=={__version__}`",
+                next_step=f"on {machine}: `pip install kernelk=={__version__}`, and restart its ipyparallel engines",
             )
         if kind == "EngineError":
             self._lost("is gone with its ipyparallel engine, which ended")
