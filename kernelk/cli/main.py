@@ -37,7 +37,10 @@ _ON = "not here, but on the machines of this ipyparallel cluster or profile"
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _complain(joined(message, next_step="`kernelk --help`"))
+        step = "`kernelk --help`"
+        if message.startswith("unrecognized") and "--on" in message.split():
+            step = "name engines with their cluster, as in `kernelk compare script.py torch@NAME`"
+        _complain(joined(message, next_step=step))
         raise SystemExit(1)
 
 

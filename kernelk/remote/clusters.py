@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display.progress import waiting
 from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
+# Seconds that a cluster's first engine has to come after the connection was made.
+_STARTS_WITHIN = 20.0
 
 
 class _ByName:
@@ -47,6 +51,7 @@ class Connection:
         self.client = client
         self._own = own
         self._views: dict[int, Any] = {}
+        self._made = time.monotonic()
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
 
     @property
@@ -56,10 +61,16 @@ class Connection:
 
     def engine(self) -> int:
         """The number of the engine to use: the first one, those last that have stopped answering."""
+        if not self.client.ids:
+            # Its user may have started it a moment ago.
+            with waiting(f"waiting for the first engine of {self.name}"):
+                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN:
+                    time.sleep(0.1)
         ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
         if not ids:
             raise EngineError(
-                f"the cluster '{self.name}' has no engines", next_step=f"ipcluster engines --profile={self.name}, there"
+                f"the cluster '{self.name}' has no engines",
+                next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
             )
         return int(ids[0])
 
