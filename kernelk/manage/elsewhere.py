@@ -120,7 +120,7 @@ class Machine:
             words = str(over["words"]).strip().rpartition("\n")[2]
             raise InstallError(
                 f"on {self.name}: the process that was to {do} ended" + (f": {words}" if words else ""),
-                next_step=f"on {self.name}: `kernelk {do}`",
+                next_step=f"on {self.name}: `{' '.join(['kernelk', do, *filter(None, [arguments.get('name')])])}`",
             )
         return over["result"]
 

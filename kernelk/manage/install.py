@@ -40,7 +40,7 @@ def install(name: str, report: Report | None = None, rebuild: bool = False, on: 
     `on`: as in `set_backend`; it is installed on each machine of that cluster, one after the other, and the interpreter
     is that of the machine whose engine kernelk uses.
     """
-    report = report or Progress()
+    report = Progress() if report is None else report
     name, place = _place(name, on)
     if place:
         from .elsewhere import on_each
@@ -99,7 +99,7 @@ def uninstall(name: str, report: Report | None = None, on: Any = None) -> list[P
 
     `on`: as in `set_backend`; it is removed from each machine of that cluster.
     """
-    report = report or Progress()
+    report = Progress() if report is None else report
     name, place = _place(name, on)
     if place:
         from .elsewhere import on_each

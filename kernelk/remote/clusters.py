@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
 # Seconds that a cluster's first engine has to come after the connection was made.
-_STARTS_WITHIN = 20.0
+_STARTS_WITHIN = 15.0
 
 
 class _ByName:
@@ -52,6 +52,7 @@ class Connection:
         self._own = own
         self._views: dict[int, Any] = {}
         self._made = time.monotonic()
+        self._begun = False  # whether it has had an engine, or none came in time
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
 
     @property
@@ -61,11 +62,12 @@ class Connection:
 
     def engine(self) -> int:
         """The number of the engine to use: the first one, those last that have stopped answering."""
-        if not self.client.ids:
+        if not self._begun and not self.client.ids:
             # Its user may have started it a moment ago.
             with waiting(f"waiting for the first engine of {self.name}"):
                 while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN:
                     time.sleep(0.1)
+        self._begun = True
         ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
         if not ids:
             raise EngineError(

@@ -134,7 +134,7 @@ def test_an_engine_that_is_not_installed_there(box: LocalCluster) -> None:
 
 def test_another_version_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_worker, "__version__", "0.0.7")
-    refused(EngineError, r"kernelk is .* on .*, and 0\.0\.7 in this notebook; next: .* `pip install kernelk==0\.0\.7`")
+    refused(EngineError, r"kernelk is .* on .*, and 0\.0\.7 here; next: .* `pip install kernelk==0\.0\.7`, and restart")
 
 
 def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
