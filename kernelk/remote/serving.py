@@ -180,6 +180,8 @@ def start(token: str, setup: str) -> list[Any]:
         where = f"on {socket.gethostname()}, whose ipyparallel engines run {sys.executable}"
         if registry.engine(wanted["engine"]).recipe is None:
             error.problem = f"{registry.engine(wanted['engine']).title} isn't installed {where}"
+        else:
+            error.problem += f" on {socket.gethostname()}"
         return _answer({"error": _described(error)})
     except KernelKError as error:
         return _answer({"error": _described(error)})

@@ -22,6 +22,7 @@ from helpers.processes import PATIENCE, environment
 
 import kernelk
 from kernelk import __version__, magics
+from kernelk import backend as K
 from kernelk.display.commands import in_shell_and_notebook
 from kernelk.engines import registry
 from kernelk.environments import places
@@ -73,6 +74,16 @@ def test_an_install_there_is_reported_here(lab: LocalCluster, empty: Path) -> No
     assert kernelk.uninstall("theano", said, on="lab") == [place]
     assert said == [f"theano@lab: removed {place}, 0 MB"]
     assert not place.exists()
+
+
+def test_an_engine_that_is_not_there_yet_has_the_command(lab: LocalCluster, empty: Path) -> None:
+    w = K.variable([1.0, 2.0])
+    with pytest.raises(BackendNotInstalledError) as caught:
+        kernelk.set_backend("theano", on="lab")
+    step = "`kernelk install theano --on lab` (in a notebook: `%kbackend --install theano --on lab`)"
+    assert str(caught.value) == f"Theano 1.0.5 is not installed on {HERE}; next: {step}"
+    assert current().active == "numpy"
+    assert K.get_value(w).tolist() == [1.0, 2.0]
 
 
 def test_what_stands_in_its_way_is_said_of_that_machine(lab: LocalCluster, empty: Path) -> None:
@@ -183,6 +194,7 @@ def test_the_doctor_tells_of_that_machine(lab: LocalCluster, empty: Path) -> Non
     states = {engine.name: engine.state for engine in report.engines}
     assert states == {"numpy@lab": "works", "jax@lab": "not installed", "theano@lab": "not installed"}
     advice = {engine.name: engine.advice() for engine in report.engines}
+    assert f"Theano 1.0.5 is not installed on {HERE}" in advice["theano@lab"]
     assert advice["jax@lab"].endswith('next: on lab: `pip install "kernelk[jax]"`')
     assert "next: `kernelk install theano --on lab`" in advice["theano@lab"]
     with pytest.raises(ArgumentError, match="no cluster is named 'lob': did you mean 'lab'"):
