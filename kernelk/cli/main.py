@@ -100,7 +100,7 @@ def _list(on: str | None) -> int:
     if on is None:
         states(_say)
         return 0
-    from ..manage.elsewhere import machines  # which needs ipyparallel
+    from ..manage.elsewhere import machines  # which needs numpy and more
 
     for machine in machines(on):
         _say(f"on {machine.name}, Python {machine.facts['python']} ({machine.facts['executable']}):")

@@ -24,6 +24,8 @@ from . import there
 # Seconds that a process there has to clear up after Ctrl-C, before this side goes on.
 _CLEARED_WITHIN = 12.0
 
+_HINTS = ("Ctrl-C cancels",)
+
 
 class _Asked(RemoteWorker):
     """One ipyparallel engine that is asked for something: a wait for it is as that for a worker there."""
@@ -105,7 +107,7 @@ class Machine:
         asked, moving = _Asked(self.connection, self.number), Moving(report)
         try:
             asked.running = True
-            with waiting(f"waiting for {self.name}"):
+            with waiting(f"waiting for {self.name}", _HINTS):
                 asked.reply(there.start, asked.token, __version__, json.dumps([do, arguments]))
             while "over" not in (heard := asked.reply(there.news, asked.token)):
                 _show(heard["lines"], report, moving)
@@ -154,7 +156,7 @@ def machines(on: Any) -> list[Machine]:
     used = connection.engine()
     numbers = [used, *(number for number in sorted(connection.client.ids) if number != used)]
     found: dict[Any, Machine] = {}
-    with waiting(f"waiting for the engines of {connection.name}"):
+    with waiting(f"waiting for the engines of {connection.name}", _HINTS):
         for asked, reply in [(asked, asked.sent(there.facts)) for asked in (_Asked(connection, n) for n in numbers)]:
             try:
                 facts = reply()["facts"]

@@ -64,7 +64,7 @@ class Connection:
         """The number of the engine to use: the first one, those last that have stopped answering."""
         if not self._begun and not self.client.ids:
             # Its user may have started it a moment ago.
-            with waiting(f"waiting for the first engine of {self.name}"):
+            with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
                 while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN:
                     time.sleep(0.1)
         self._begun = True
