@@ -128,9 +128,11 @@ def start(token: str, version: str, task: str) -> list[Any]:
     try:
         _running[token] = _Running(task)
     except OSError as problem:
-        return _answer(
-            {"error": EngineError(f"no process can be started on {socket.gethostname()}: {problem}").as_dict()}
+        machine = socket.gethostname()
+        failed = EngineError(
+            f"no process can be started on {machine}: {problem}", next_step=f"end others on {machine}, and try again"
         )
+        return _answer({"error": failed.as_dict()})
     return _answer({})
 
 
