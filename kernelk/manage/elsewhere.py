@@ -17,7 +17,7 @@ from ..backends.serving.wire import WireClosed
 from ..display.progress import Moving, Report, waiting
 from ..engines import registry
 from ..errors import BackendNotInstalledError, EngineError, InstallError, KernelKError
-from ..remote.clusters import Connection, connected, named
+from ..remote.clusters import Connection, connected, placed
 from ..remote.remote_worker import RemoteWorker
 from . import there
 
@@ -30,12 +30,13 @@ _HINTS = ("Ctrl-C cancels",)
 class _Asked(RemoteWorker):
     """One ipyparallel engine that is asked for something: a wait for it is as that for a worker there."""
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int | None = None) -> None:
+        """By default it is the engine that a worker would be started with."""
         super().__init__(connection, registry.engine(f"numpy@{connection.name}"), self._take)
-        self.engine = number
+        if number is not None:
+            self.engine = number
         self._taken: dict[str, Any] = {}
         self.running = False
-        self._greeted = False
 
     def _take(self, heard: dict[str, Any]) -> None:
         self._taken = heard
@@ -47,9 +48,6 @@ class _Asked(RemoteWorker):
     def sent(self, function: Any, *arguments: Any) -> Callable[[], dict[str, Any]]:
         """As `reply`, in two steps: the second one waits for it."""
         with self._translated():
-            if not self._greeted:
-                self._greeted = True
-                self.greet()
             sent = self.ask(function, *arguments)
 
         def reply() -> dict[str, Any]:
@@ -152,8 +150,9 @@ def machines(on: Any) -> list[Machine]:
     `on` as in `set_backend`. Raises ArgumentError for a name that no cluster has, BackendNotInstalledError and
     EngineError where it can't be reached, or has no engines.
     """
-    connection = connected(named(on))
-    used = connection.engine()
+    # The doctor's trials, each in a thread of its own, find this connection.
+    connection = connected(placed("numpy", on).partition("@")[2])
+    used = _Asked(connection).engine
     numbers = [used, *(number for number in sorted(connection.client.ids) if number != used)]
     found: dict[Any, Machine] = {}
     with waiting(f"waiting for the engines of {connection.name}", _HINTS):

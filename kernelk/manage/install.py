@@ -22,7 +22,7 @@ from ..environments.install import end_orphans, install_recipe, one_at_a_time
 from ..environments.places import MARKER, candidate_folders, python_in, root, superseded, unfinished, users
 from ..environments.recipes import RECIPES, Recipe
 from ..errors import ArgumentError, BackendNotInstalledError, InstallError
-from ..remote.clusters import named
+from ..remote.clusters import placed
 from ..session.current import existing
 
 # Other builds of an engine's package by their common names, each with the engine.
@@ -77,7 +77,7 @@ def _place(name: str, on: Any) -> tuple[str, str]:
         registry.engine(f"{BUILDS.get(base, base)}@{place}")
     if on is None:
         return base, place
-    if place not in ("", given := named(on)):
+    if place not in ("", given := placed("numpy", on).partition("@")[2]):
         raise ArgumentError(f"{name} isn't on {given}", next_step=f"kernelk.install({base!r}, on={given!r})")
     return base, given
 

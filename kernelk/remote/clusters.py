@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +61,7 @@ class Connection:
 
     def engine(self) -> int:
         """The number of the engine to use: the first one, those last that have stopped answering."""
-        if not self._begun and not self.client.ids:
-            # Its user may have started it a moment ago.
-            with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
-                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN:
-                    time.sleep(0.1)
-        self._begun = True
+        self._await_first()
         ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
         if not ids:
             raise EngineError(
@@ -75,6 +69,14 @@ class Connection:
                 next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
             )
         return int(ids[0])
+
+    def _await_first(self) -> None:
+        """Waits a while for the first engine ever: the cluster's user may have started it a moment ago."""
+        if not self._begun and not self.client.ids:
+            with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
+                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN:
+                    time.sleep(0.1)
+        self._begun = True
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
         """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""
@@ -122,8 +124,6 @@ class Connection:
 
 
 _connections: dict[str, Connection] = {}
-# Engines may be started in several threads.
-_connecting = threading.Lock()
 # A forked child has no thread that would serve them, and closing them there isn't its business.
 _parents: list[Connection] = []
 
@@ -182,12 +182,9 @@ def connected(name: str) -> Connection:
     Raises BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where
     its controller doesn't answer.
     """
-    with _connecting:
-        known = _connections.get(name)
-        return known if known is not None and not known.closed else _connect(name)
-
-
-def _connect(name: str) -> Connection:
+    known = _connections.get(name)
+    if known is not None and not known.closed:
+        return known
     _require()
     file = _file_of(name)
     import ipyparallel

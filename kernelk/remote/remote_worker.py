@@ -49,8 +49,8 @@ class RemoteWorker:
         self._watched = True  # whether somebody answers a request for a sign of life
         self._over = threading.Event()
 
-    def greet(self) -> None:
-        """Finds out whether the engine gives signs of life. Raises WireClosed."""
+    def start(self, options: dict[str, Any]) -> Any:
+        """Has the worker started; what comes of it is a reply. Raises WireClosed."""
         try:
             # An engine whose nanny its user has turned off gives no signs, and is noticed by the controller alone.
             sign = self.connection.ping(self.engine)
@@ -59,10 +59,6 @@ class RemoteWorker:
             self._watched = sign.done()
         except OSError as error:
             raise self._lost(one_line(error)) from error
-
-    def start(self, options: dict[str, Any]) -> Any:
-        """Has the worker started; what comes of it is a reply. Raises WireClosed."""
-        self.greet()
         wanted = {"engine": self.descriptor.base, "options": options, "version": __version__, "lease": serving.LEASE}
         sent = self.ask(serving.start, self.token, json.dumps(wanted))
         threading.Thread(target=self._renew, name="kernelk-lease", daemon=True).start()

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.clusters import LocalCluster, hide, local_cluster, wait_for
@@ -29,6 +30,7 @@ from kernelk.environments import places
 from kernelk.environments.recipes import RECIPES
 from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError, InstallError
 from kernelk.manage import doctor_report, elsewhere
+from kernelk.remote import clusters
 from kernelk.session.current import current
 
 HERE = socket.gethostname()
@@ -199,6 +201,24 @@ def test_the_doctor_tells_of_that_machine(lab: LocalCluster, empty: Path) -> Non
     assert "next: `kernelk install theano --on lab`" in advice["theano@lab"]
     with pytest.raises(ArgumentError, match="no cluster is named 'lob': did you mean 'lab'"):
         kernelk.doctor("numpy", on="lob")
+
+
+def test_the_trials_share_one_connection(lab: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in threads, which would make one each, and import ipyparallel at the same time."""
+    import ipyparallel
+
+    lab.client[:].apply_sync(hide, "jax")
+    clusters.connected("lab").close()
+    made, client = [], ipyparallel.Client
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        made.append(arguments)
+        return client(*arguments, **more)
+
+    monkeypatch.setattr(ipyparallel, "Client", counted)
+    report = kernelk.doctor(["numpy", "jax"], on="lab")
+    assert [engine.state for engine in report.engines] == ["works", "not installed"]
+    assert len(made) == 1
 
 
 def test_a_gpu_that_an_engine_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:

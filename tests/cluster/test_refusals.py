@@ -146,6 +146,17 @@ def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.Monke
     refused(BackendNotInstalledError, r"no kernelk of this version.*next: on box: `pip install kernelk==")
 
 
+def test_a_function_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_tomorrow() -> None:
+        raise AssertionError("it is called by its name, in that process")
+
+    serving = remote_worker.serving
+    of_tomorrow.__module__, of_tomorrow.__qualname__ = serving.__name__, "of_tomorrow"
+    monkeypatch.setattr(serving, "of_tomorrow", of_tomorrow, raising=False)
+    monkeypatch.setattr(serving, "start", of_tomorrow)
+    refused(BackendNotInstalledError, r"no kernelk of this version \(Can't get attribute 'of_tomorrow'.*, and restart")
+
+
 def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:
     kernel = magics.KernelKMagics(None)
     assert kernel.kbackend("numpy --on box").target == "numpy@box"
