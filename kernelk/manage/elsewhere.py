@@ -63,7 +63,7 @@ class _Asked(RemoteWorker):
             yield
         except WireClosed as error:
             raise EngineError(
-                f"cluster '{self.connection.name}': its engine {self.engine} {self.words}",
+                f"the task on {self.connection.name} {self.words}",
                 next_step="ipcluster list, and the same command again",
             ) from error
 

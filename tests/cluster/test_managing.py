@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from helpers.clusters import LocalCluster, hide, local_cluster, wait_for
 from helpers.engines import require_installed
 from helpers.fake_programs import program
 from helpers.machines import Lines, another_machine, gpus, settings
-from helpers.processes import PATIENCE, environment
+from helpers.processes import PATIENCE, alive, environment
 
 import kernelk
 from kernelk import __version__, magics
@@ -99,34 +99,53 @@ def test_what_stands_in_its_way_is_said_of_that_machine(lab: LocalCluster, empty
         kernelk.uninstall("numpy", Lines(), on="lab")
 
 
-def test_progress_comes_while_it_runs_and_ctrl_c_ends_it_there(lab: LocalCluster, empty: Path, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    # A Python whose `venv` takes for ever.
-    answer = {"version": "3.6.15", "fit": True, "shared": True, "base": "/", "prefix": "/"}
-    python = tmp_path / "bin" / "python3.6"
-    answer["executable"] = str(python)
-    program(
-        python,
-        f"case \"$*\" in *'-m venv'*) echo $$ > {pid}; exec {sys.executable} -c 'import time; time.sleep(1e6)';; "
-        f"*) echo '{json.dumps(answer)}';; esac",
-    )
+class Endless:
+    """A Python 3.6 whose `venv` takes for ever, in the process `pid`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "bin" / "python3.6"
+        self._pid = folder / "pid"
+        answer = {"version": "3.6.15", "fit": True, "shared": True, "base": "/", "prefix": "/"}
+        answer["executable"] = str(self.path)
+        forever = f"exec {sys.executable} -c 'import time; time.sleep(1e6)'"
+        venv = f"*'-m venv'*) echo $$ > {self._pid}; {forever};;"
+        program(self.path, f"case \"$*\" in {venv} *) echo '{json.dumps(answer)}';; esac")
+
+    @property
+    def pid(self) -> int:
+        return int(self._pid.read_text().strip() or 0) if self._pid.exists() else 0
+
+
+@pytest.fixture
+def endless(lab: LocalCluster, empty: Path, tmp_path: Path) -> Iterator[Endless]:
+    python = Endless(tmp_path)
+    with settings(lab, KERNELK_PYTHON_THEANO=str(python.path)):
+        yield python
+
+
+def meanwhile(endless: Endless, said: Lines, act: Callable[[], object]) -> None:
+    """Acts in a thread, once an install runs and has said so."""
+
+    def run() -> None:
+        assert wait_for(lambda: endless.pid > 0 and len(said) > 0)
+        act()
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def test_progress_comes_while_it_runs_and_ctrl_c_ends_it_there(
+    lab: LocalCluster, empty: Path, endless: Endless
+) -> None:
     said = Lines()
     main = threading.main_thread().ident
     assert main is not None
-
-    def press() -> None:
-        assert wait_for(lambda: pid.exists() and bool(pid.read_text()) and len(said) > 0)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    presser = threading.Thread(target=press, daemon=True)
-    presser.start()
-    with settings(lab, KERNELK_PYTHON_THEANO=str(python)), pytest.raises(KeyboardInterrupt):
+    meanwhile(endless, said, lambda: signal.pthread_kill(main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
         kernelk.install("theano", said, on="lab")
-    presser.join()
     assert "building with Python 3.6.15" in said[0]
     assert said[0].startswith("theano@lab: [")
     # It was waited for until it had cleared up.
-    assert not os.path.exists(f"/proc/{pid.read_text().strip()}")
+    assert not alive(endless.pid)
     assert sorted(path.name for path in empty.iterdir()) == ["theano.lock", "theano.log"]
     assert elsewhere.machines("lab")[0].carry_out("list", {}, said.append) is None
 
@@ -291,3 +310,18 @@ def test_the_program(lab: LocalCluster, empty: Path) -> None:
     both = run("install", "--from", "x.tar", "--on", "lab")
     assert (both.returncode, both.stderr.count("\n")) == (1, 1)
     assert "copy it to lab, and there: `kernelk install --from x.tar`" in both.stderr
+
+
+def test_an_install_ends_with_its_ipyparallel_engine(lab: LocalCluster, empty: Path, endless: Endless) -> None:
+    """As the last test here: the cluster loses an engine."""
+    said = Lines()
+    pid = lab.pid(0)
+    meanwhile(endless, said, lambda: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(EngineError) as caught:
+        kernelk.install("theano", said, on="lab")
+    assert str(caught.value).startswith("the task on lab is gone with its ipyparallel engine, which ended; next: ")
+    assert wait_for(lambda: not alive(endless.pid))
+    assert wait_for(lambda: sorted(path.name for path in empty.iterdir()) == ["theano.lock", "theano.log"])
+    # The next engine does what is asked now.
+    place = installed_by_hand(empty, "theano")
+    assert kernelk.install("theano", Lines(), on="lab") == place / "bin" / "python"
