@@ -6,6 +6,7 @@ import contextlib
 import linecache
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE, place
 
@@ -72,6 +73,16 @@ class KernelKError(Exception):
     def remark(self, words: str) -> None:
         """Adds what a later stage knows of the error, such as the op or the setting that is to blame."""
         self.remarks.append(words)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as data, for another process."""
+        return {
+            "kind": type(self).__name__,
+            "problem": self.problem,
+            "allowed": self.allowed,
+            "next_step": self.next_step,
+            "remarks": self.remarks,
+        }
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of printing a traceback, of which only the user's own line matters here.

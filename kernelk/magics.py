@@ -24,31 +24,32 @@ from .source import CELL
 class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
-    # The options of `%kbackend` that do something else than choosing an engine; each stands alone.
+    # The options of `%kbackend` that do something else than choosing an engine; each stands alone, or with `--on`.
     actions = ("list", "stop", "install", "doctor", "log", "keras2", "keras3_back")
+    actions_elsewhere = ("stop", "install", "doctor", "log")
 
     @staticmethod
-    def _act(action: str, value: Any) -> Any:
-        """Calls an action's Python twin; the option's value, if given, is the argument."""
+    def _act(action: str, value: Any, on: str | None = None) -> Any:
+        """Calls an action's Python twin; the options' values, if given, are the arguments."""
         # Imported when called, and never at the Tab key: `%load_ext kernelk` has to stay light.
         if action == "stop":
             from .session.swap import stop_backend
 
-            return stop_backend(value)
+            return stop_backend(value, on)
         if action == "install":
             from .manage.install import install
 
             for name in value:
-                install(name)
+                install(name, on=on)
             return None
         if action == "doctor":
             from .manage.doctor_report import doctor
 
-            return doctor(value)
+            return doctor(value, on)
         if action == "log":
             from .manage.logs import log
 
-            return log(value or None)
+            return log(value or None, on)
         if action in ("keras2", "keras3_back"):
             from .keras2 import disable_keras2, enable_keras2
 
@@ -96,6 +97,7 @@ class KernelKMagics(Magics):
           %kbackend numpy --drop-calls      if calls were lost with a worker and nothing can repeat them: without them
           %kbackend --stop torch            stops it and frees its memory; it starts again when needed
           %kbackend --install theano cntk   builds their environments
+          %kbackend --install theano --on gpu-box   on that cluster's machines; also with --doctor, --stop and --log
           %kbackend --doctor                checks every engine, and shows what is missing and the next command
           %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
           %kbackend --keras2                `import keras` gives Keras 2.3.1, which runs on the active engine
@@ -112,13 +114,14 @@ class KernelKMagics(Magics):
         words = [name for name, value in vars(given).items() if value not in (None, False)]
         chosen = [name for name in words if name in self.actions]
         if chosen:
-            if len(words) > 1:
+            beside = {chosen[0], "on"} if chosen[0] in self.actions_elsewhere else {chosen[0]}
+            if not beside.issuperset(words):
                 option = chosen[0].replace("_", "-")
                 raise ArgumentError(
                     f"%kbackend --{option} can't be combined with other options or names, as in {line.strip()!r}",
-                    next_step=self._alone(chosen[0], getattr(given, chosen[0])),
+                    next_step=self._alone(chosen[0], getattr(given, chosen[0]), given.on),
                 )
-            return self._act(chosen[0], getattr(given, chosen[0]))
+            return self._act(chosen[0], getattr(given, chosen[0]), given.on)
         if not words:
             return self._act("list", None)
         in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
@@ -147,8 +150,12 @@ class KernelKMagics(Magics):
         return report
 
     @staticmethod
-    def _alone(action: str, value: Any) -> str:
+    def _alone(action: str, value: Any, on: str | None) -> str:
         """The line that does this action alone."""
+        if on is not None and action == "list":
+            return f"%kbackend --doctor --on {on}, which shows what is there"
+        if on is not None and action == "keras2":
+            return f"%kbackend --keras2, then %kbackend torch --on {on}, on which Keras computes then"
         names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         return " ".join(["%kbackend", f"--{action.replace('_', '-')}", *names]).strip()
 

@@ -16,10 +16,11 @@ from .._version import __version__
 from ..display.progress import Progress
 from ..engines import registry
 from ..engines.descriptors import Engine
-from ..environments import build, bundles, keras2, places
+from ..environments import bundles, keras2
 from ..environments.recipes import RECIPES
 from ..errors import ArgumentError, InstallError, KernelKError, UnknownBackendError, joined, one_line
 from ..manage.install import BUILDS, install, uninstall
+from ..manage.states import states
 
 
 def _say(text: str) -> None:
@@ -30,9 +31,16 @@ def _complain(text: str) -> None:
     print("kernelk: " + one_line(text), file=sys.stderr, flush=True)
 
 
+# The help of an option that several commands have.
+_ON = "not here, but on the machines of this ipyparallel cluster or profile"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _complain(joined(message, next_step="`kernelk --help`"))
+        step = "`kernelk --help`"
+        if message.startswith("unrecognized") and "--on" in message.split():
+            step = "name engines with their cluster, as in `kernelk compare script.py torch@NAME`"
+        _complain(joined(message, next_step=step))
         raise SystemExit(1)
 
 
@@ -44,7 +52,7 @@ def _check_name(name: str, command: str) -> None:
     known = list(dict.fromkeys([*RECIPES, *registry.names(), *BUILDS]))
     if command in ("install", "uninstall"):
         known.append(keras2.NAME)
-    if name not in known:
+    if name.partition("@")[0] not in known:
         hint = registry.near(name, known, f"`kernelk {command} {{}}`")
         raise UnknownBackendError(
             f"unknown engine {name!r}",
@@ -56,7 +64,8 @@ def _check_name(name: str, command: str) -> None:
 def _engine(name: str, command: str) -> Engine:
     """The engine of that name. Raises as `_check_name`."""
     _check_name(name, command)
-    return registry.engine(BUILDS.get(name, name))
+    base, at, place = name.partition("@")
+    return registry.engine(f"{BUILDS.get(base, base)}{at}{place}")
 
 
 def _each(names: Sequence[str], command: str, work: Callable[[str], object]) -> int:
@@ -72,55 +81,31 @@ def _each(names: Sequence[str], command: str, work: Callable[[str], object]) -> 
     return 1 if failed else 0
 
 
-def _install(names: Sequence[str], rebuild: bool, bundle: str | None) -> int:
+def _install(names: Sequence[str], rebuild: bool, bundle: str | None, on: str | None) -> int:
+    if bundle is not None and on is not None:
+        raise ArgumentError(
+            "install: a bundle installs on the machine that it lies on, so --from and --on exclude each other",
+            next_step=f"copy it to {on}, and there: `kernelk install --from {bundle}`",
+        )
     if bundle is not None:
         bundles.install(Path(bundle), names, rebuild=rebuild)
         return 0
     if not names:
         _complain(joined("install: name an engine, or a bundle with --from", next_step="`kernelk list`"))
         return 1
-    return _each(names, "install", lambda name: install(name, Progress(), rebuild))
+    return _each(names, "install", lambda name: install(name, Progress(), rebuild, on))
 
 
-def _list() -> int:
-    for name in registry.names():
-        try:
-            _say(f"{name}: {_state(registry.engine(name))}")
-        except KernelKError as error:
-            _say(f"{name}: can't be used: {one_line(error)}")
-            continue
-        if name in RECIPES:
-            for folder in places.leftovers(name):
-                words = f"{folder} was left by an earlier install, or is being built"
-                _say(f"{name}: {joined(words, next_step=f'`kernelk install {name}` removes it')}")
-            for folder in places.superseded(name):
-                _say(f"{name}: {folder} was built with other pins, {build.size(folder) / 1e6:.0f} MB")
+def _list(on: str | None) -> int:
+    if on is None:
+        states(_say)
+        return 0
+    from ..manage.elsewhere import machines  # which needs numpy and more
+
+    for machine in machines(on):
+        _say(f"on {machine.name}, Python {machine.facts['python']} ({machine.facts['executable']}):")
+        machine.carry_out("list", {}, _say)
     return 0
-
-
-def _state(engine: Engine) -> str:
-    """An engine's state on this machine, in one line."""
-    if engine.recipe is None:
-        if not registry.installed(engine.name):
-            return joined(registry.outdated(engine) or "not installed", next_step=f"`{engine.install}`")
-        return (
-            f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
-            f"in the environment of kernelk itself, {sys.prefix}"
-        )
-    marker = places.marker(engine.recipe)
-    if marker is not None:
-        versions = marker["versions"]
-        assert isinstance(versions, dict)
-        return (
-            f"installed, {engine.title} {marker['engine']}, Python {marker['python']}, numpy "
-            f"{versions.get('numpy', 'unknown')}, {float(str(marker['bytes'])) / 1e6:.0f} MB in {marker['folder']}"
-        )
-    partial = places.half_built(engine.recipe)
-    state = "not installed"
-    if partial:
-        state = places.without_python(engine.recipe) or f"only partly installed ({partial})"
-    pythons = " or ".join(RECIPES[engine.recipe].pythons)
-    return joined(state, next_step=f"`kernelk install {engine.name}` (Python {pythons})")
 
 
 def _bundle(names: Sequence[str], output: str) -> int:
@@ -191,15 +176,18 @@ def _parser() -> _Parser:
     installing.add_argument("names", nargs="*", metavar="NAME", help=own)
     installing.add_argument("--rebuild", action="store_true", help="install it again, even if it is already installed")
     installing.add_argument("--from", dest="bundle", metavar="BUNDLE", help="install from a bundle, without network")
+    installing.add_argument("--on", metavar="CLUSTER", help=_ON)
     uninstalling = commands.add_parser("uninstall", help="remove an engine's environments, including older ones")
     uninstalling.add_argument("names", nargs="+", metavar="NAME", help=own)
-    commands.add_parser("list", help="show what is installed of each engine: versions, folder and size")
+    uninstalling.add_argument("--on", metavar="CLUSTER", help=_ON)
+    listing = commands.add_parser("list", help="show what is installed of each engine: versions, folder and size")
+    listing.add_argument("--on", metavar="CLUSTER", help=_ON)
     bundle = commands.add_parser("bundle", help="write one file from which engines can be installed without network")
     bundle.add_argument("names", nargs="+", metavar="NAME", help=own)
     bundle.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     doctor = commands.add_parser("doctor", help="check each engine, and show what is missing and the next command")
     doctor.add_argument("names", nargs="*", metavar="NAME", help="the engines to check (default: all)")
-    doctor.add_argument("--on", metavar="CLUSTER", help="check those on the machine of this ipyparallel cluster")
+    doctor.add_argument("--on", metavar="CLUSTER", help=_ON)
     compare = commands.add_parser("compare", help="time what a script evaluates, on several engines side by side")
     words = "a script and engine names (default: all installed); or several scripts and one engine"
     compare.add_argument("words", nargs="+", metavar="SCRIPT.py|NAME", help=words)
@@ -227,14 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of folders may have bytes that are no text
     try:
         if chosen.command == "install":
-            return _install(chosen.names, chosen.rebuild, chosen.bundle)
+            return _install(chosen.names, chosen.rebuild, chosen.bundle, chosen.on)
         if chosen.command == "uninstall":
-            return _each(chosen.names, "uninstall", lambda name: uninstall(name, _say))
+            return _each(chosen.names, "uninstall", lambda name: uninstall(name, _say, chosen.on))
         if chosen.command == "bundle":
             return _bundle(chosen.names, chosen.output)
         if chosen.command in ("compare", "time", "profile"):
             return _measure(chosen)
-        return _doctor(chosen.names, chosen.on) if chosen.command == "doctor" else _list()
+        return _doctor(chosen.names, chosen.on) if chosen.command == "doctor" else _list(chosen.on)
     except KernelKError as error:
         _complain(str(error))
         return 1

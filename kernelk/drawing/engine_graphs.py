@@ -170,7 +170,8 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
 
 
 def _running(session: Session) -> list[str]:
-    started = [name for name in registry.names() if name in session.hosts and session.hosts[name].started]
+    known = [*registry.names(), *session.hosts]  # of another machine's, only those that were asked for have a name
+    started = [name for name in known if name in session.hosts and session.hosts[name].started]
     return list(dict.fromkeys([session.active, *started]))
 
 

@@ -55,11 +55,10 @@ class Engine:
     @property
     def get(self) -> str:
         """The command that installs it, in a shell and in a notebook, whose `!` may find another environment."""
-        if self.on:
-            return f"on {self.on}: `{self.install}`"
         if self.recipe is not None:
-            return in_shell_and_notebook(f"kernelk install {self.recipe}", f"%kbackend --install {self.recipe}")
-        return in_shell_and_notebook(self.install)
+            words = f"{self.recipe} --on {self.on}" if self.on else self.recipe
+            return in_shell_and_notebook(f"kernelk install {words}", f"%kbackend --install {words}")
+        return f"on {self.on}: `{self.install}`" if self.on else in_shell_and_notebook(self.install)
 
     def runs_in_kernel(self, options: Mapping[str, Any]) -> bool:
         """Whether it runs in the notebook's own process with these options of its user's."""
@@ -71,13 +70,12 @@ class Engine:
         if package:
             return f"on {self.on}: {package}" if self.on else package
         if self.recipe is not None:
-            command = f"`kernelk install {self.recipe} --rebuild`"
-        else:
-            command = f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
+            return f"`kernelk install {self.recipe} --rebuild{f' --on {self.on}' if self.on else ''}`"
+        command = f"`{self.install.replace('pip install', 'pip install --force-reinstall')}`"
         return f"on {self.on}: {command}" if self.on else command
 
 
-NUMPY = Engine("numpy", "numpy", "numpy", "NumpyBackend", in_kernel=True)
+NUMPY = Engine("numpy", "numpy", "numpy", "NumpyBackend", in_kernel=True, install="pip install numpy")
 TENSORFLOW = Engine(
     "tensorflow",
     "TensorFlow",

@@ -7,10 +7,9 @@ import ctypes
 import os
 import socket
 import time
-from functools import cache
 from pathlib import Path
-from typing import Any
 
+from .machine import nvml
 from .stuck import Sample
 
 _TICKS = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
@@ -79,7 +78,7 @@ def device_works(device: str | None) -> bool:
     """Whether a device computes, anybody's work counted; one that can't be read counts as if it did."""
     if device is not None and device.startswith("cpu"):
         return False
-    library = _nvml()
+    library = nvml()
     if library is None:
         # Before it is known where the engine will run, a machine without the library has no device either.
         return device is not None
@@ -93,13 +92,3 @@ def device_works(device: str | None) -> bool:
         if library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(use)) or use.gpu:
             return True
     return False
-
-
-@cache
-def _nvml() -> Any:
-    """NVIDIA's library that tells how busy its devices are, None where there is none."""
-    try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-        return library if library.nvmlInit_v2() == 0 else None
-    except (OSError, AttributeError):
-        return None

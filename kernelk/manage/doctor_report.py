@@ -6,27 +6,25 @@ Nothing of the user's session is touched: each trial has a session, storage and 
 from __future__ import annotations
 
 import contextvars
-import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import metadata
 from typing import Any
 
 import numpy as np
-import platformdirs
 
-from .. import config
 from .._version import __version__
-from ..display.tables import Rendered, Table, duration, size
+from ..display.commands import in_shell_and_notebook
+from ..display.tables import Rendered, Table, duration
 from ..engines import registry
 from ..engines.descriptors import Engine
 from ..engines.host import Host
+from ..engines.machine import gpus
 from ..engines.start_failures import RUN_AGAIN
 from ..engines.worker_host import WorkerHost
 from ..environments import interpreters, places
@@ -40,6 +38,15 @@ from ..session.current import entered, existing
 from ..session.function import Function
 from ..session.session import Session
 from ..source import caller
+from .elsewhere import Machine, machines
+from .machine_facts import machine_facts, session_facts
+
+# The packages whose builds use NVIDIA's GPUs, where another one may be installed.
+_GPU_BUILDS = {
+    "tensorflow": 'pip install "tensorflow[and-cuda]"',
+    "jax": 'pip install "jax[cuda12]"',
+    "torch": "pip install --force-reinstall torch",
+}
 
 # A test that takes longer is ended, and reported as failed.
 TRIAL_SECONDS = 120.0
@@ -47,7 +54,7 @@ TRIAL_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """One engine: `state` is "works", "failed" or "not installed"; `problem` and `next` say why and what to do.
+    """One engine: `state` is "works", "failed", "not installed" or "not tried"; `problem` and `next` say what to do.
 
     `start_seconds`: until its worker was up; `test_seconds`: the trial itself. An engine that works may have a hint in
     `problem` and `next` too, such as a compiler that is missing.
@@ -103,9 +110,10 @@ class HealthReport(Rendered):
 def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthReport:
     """Checks the engines with these names (or this one), all of them by default. The twin of `kernelk doctor NAME...`.
 
-    `on`: on the machine of a cluster, as in `set_backend`.
+    `on`: on the machine of a cluster, as in `set_backend`; "torch@gpu-box" is an engine's name there.
 
-    Raises UnknownBackendError for a name that no engine has; problems of an engine are in the report.
+    Raises UnknownBackendError for a name that no engine has, and what `set_backend` raises for a cluster that there
+    isn't or that can't be reached; problems of an engine are in the report.
     """
     begin = time.perf_counter()
     names = [names] if isinstance(names, str) else names
@@ -114,9 +122,29 @@ def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthRe
             f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
         )
     chosen = list(dict.fromkeys(placed(name, on) for name in names or registry.names()))
+    clusters = dict.fromkeys(place for name in chosen if (place := name.partition("@")[2]))
+    facts: list[tuple[str, str]] = []
+    problems: list[str] = []
+    shut: set[str] = set()  # clusters where no worker can start
+    seen = {"": len(gpus())}  # GPUs, by cluster
+    if on is None and len(clusters) < len({name.partition("@")[2] for name in chosen}):
+        for more, wrong in (machine_facts(), session_facts()):
+            facts += more
+            problems += wrong
+    for place in clusters:
+        every = machines(place)
+        more, wrong = _of_cluster(place, every)
+        facts += more
+        problems += wrong
+        seen[place] = len(every[0].facts["gpus"])
+        if every[0].facts["kernelk"] != __version__:
+            shut.add(place)
     health: dict[str, EngineHealth] = {}
     ready: list[Engine] = []
     for name in chosen:
+        if name.partition("@")[2] in shut:
+            health[name] = EngineHealth(name, "not tried")
+            continue
         try:
             engine = registry.engine(name)
         except BackendNotInstalledError as error:  # an entry point that leads nowhere
@@ -127,12 +155,64 @@ def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthRe
             health[name] = absent
         else:
             ready.append(engine)
-    health.update(_trials(ready))
-    machine, problems = _machine()
-    return HealthReport([health[name] for name in chosen], machine, problems, time.perf_counter() - begin)
+    health.update(_trials(ready, seen))
+    return HealthReport([health[name] for name in chosen], facts, problems, time.perf_counter() - begin)
 
 
-# ---------------------------------------------------------------------------- engines
+def _of_cluster(place: str, every: list[Machine]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Facts of a cluster's machines, and their problems, versions that don't fit the kernel's among them."""
+    used = every[0]
+    count = sum(machine.engines for machine in every)
+    words = "1 engine" if count == 1 else f"{count} engines"
+    words += f" of ipyparallel on {used.name}" if len(every) == 1 else f" of ipyparallel on {len(every)} machines"
+    if count > 1:
+        words += f"; kernelk's workers run with engine {used.number}, on {used.name}"
+    facts = [(place, words)]
+    problems = [problem for machine in every if machine.facts for problem in _misfits(machine)]
+    for name, told in used.facts["facts"]:
+        facts.append((f"{name} on {used.name}", told))
+    told, ours = used.facts["ipyparallel"], _ipyparallel()
+    facts.append((f"ipyparallel on {used.name}", told if told == ours else f"{told}; here it is {ours}"))
+    told, ours = used.facts["python"], platform.python_version()
+    if told != ours:
+        facts.append((f"Python on {used.name}", f"{told}; here it is {ours}, and kernelk needs no two of a kind"))
+    problems += [f"on {used.name}: {problem}" for problem in used.facts["problems"]]
+    for machine in every[1:]:
+        if machine.error is not None:
+            problems.append(str(machine.error))
+            continue
+        about = machine.facts
+        told = f"kernelk {about['kernelk']}, Python {about['python']} ({about['executable']})"
+        facts.append((f"also {machine.name}", f"{told}, GPUs: {dict(about['facts'])['GPUs']}"))
+        problems += [f"on {machine.name}: {problem}" for problem in about["problems"]]
+    return facts, problems
+
+
+def _ipyparallel() -> str:
+    return metadata.version("ipyparallel")
+
+
+def _misfits(machine: Machine) -> list[str]:
+    """The versions on a machine that don't fit this kernel's, one line each."""
+    name, facts, found = machine.name, machine.facts, []
+    if facts["kernelk"] != __version__:
+        found.append(
+            joined(
+                f"kernelk is {facts['kernelk']} on {name}, and {__version__} here: no engine can run there",
+                next_step=f"on {name}: `{facts['executable']} -m pip install kernelk=={__version__}`, "
+                "and restart its ipyparallel engines",
+            )
+        )
+    ours, theirs = _ipyparallel(), str(facts["ipyparallel"])
+    if ours.split(".")[0] != theirs.split(".")[0]:
+        found.append(
+            joined(
+                f"ipyparallel is {theirs} on {name}, and {ours} here, whose messages differ",
+                next_step=f"on {name}: `{facts['executable']} -m pip install ipyparallel=={ours}`, "
+                "and restart its engines",
+            )
+        )
+    return found
 
 
 def _ill(name: str, state: str, error: Exception, repair: str = "", **facts: Any) -> EngineHealth:
@@ -178,10 +258,13 @@ def _absent(engine: Engine) -> EngineHealth | None:
         return EngineHealth(engine.name, "not installed", problem=problem, next=command)
 
 
-def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
-    """Tests the engines in parallel; those in the kernel's own process first, since they take no time."""
+def _trials(engines: Iterable[Engine], seen: dict[str, int]) -> dict[str, EngineHealth]:
+    """Tests the engines in parallel; those in the kernel's own process first, since they take no time.
+
+    `seen`: the number of GPUs, by cluster.
+    """
     engines = list(engines)
-    health_of = {engine.name: _trial(engine, []) for engine in engines if engine.in_kernel}
+    health_of = {engine.name: _trial(engine, [], 0) for engine in engines if engine.in_kernel}
     outside = [engine for engine in engines if not engine.in_kernel]
     if not outside:
         return health_of
@@ -189,7 +272,7 @@ def _trials(engines: Iterable[Engine]) -> dict[str, EngineHealth]:
     with ThreadPoolExecutor(len(outside), "kernelk-doctor") as pool:
         futures: dict[str, Future[EngineHealth]] = {
             # A thread with a new context would find another session's options.
-            e.name: pool.submit(contextvars.copy_context().run, _trial, e, hosts)
+            e.name: pool.submit(contextvars.copy_context().run, _trial, e, hosts, seen[e.on])
             for e in outside
         }
         try:
@@ -212,7 +295,7 @@ def _end(hosts: Iterable[Host]) -> None:
             host.cancel()
 
 
-def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
+def _trial(engine: Engine, hosts: list[Host], gpus: int) -> EngineHealth:
     """Starts the engine and lets it take one step of gradient descent, whose result is known exactly."""
     users = existing()
     options = {} if users is None else dict(users.engine_options.get(engine.name, {}))
@@ -242,8 +325,10 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             start_seconds=started - begin,
             test_seconds=ended - started,
             **facts,
-            **_hint(facts["mode"]),
+            **(_no_compiler(facts["mode"], engine.on) or _no_gpu(engine, host.facts.get("devices", ()), gpus)),
         )
+    except BackendNotInstalledError as error:  # as another machine says it
+        return _ill(engine.name, "not installed", error)
     except KernelKError as error:
         repair = "" if error.next_step == RUN_AGAIN else engine.repair(error.problem)
         return _ill(engine.name, "failed", error, repair)
@@ -255,8 +340,18 @@ def _trial(engine: Engine, hosts: list[Host]) -> EngineHealth:
             session.storage.drop_segment(number)
 
 
-def _hint(mode: str) -> dict[str, Any]:
-    """A hint for a working engine, as `problem` and `next`; empty if there is none."""
+def _no_gpu(engine: Engine, devices: Sequence[str], gpus: int) -> dict[str, Any]:
+    """A hint for an engine that finds none of the machine's GPUs, as `problem` and `next`; empty for any other."""
+    command = _GPU_BUILDS.get(engine.base)
+    if not gpus or command is None or not all(str(name).startswith("cpu") for name in devices):
+        return {}
+    missed = "the machine's GPU" if gpus == 1 else f"any of the machine's {gpus} GPUs"
+    words = in_shell_and_notebook(command) if not engine.on else f"on {engine.on}: `{command}`"
+    return {"problem": f"it works, but doesn't find {missed}", "next": words}
+
+
+def _no_compiler(mode: str, on: str) -> dict[str, Any]:
+    """As `_no_gpu`, for Theano without a compiler."""
     if "g++ isn't found" not in mode:
         return {}
     makers = {
@@ -265,6 +360,8 @@ def _hint(mode: str) -> dict[str, Any]:
         "conda": "conda install -c conda-forge cxx-compiler",
     }
     known = next((f"`{command}`" for program, command in makers.items() if shutil.which(program)), None)
+    if on:
+        known = f"on {on}: install g++ with its system's package manager"
     get = known or "install g++ with your system's package manager"
     return {"problem": "without a C++ compiler it works, but about 2 to 3 times slower", "next": get}
 
@@ -292,79 +389,3 @@ def _step(session: Session, host: Host) -> str:
         if not np.array_equal(got, right):
             return f"it computes a wrong {what}: {np.asarray(got).tolist()} instead of {right.tolist()}"
     return ""
-
-
-# ---------------------------------------------------------------------------- the machine
-
-
-def _access(folder: Path) -> str:
-    """Returns why a folder can't be created or written to; "" if it can. Leaves nothing behind."""
-    existing = folder
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return ""
-    except OSError as error:
-        return str(error.strerror or error)
-
-
-def _machine() -> tuple[list[tuple[str, str]], list[str]]:
-    """Facts of the machine, and its problems, one line each with what to do."""
-    problems = []
-    facts = [
-        ("kernelk", f"{__version__}, Python {platform.python_version()} ({sys.executable})"),
-        ("machine", f"{platform.platform()}, {os.cpu_count()} processors"),
-    ]
-    refused = []
-    for folder in places.roots():
-        words = _access(folder)
-        facts.append(("environments", f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
-        refused.append(bool(words))
-    if all(refused):
-        problems.append(
-            joined(
-                "environments: none of the folders is writable, so nothing can be installed",
-                next_step="set KERNELK_ENVS to a writable folder",
-            )
-        )
-    problems += [
-        joined(f"environments: KERNELK_ENVS names {words}", next_step="set KERNELK_ENVS to another folder")
-        for words in places.chosen_roots()[1]
-    ]
-    for what, folder, why, setting in (
-        ("cache", platformdirs.user_cache_path("kernelk"), "Theano compiles again in every worker", "XDG_CACHE_HOME"),
-        ("temporary files", Path(tempfile.gettempdir()), "no worker can start", "TMPDIR"),
-    ):
-        words = _access(folder)
-        facts.append((what, f"{folder}, {f'not writable ({words})' if words else _free(folder)}"))
-        if words:
-            problems.append(
-                joined(
-                    f"{what}: {folder} can't be written ({words}): {why}",
-                    next_step=f"set {setting} to a writable folder",
-                )
-            )
-    compiler = shutil.which("g++")
-    facts.append(("C++ compiler", compiler or "g++ isn't on the PATH; only Theano uses it, and works without it too"))
-    name, by = config.chosen_backend()
-    facts.append(("engine of a new session", f"{name}, chosen by {by}"))
-    if not registry.is_name(name):
-        problems.append(
-            joined(
-                f"'{name}', chosen by {by}, is not a known engine",
-                next_step=f"choose one of {', '.join(registry.names())}",
-            )
-        )
-    # Read again: the file may have changed since this process read it.
-    if os.path.exists(config.path()):
-        problems += config.Config().read().problems
-    facts.append(("keras.json", str(config.path())))
-    return facts, problems
-
-
-def _free(folder: Path) -> str:
-    existing = folder
-    while not os.path.exists(existing) and existing != existing.parent:
-        existing = existing.parent
-    return f"writable, {size(shutil.disk_usage(existing).free)} free"

@@ -1,4 +1,7 @@
-"""Installs and removes engines by name with `environments.install`, and ends this session's workers in them."""
+"""Installs and removes engines by name with `environments.install`, and ends this session's workers in them.
+
+Those on other machines are installed and removed there: see `elsewhere`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..display.commands import in_shell_and_notebook
 from ..display.progress import Progress, Report
@@ -17,22 +21,33 @@ from ..environments.build import size
 from ..environments.install import end_orphans, install_recipe, one_at_a_time
 from ..environments.places import MARKER, candidate_folders, python_in, root, superseded, unfinished, users
 from ..environments.recipes import RECIPES, Recipe
-from ..errors import BackendNotInstalledError, InstallError
+from ..errors import ArgumentError, BackendNotInstalledError, InstallError
+from ..remote.clusters import placed
 from ..session.current import existing
 
 # Other builds of an engine's package by their common names, each with the engine.
 BUILDS = {"tensorflow-cpu": "tensorflow"}
 
 
-def install(name: str, report: Report | None = None, rebuild: bool = False) -> Path:
+def install(name: str, report: Report | None = None, rebuild: bool = False, on: Any = None) -> Path:
     """Builds the engine's environment, unless it is there, and returns its interpreter. `kernelk install NAME`.
 
     `report(text)` gets lines of progress; those that replace one another go to its attribute `moving(text)` if it has
     one. By default they are printed. An engine in the kernel's own environment is already installed. Raises
     UnknownBackendError, BackendNotInstalledError if pip has to install it or no Python fits, and InstallError. After
     an error or Ctrl-C it isn't installed; a `rebuild` keeps the old environment then.
+
+    `on`: as in `set_backend`; it is installed on each machine of that cluster, one after the other, and the interpreter
+    is that of the machine whose engine kernelk uses.
     """
-    report = report or Progress()
+    report = Progress() if report is None else report
+    name, place = _place(name, on)
+    if place:
+        from .elsewhere import on_each
+
+        if rebuild:
+            _release_there(name, place, f"kernelk install {name} --rebuild --on {place}")
+        return Path(on_each(place, "install", name, {"rebuild": rebuild}, report)[0])
     if name == keras2.NAME:
         there = keras2.found()
         if there is not None and not rebuild:
@@ -52,6 +67,21 @@ def install(name: str, report: Report | None = None, rebuild: bool = False) -> P
     return install_recipe(own, report, rebuild, release=releasing(own, f"kernelk install {own.name} --rebuild"))
 
 
+def _place(name: str, on: Any) -> tuple[str, str]:
+    """The name of what is to be installed or removed, and the cluster, "" for this machine: "theano@gpu-box" has both.
+
+    Raises ArgumentError where these are two clusters, UnknownBackendError.
+    """
+    base, at, place = name.partition("@")
+    if at and base != keras2.NAME:
+        registry.engine(f"{BUILDS.get(base, base)}@{place}")
+    if on is None:
+        return base, place
+    if place not in ("", given := placed("numpy", on).partition("@")[2]):
+        raise ArgumentError(f"{name} isn't on {given}", next_step=f"kernelk.install({base!r}, on={given!r})")
+    return base, given
+
+
 def _recipe_of(name: str) -> Recipe | None:
     """The recipe of an engine, None for one of the kernel's own environment. Raises UnknownBackendError."""
     if name in RECIPES:
@@ -60,14 +90,22 @@ def _recipe_of(name: str) -> Recipe | None:
     return RECIPES[recipe] if recipe is not None else None
 
 
-def uninstall(name: str, report: Report | None = None) -> list[Path]:
+def uninstall(name: str, report: Report | None = None, on: Any = None) -> list[Path]:
     """Removes the engine's environments, those of older pins and half-built ones too. `kernelk uninstall NAME`.
 
     Only the folder that an install goes to is changed; environments in the other folders of the search are reported.
     Returns the folders that it has removed. Raises InstallError if one can't be removed or is in use in this notebook,
     or if only pip can remove it.
+
+    `on`: as in `set_backend`; it is removed from each machine of that cluster.
     """
-    report = report or Progress()
+    report = Progress() if report is None else report
+    name, place = _place(name, on)
+    if place:
+        from .elsewhere import on_each
+
+        _release_there(name, place, f"kernelk uninstall {name} --on {place}")
+        return [Path(path) for paths in on_each(place, "uninstall", name, {}, report) for path in paths]
     if name == keras2.NAME:
         gone = keras2.removed()
         report(f"{name}: " + (", ".join(f"{path} removed" for path in gone) or "not installed, nothing to remove"))
@@ -144,18 +182,24 @@ def _unused_pythons(folder: Path) -> list[Path]:
 
 def releasing(recipe: Recipe, command: str) -> Callable[[], None]:
     """A function that ends this notebook's worker in the environment; it raises InstallError for the active engine."""
-    return functools.partial(_stop_workers, recipe, command)
+    return functools.partial(_stop_workers, recipe.name, recipe.title, command)
 
 
-def _stop_workers(recipe: Recipe, command: str) -> None:
+def _release_there(name: str, place: str, command: str) -> None:
+    """As `releasing`, of an engine on a cluster's machine."""
+    if name in RECIPES:
+        _stop_workers(name, f"{RECIPES[name].title} on {place}", command, place)
+
+
+def _stop_workers(recipe: str, title: str, command: str, place: str = "") -> None:
     session = existing()
     if session is None:
         return
     for host in list(session.hosts.values()):
-        if host.engine.recipe == recipe.name and host.started:
+        if host.engine.recipe == recipe and host.engine.on == place and host.started:
             if session.active == host.engine.name:
                 raise InstallError(
-                    f"{recipe.title} is this notebook's active engine",
+                    f"{title} is this notebook's active engine",
                     next_step=f"kernelk.set_backend('numpy'), then `{command}`",
                 )
             with session.lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from ..display.tables import MONOSPACE, size
 from ..engines.worker_log import SHOWN_LINES
@@ -37,17 +38,18 @@ class LogReport:
         return f"<div>{head}</div>" + (f'<pre style="{MONOSPACE}">{body}</pre>' if body else "")
 
 
-def log(name: str | None = None) -> LogReport:
+def log(name: str | None = None, on: Any = None) -> LogReport:
     """The latest output of an engine's workers (by default the active engine's), including workers that have ended.
 
-    The Python twin of `%kbackend --log NAME`. Raises UnknownBackendError, ArgumentError for an engine that runs in the
-    notebook's own process.
+    The Python twin of `%kbackend --log NAME`; `on` as in `set_backend`. Raises UnknownBackendError, ArgumentError for
+    an engine that runs in the notebook's own process.
     """
     from ..engines.registry import engine
+    from ..remote.clusters import placed
     from ..session.current import current
 
     session = current()
-    descriptor = engine(name or session.active)
+    descriptor = engine(placed(name or session.active, on))
     worker_log = session.log_of(descriptor.name)
     host = session.hosts.get(descriptor.name)
     in_kernel = descriptor.in_kernel if host is None else host.placement == "kernel"

@@ -322,7 +322,7 @@ def _timed(
 ) -> CallTime:
     """Times runs of these outputs on their own. Raises KernelKError."""
     function = Function([x for x, _ in fed], outputs, live=False)
-    alone = Call(function, 0, [np.ascontiguousarray(value) for _, value in fed], outputs[0].source)
+    alone = Call(function, 0, [np.asarray(value, order="C") for _, value in fed], outputs[0].source)
     with ready(session, host, alone, tells_of_device(host)) as timed:
         timed.warm_up(budget / 3, min(0.005, budget / 10))
         timed.sample_for(budget * 2 / 3)

@@ -169,6 +169,9 @@ def _no_option(magic: Any, option: str) -> ArgumentError:
         return ArgumentError(f"{name} takes no options", next_step=name)
     if option in _HELP:
         return ArgumentError(f"{name} has no option {option}", next_step=f"{name}? shows options and examples")
+    if option == "--on" and takes_engines(magic):
+        words = "an engine on another machine is named with its cluster"
+        return ArgumentError(f"{name} has no option --on", allowed=words, next_step="torch@NAME in place of torch")
     # All begin with "--", which would make any two of them look similar.
     hint = did_you_mean(option.lstrip("-"), [one.lstrip("-") for one in known], "--{}", cutoff=0.5)
     return ArgumentError(

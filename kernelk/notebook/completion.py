@@ -75,21 +75,24 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     named = next((name for name in before if registry.is_name(name)), None)
     actions = [f"--{name.replace('_', '-')}" for name in magics.actions]
     action = next((name for name in before if name in actions), None)
+    if last == "--on":
+        return files()
     if action is not None:
-        # It takes names and no options: one name, or any number of them.
+        elsewhere = action.removeprefix("--") in magics.actions_elsewhere
+        if word.startswith("-"):
+            return ["--on"] if elsewhere and "--on" not in before else []
+        # It takes names: one, or any number of them.
         more = action in ("--install", "--doctor") or (last == action and action != "--list")
-        return [name for name in registry.names() if name not in before] if more else []
+        return _engines(before, word) if more and "--on" not in before else []
     if last == "--device":
         return [*devices(named), DEFAULT]
     if last == "--threads":
         return [*_threads(), DEFAULT]
-    if last == "--on":
-        return files()
     if last == "--precision":
         engine = _descriptor(named)
         return engine.precisions if engine is not None else ()
     if named is None and not word.startswith("-"):
-        return registry.names()
+        return _engines(before, word)
     left_out = {*before, *(actions if before else ())}
     engine = _descriptor(named)
     if engine is None or not engine.compiles_c:
@@ -97,6 +100,16 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
     if engine is None or len(engine.precisions) == 1:
         left_out.add("--precision")
     return [name for name in options(magics.kbackend) if name not in left_out]
+
+
+def _engines(before: list[str], word: str) -> list[str]:
+    """The engines that aren't named yet, those on other machines that were used too; after "torch@" the clusters."""
+    base, at, _ = word.partition("@")
+    if at:
+        return [f"{base}@{name}" for name in files() if base in registry.names()]
+    session = existing()
+    elsewhere = [name for name in session.hosts if "@" in name] if session is not None else []
+    return [name for name in (*registry.names(), *elsewhere) if name not in before]
 
 
 def _descriptor(name: str | None) -> Engine | None:
@@ -119,7 +132,7 @@ def _beside_python(magic: Any, before: list[str], word: str) -> Iterable[str]:
         return options(magic) if isinstance(python_kind(magic), Expression) or not _code_begun(magic, before) else []
     if not before or any(name.startswith("--") for name in before) or not takes_engines(magic):
         return []
-    return [name for name in registry.names() if name not in before]
+    return _engines(before, word)
 
 
 def _code_begun(magic: Any, before: list[str]) -> bool:
@@ -140,7 +153,7 @@ def _compare(before: list[str], word: str) -> Iterable[str]:
     if last in ("--budget", "--sweep"):
         return []
     left = [name for name in options(MeasuringMagics.kcompare) if name not in before]
-    return left if word.startswith("-") else [*(name for name in registry.names() if name not in before), *left]
+    return left if word.startswith("-") else [*_engines(before, word), *left]
 
 
 def _tensors(namespace: dict[str, Any], before: list[str], word: str) -> Iterable[str]:

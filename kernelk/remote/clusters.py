@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+from ..display.progress import waiting
 from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
+# Seconds that a cluster's first engine has to come after the connection was made.
+_STARTS_WITHIN = 15.0
 
 # Seconds between two looks whether the user wants to wait any longer.
 STEP = 0.25
@@ -52,6 +56,8 @@ class Connection:
         self.client = client
         self._own = own
         self._views: dict[int, Any] = {}
+        self._made = time.monotonic()
+        self._begun = False  # whether it has had an engine, or none came in time
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
 
     @property
@@ -64,12 +70,25 @@ class Connection:
 
         Raises EngineError where there is none.
         """
+        self.await_engine()
         ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
         if not ids:
             raise EngineError(
-                f"the cluster '{self.name}' has no engines", next_step=f"ipcluster engines --profile={self.name}, there"
+                f"the cluster '{self.name}' has no engines",
+                next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
             )
         return ids
+
+    def await_engine(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Waits a while for the first engine ever: the cluster's user may have started it a moment ago.
+
+        `given_up()` tells whether the user doesn't want to wait any longer.
+        """
+        if not self._begun and not self.client.ids:
+            with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
+                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN and not given_up():
+                    time.sleep(0.1)
+        self._begun = True
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
         """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""

@@ -65,8 +65,13 @@ class RemoteHost(WorkerHost):
     def _find_interpreter(self) -> None:
         """That is found there."""
 
+    def _is_given_up(self) -> bool:
+        """Whether Ctrl-C has cancelled the start."""
+        return bool(self._ended)
+
     def _launch(self) -> None:
-        connection = connected(self.engine.on, lambda: bool(self._ended))
+        connection = connected(self.engine.on, self._is_given_up)
+        connection.await_engine(self._is_given_up)
         if self._worker is not None:
             self._worker.leave()
         worker = RemoteWorker(connection, self.engine, self._hear, self._home, lambda: bool(self._cuts))

@@ -226,11 +226,12 @@ class RemoteWorker:
         kind = str(getattr(error, "ename", type(error).__name__))
         message = one_line(getattr(error, "evalue", error))
         machine = self.connection.name
-        if kind in ("ModuleNotFoundError", "ImportError") and "kernelk" in message:
+        older = kind in ("ModuleNotFoundError", "ImportError") or message.startswith("Can't get attribute")
+        if older and "kernelk" in message:
             self._lost(message)
             return BackendNotInstalledError(
                 f"the ipyparallel engine on {machine} has no kernelk of this version ({message})",
-                next_step=f"on {machine}: `pip install kernelk=={__version__}`",
+                next_step=f"on {machine}: `pip install kernelk=={__version__}`, and restart its ipyparallel engines",
             )
         if kind == "EngineError":
             self._lost("is gone with its ipyparallel engine, which ended")

@@ -222,24 +222,26 @@ def _answer(head: dict[str, Any], frame: bytes = b"", *written: Array) -> list[A
 
 
 def _described(error: KernelKError) -> dict[str, Any]:
-    return {
-        "kind": type(error).__name__,
-        "problem": error.problem,
-        "allowed": error.allowed,
-        "next_step": error.next_step,
-        "remarks": error.remarks,
-    }
+    return error.as_dict()
+
+
+def other_version(version: str) -> EngineError | None:
+    """The error for a kernel whose kernelk is of another version than this one."""
+    if version == __version__:
+        return None
+    machine = socket.gethostname()
+    return EngineError(
+        f"kernelk is {__version__} on {machine}, and {version} here",
+        next_step=f"on {machine}: `pip install kernelk=={version}`, and restart its ipyparallel engines",
+    )
 
 
 def start(token: str, setup: str) -> list[Any]:
     """Starts a worker and replies with its first message; `setup`, in JSON, has engine, options, version and lease."""
     wanted = json.loads(setup)
-    if wanted["version"] != __version__:
-        error = EngineError(
-            f"kernelk is {__version__} on {socket.gethostname()}, and {wanted['version']} in this notebook",
-            next_step=f"on {socket.gethostname()}: `pip install kernelk=={wanted['version']}`, and restart its engines",
-        )
-        return _answer({"error": _described(error)})
+    other = other_version(wanted["version"])
+    if other is not None:
+        return _answer({"error": _described(other)})
     try:
         served = _Served(token, wanted)
         try:
@@ -251,6 +253,8 @@ def start(token: str, setup: str) -> list[Any]:
         where = f"on {socket.gethostname()}, whose ipyparallel engines run {sys.executable}"
         if registry.engine(wanted["engine"]).recipe is None:
             error.problem = f"{registry.engine(wanted['engine']).title} isn't installed {where}"
+        else:
+            error.problem += f" on {socket.gethostname()}"
         return _answer({"error": _described(error)})
     except KernelKError as error:
         return _answer({"error": _described(error)})

@@ -285,12 +285,13 @@ class _Choice:
                 session.active, session.chosen_by = self.active, self.chosen_by
 
 
-def stop_backend(name: str) -> StopReport:
-    """Stops an engine and frees its memory. The Python twin of `%kbackend --stop NAME`.
+def stop_backend(name: str, on: Any = None) -> StopReport:
+    """Stops an engine and frees its memory. The Python twin of `%kbackend --stop NAME`; `on` as in `set_backend`.
 
     Variables, functions and the choice of the engine stay: its next use starts it again, with the same options. One
     that isn't running is left alone. Raises UnknownBackendError.
     """
+    name = placed(name, on)
     engine = registry.engine(name)
     session = current()
     with session.lock:

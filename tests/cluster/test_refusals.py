@@ -134,7 +134,7 @@ def test_an_engine_that_is_not_installed_there(box: LocalCluster) -> None:
 
 def test_another_version_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_worker, "__version__", "0.0.7")
-    refused(EngineError, r"kernelk is .* on .*, and 0\.0\.7 in this notebook; next: .* `pip install kernelk==0\.0\.7`")
+    refused(EngineError, r"kernelk is .* on .*, and 0\.0\.7 here; next: .* `pip install kernelk==0\.0\.7`, and restart")
 
 
 def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +144,17 @@ def test_a_module_that_is_not_there(box: LocalCluster, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, tomorrow.__name__, tomorrow)
     monkeypatch.setattr(remote_worker.serving.start, "__module__", tomorrow.__name__)
     refused(BackendNotInstalledError, r"no kernelk of this version.*next: on box: `pip install kernelk==")
+
+
+def test_a_function_that_is_not_there(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_tomorrow() -> None:
+        raise AssertionError("it is called by its name, in that process")
+
+    serving = remote_worker.serving
+    of_tomorrow.__module__, of_tomorrow.__qualname__ = serving.__name__, "of_tomorrow"
+    monkeypatch.setattr(serving, "of_tomorrow", of_tomorrow, raising=False)
+    monkeypatch.setattr(serving, "start", of_tomorrow)
+    refused(BackendNotInstalledError, r"no kernelk of this version \(Can't get attribute 'of_tomorrow'.*, and restart")
 
 
 def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:

@@ -322,7 +322,7 @@ def test_a_device_that_cannot_be_read_counts_as_busy(monkeypatch: pytest.MonkeyP
         (Devices(0, 40), "cpu:0", False),
         (Devices(0, None), "cuda:0", True),
     ):
-        monkeypatch.setattr(worker_samples, "_nvml", lambda library=library: library)
+        monkeypatch.setattr(worker_samples, "nvml", lambda library=library: library)
         assert worker_samples.device_works(device) is works
 
 

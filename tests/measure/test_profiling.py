@@ -55,6 +55,14 @@ def test_each_op_is_a_row_with_its_part_and_line(backend: str) -> None:
     assert "one by one: forward" in text
 
 
+def test_an_op_with_a_scalar_is_timed_with_a_scalar(backend: str) -> None:
+    """Not with an array of one element, which is another program, and on Theano none that runs."""
+    x, s = K.placeholder((2, 3)), K.placeholder(())
+    f = K.function([x, s], [x * K.exp(s)])
+    result = kernelk.profile(lambda: f([np.ones((2, 3)), 2.0]), budget=0.1)
+    assert {op.op: (op.shape, op.failure) for op in result.ops} == {"multiply": ((2, 3), ""), "exp": ((), "")}
+
+
 def test_the_slow_op_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     slow_engine(monkeypatch, {"tanh": 0.004})
     kernelk.set_backend("slow")
