@@ -16,10 +16,8 @@ from ..backends.serving.wire import Malformed, WireClosed
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import Connection
+from .clusters import STEP, Connection, parsed
 
-# Seconds between two looks whether the user wants to wait any longer.
-_STEP = 0.25
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
 
@@ -30,6 +28,39 @@ _NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the
 _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
 
 
+class Silence:
+    """Whether an ipyparallel engine is still there, which it tells in the middle of a call, too.
+
+    Without a word for some seconds it is asked for a sign of life, and asked again: signs are lost on the way as well.
+    """
+
+    def __init__(self, connection: Connection, engine: int) -> None:
+        self._connection = connection
+        self._engine = engine
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on it is to be heard of."""
+        self._seconds, self._before = 0.0, time.monotonic()
+        self._signs: list[Callable[[], bool]] = []
+
+    def broken_off(self) -> str:
+        """Why nobody is there any more, in words, "" as long as somebody may be; to be asked each `STEP`."""
+        now = time.monotonic()
+        # Where this machine has slept meanwhile, the answer may still be on its way.
+        self._seconds, self._before = self._seconds + min(now - self._before, 4 * STEP), now
+        if any(sign() for sign in self._signs):
+            self.begin()
+        if self._seconds > _SILENT_AFTER:
+            # The next one finds out what is still there.
+            self._connection.avoid(self._engine)
+            return _NOBODY.format(seconds=self._seconds)
+        if self._seconds > _ASK_AFTER * (1 + len(self._signs)):
+            with contextlib.suppress(OSError):
+                self._signs.append(self._connection.ping(self._engine))
+        return ""
+
+
 class RemoteWorker:
     """One worker, under a name that no later one has; it stands where a `ChildProcess` does for one on this machine.
 
@@ -38,7 +69,7 @@ class RemoteWorker:
 
     def __init__(self, connection: Connection, descriptor: Engine, hear: Callable[[dict[str, Any]], None]) -> None:
         self.connection = connection
-        self.engine = connection.engine()
+        self.engine = connection.engines(parsed(descriptor.on).engines)[0]
         self.descriptor = descriptor
         self.token = f"kernelk-{uuid.uuid4().hex}"
         self.pid = 0
@@ -46,19 +77,10 @@ class RemoteWorker:
         self.words = ""
         self._hear = hear
         self._waiting = False
-        self._watched = True  # whether somebody answers a request for a sign of life
         self._over = threading.Event()
 
     def start(self, options: dict[str, Any]) -> Any:
         """Has the worker started; what comes of it is a reply. Raises WireClosed."""
-        try:
-            # An engine whose nanny its user has turned off gives no signs, and is noticed by the controller alone.
-            sign = self.connection.ping(self.engine)
-            with contextlib.suppress(TimeoutError):
-                sign.result(_ASK_AFTER)
-            self._watched = sign.done()
-        except OSError as error:
-            raise self._lost(one_line(error)) from error
         wanted = {"engine": self.descriptor.base, "options": options, "version": __version__, "lease": serving.LEASE}
         sent = self.ask(serving.start, self.token, json.dumps(wanted))
         threading.Thread(target=self._renew, name="kernelk-lease", daemon=True).start()
@@ -103,27 +125,15 @@ class RemoteWorker:
         return [frame, *parts]
 
     def _wait(self, sent: Any) -> None:
-        silent, before = 0.0, time.monotonic()
-        sign: Any = None
-        while not sent.wait(_STEP):
+        silence = Silence(self.connection, self.engine)
+        while not sent.wait(STEP):
             if self._over.is_set():
                 self._end_there()
                 raise WireClosed(self.words)
-            now = time.monotonic()
-            # Where this machine has slept meanwhile, the answer may still be on its way.
-            silent, before = silent + min(now - before, 4 * _STEP), now
-            if sign is not None and sign.done():
-                sign, silent = None, 0.0
-            if not self._watched:
-                continue
-            if silent > _SILENT_AFTER:
-                # The next one finds out what is still there.
-                self.connection.avoid(self.engine)
+            words = silence.broken_off()
+            if words:
                 self.connection.close()
-                raise self._lost(_NOBODY.format(seconds=silent))
-            if sign is None and silent > _ASK_AFTER:
-                with contextlib.suppress(OSError):
-                    sign = self.connection.ping(self.engine)
+                raise self._lost(words)
 
     def _lost(self, words: str, unread: bool = False) -> WireClosed:
         """Notes that this worker is never used again, whatever has become of it."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import threading
@@ -29,11 +28,11 @@ from ..backends.serving.executor import describe
 from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import Malformed, encode, opened
 from ..engines import memory, registry
-from ..engines.machine import processor
 from ..engines.storage import Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
 from ..errors import BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, WorkerDiedError
+from . import machines
 
 # After so many seconds without a word from its kernel, a worker is ended: that one may have been killed.
 LEASE = 900.0
@@ -178,8 +177,8 @@ def start(token: str, setup: str) -> list[Any]:
         return _answer({"error": _described(error)})
     _served[token] = served
     _watch_leases()
-    here = {"machine": socket.gethostname(), "processor": processor(), "cores": os.cpu_count()}
-    return _answer(served.news(), encode({**served.hello, "facts": {**served.hello["facts"], **here}}))
+    facts = {**served.hello["facts"], **machines.facts()}
+    return _answer(served.news(), encode({**served.hello, "facts": facts}))
 
 
 def request(first: bytes, *parts: Array) -> list[Any]:
