@@ -28,7 +28,7 @@ import kernelk
 from kernelk import backend as K
 
 # So many points, each for so many seconds; the ops of one call sleep for as many milliseconds as it has elements.
-POINTS, SECONDS, FIRST = 16, 3.0, 5
+POINTS, SECONDS, FIRST = 16, 3.0, 20
 ROUNDS = 5
 TARGET = 3.0
 
