@@ -361,7 +361,7 @@ class SweepResult(Result, Rendered):
             machines.setdefault(replace(conditions, machine=""), {})[conditions.machine] = None
         return [
             "rows are from different machines: ratios hold within a row",
-            *(replace(conditions, machine=", ".join(names)).words() for conditions, names in machines.items()),
+            *(replace(conditions, machine=", ".join(sorted(names))).words() for conditions, names in machines.items()),
         ]
 
     def records(self) -> list[dict[str, Any]]:
