@@ -194,7 +194,9 @@ class _ExecutorLane(_Lane):
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
-            future = self._executor.submit(function, *arguments)
+            # A function of Python's own is there in any case.
+            own = function if function is resolve_name else elsewhere.Called(function)
+            future = self._executor.submit(own, *arguments)
         except Exception as error:
             raise self._explained(error) from error
         self.running.add(future)
@@ -229,7 +231,6 @@ def on_executor(executor: Executor, points: int) -> list[_Lane]:
     lane = _ExecutorLane(executor, points)
     try:
         with _settled([lane]):
-            # A function of Python's own, which is there in any case.
             future = lane.call(resolve_name, "kernelk._version:__version__")
             _wait_for([lane])
             found = lane.text(future)
