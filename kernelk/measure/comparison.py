@@ -66,11 +66,11 @@ def compare(
             next_step="kernelk.compare(lambda: f([x]), 'torch', 'jax', on='gpu-box')",
         )
     engines, where = _engines(names, on, sweep is not None)
-    if where is not None and len(targets) > 1:
+    if isinstance(where, Executor) and len(targets) > 1:
         raise ArgumentError(
             "compare: an executor takes one body", next_step="kernelk.compare(lambda: f([x]), 'torch', on=executor)"
         )
-    if per_op and where is not None:
+    if isinstance(where, Executor) and per_op:
         raise ArgumentError(
             "compare: per_op isn't possible on an executor", next_step="leave it out, or name a cluster"
         )

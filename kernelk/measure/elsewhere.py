@@ -215,7 +215,7 @@ def welcome(setup: str) -> str:
 def measure(head: str, *arrays: Array) -> str:
     """Compares the calls of a recording on engines of this machine, one side at a time, and replies with the sides.
 
-    `head` has the setup, the names of the engines, the budget, and a parcel's head.
+    `head` has the setup, the engines by the labels of their sides, the budget, and a parcel's head.
     """
     sent = json.loads(head)
     try:
@@ -223,13 +223,13 @@ def measure(head: str, *arrays: Array) -> str:
         session = bench.session
         with bench.in_turn():
             opened = Opened(session, sent, list(arrays))
-            result = CompareResult([Side(name) for name in sent["engines"]], 0.0, sent["budget"])
+            result = CompareResult([Side(label) for label in sent["engines"]], 0.0, sent["budget"])
             try:
                 with restoring(session, [opened.recording]) as rewind:
                     rounds = Rounds(session, bench, rewind, result, bench.look)
                     try:
                         for side in result.sides:
-                            rounds.prepare(side, side.label, opened.recording)
+                            rounds.prepare(side, sent["engines"][side.label], opened.recording)
                         rounds.run(sent["budget"])
                     finally:
                         rounds.close()

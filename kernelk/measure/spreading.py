@@ -460,7 +460,7 @@ class _Work:
         for position, words in parcel.refused.items():
             able[position].failure = words
         names = {side.label: side.name for side in self._wanted}
-        engines = [names[side.label] for side in able if not side.failure]
+        engines = {side.label: names[side.label] for side in able if not side.failure}
         if not engines:
             self._done += 1
             return
@@ -484,10 +484,9 @@ class _Work:
             self._fail(point, str(error))
             return
         self._done += 1
-        labels = {side.name: side.label for side in self._wanted}
         point.result.machine = machine = lane.name or reply["machine"]
         point.result.notes += reply["notes"]
-        measured = {labels[sent["label"]]: _side(labels[sent["label"]], machine, sent) for sent in reply["sides"]}
+        measured = {sent["label"]: _side(machine, sent) for sent in reply["sides"]}
         point.result.sides = [measured.get(side.label, side) for side in point.result.sides]
 
     def _fail(self, point: _Point, words: str) -> None:
@@ -533,14 +532,13 @@ def _ability(side: Wanted, told: dict[str, Any]) -> Ability | str:
     return Ability(title, frozenset(told["ops"]), frozenset(told["dtypes"]), told["specialises"])
 
 
-def _side(label: str, machine: str, sent: dict[str, Any]) -> Side:
-    """A side as it was measured there, under its label here."""
-    conditions = sent["conditions"]
+def _side(machine: str, sent: dict[str, Any]) -> Side:
+    """A side as it was measured there."""
+    label, conditions = sent["label"], sent["conditions"]
     if conditions is not None:
         known = Conditions(**conditions)
         conditions = replace(known, engine=label, title=registry.engine(label).title, machine=machine)
     made = {
-        "label": label,
         "conditions": conditions,
         "calls": [CallTime(**call) for call in sent["calls"]],
         "ratio": None if sent["ratio"] is None else Estimate(*sent["ratio"]),
