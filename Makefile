@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-clusters bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix release course clean
+.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-clusters bench-sweeps bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix release course clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -79,6 +79,9 @@ bench: setup  ## measures kernelk against its targets and writes benchmarks/RESU
 
 bench-clusters: setup  ## a call on another machine against ipyparallel's own, over loopback and slower networks (as root)
 	$(BIN)/python benchmarks/run.py --rounds 9 --clusters
+
+bench-sweeps: setup  ## a sweep over four engines of a cluster against one, on an engine that sleeps
+	$(BIN)/python benchmarks/sweeps.py
 
 bench-against: setup  ## BASE=path of another checkout: this kernelk and that one side by side, row by row
 	@test -n "$(BASE)" || { echo "bench-against needs another checkout of kernelk; next: make bench-against BASE=path" >&2; exit 1; }

@@ -93,6 +93,7 @@ class KernelKMagics(Magics):
           %kbackend theano --no-compiler    compiles no C: the first result comes at once, later ones are slower
           %kbackend theano --compiler       undoes that
           %kbackend torch --on gpu-box      on the machine of the ipyparallel cluster gpu-box; it is torch@gpu-box then
+          %kbackend torch --on hpc[2]       the same, by the cluster's engine number 2
           %kbackend tensorflow --save       and in every session from now on
           %kbackend numpy --drop-calls      if calls were lost with a worker and nothing can repeat them: without them
           %kbackend --stop torch            stops it and frees its memory; it starts again when needed

@@ -120,12 +120,12 @@ def make_room() -> None:
 
 
 @contextlib.contextmanager
-def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
+def waiting(doing: str | Callable[[], str], hints: Sequence[str] = ()) -> Iterator[None]:
     """Counts seconds on a line once the block takes longer than DELAY: "Theano is starting: 3 s (Ctrl-C cancels)".
 
-    `hints` are shown in the brackets, as many as fit. The line disappears with the block. Only the main thread shows
-    it, the one that Ctrl-C reaches, and not if the user wants quiet, or where it would stay. A block inside another
-    shows no line.
+    `doing` may be a function, for what changes meanwhile. `hints` are shown in the brackets, as many as fit. The line
+    disappears with the block. Only the main thread shows it, the one that Ctrl-C reaches, and not if the user wants
+    quiet, or where it would stay. A block inside another shows no line.
     """
     hidden = messages.quiet() or messages.is_captured() or messages.keeps_every_output()
     if hidden or _COUNTING or threading.current_thread() is not threading.main_thread():
@@ -147,14 +147,17 @@ def waiting(doing: str, hints: Sequence[str] = ()) -> Iterator[None]:
         thread.join()
 
 
-def _count(over: threading.Event, doing: str, hints: Sequence[str], line: _Output | Progress) -> None:
+def _count(
+    over: threading.Event, doing: str | Callable[[], str], hints: Sequence[str], line: _Output | Progress
+) -> None:
     begin = time.monotonic()
     move = Moving(line)
     wait = DELAY
     # The reader of the stream may be gone.
     with contextlib.suppress(OSError, ValueError):
         while not over.wait(wait):
-            move(_hinted(f"{doing}: {time.monotonic() - begin:.0f} s", hints))
+            words = doing() if callable(doing) else doing
+            move(_hinted(f"{words}: {time.monotonic() - begin:.0f} s", hints))
             wait = 1.0
         line.clear()
 

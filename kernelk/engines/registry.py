@@ -62,6 +62,9 @@ def names_where(fits: Callable[[Engine], bool]) -> list[str]:
     return fitting
 
 
+# A cluster, and which of its ipyparallel engines.
+_PLACE = re.compile(r"[^@ ,/\\\[\]]+(\[(0|[1-9]\d*)\])?")
+
 # As they are imported, in most people's code.
 _SHORT = {"tf": "tensorflow", "np": "numpy", "pt": "torch", "th": "theano"}
 
@@ -98,10 +101,11 @@ def engine(name: str) -> Engine:
 def _elsewhere(name: str) -> Engine:
     base, _, place = name.partition("@")
     here = engine(base)
-    if not place or not place.isprintable() or set(place) & set("@ ,/\\"):
+    if not _PLACE.fullmatch(place) or not place.isprintable():
         raise UnknownBackendError(
             f"{name!r} names no cluster",
-            allowed="after the @ comes an ipyparallel profile or a cluster's id, such as torch@gpu-box",
+            allowed="after the @ comes an ipyparallel profile or a cluster's id, such as torch@gpu-box, and, if it "
+            "matters, which of its engines: torch@gpu-box[2]",
             next_step="ipcluster list",
         )
     return replace(here, name=name, title=f"{here.title}@{place}", on=place, in_kernel=False, in_kernel_too=False)

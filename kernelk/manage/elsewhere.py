@@ -17,7 +17,7 @@ from ..backends.serving.wire import WireClosed
 from ..display.progress import Moving, Report, waiting
 from ..engines import registry
 from ..errors import BackendNotInstalledError, EngineError, InstallError, KernelKError
-from ..remote.clusters import Connection, connected, placed
+from ..remote.clusters import Connection, connected, parsed, placed
 from ..remote.remote_worker import RemoteWorker
 from . import there
 
@@ -30,11 +30,9 @@ _HINTS = ("Ctrl-C cancels",)
 class _Asked(RemoteWorker):
     """One ipyparallel engine that is asked for something: a wait for it is as that for a worker there."""
 
-    def __init__(self, connection: Connection, number: int | None = None) -> None:
-        """By default it is the engine that a worker would be started with."""
+    def __init__(self, connection: Connection, number: int) -> None:
         super().__init__(connection, registry.engine(f"numpy@{connection.name}"), self._take, "", lambda: False)
-        if number is not None:
-            self.engine = number
+        self.engine = number
         self._taken: dict[str, Any] = {}
         self.running = False
 
@@ -151,8 +149,9 @@ def machines(on: Any) -> list[Machine]:
     EngineError where it can't be reached, or has no engines.
     """
     # The doctor's trials, each in a thread of its own, find this connection.
-    connection = connected(placed("numpy", on).partition("@")[2])
-    used = _Asked(connection).engine
+    place = placed("numpy", on).partition("@")[2]
+    connection = connected(place)
+    used = connection.engines(parsed(place).engines)[0]
     numbers = [used, *(number for number in sorted(connection.client.ids) if number != used)]
     found: dict[Any, Machine] = {}
     with waiting(f"waiting for the engines of {connection.name}", _HINTS):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import math
 import os
-import random
-import time as clock
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..arrays import Array
 from ..display.commands import in_ipython
 from ..display.progress import waiting
 from ..engines import registry
@@ -21,26 +15,18 @@ from ..engines.descriptors import DEFAULT, Engine
 from ..engines.host import Host
 from ..engines.options import changed_options, check_honoured, known_precision, requested_options
 from ..errors import ArgumentError, KernelKError, joined, one_line
-from ..remote.clusters import placed
+from ..remote.clusters import Place, parsed, place_of, placed
 from ..session.current import current
 from ..session.session import Session
 from ..session.targets import layers_of
-from ..session.untouched import untouched
-from .by_layer import by_layer
-from .comparison_results import CompareResult, OpsResult, Side, SweepResult
-from .divergence import TOLERANCES, gap_of
-from .estimates import paired_ratio
-from .profiling import op_times
+from .comparison_results import CompareResult, Side, SweepResult, differences
 from .recording import Recording, record, restoring
 from .results import noted
-from .timing import SETTLE_SECONDS, WARM_UP, Conditions, Timed, checked_budget, ready
+from .rounds import Rounds
+from .spreading import Spread, Wanted, on_cluster, on_executor, spread
+from .timing import checked_budget
 
 BUDGET = 10.0
-# The target number of rounds: enough to see 5 % on a machine whose samples spread by as much.
-ROUNDS = 100
-MOST_ROUNDS = 300
-# The longest sample, in seconds, if a run is shorter: the sides alternate quickly.
-LONGEST_SAMPLE = 0.03
 
 
 def compare(
@@ -62,7 +48,8 @@ def compare(
     `device`, `threads`, `precision`: as in `set_backend`, for all sides alike, in processes of their own. `sweep`:
     {"n": values} runs the body, a function of `n`, for each. `per_op`: then each op of the slowest call is timed
     separately on every engine, for as many seconds again. `on`: the cluster that the named engines run on, as in
-    `set_backend`. Afterwards the session is as after one run of the targets.
+    `set_backend`, or any `concurrent.futures.Executor`. A sweep is spread over a cluster's machines, or an executor's,
+    each value on one of them. Afterwards the session is as after one run of the targets.
     Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     __tracebackhide__ = True  # in an error of a body
@@ -78,7 +65,15 @@ def compare(
             "compare: on needs engines' names, since which are installed there isn't known here",
             next_step="kernelk.compare(lambda: f([x]), 'torch', 'jax', on='gpu-box')",
         )
-    engines = [registry.engine(placed(name, on)).name for name in dict.fromkeys(names)]
+    engines, where = _engines(names, on, sweep is not None)
+    if isinstance(where, Executor) and len(targets) > 1:
+        raise ArgumentError(
+            "compare: an executor takes one body", next_step="kernelk.compare(lambda: f([x]), 'torch', on=executor)"
+        )
+    if isinstance(where, Executor) and per_op:
+        raise ArgumentError(
+            "compare: per_op isn't possible on an executor", next_step="leave it out, or name a cluster"
+        )
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
             f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined",
@@ -95,11 +90,34 @@ def compare(
     asked = _Asked(device, threads, precision)
     with session.lock:
         session.ready_host()
+        result: CompareResult | SweepResult
         if sweep is not None:
-            result: CompareResult | SweepResult = _sweep(session, targets, engines, seconds, sweep, asked)
+            result = _sweep(session, targets, engines, seconds, sweep, asked, where)
+        elif where is not None:
+            result = _elsewhere(session, targets[0], engines, feeds, seconds, asked, where)
         else:
             result = _compare(session, targets, engines, feeds, seconds, asked, per_op)
         return noted("compare", result)
+
+
+def _engines(names: list[str], on: Any, swept: bool) -> tuple[list[str], Executor | Place | None]:
+    """The engines' names; and the executor, or the cluster of a sweep all of whose sides run there, that measures."""
+    if isinstance(on, Executor):
+        engines = [registry.engine(name) for name in dict.fromkeys(names)]
+        for engine in engines:
+            if engine.on:
+                raise ArgumentError(
+                    f"compare: {engine.name} can't run on an executor, since it is on {engine.on}",
+                    next_step=f"name {engine.base}, or leave on out",
+                )
+        return [engine.name for engine in engines], on
+    if on is None or not swept:
+        placed_engines = [registry.engine(placed(name, on)) for name in dict.fromkeys(names)]
+        places = {engine.on for engine in placed_engines}
+        whole = swept and len(places) == 1 and "" not in places
+        return [engine.name for engine in placed_engines], parsed(places.pop()) if whole else None
+    place = place_of(on)
+    return [registry.engine(placed(name, place.cluster)).name for name in dict.fromkeys(names)], place
 
 
 class _Asked(NamedTuple):
@@ -134,6 +152,7 @@ def _sweep(
     budget: float,
     sweep: Mapping[str, Sequence[float]],
     asked: _Asked,
+    where: Executor | Place | None,
 ) -> SweepResult:
     __tracebackhide__ = True
     if not isinstance(sweep, Mapping) or len(sweep) != 1 or len(targets) != 1 or not callable(targets[0]):
@@ -152,16 +171,86 @@ def _sweep(
             f"compare: the body can't be called with {name} alone",
             next_step=f"kernelk.compare(lambda {name}: ..., sweep={{'{name}': [128, 256, 512]}})",
         )
-    points = []
+    runs = []
     for value in values:
 
         def run(value: float = value) -> Any:
             __tracebackhide__ = True
             return body(**{name: value})
 
-        one = _compare(session, [run], engines, None, budget / len(values), asked)
-        points.append((float(value), one))
-    return SweepResult(name, points)
+        runs.append(run)
+    share = budget / len(runs)
+    if where is not None:
+        results, notes = _spread(session, runs, engines, None, share, asked, where)
+    else:
+        results, notes = [], []
+        for run in runs:
+            one = _compare(session, [run], engines, None, share, asked)
+            results.append(one)
+    return SweepResult(name, [(float(value), one) for value, one in zip(values, results)], notes)
+
+
+def _elsewhere(
+    session: Session,
+    target: Any,
+    engines: list[str],
+    feeds: Any,
+    budget: float,
+    asked: _Asked,
+    where: Executor | Place,
+) -> CompareResult:
+    """One comparison that an executor makes."""
+    __tracebackhide__ = True
+    (result,), notes = _spread(session, [target], engines, feeds, budget, asked, where)
+    result.notes += notes
+    return result
+
+
+def _spread(
+    session: Session,
+    targets: list[Any],
+    engines: list[str],
+    feeds: Any,
+    budget: float,
+    asked: _Asked,
+    where: Executor | Place,
+) -> Spread:
+    """A comparison for each target, elsewhere."""
+    __tracebackhide__ = True
+    notes: list[str] = []
+    lanes = on_cluster(where, notes) if isinstance(where, Place) else on_executor(where, len(targets))
+    wanted = []
+    for label in engines:
+        try:
+            options = _options(session, registry.engine(label), asked)
+            options.pop("in_kernel", None)
+            wanted.append(Wanted(label, registry.engine(label).base, options))
+        except KernelKError as error:
+            wanted.append(Wanted(label, registry.engine(label).base, {}, one_line(error)))
+
+    def recorded(target: Any) -> Callable[[], Recording]:
+        def run() -> Recording:
+            __tracebackhide__ = True
+            return record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)")
+
+        return run
+
+    spreading = spread(session, lanes, wanted, [recorded(target) for target in targets], budget, notes)
+    for result in spreading.results:
+        result.notes += _unequal_conditions(result, asked.threads)
+    return spreading
+
+
+def _options(session: Session, engine: Engine, asked: _Asked) -> dict[str, Any]:
+    """The options of an engine for this comparison. Raises ArgumentError."""
+    changes = _changes(engine, asked)
+    return changed_options(session.engine_options.get(engine.name, {}), changes, session.hosts.get(engine.name))
+
+
+def _changes(engine: Engine, asked: _Asked) -> dict[str, Any]:
+    # An engine of the notebook's own process keeps its threads, and a note says how many there are.
+    threads = None if registry.engine(engine.base).in_kernel else asked.threads
+    return requested_options(engine, asked.device, threads, precision=asked.precision)
 
 
 def _takes(body: Any, name: str) -> bool:
@@ -200,7 +289,7 @@ def _compare(
     python = sum(recording.python_seconds for recording in recordings)
     result = CompareResult([Side(label) for label in labels], python, budget, several)
     with _Hosts(session, asked) as hosts, restoring(session, recordings) as rewind:
-        work = _Work(session, hosts, rewind, result)
+        work = Rounds(session, hosts, rewind, result)
         for side, (engine, recording) in zip(result.sides, pairs):
             work.prepare(side, engine, recording)
         try:
@@ -248,9 +337,7 @@ def _unequal_conditions(result: CompareResult, threads: int | str | None) -> lis
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
         notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
-    if len({conditions.machine for _, conditions in known}) > 1:
-        listed = "; ".join(f"{label} on {c.machine or 'this one'}, {c.processor}" for label, c in known)
-        notes.append(f"machines differ ({listed})")
+    notes += differences(known)
     kinds = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(kinds) > 1:
         listed = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
@@ -276,143 +363,15 @@ class _Hosts:
     def started(self, name: str) -> Host:
         """The host of an engine, started. Raises KernelKError."""
         session, engine = self._session, registry.engine(name)
-        # An engine in this process keeps its threads, and a note says how many there are.
-        threads = None if engine.in_kernel else self._asked.threads
-        changes = requested_options(engine, self._asked.device, threads, precision=self._asked.precision)
-        if not changes:
+        if not _changes(engine, self._asked):
             host = session.host(name)
         elif name in self._made:
             host = self._made[name]
         else:
-            options = changed_options(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+            options = _options(session, engine, self._asked)
             host = self._made[name] = session.make_host(name, options)
             host.start()
             check_honoured(host, options)
         if not host.started:
             host.start()
         return host
-
-
-class _Work:
-    """Runs the sides on their hosts: prepares one after the other, then times them in turns."""
-
-    def __init__(self, session: Session, hosts: _Hosts, rewind: Any, result: CompareResult) -> None:
-        self._session = session
-        self._hosts = hosts
-        self._rewind = rewind
-        self._result = result
-        self._open = contextlib.ExitStack()
-        self._ready: dict[int, list[Timed]] = {}
-        self._expected: list[list[Array]] | None = None
-
-    def close(self) -> None:
-        """Lets the engines forget the prepared calls."""
-        self._open.close()
-
-    def prepare(self, side: Side, engine: str, recording: Recording) -> None:
-        """Makes the calls once, compares their results with the reference's, and prepares them; or notes why not."""
-        session = self._session
-        try:
-            host = self._hosts.started(engine)
-            side.conditions = Conditions.of(host)
-            self._rewind()
-            self._check(side, self._values(host, recording))
-            self._rewind()
-            timed = [self._open.enter_context(ready(session, host, call)) for call in recording.calls]
-            side.calls = [one.call_time for one in timed]
-            self._ready[id(side)] = timed
-        except KernelKError as error:
-            side.failure = one_line(error)
-
-    def _values(self, host: Host, recording: Recording) -> list[list[Array]]:
-        values_by_call = []
-        for call, feeds in recording.sequence:
-            if feeds is not None:
-                program = call.program(self._session, host.ops)
-                values = self._session.calls.execute(host, program, feeds)
-                values_by_call.append(values[: len(call.function.outputs)])
-        values_by_call.append([self._session.read(variable) for variable in recording.before])
-        return values_by_call
-
-    def _check(self, side: Side, values: list[list[Array]]) -> None:
-        flat = [np.asarray(value) for group in values for value in group]
-        side.nans = sum(int(np.isnan(value).sum()) for value in flat if value.dtype.kind == "f")
-        if self._expected is None:
-            self._expected = values
-            return
-        expected = [np.asarray(value) for group in self._expected for value in group]
-        if [value.shape for value in flat] != [value.shape for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other shapes, so they aren't compared")
-            return
-        if [value.dtype for value in flat] != [value.dtype for value in expected]:
-            self._result.notes.append(f"{side.label} has results of other dtypes, so the times aren't comparable")
-        for value, other in zip(flat, expected):
-            with np.errstate(all="ignore"):
-                near = float(np.abs(other[np.isfinite(other)]).mean()) if np.isfinite(other).any() else 0.0
-            allowed = max(TOLERANCES.get(one.dtype.name, 0.0) for one in (value, other))
-            gap = gap_of(other, value, allowed, near)
-            side.absolute, side.relative = max(side.absolute, gap.absolute), max(side.relative, gap.scaled)
-            side.differing += gap.beyond
-
-    def run(self, budget: float) -> None:
-        """Warms the sides up, and runs rounds for the rest of the budget; each round runs every side once."""
-        sides = [side for side in self._result.sides if id(side) in self._ready]
-        if not sides:
-            return
-        begin = clock.perf_counter()
-        share = budget / len(sides)
-        longest = min(LONGEST_SAMPLE, share / ROUNDS / max(len(self._ready[id(side)]) for side in sides))
-        for side in sides:
-            timed = self._ready[id(side)]
-            for one in timed:
-                one.warm_up(share * WARM_UP / len(timed), longest)
-        rounds = 0
-        longest_round = 0.0
-        while rounds < MOST_ROUNDS and len(sides) > 0:
-            start = clock.perf_counter()
-            if rounds and start - begin + longest_round > budget:
-                break
-            for side in random.sample(sides, len(sides)):
-                if len(sides) > 1 and not self._result.same_engine:
-                    clock.sleep(SETTLE_SECONDS)
-                try:
-                    timed = self._ready[id(side)]
-                    side.rounds.append(sum(one.call_time.count * one.in_turn(longest) for one in timed))
-                except KernelKError as error:
-                    side.failure = one_line(error)
-            sides = [side for side in sides if not side.failure]
-            longest_round = max(longest_round, clock.perf_counter() - start)
-            rounds += 1
-        reference = self._result.reference
-        for side in sides:
-            assert reference is not None
-            side.ratio = paired_ratio(side.rounds, reference.rounds)
-        if self._result.comparable:
-            self._break_even(sides)
-        if rounds < 9 and sides:
-            few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
-            enough = math.ceil(longest_round * 30 + 1)
-            self._result.notes.append(joined(few, next_step=f"--budget {enough}"))
-
-    def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
-        """Times each op of the slowest call separately on every engine that works; None if none does."""
-        hosts = {side.label: self._hosts.started(side.label) for side in self._result.sides if id(side) in self._ready}
-        if not hosts:
-            return None
-        call = max(recording.calls, key=lambda one: sum(one.seconds))
-        with untouched(self._session, list(hosts.values())):
-            ops = op_times(self._session, list(hosts.values()), call, budget)
-        ops.sort(key=lambda row: -max(op.total for op in row))
-        layers = by_layer(list(hosts), ops, call.function.roots)
-        return OpsResult(list(hosts), call.label, ops, self._result.comparable, layers)
-
-    @staticmethod
-    def _break_even(sides: list[Side]) -> None:
-        """Computes after how many runs a side with a longer build overtakes the one that is ready first."""
-        if not sides:
-            return
-        first = min(sides, key=lambda side: side.built)
-        for side in sides:
-            gain = first.steady.value - side.steady.value
-            if side is not first and gain > 0:
-                side.pays_after = math.ceil((side.built - first.built) / gain)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..display.commands import in_ipython
@@ -128,7 +129,8 @@ class CompareResult(Result, Rendered):
     """The result of a comparison: a side for each engine or body; the first that works is the reference.
 
     `python_seconds`: the body's time outside its calls, once, on the active engine. `same_engine`: the sides are
-    bodies. `per_op`: each op timed separately, if that was requested.
+    bodies. `per_op`: each op timed separately, if that was requested. `machine`: the one that all sides were sent to,
+    "" where the kernel has measured them itself.
     """
 
     sides: list[Side]
@@ -137,6 +139,7 @@ class CompareResult(Result, Rendered):
     same_engine: bool = False
     notes: list[str] = field(default_factory=list)
     per_op: OpsResult | None = None
+    machine: str = ""
 
     def also(self) -> OpsResult | None:
         """Op by op."""
@@ -267,6 +270,8 @@ class CompareResult(Result, Rendered):
                     relative=side.relative,
                     differing=side.differing,
                     precision=side.conditions.precision if side.conditions is not None else "",
+                    version=side.conditions.version if side.conditions is not None else "",
+                    machine=side.conditions.machine if side.conditions is not None else "",
                 )
             rows.append(row)
         return rows
@@ -288,33 +293,89 @@ def _diff_command(reference: str, other: str) -> str:
     return f"add print(kernelk.diff(y, {reference!r}, {other!r})) to the script"
 
 
+def differences(known: Sequence[tuple[str, Conditions]]) -> list[str]:
+    """Lines on what differs between the conditions of these labels and makes their times differ by itself."""
+    lines = []
+    if len({one.machine for _, one in known}) > 1:
+        listed = "; ".join(f"{label} on {one.machine or 'this one'}, {one.processor}" for label, one in known)
+        lines.append(f"machines differ ({listed})")
+    versions: dict[str, dict[str, list[str]]] = {}
+    for label, one in known:
+        versions.setdefault(label.partition("@")[0], {}).setdefault(one.version, []).append(label)
+    for engine, found in versions.items():
+        if len(found) > 1:
+            listed = ", ".join(f"{', '.join(labels)} {version}" for version, labels in found.items())
+            lines.append(f"versions of {engine} differ ({listed})")
+    return lines
+
+
 @dataclass(repr=False)
 class SweepResult(Result, Rendered):
     """A comparison for each value of a name: `points` are (value, its comparison)."""
 
     name: str
     points: list[tuple[float, CompareResult]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines that the points were sent to; none where the kernel has measured them itself."""
+        return list(dict.fromkeys(result.machine for _, result in self.points if result.machine))
 
     def table(self) -> Table:
         """A row for each value, a column for each side."""
         labels = [side.label for side in self.points[0][1].sides]
+        several = len(self.machines) > 1
         rows = []
         for value, result in self.points:
             cells = [shown(side.steady) if not side.failure else "failed" for side in result.sides]
             remarks = ["" if result.comparable else "precision differs", "" if result.equal else "results differ"]
-            rows.append([f"{value:g}", *cells, ", ".join(remark for remark in remarks if remark)])
-        failures = dict.fromkeys(
-            f"{side.label}: {side.failure}" for _, result in self.points for side in result.sides if side.failure
-        )
-        return Table(rows, [self.name, *labels, ""], title=f"time against {self.name}", below="\n".join(failures))
+            where = [result.machine] if several else []
+            rows.append([f"{value:g}", *cells, *where, ", ".join(remark for remark in remarks if remark)])
+        header = [self.name, *labels, *(["machine"] if several else []), ""]
+        return Table(rows, header, title=f"time against {self.name}", below="\n".join(self._below()))
+
+    def _below(self) -> list[str]:
+        return [*self._failures(), *self.notes, *self._conditions()]
+
+    def _failures(self) -> list[str]:
+        """A line for each failure: with the values where all sides of them have it, else with the sides."""
+        whole: dict[str, list[str]] = {}
+        sides: dict[str, None] = {}
+        for value, result in self.points:
+            failures = {side.failure for side in result.sides}
+            if len(failures) == 1 and len(result.sides) > 1 and "" not in failures:
+                whole.setdefault(failures.pop(), []).append(f"{value:g}")
+            else:
+                sides.update((f"{side.label}: {side.failure}", None) for side in result.sides if side.failure)
+        return [*(f"{self.name}={', '.join(values)}: {words}" for words, values in whole.items()), *sides]
+
+    def _conditions(self) -> list[str]:
+        """What the rows' times were measured under, where it differs from row to row or from side to side."""
+        sides = [side for _, result in self.points for side in result.sides]
+        known = [(side.label, side.conditions) for side in sides if side.conditions is not None]
+        if len(self.machines) < 2:
+            return differences(list(dict(known).items()))
+        machines: dict[Conditions, dict[str, None]] = {}
+        for _, conditions in known:
+            machines.setdefault(replace(conditions, machine=""), {})[conditions.machine] = None
+        return [
+            "rows are from different machines: ratios hold within a row",
+            *(replace(conditions, machine=", ".join(sorted(names))).words() for conditions, names in machines.items()),
+        ]
 
     def records(self) -> list[dict[str, Any]]:
         """One dict for each value and side."""
-        return [{self.name: value, **row} for value, result in self.points for row in result.records()]
+        return [
+            {self.name: value, **({"machine": result.machine} if result.machine else {}), **row}
+            for value, result in self.points
+            for row in result.records()
+        ]
 
     def raw(self) -> dict[str, Any]:
         """All measurements, samples included."""
-        return {"name": self.name, "points": [[value, result.raw()] for value, result in self.points]}
+        points = [[value, result.raw()] for value, result in self.points]
+        return {"name": self.name, "points": points, "notes": self.notes}
 
     def plot(self, ax: Any = None) -> Any:
         """Time against the value on logarithmic axes, a line for each side with its band; the Matplotlib Axes."""

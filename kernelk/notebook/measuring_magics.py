@@ -107,10 +107,11 @@ class MeasuringMagics(Magics):
           %%kcompare tensorflow jax --sweep n=128,256,512
           %%kcompare theano torch --per-op
           %%kcompare torch@gpu-box jax@gpu-box torch      machines compared; --on gpu-box puts all of them there
+          %%kcompare torch jax --on hpc --sweep n=1,2,3   each n on one of the cluster's machines, several at once
 
         The cell runs once, on the active engine, which stays active. The result has .to_frame(), .to_json() and
-        .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"); kernelk.compare(f, g) for two
-        bodies on one engine.
+        .plot(). Python twins: kernelk.compare(lambda: f([x]), "tensorflow", "theano"), which also takes an executor as
+        on=; kernelk.compare(f, g) for two bodies on one engine.
         """
         __tracebackhide__ = True
         from ..measure.comparison import compare

@@ -73,6 +73,10 @@ class Specialisation:
         encoded, origins = _encode(program, self.shapes)
         return _needed(encoded, origins, range(len(program.inputs)))[:2]
 
+    def origins(self, program: Program) -> list[Tensor]:
+        """The node behind each encoded instruction."""
+        return [node for node, _ in self._encoded(program)[1]]
+
     def blamed(self, program: Program, path: Sequence[int]) -> Tensor | None:
         """The node behind an encoded instruction: its number, then those inside the bodies of loops; None for none."""
         node: Tensor | None = None

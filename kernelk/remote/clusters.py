@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..display.progress import waiting
 from ..engines import forks, registry
@@ -48,6 +49,16 @@ def _same(function: Any) -> Any:
     return function
 
 
+_PLACE = re.compile(r"([^\[\]]+)(?:\[\s*(\d+(?:\s*,\s*\d+)*)\s*\])?")
+
+
+class Place(NamedTuple):
+    """A cluster, and the numbers of those of its engines that may be used; none: any of them."""
+
+    cluster: str
+    engines: tuple[int, ...] = ()
+
+
 class Connection:
     """A cluster that this process is connected to. `own`: kernelk has made the client, and closes it."""
 
@@ -65,19 +76,28 @@ class Connection:
         """Whether nothing can be sent any more."""
         return bool(self.client._closed)
 
-    def engines(self) -> list[int]:
-        """The numbers of the engines to use, the first one first; those last that have stopped answering.
+    def engines(self, among: Sequence[int] = ()) -> list[int]:
+        """The numbers of the engines to use, of these or of all, the first one first; those last that are silent.
 
         Raises EngineError where there is none.
         """
         self.await_engine()
-        ids = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
-        if not ids:
+        there = sorted(self.client.ids, key=lambda number: (number in self._silent, number))
+        if not there:
             raise EngineError(
                 f"the cluster '{self.name}' has no engines",
                 next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
             )
-        return ids
+        found = [number for number in there if not among or number in among]
+        if not found:
+            listed = ", ".join(str(number) for number in sorted(there))
+            wanted = ", ".join(str(number) for number in among)
+            raise EngineError(
+                f"the cluster '{self.name}' has no engine {wanted}",
+                allowed=f"it has {listed}",
+                next_step=f"--on {self.name}[{there[0]}]",
+            )
+        return found
 
     def await_engine(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Waits a while for the first engine ever: the cluster's user may have started it a moment ago.
@@ -155,21 +175,35 @@ _forked = _Forked()
 forks.tell(_forked)
 
 
-def named(on: Any) -> str:
-    """The name of what an engine is to run on: itself, or of ipyparallel's Cluster, Client or View."""
+def parsed(place: str) -> Place:
+    """A cluster and engines of it, as written: "gpu-box", "gpu-box[2]", "gpu-box[0,2]". Raises ArgumentError."""
+    found = _PLACE.fullmatch(place)
+    if found is None:
+        raise ArgumentError(
+            f"on={place!r} isn't allowed",
+            allowed="allowed are a cluster's name, and numbers of its engines in brackets, as in gpu-box[2]",
+            next_step="ipcluster list",
+        )
+    numbers = [int(number) for number in (found[2] or "").split(",") if number]
+    return Place(found[1], tuple(dict.fromkeys(numbers)))
+
+
+def place_of(on: Any) -> Place:
+    """What an engine is to run on: by its name, or ipyparallel's own Cluster, Client or View. Raises ArgumentError."""
     if isinstance(on, str) and on:
-        return on
+        return parsed(on)
     client = getattr(on, "client", on)  # a view's
     if hasattr(on, "connect_client_sync"):
-        name = on.cluster_id or on.profile
+        name = str(on.cluster_id or on.profile)
         if name not in _connections or _connections[name].closed:
             with _translated(name, None):
                 _connections[name] = Connection(name, on.connect_client_sync(), True)
-        return str(name)
+        return Place(name)
     if not hasattr(client, "send_apply_request"):
         raise ArgumentError(
             f"on={on!r} isn't allowed",
-            allowed="allowed are a cluster's name, and a Cluster, Client or View of ipyparallel",
+            allowed="allowed are a cluster's name, a Cluster, Client or View of ipyparallel, and for kernelk.compare "
+            "any concurrent.futures.Executor",
             next_step="kernelk.set_backend('torch', on='default')",
         )
     cluster = getattr(client, "cluster", None)
@@ -177,28 +211,46 @@ def named(on: Any) -> str:
     known = _connections.get(name)
     if known is None or known.client is not client:
         _connections[name] = Connection(name, client, False)
-    return name
+    return Place(name, _targets(on, client))
+
+
+def _targets(on: Any, client: Any) -> tuple[int, ...]:
+    """The engines that a view was made for: the one of `client[2]`; none for a client, and for a view of them all."""
+    targets = None if on is client else on.targets
+    if isinstance(targets, int):
+        return (targets,)
+    if targets is None or isinstance(targets, str) or set(targets) >= set(client.ids):
+        return ()
+    return tuple(targets)
 
 
 def placed(name: str, on: Any) -> str:
     """The name of an engine on a cluster: "torch" on "gpu-box" is "torch@gpu-box"; on None it is what it was.
 
-    Raises UnknownBackendError, and ArgumentError where the name has another cluster already.
+    Where some of the cluster's engines are named, it is the first of these that is there: "torch@gpu-box[2]". Raises
+    UnknownBackendError, ArgumentError where the name has another cluster already, and what `connected` raises.
     """
     if on is None:
         return name
-    engine, place = registry.engine(name), named(on)
-    if engine.on and engine.on != place:
-        raise ArgumentError(f"{name} isn't on {place}", next_step=f"%kbackend {engine.base} --on {place}")
-    return registry.engine(f"{engine.base}@{place}").name
+    engine, place = registry.engine(name), place_of(on)
+    written = place.cluster
+    if len(place.engines) == 1:
+        written += f"[{place.engines[0]}]"
+    elif place.engines:
+        written += f"[{connected(place.cluster).engines(place.engines)[0]}]"
+    if engine.on and engine.on != written:
+        raise ArgumentError(f"{name} isn't on {written}", next_step=f"%kbackend {engine.base} --on {written}")
+    return registry.engine(f"{engine.base}@{written}").name
 
 
 def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connection:
     """The connection to a cluster, by its profile's name or its own id; of two with one id, by "profile:id".
 
-    `given_up()` tells whether its user doesn't want to wait any longer. Raises BackendNotInstalledError without
-    ipyparallel, ArgumentError for a name that no cluster has, EngineError where its controller doesn't answer.
+    `name` may name engines of it as well. `given_up()` tells whether its user doesn't want to wait any longer. Raises
+    BackendNotInstalledError without ipyparallel, ArgumentError for a name that no cluster has, EngineError where its
+    controller doesn't answer.
     """
+    name = parsed(name).cluster
     known = _connections.get(name)
     if known is not None and not known.closed:
         return known

@@ -16,7 +16,7 @@ from ..backends.serving.wire import Malformed, WireClosed
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import STEP, Connection
+from .clusters import STEP, Connection, parsed
 
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
@@ -86,7 +86,7 @@ class RemoteWorker:
         wanted: Callable[[], bool],
     ) -> None:
         self.connection = connection
-        self.engine = connection.engines()[0]
+        self.engine = connection.engines(parsed(descriptor.on).engines)[0]
         self.descriptor = descriptor
         self.token = f"kernelk-{uuid.uuid4().hex}"
         self.pid = 0
@@ -113,7 +113,7 @@ class RemoteWorker:
 
         The controller takes an engine whose machine is gone for one of its own for half a minute.
         """
-        engines = self.connection.engines()
+        engines = self.connection.engines(parsed(self.descriptor.on).engines)
         signs: dict[int, Callable[[], bool]] = {}
         begin = time.monotonic()
         while (waited := time.monotonic() - begin) < _SILENT_AFTER:

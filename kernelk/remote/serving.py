@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import threading
@@ -30,12 +29,11 @@ from ..backends.serving.shared_memory import Segment
 from ..backends.serving.wire import Malformed, encode, opened
 from ..engines import memory, registry
 from ..engines.host import RELEASED
-from ..engines.machine import processor
 from ..engines.storage import Storage
 from ..engines.worker_host import WorkerHost
 from ..engines.worker_log import WorkerLog
 from ..errors import BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, WorkerDiedError, one_line
-from . import kept
+from . import kept, machines
 
 # After so many seconds without a word from its kernel, a worker is ended: that one may have been killed.
 LEASE = 900.0
@@ -260,8 +258,8 @@ def start(token: str, setup: str) -> list[Any]:
         return _answer({"error": _described(error)})
     _served[token] = served
     _watch_leases()
-    here = {"machine": socket.gethostname(), "processor": processor(), "cores": os.cpu_count()}
-    return _answer(served.news(), encode({**served.hello, "facts": {**served.hello["facts"], **here}}))
+    facts = {**served.hello["facts"], **machines.facts()}
+    return _answer(served.news(), encode({**served.hello, "facts": facts}))
 
 
 def request(first: bytes, *parts: Array) -> list[Any]:

@@ -357,7 +357,7 @@ class Calls:
         self, host: Host, program: Program, specialisation: Specialisation, seconds: float | None = None
     ) -> bool:
         """Compiles a program; with `seconds`, returns whether it was done in that time."""
-        _check_able(host, program)
+        check_able(host.engine.title, host.ops, host.dtypes, program)
         encoded = specialisation.encode(program)
         constants = [node.array for node in program.constants]
         references = self._written(constants)
@@ -394,7 +394,7 @@ class Calls:
         host.finish_building()
         self.fetch([variable.slots for variable in program.slots])
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
-        _check_able(host, program)
+        check_able(host.engine.title, host.ops, host.dtypes, program)
         encoded = specialisation.encode(program)
         shift = len(program.inputs)
         encoded = {
@@ -431,7 +431,7 @@ class Calls:
         """
         self.check_alone()
         specialisation = program.specialise(tuple([feed.shape for feed in feeds]), host.specialises)
-        _check_able(host, program)
+        check_able(host.engine.title, host.ops, host.dtypes, program)
         encoded = specialisation.encode(program)
         references = self._written([node.array for node in program.constants])
         message = {"do": "describe", "program": encoded, "constants": references, "names": names}
@@ -604,14 +604,12 @@ class Calls:
         return values
 
 
-def _check_able(host: Host, program: Program) -> None:
-    """Raises EngineError with everything that the engine lacks for this program."""
-    reasons = program.lacking(host.ops, host.dtypes)
-    reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in host.dtypes]
+def check_able(title: str, ops: frozenset[str], dtypes: frozenset[str], program: Program) -> None:
+    """Raises EngineError with everything that the engine of this title lacks for a program."""
+    reasons = program.lacking(ops, dtypes)
+    reasons += [f"variable '{x.name}' ({x.source}) is {x.dtype}" for x in program.slots if x.dtype not in dtypes]
     if reasons:
-        raise EngineError(
-            f"{host.engine.title} can't run this: {'; '.join(reasons)}", next_step="choose an engine that can"
-        )
+        raise EngineError(f"{title} can't run this: {'; '.join(reasons)}", next_step="choose an engine that can")
 
 
 def _draws(program: Program, specialisation: Specialisation) -> list[list[Any]]:

@@ -232,6 +232,21 @@ def test_hints_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert progress._hinted("doing: 3 s", ["one", "two"]) == wanted
 
 
+def test_the_line_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    moved: list[str] = []
+    line: Any = SimpleNamespace(moving=moved.append, clear=lambda: None)
+    over = threading.Event()
+
+    def doing() -> str:
+        if moved:
+            over.set()
+        return f"{len(moved)} done"
+
+    progress._count(over, doing, ["Ctrl-C cancels"], line)
+    assert moved == ["0 done: 0 s (Ctrl-C cancels)", "1 done: 1 s (Ctrl-C cancels)"]
+
+
 def test_a_console_on_a_kernel_has_no_line_left() -> None:
     """As `jupyter console` and Spyder ask: they show no update of an output, but carriage returns as terminals do."""
     activate("theano")
