@@ -480,8 +480,9 @@ def test_nothing_is_left_when_the_engine_is_stopped(vault: LocalCluster) -> None
     train(model, 4, 4)  # with memory that an engine may use in place, and other memory for the next checkpoints
     held = keeper()
     assert alive(held)
-    folder, names = psutil.Process(held).cwd(), {x.path for x in psutil.Process(held).open_files()}
-    assert folder == "/"
+    # Once it has begun.
+    assert wait_for(lambda: psutil.Process(held).cwd() == "/")
+    names = {x.path for x in psutil.Process(held).open_files()}
     assert all("memfd:kernelk" in name for name in names)
     assert not psutil.Process(held).net_connections("all")
     kernelk.stop_backend("numpy@vault")
