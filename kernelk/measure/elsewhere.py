@@ -160,7 +160,10 @@ _making = threading.Lock()
 def _bench(setup: dict[str, Any]) -> _Bench:
     if setup["version"] != __version__:
         machine = machines.here().name
-        raise EngineError(f"kernelk is {__version__} on {machine}, and {setup['version']} in the notebook")
+        raise EngineError(
+            f"kernelk is {__version__} on {machine}, and {setup['version']} in the notebook",
+            next_step=f"on {machine}: `pip install kernelk=={setup['version']}`",
+        )
     with _making:
         known = _benches.get(setup["token"])
         if known is None:
