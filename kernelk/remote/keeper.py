@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import signal
 import struct
 import sys
@@ -22,7 +21,6 @@ def main(fileno: int, lease: float) -> None:
     """Waits until the lease in the page behind this descriptor runs out."""
     for name in ("SIGINT", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    os.chdir("/")
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write("kernelk-keeper")
     page = mmap.mmap(fileno, 0)

@@ -136,6 +136,7 @@ class Kept:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=files,
+            cwd="/",
             start_new_session=True,
         )
         self.identity = [self._process.pid, *files]
