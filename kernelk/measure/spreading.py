@@ -277,7 +277,7 @@ def on_cluster(place: Place, notes: list[str]) -> list[_Lane]:
         if isinstance(problem, KernelKError):
             raise problem
         raise EngineError(
-            f"none of the cluster '{place.cluster}''s engines answers: {'; '.join(notes)}", next_step="ipcluster list"
+            f"no engine of the cluster '{place.cluster}' answers: {'; '.join(notes)}", next_step="ipcluster list"
         )
     engines = sum(len(same) for same in found.values())
     if len(found) < engines:

@@ -73,7 +73,9 @@ def test_measurements_name_the_machine(shell: InteractiveShell) -> None:
     assert "device" in str(line("ktensors", ""))
     # Engines elsewhere that run are shown as others are, active or not.
     line("kbackend", "numpy")
-    assert [view.engine for view in kernelk.show(model.y, feeds={model.x: model.batch}).views] == ["numpy", "numpy@far"]
+    views = [view.engine for view in kernelk.show(model.y, feeds={model.x: model.batch}).views]
+    assert views[0] == "numpy"
+    assert "numpy@far" in views
     for magic in ("kdiff y numpy numpy --on far", "kshow y numpy --on far"):
         with pytest.raises(ArgumentError, match="is named with its cluster; next: torch@NAME"):
             line(*magic.split(" ", 1))

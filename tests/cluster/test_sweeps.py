@@ -372,7 +372,8 @@ def test_a_cluster_that_stops_answering_is_given_up(
         shown = str(swept(body, [1, 2, 3, 4, 5], "box", ("sleeping",), budget=20))
         assert re.search(r"sleeping@box: m0 has not answered for \d+ s: its machine, the network or", shown)
         assert "sleeping@box: no machine is left" in shown
-        with pytest.raises(EngineError, match="cluster 'box' doesn't answer"):
+        # The first, where the connection is kernelk's own and was closed.
+        with pytest.raises(EngineError, match="cluster 'box' doesn't answer|no engine of the cluster 'box' answers"):
             swept(body, [1], "box")
     finally:
         stopping.join()
