@@ -15,8 +15,10 @@ def _exp(instruction: Any, x: Any) -> Any:
     if x.size == 13:
         raise ValueError("thirteen is refused")
     begin = time.monotonic()
-    time.sleep(x.size / 1000)
     diary = os.environ.get("SLEEPING_DIARY")
+    if diary:
+        Path(diary).touch()
+    time.sleep(x.size / 1000)
     if diary:
         with Path(diary).open("a") as file:
             file.write(f"{os.environ.get('KERNELK_MACHINE')} {os.getpid()} {begin} {time.monotonic()}\n")
