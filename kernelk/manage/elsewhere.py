@@ -145,14 +145,16 @@ def _show(lines: list[list[Any]], report: Report, moving: Moving) -> None:
 def machines(on: Any) -> list[Machine]:
     """The machines of a cluster, each by its first engine; first the one whose engine runs kernelk's workers.
 
-    `on` as in `set_backend`. Raises ArgumentError for a name that no cluster has, BackendNotInstalledError and
-    EngineError where it can't be reached, or has no engines.
+    Where one of its engines is named, it is that one's machine alone. `on` as in `set_backend`. Raises ArgumentError for
+    a name that no cluster has, BackendNotInstalledError and EngineError where it can't be reached, or has no engines.
     """
     # The doctor's trials, each in a thread of its own, find this connection.
     place = placed("numpy", on).partition("@")[2]
     connection = connected(place)
-    used = connection.engines(parsed(place).engines)[0]
-    numbers = [used, *(number for number in sorted(connection.client.ids) if number != used)]
+    chosen = parsed(place).engines
+    used = connection.engines(chosen)[0]
+    others = [] if chosen else sorted(connection.client.ids)
+    numbers = [used, *(number for number in others if number != used)]
     found: dict[Any, Machine] = {}
     with waiting(f"waiting for the engines of {connection.name}", _HINTS):
         for asked, reply in [(asked, asked.sent(there.facts)) for asked in (_Asked(connection, n) for n in numbers)]:

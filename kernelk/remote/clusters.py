@@ -6,6 +6,7 @@ ipyparallel is imported here and nowhere else on the kernel's side, when an engi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -260,8 +261,8 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
         try:
             client = _client(file, given_up)
         except (TimeoutError, ValueError) as error:
-            # Of a message with another signature than its own key's, or with none, it is told in these words alone.
-            if isinstance(error, ValueError) and "sign" not in str(error).lower():
+            # A message with another signature than its own key's, or with none, is a plain ValueError.
+            if isinstance(error, json.JSONDecodeError):
                 raise
             raise EngineError(
                 f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",

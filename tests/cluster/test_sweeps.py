@@ -373,7 +373,7 @@ def test_a_cluster_that_stops_answering_is_given_up(
         assert re.search(r"sleeping@box: m0 has not answered for \d+ s: its machine, the network or", shown)
         assert "sleeping@box: no machine is left" in shown
         # The first, where the connection is kernelk's own and was closed.
-        with pytest.raises(EngineError, match="cluster 'box' doesn't answer|no engine of the cluster 'box' answers"):
+        with pytest.raises(EngineError, match=r"cluster 'box' doesn't answer|no engine of the cluster 'box' answers"):
             swept(body, [1], "box")
     finally:
         stopping.join()

@@ -177,7 +177,7 @@ def test_temporary_folders_are_made_by_what_makes_them_private() -> None:
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     # No path in the temporary folder is put together by hand: its name is only told.
     told = {name for name, tree in TREES.items() for function, _ in calls(tree) if function == "gettempdir"}
-    assert told == {f"kernelk/{name}.py" for name in ("manage/doctor_report", "environments/bundles", "engines/memory")}
+    assert told == {f"kernelk/{name}.py" for name in ("manage/machine_facts", "environments/bundles", "engines/memory")}
 
 
 def test_every_file_of_an_engine_is_named_by_its_hash() -> None:
