@@ -145,8 +145,8 @@ def _show(lines: list[list[Any]], report: Report, moving: Moving) -> None:
 def machines(on: Any) -> list[Machine]:
     """The machines of a cluster, each by its first engine; first the one whose engine runs kernelk's workers.
 
-    Where one of its engines is named, it is that one's machine alone. `on` as in `set_backend`. Raises ArgumentError for
-    a name that no cluster has, BackendNotInstalledError and EngineError where it can't be reached, or has no engines.
+    Where one of its engines is named, it is that one's machine alone. `on` as in `set_backend`. Raises ArgumentError
+    for a name that no cluster has, BackendNotInstalledError and EngineError where it can't be reached, or has none.
     """
     # The doctor's trials, each in a thread of its own, find this connection.
     place = placed("numpy", on).partition("@")[2]
