@@ -20,14 +20,14 @@ from ..display import messages
 from ..display.tables import duration, size
 from ..engines.checkpoint import CHECKPOINT_FACTOR
 from ..engines.exchange import Exchange
-from ..engines.history import Cut
+from ..engines.history import Cut, Recipe
 from ..engines.worker_host import WorkerHost, running
 from ..errors import EngineError, KernelKError, WorkerDiedError, one_line
 from .bandwidth import Bandwidth
 from .clusters import connected
 from .remote_worker import RemoteWorker
-from .traffic import merged
-from .wire import RemoteWire
+from .traffic import LARGE, merged
+from .wire import RemoteWire, address
 
 # More than this isn't sent back with each reply, where it can stay.
 _SMALL_COMMIT = 1 << 12
@@ -40,6 +40,8 @@ class RemoteHost(WorkerHost):
         super().__init__(*arguments)
         self._worker: RemoteWorker | None = None
         self._resident: int | None = None
+        self._wire: RemoteWire | None = None
+        self._direct: list[tuple[Array, Array]] = []  # places of the last call's large feeds, and these
         self._starting = False
         self._network = Bandwidth()
         self._alone = (0, 0)  # how many values the engine has alone, and their bytes
@@ -78,7 +80,8 @@ class RemoteHost(WorkerHost):
         self._process = self._worker = worker
         self._mark = self.log.total
         started = worker.start(self.options)
-        self._exchange = Exchange(RemoteWire(worker, self.storage, started))
+        self._wire = RemoteWire(worker, self.storage, started)
+        self._exchange = Exchange(self._wire)
         running.add(self)
 
     def _failed_start(self) -> EngineError:
@@ -106,6 +109,29 @@ class RemoteHost(WorkerHost):
         nbytes = sum([nbytes for _, _, nbytes in merged(reference for _, reference in moved)]) if moved else 0
         self._network.note(do, nbytes, seconds)
         return reply
+
+    def feed(self, views: list[Array], feeds: list[Array]) -> None:
+        # A large one is sent from where it lies, and copied only if this call is noted.
+        self._direct = []
+        for view, feed in zip(views, feeds):
+            if feed.nbytes > LARGE and feed.flags.c_contiguous and (feed.dtype, feed.shape) == (view.dtype, view.shape):
+                self._direct.append((view, feed))
+            else:
+                view[...] = feed
+        if self._wire is not None:
+            self._wire.direct = {address(view): feed.reshape(-1).view("uint8") for view, feed in self._direct}
+
+    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
+        for view, feed in self._direct:
+            view[...] = feed
+        super().note(recipe, feeds, counts, outputs, seconds)
+
+    def tell(self) -> None:
+        # The call is over: its feeds are its user's again.
+        self._direct = []
+        if self._wire is not None:
+            self._wire.direct = {}
+        super().tell()
 
     def must_fetch(self, feeds: list[Array]) -> bool:
         if self.history.seconds > config.LIMITS.repeat_seconds:

@@ -17,6 +17,10 @@ Range = tuple[int, int, int]  # segment, offset, bytes
 _READ = {"compile": ("constants",), "describe": ("constants",), "time": ("constants", "feeds", "variables")}
 
 
+# What is larger is a range of its own, so that it can be sent from where its user has it.
+LARGE = 1 << 20
+
+
 class _Places(NamedTuple):
     """The memory of one plan: see the executor's."""
 
@@ -63,7 +67,10 @@ class Traffic:
 
 
 def merged(references: Iterable[Reference]) -> list[Range]:
-    """The ranges of bytes behind references; those that lie side by side, as variables mostly do, are one."""
+    """The ranges of bytes behind references; those that lie side by side, as variables mostly do, are one.
+
+    What is larger than LARGE is one of its own.
+    """
     ranges: list[Range] = []
     for segment, offset, size in sorted({_range(reference) for reference in references}):
         if not size:
@@ -71,7 +78,7 @@ def merged(references: Iterable[Reference]) -> list[Range]:
         if ranges:
             before, begin, length = ranges[-1]
             # What lies between a value's end and the next bound is no other value's.
-            if before == segment and begin + aligned(length) == offset:
+            if before == segment and begin + aligned(length) == offset and max(length, size) <= LARGE:
                 ranges[-1] = (segment, begin, offset - begin + size)
                 continue
         ranges.append((segment, offset, size))

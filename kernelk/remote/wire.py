@@ -14,12 +14,18 @@ from .remote_worker import RemoteWorker, limits
 from .traffic import Range, Traffic
 
 
+def address(array: Array) -> int:
+    """Where an array's memory begins."""
+    return int(array.__array_interface__["data"][0])
+
+
 class Parcel(NamedTuple):
     """A request on its way: its frame, what it reads, and where its reply's bytes belong."""
 
     frame: bytes
     reads: list[Range]
     writes: list[Range]
+    direct: dict[int, Array]  # see RemoteWire
 
 
 class RemoteWire:
@@ -32,16 +38,24 @@ class RemoteWire:
         self._traffic = Traffic()
         self._sent = started
         self._writes: list[Range] = []
+        # Of the next run: feeds that are sent from where they lie, by the address of their place in the segments.
+        self.direct: dict[int, Array] = {}
 
     def encode(self, message: dict[str, Any], number: int) -> Parcel:
         """A request with its memory's ranges. Raises TooLong."""
-        return Parcel(encode(message, number), *self._traffic.of(message))
+        direct: dict[int, Array] = {}
+        if message["do"] == "run":
+            # That memory may be another request's next.
+            direct, self.direct = self.direct, direct
+        return Parcel(encode(message, number), *self._traffic.of(message), direct)
 
     def send_frame(self, parcel: Parcel, files: list[int | None] | tuple[()] = ()) -> None:
         """Sends a request with the bytes that it reads; descriptors of this machine mean nothing there."""
         head = [self._worker.token, parcel.reads, parcel.writes, limits()]
         self._writes = parcel.writes
         parts = [self._bytes(one) for one in parcel.reads]
+        if parcel.direct:
+            parts = [parcel.direct.get(address(part), part) for part in parts]
         self._sent = self._worker.ask(serving.request, serving.joined(head, parcel.frame), *parts)
 
     def send_at_once(self, parcel: Parcel) -> bool:

@@ -81,6 +81,40 @@ def test_from_one_engine_there_to_another_there(box: LocalCluster) -> None:
     assert equal(model.state(), state)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["state stays there", "state comes back"])
+def test_large_feeds_arrive_as_they_are_and_are_repeated_as_they_were(box: LocalCluster, kept: bool) -> None:
+    """Beside each other, small ones and others that aren't contiguous; their user changes them after each call."""
+    rows = 300_000
+    x, y, z = K.placeholder((None, 3)), K.placeholder((None, 3)), K.placeholder((2,))
+    mask = K.placeholder((None,), dtype="bool")
+    total, ends = K.sum(x * y) + K.sum(z), K.stack([x[0], x[-1], y[0], y[-1]])
+    held = K.variable(np.zeros(3000 if kept else 3))
+    update = K.update(held, held + total + K.cast(mask[-1], "float32"))
+    look, step = K.function([x, y, z, mask], [total, ends]), K.function([x, y, z, mask], [total], [update])
+
+    def run(name: str, kill_before: int = -1) -> list[Any]:
+        kernelk.set_backend(name)
+        K.set_value(held, np.zeros(K.int_shape(held)))
+        random = np.random.default_rng(4)
+        found: list[Any] = []
+        first, second = np.empty((rows, 3), np.float32), np.empty((3, rows), np.float32)
+        for number in range(4):
+            random.random(dtype=np.float32, out=first)
+            random.random(dtype=np.float32, out=second)
+            fed = [first, second.T, np.arange(2.0), np.arange(2_000_000) % 2 == number % 2]
+            if number == kill_before:
+                os.kill(current().host().pid or 0, signal.SIGKILL)
+            found += look(fed) + step(fed)
+            # It is the user's again.
+            first[...], second[...] = -1.0, -2.0
+        assert bool(current().host().holding) == (kept and name != "numpy")
+        return [*found, K.get_value(held)]
+
+    wanted = run("numpy")
+    assert equal(run("numpy@box"), wanted)
+    assert equal(run("numpy@box", 3), wanted)
+
+
 def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said: list[str]) -> None:
     losses, state = wanted(6, "numpy")
     kernelk.set_backend("numpy@box")
