@@ -1,8 +1,8 @@
 """`make bench-sweeps`: a sweep over the machines of a cluster against the same sweep on one of them, in turns.
 
 The engine's op sleeps, so that two processors don't decide how many machines work at once. Without `--on`, the
-machines are four ipyparallel engines of this one; with it, those of a cluster that runs, whose engines have this
-project's `tests` in their PYTHONPATH.
+machines are four network namespaces of this one, or, where it can't have any, four engines that are told to be four;
+with it, those of a cluster that runs, whose engines have this project's `tests` in their PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 os.environ.setdefault("KERNELK_QUIET", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from helpers.clusters import local_cluster
+from helpers import namespaces
+from helpers.clusters import far_cluster, local_cluster
 from helpers.sleeping import package, settle
 from measure import interval
 
@@ -77,9 +78,15 @@ def main() -> None:
     if given.on:
         with ipyparallel.Client(profile=given.on) as client:
             return told(client, given.rounds)
+    names = [f"m{number}" for number in range(4)]
+    if why := namespaces.problem():
+        print(f"on one machine, told to be four: {why}", flush=True)
+    else:
+        with far_cluster("four", *names) as far:
+            return told(far.client, given.rounds)
     with local_cluster("four", 4) as cluster:
         for number in cluster.client.ids:
-            cluster.client[number].apply_sync(settle, KERNELK_MACHINE=f"m{number}")
+            cluster.client[number].apply_sync(settle, KERNELK_MACHINE=names[number])
         return told(cluster.client, given.rounds)
 
 
