@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from traitlets import Bool, Float, Integer, TraitError, Unicode, observe, validate
@@ -154,7 +155,9 @@ class KernelK(Configurable):
 
     def detach(self) -> None:
         """Forgets the session and resets every setting to its default."""
-        PROCESS.unobserve(self._on_made, "session")
+        with contextlib.suppress(ValueError):
+            # One that follows no session isn't among its observers.
+            PROCESS.unobserve(self._on_made, "session")
         if self._session is not None:
             self._session.unobserve(self._on_active, "active")
             self._session = None

@@ -342,6 +342,9 @@ def test_a_process_is_seen_as_it_is() -> None:
 
 
 def test_the_setting() -> None:
+    # One that follows the session beside it, as the extension's own does.
+    other = KernelK()
+    other.follow()
     settings = KernelK()
     try:
         assert config.LIMITS.stuck_seconds == 0
@@ -351,6 +354,7 @@ def test_the_setting() -> None:
             settings.stuck_seconds = -1.0
     finally:
         settings.detach()
+        other.detach()
     assert config.LIMITS.stuck_seconds == 0
 
 
