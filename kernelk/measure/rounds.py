@@ -1,6 +1,6 @@
 """Runs the sides of a comparison: compares their results with the reference's, and times them in rounds.
 
-Each round runs every side once, in random order. Below `comparison`, which does it here, and `elsewhere`, which does it
+Each round runs every side once, in random order. Below `comparison`, which does it here, and `there`, which does it
 in another process.
 """
 

@@ -1,6 +1,6 @@
 """Has recorded calls compared in other processes: each point of a sweep on one machine, several machines at once.
 
-Between `comparison`, which records the calls here, and `elsewhere`, which measures there. A cluster's machines get one
+Between `comparison`, which records the calls here, and `there`, which measures. A cluster's machines get one
 point at a time, through one of their ipyparallel engines; an executor gets them all, and sees to the rest.
 """
 
@@ -27,7 +27,7 @@ from ..remote import machines
 from ..remote.clusters import STEP, Connection, Place, connected
 from ..remote.remote_worker import Silence
 from ..session.session import Session
-from . import elsewhere
+from . import there
 from .comparison_results import CompareResult, Side
 from .estimates import Estimate
 from .parcel import Ability, Parcel, encode
@@ -75,7 +75,7 @@ class _Lane:
         self.abilities: list[Ability | str] = []  # of each wanted side, or why it has none
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Has a function of `elsewhere` called there. Raises _Gone."""
+        """Has a function of `there` called. Raises _Gone."""
         raise NotImplementedError
 
     def silence(self) -> str:
@@ -156,7 +156,7 @@ class _EngineLane(_Lane):
             # The last one may be lost as well.
             self._follow_at = waited + min(waited, _FOLLOWED_EVERY)
             with contextlib.suppress(OSError):
-                self._follower = self._connection.call(self.number, elsewhere.here)
+                self._follower = self._connection.call(self.number, there.here)
         words = self._silence.broken_off()
         return words and f"{self.name} {words}"
 
@@ -165,7 +165,7 @@ class _EngineLane(_Lane):
 
     def finish(self, token: str) -> None:
         with contextlib.suppress(OSError):
-            self._connection.call(self.number, elsewhere.finish, token)
+            self._connection.call(self.number, there.finish, token)
 
     def hang_up(self) -> None:
         # The next one finds out what is still there.
@@ -195,7 +195,7 @@ class _ExecutorLane(_Lane):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
             # A function of Python's own is there in any case.
-            own = function if function is resolve_name else elsewhere.Called(function)
+            own = function if function is resolve_name else there.Called(function)
             future = self._executor.submit(own, *arguments)
         except Exception as error:
             raise self._explained(error) from error
@@ -208,7 +208,7 @@ class _ExecutorLane(_Lane):
 
     def finish(self, token: str) -> None:
         # Those of other processes end by themselves.
-        elsewhere.finish(token)
+        there.finish(token)
 
     def _explained(self, error: Exception) -> Exception:
         kind = str(getattr(error, "ename", type(error).__name__))
@@ -253,7 +253,7 @@ def on_cluster(place: Place, notes: list[str]) -> list[_Lane]:
     with _settled(lanes):
         for lane in lanes:
             with contextlib.suppress(_Gone):
-                asked.append((lane, lane.call(elsewhere.here)))
+                asked.append((lane, lane.call(there.here)))
         _wait_for(lanes, _OTHERS_WITHIN)
     found: dict[str, list[tuple[_EngineLane, machines.Machine]]] = {}
     problem: Exception | None = None
@@ -395,7 +395,7 @@ class _Work:
         problem: Exception | None = None
         for lane in list(self._lanes):
             try:
-                asked.append((lane, lane.call(elsewhere.welcome, json.dumps(self._setup))))
+                asked.append((lane, lane.call(there.welcome, json.dumps(self._setup))))
             except _Gone as error:
                 problem = error
                 self._drop(lane, f"{error}; it isn't used")
@@ -466,7 +466,7 @@ class _Work:
             return
         head = {"setup": self._setup, "engines": engines, "budget": self._budget, **parcel.head}
         try:
-            future = lane.call(elsewhere.measure, json.dumps(head), *parcel.arrays)
+            future = lane.call(there.measure, json.dumps(head), *parcel.arrays)
         except (_Gone, _Failed, KernelKError) as error:
             self._lose(lane, one_line(error))
             self._fail(point, one_line(error))
