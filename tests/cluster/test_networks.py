@@ -122,7 +122,6 @@ def test_a_call_whose_reply_a_cut_has_lost_did_not_happen(
     box: FarCluster, brake: Brake, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends there, and nobody hears of it. Here signs of life are waited for as long as by a user."""
-    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 1.0)
     losses, state = wanted(5, "numpy")
     kernelk.set_backend("numpy@box")
     model = Training()
@@ -140,8 +139,10 @@ def test_a_call_whose_reply_a_cut_has_lost_did_not_happen(
         held(cut)
     assert "\n" not in str(caught.value)
     assert equal(model.state(), before)
-    with pytest.raises(EngineError, match=r"cluster 'box' doesn't answer: .*; next: ipcluster start"):
-        train(model, 3, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(clusters, "_ANSWERS_WITHIN", 1.0)
+        with pytest.raises(EngineError, match=r"cluster 'box' doesn't answer: .*; next: ipcluster start"):
+            train(model, 3, 1)
     box.machines[0].join()
     kernelk.set_backend("numpy@box")
     found += train(model, 3, 2)
@@ -153,7 +154,9 @@ def test_a_call_whose_reply_a_cut_has_lost_did_not_happen(
 
 
 @pytest.mark.parametrize("given", ["name", pytest.param("client", marks=pytest.mark.soak)])
-def test_a_cut_between_calls(given: str, box: FarCluster, impatient: None, said: list[str]) -> None:
+def test_a_cut_between_calls(
+    given: str, box: FarCluster, impatient: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client of the user's own stays open, so that replies may reach it that nobody waits for any more."""
     losses, state = wanted(7, "numpy")
     kernelk.set_backend("numpy", on="box" if given == "name" else box.client)
@@ -168,6 +171,7 @@ def test_a_cut_between_calls(given: str, box: FarCluster, impatient: None, said:
     assert not equal(model.state(), before)
     with pytest.raises(EngineError, match=r"; next: "):
         train(model, 4, 1)
+    monkeypatch.undo()
     box.machines[0].join()
     # The client's connections are TCP's, which tries again less and less often.
     assert wait_for(lambda: box.client[0].apply_async(os.getpid).wait(1.0))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import psutil
 # The addresses that are set aside for measurements between networks; each machine has a net of its own.
 _NET = "198.18.{number}.{host}"
 _MOST = 250
+_TRIES = 100
 
 _SPACES = ["--ipc", "--pid", "--mount"]
 _UP = "mount -t tmpfs kernelk /dev/shm && echo up && exec cat"
@@ -111,8 +114,16 @@ class Machine:
         _run("ip", "link", "set", self.link, "down")
 
     def join(self) -> None:
-        """Takes it up again."""
+        """Takes it up again, and waits until that machine answers, if only that it has no such port."""
         _run("ip", "link", "set", self.link, "up")
+        for _ in range(_TRIES):
+            try:
+                socket.create_connection((self.address, 9), timeout=0.2).close()
+            except ConnectionRefusedError:
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise TimeoutError(f"{self.name} doesn't answer")
 
     def limit(self, rate: str) -> None:
         """Lets no more through, each way, than e.g. "100mbit" a second; "" lifts the limit."""

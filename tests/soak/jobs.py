@@ -80,10 +80,14 @@ def swaps(job: Job) -> Iterator[None]:
 
 
 def _shell() -> Callable[[str], None]:
-    """A shell with kernelk, as a function that runs a cell and raises what the cell raises."""
-    from IPython.core.interactiveshell import InteractiveShell
+    """A shell with kernelk, as a function that runs a cell and raises what the cell raises.
 
-    shell = InteractiveShell.instance()
+    Its history isn't written to a file, whose journal would be one descriptor more in some samples.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
 
     def run(cell: str) -> None:
         shell.run_cell(cell, store_history=True).raise_error()
