@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from helpers.fake_engines import register  # noqa: E402
 from helpers.marks import mark  # noqa: E402
 
 import kernelk  # noqa: E402
-from kernelk.display import progress  # noqa: E402
+from kernelk.display import messages, progress  # noqa: E402
 from kernelk.engines import worker_host  # noqa: E402
 from kernelk.engines.descriptors import Engine  # noqa: E402
 from kernelk.session.current import current  # noqa: E402
@@ -111,6 +112,25 @@ def spare(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         host.stop()
     current().logs.pop("spare", None)
     current().engine_options.pop("spare", None)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the user is told, also by engines that are started meanwhile."""
+    lines: list[str] = []
+
+    def hear(text: str, *_: Any, **__: Any) -> None:
+        lines.append(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(messages, "say", hear)
+        for host in current().hosts.values():
+            if hasattr(host, "_notify"):
+                patch.setattr(host, "_notify", hear)
+        yield lines
+    for host in current().hosts.values():
+        if getattr(host, "_notify", None) is hear:
+            host._notify = messages.say  # type: ignore[attr-defined]
 
 
 @pytest.fixture

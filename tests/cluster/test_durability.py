@@ -26,7 +26,6 @@ from helpers.processes import PATIENCE, alive, environment
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.display import messages
 from kernelk.engines import keeping_host
 from kernelk.errors import EngineError, WorkerDiedError
 from kernelk.remote import bandwidth, host
@@ -51,25 +50,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     # In a worker, as `wanted` has it, it has a log.
     current().logs.pop("numpy", None)
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What the user was told, also by engines that are started meanwhile."""
-    lines: list[str] = []
-
-    def hear(text: str, *_: Any, **__: Any) -> None:
-        lines.append(text)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(messages, "say", hear)
-        for one in current().hosts.values():
-            if hasattr(one, "_notify"):
-                patch.setattr(one, "_notify", hear)
-        yield lines
-    for one in current().hosts.values():
-        if getattr(one, "_notify", None) is hear:
-            one._notify = messages.say  # type: ignore[attr-defined]
 
 
 class Training:

@@ -19,7 +19,6 @@ from helpers.processes import alive
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.display import messages
 from kernelk.engines.worker_host import WorkerHost
 from kernelk.session.current import current
 
@@ -69,14 +68,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield Path(os.environ["XDG_CACHE_HOME"])
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the user was told."""
-    lines: list[str] = []
-    monkeypatch.setattr(messages, "say", lambda text, *_, **__: lines.append(text))
-    return lines
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from helpers.messages import one_line
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.display import messages
 from kernelk.engines import checkpoint
 from kernelk.engines.local_host import LocalHost
 from kernelk.errors import EngineError
@@ -63,14 +62,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device(monkeypatch)
     kernelk.set_backend("far")
     return made
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the user was told."""
-    lines: list[str] = []
-    monkeypatch.setattr(messages, "say", lambda text, *_, **__: lines.append(text))
-    return lines
 
 
 class Model:

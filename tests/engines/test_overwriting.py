@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import kernelk
 from kernelk import backend as K
 from kernelk import config
-from kernelk.display import messages
 from kernelk.engines.worker_host import WorkerHost
 from kernelk.errors import KernelKError
 from kernelk.session.current import current
@@ -129,11 +128,9 @@ def test_any_updates_are_those_of_numpy(engine: str) -> None:
 
 @pytest.mark.parametrize("earlier", [0, 2])
 @pytest.mark.parametrize("engine", KEEPING)
-def test_a_call_that_is_cut_short_changes_nothing(engine: str, earlier: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_is_cut_short_changes_nothing(engine: str, earlier: int, said: list[str]) -> None:
     host = activate_worker(engine)
-    said: list[str] = []
-    monkeypatch.setattr(messages, "say", lambda text, *_, **__: said.append(text))
-    monkeypatch.setattr(host, "_notify", said.append)
+    said.clear()  # which engine is in use
     w, count = K.variable(np.ones((3, 3))), K.variable(np.full(3, 2), dtype="int64")
     # This one is only read.
     rate = K.variable(2.0)
