@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -258,16 +259,15 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     _require()
     file = _file_of(name)
     with _translated(name, file):
+        written = json.loads(file.read_text())
+        _require_one_encryption(name, file, written)
         try:
             client = _client(file, given_up)
-        except (TimeoutError, ValueError) as error:
-            # A message with another signature than its own key's, or with none, is a plain ValueError.
-            if isinstance(error, json.JSONDecodeError):
+        except Exception as error:
+            told = _unanswered(name, file, written, error)
+            if told is None:
                 raise
-            raise EngineError(
-                f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
-                next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
-            ) from error
+            raise told from error
     made = _connections[name] = Connection(name, client, True)
     return made
 
@@ -284,7 +284,8 @@ def _client(file: Path, given_up: Callable[[], bool]) -> Any:
     def connect() -> None:
         client, failure = None, None
         try:
-            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN)
+            # Nobody can be asked for a password here; there is one only for ssh.
+            client = ipyparallel.Client(str(file), timeout=_ANSWERS_WITHIN, password=False)
         except BaseException as error:
             failure = error
         if not made.set_running_or_notify_cancel():
@@ -301,6 +302,58 @@ def _client(file: Path, given_up: Callable[[], bool]) -> Any:
         if given_up() and made.cancel():
             raise TimeoutError
     return made.result()
+
+
+def _require_one_encryption(name: str, file: Path, written: dict[str, Any]) -> None:
+    """Refuses ssh and CURVE together: no tunnel's socket gets CURVE's keys, so that answers never come."""
+    if _ssh_server(written) and written.get("curve_serverkey"):
+        raise EngineError(
+            f"cluster '{name}' can't be reached: {file} has \"ssh\" as well as CURVE's keys, and ipyparallel can't use "
+            f"both at once",
+            next_step=f"start the controller without enable_curve, since ssh encrypts: "
+            f"`ipcontroller --profile={name} --nodb`; and copy {file.name} here again",
+        )
+
+
+def _unanswered(name: str, file: Path, written: dict[str, Any], error: Exception) -> EngineError | None:
+    """What to say of a cluster that doesn't answer, given what ipyparallel has raised; None if it isn't that."""
+    if server := _ssh_server(written):
+        return EngineError(
+            f"cluster '{name}' doesn't answer through ssh to {server} ({type(error).__name__}: {one_line(error)})",
+            next_step=f"set ControlMaster and ControlPersist for it in ~/.ssh/config, and run `ssh {server} true`",
+        )
+    # A message with another signature than its own key's, or with none, is a plain ValueError.
+    if isinstance(error, json.JSONDecodeError) or not isinstance(error, (TimeoutError, ValueError)):
+        return None
+    if host := _unknown_host(written):
+        return EngineError(
+            f"cluster '{name}' can't be reached: {file} says that its controller is on '{host}', and that has no "
+            f"address here",
+            next_step=f'start it with --location=ADDRESS; or have ssh reach it: put "ssh": "you@{host}" into that file',
+        )
+    return EngineError(
+        f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
+        next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
+    )
+
+
+def _ssh_server(written: dict[str, Any]) -> str:
+    """The server through which a connection file has the controller reached; "" for none, and on that machine."""
+    return "" if written.get("location") == socket.gethostname() else str(written.get("ssh") or "")
+
+
+def _unknown_host(written: dict[str, Any]) -> str:
+    """The name that a connection file has for the controller's machine, if this one knows no address of it; else ""."""
+    host = str(written.get("interface", "")).partition("://")[2]
+    if host in ("*", "0.0.0.0"):
+        host = str(written.get("location") or "")
+    if not host or host == socket.gethostname():
+        return ""
+    try:
+        socket.gethostbyname(host)
+    except OSError:
+        return host
+    return ""
 
 
 def _require() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import types
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, hide, local_cluster
+from helpers.fake_programs import program
 
 import kernelk
 from kernelk import backend as K
@@ -99,6 +101,38 @@ def test_a_controller_that_is_gone(profiles: Path, port: int, monkeypatch: pytes
     monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.3)
     connection_file(profiles, "box", port)
     refused(EngineError, r"cluster 'box' doesn't answer: its controller isn't running.*next: ipcluster start --profile")
+
+
+def rewrite(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_controller_whose_machine_has_no_address_here(
+    profiles: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an alias of ssh's: the controller writes down what its machine calls itself."""
+    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.3)
+    file = connection_file(profiles, "box", port)
+    rewrite(file, interface="tcp://*", location="gpu-box.invalid")
+    with pytest.warns(RuntimeWarning, match="could not determine IPs"):
+        refused(EngineError, r"its controller is on 'gpu-box.invalid'.*no address here; next: start it with --location")
+
+
+@pytest.mark.parametrize("does", ["exit 255", 'echo "you@gpu-box\'s password:"; sleep 60', "sleep 60"])
+def test_a_server_that_ssh_cant_reach_or_that_asks(
+    does: str, profiles: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "_ANSWERS_WITHIN", 0.3)
+    program(tmp_path / "bin" / "ssh", f'case "$*" in *"-O check"*) exit 255;; esac; {does}')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    rewrite(connection_file(profiles, "box", port), location="198.18.250.2", ssh="you@gpu-box")
+    refused(EngineError, r"doesn't answer through ssh to you@gpu-box \(.*next: set ControlMaster.*ssh you@gpu-box true")
+
+
+def test_ssh_and_curve(profiles: Path, port: int) -> None:
+    """ipyparallel would wait for answers without end."""
+    rewrite(connection_file(profiles, "box", port), location="gpu-box", ssh="you@gpu-box", curve_serverkey="x" * 40)
+    refused(EngineError, r'has "ssh" as well as CURVE.*next: start the controller without enable_curve')
 
 
 def test_a_file_that_is_none(profiles: Path, port: int) -> None:
