@@ -114,6 +114,15 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
             cluster.stop_cluster_sync()
 
 
+@contextlib.contextmanager
+def disconnected() -> Iterator[None]:
+    """Ends what a test has on clusters, after it."""
+    try:
+        yield
+    finally:
+        _let_go()
+
+
 def _let_go() -> None:
     """Ends what runs on clusters, and the connections to them."""
     session = current()
