@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 # So many processes share the suite, file by file; each has workers of its own, some 3 GB of memory in all.
 TESTERS ?= 2
 
-.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-clusters bench-sweeps bench-against parity accuracy soak faults fuzz keras-suite keras-packages matrix release course clean
+.PHONY: help setup packages demo test lint gate test-fast lab docs screenshots bench bench-clusters bench-sweeps bench-against launchers parity accuracy soak faults fuzz keras-suite keras-packages matrix release course clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -82,6 +82,13 @@ bench-clusters: setup  ## a call on another machine against ipyparallel's own, o
 
 bench-sweeps: setup  ## a sweep over four engines of a cluster against one, on an engine that sleeps
 	$(BIN)/python benchmarks/sweeps.py
+
+launchers: setup  ## engines behind ssh, in a Slurm queue and in JupyterHub, all on this machine (as root)
+	@"$(or $(PYTHON),python3)" -m venv build/launchers
+	@build/launchers/bin/python -m pip install --quiet "jupyterhub==6.1.1" "jupyterlab~=4.4"
+	@npm install --silent --prefix build/launchers "configurable-http-proxy@5.3.0"
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/build/launchers/bin:$(CURDIR)/build/launchers/node_modules/.bin:$$PATH" \
+	  KERNELK_REQUIRE=netns,sshd,slurm,jupyterhub,theano,torch $(PYTEST) -m soak tests/cluster/test_launchers.py
 
 bench-against: setup  ## BASE=path of another checkout: this kernelk and that one side by side, row by row
 	@test -n "$(BASE)" || { echo "bench-against needs another checkout of kernelk; next: make bench-against BASE=path" >&2; exit 1; }
