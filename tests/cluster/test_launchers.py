@@ -63,15 +63,16 @@ def go_there_and_back(*engines: str) -> None:
 
 @pytest.mark.parametrize("way", ["open ports", "tunnel"])
 def test_a_machine_that_is_reached_by_ssh(way: str, box: Machine, folder: Path) -> None:
-    """The commands of the documentation, in two terminals of that machine and one of this."""
+    """The commands of the documentation, in a terminal of that machine and one of this."""
     require_installed("theano")
-    options = f"--ip='*' --location={box.address} --IPController.enable_curve=True" if way == "open ports" else ""
+    command = "ipcluster start --profile=gpu-box -n 1"
+    if way == "open ports":
+        command += f" --ip='*' --location={box.address} -- --nodb --IPController.enable_curve=True"
+    else:
+        command += " -- --nodb"
     security = "profile_gpu-box/security"
-    with contextlib.ExitStack() as stack:
-        terminals = (f"ipcontroller --profile=gpu-box --nodb {options}", "ipengine --profile=gpu-box")
-        for number, command in enumerate(terminals):
-            stack.enter_context(started("ssh", "-tt", "gpu-box", command, log=folder / f"{number}.log"))
-            assert wait_for(lambda: (folder / "there" / security / "ipcontroller-engine.json").is_file())
+    with started("ssh", "-tt", "gpu-box", command, log=folder / "ipcluster.log"):
+        assert wait_for(lambda: (folder / "there" / security / "ipcontroller-client.json").is_file())
         copy = folder / "here" / security / "ipcontroller-client.json"
         copy.parent.mkdir(parents=True)
         subprocess.run(["scp", f"gpu-box:{folder}/there/{security}/{copy.name}", str(copy.parent)], check=True)
