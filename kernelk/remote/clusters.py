@@ -71,6 +71,7 @@ class Connection:
         self._made = time.monotonic()
         self._begun = False  # whether it has had an engine, or none came in time
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
+        self.is_broken = False  # whether nobody answered by it
 
     @property
     def closed(self) -> bool:
@@ -153,7 +154,8 @@ class Connection:
         self._silent.add(engine)
 
     def close(self) -> None:
-        """Ends the connection, so that the next one is made anew; one of the user's own stays."""
+        """Ends the connection, so that the next one is made anew; one of the user's own isn't ended."""
+        self.is_broken = True
         if self._own:
             if _connections.get(self.name) is self:
                 del _connections[self.name]
@@ -253,7 +255,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed:
+    if known is not None and not known.closed and not (known.is_broken and name in files()):
         return known
     _require()
     file = _file_of(name)
