@@ -16,6 +16,7 @@ from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
 from ..engines.machine import processor
 from ..errors import ArgumentError, EngineError
+from ..remote import machines
 from ..session.current import current
 from ..session.session import Session
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
@@ -45,7 +46,10 @@ BUDGET = 2.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device."""
+    """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device.
+
+    `machine`: the name of another machine than this one, "" for this one, on which a cluster's engine may be too.
+    """
 
     engine: str
     title: str
@@ -79,7 +83,7 @@ class Conditions:
             str(facts.get("blas", "")),
             str(facts.get("mode", "")),
             str(facts.get("precision") or ""),
-            host.machine,
+            "" if facts.get("machine_key") == machines.here().key else host.machine,
         )
 
     def words(self) -> str:
