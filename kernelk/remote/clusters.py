@@ -203,11 +203,15 @@ def place_of(on: Any) -> Place:
                 _connections[name] = Connection(name, on.connect_client_sync(), True)
         return Place(name)
     if not hasattr(client, "send_apply_request"):
+        # Dask's client isn't an executor, and has one.
+        has_executor = hasattr(on, "get_executor")
         raise ArgumentError(
             f"on={on!r} isn't allowed",
             allowed="allowed are a cluster's name, a Cluster, Client or View of ipyparallel, and for kernelk.compare "
             "any concurrent.futures.Executor",
-            next_step="kernelk.set_backend('torch', on='default')",
+            next_step="kernelk.compare(f, 'torch', on=client.get_executor())"
+            if has_executor
+            else "kernelk.set_backend('torch', on='default')",
         )
     cluster = getattr(client, "cluster", None)
     name = str(client.profile if cluster is None else cluster.cluster_id or cluster.profile)
@@ -242,7 +246,9 @@ def placed(name: str, on: Any) -> str:
     elif place.engines:
         written += f"[{connected(place.cluster).engines(place.engines)[0]}]"
     if engine.on and engine.on != written:
-        raise ArgumentError(f"{name} isn't on {written}", next_step=f"%kbackend {engine.base} --on {written}")
+        raise ArgumentError(
+            f"{name} is on {engine.on}, not on {written}", next_step=f"%kbackend {engine.base} --on {written}"
+        )
     return registry.engine(f"{engine.base}@{written}").name
 
 
