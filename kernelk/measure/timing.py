@@ -48,7 +48,7 @@ BUDGET = 2.0
 class Conditions:
     """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device.
 
-    `machine`: the name of another machine than this one, "" for this one, on which a cluster's engine may be too.
+    `machine`: its name where a cluster's engine ran, "" otherwise; `elsewhere`: whether it is another one than this.
     """
 
     engine: str
@@ -64,6 +64,7 @@ class Conditions:
     mode: str = ""
     precision: str = ""
     machine: str = ""
+    elsewhere: bool = False
 
     @classmethod
     def of(cls, host: Host) -> Conditions:
@@ -83,7 +84,8 @@ class Conditions:
             str(facts.get("blas", "")),
             str(facts.get("mode", "")),
             str(facts.get("precision") or ""),
-            "" if facts.get("machine_key") == machines.here().key else host.machine,
+            host.machine,
+            "machine_key" in facts and facts["machine_key"] != machines.here().key,
         )
 
     def words(self) -> str:

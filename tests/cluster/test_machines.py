@@ -257,7 +257,6 @@ def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
     y = K.dot(x, w)
     f = K.function([x], [y])
     compared = str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
-    # That cluster is on this machine.
     assert "numpy@box 2" in compared
     assert "machines differ" not in compared
     with pytest.raises(ArgumentError, match="compare: on needs engines' names"):

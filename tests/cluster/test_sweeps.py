@@ -15,6 +15,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,7 +279,8 @@ def test_sides_here_and_there_are_measured_from_here(box: LocalCluster) -> None:
 
 
 def conditions(engine: str, version: str, machine: str) -> Conditions:
-    return Conditions(engine, engine, version, "Python 3.11", "worker", "cpu:0", "a processor", 2, 4, machine=machine)
+    shared = (engine, engine, version, "Python 3.11", "worker", "cpu:0", "a processor", 2, 4)
+    return Conditions(*shared, machine=machine, elsewhere=machine != "")
 
 
 def test_what_differs_between_machines_is_said() -> None:
@@ -288,6 +290,9 @@ def test_what_differs_between_machines_is_said() -> None:
         "versions of torch differ (torch@a 2.6, torch 2.9)",
     ]
     assert differences(known[:1]) == []
+    # A cluster's engine on this machine.
+    near = replace(known[1][1], engine="torch@b", machine="n0")
+    assert differences([("torch@b", near), known[1]]) == []
 
 
 def interrupt_when(predicate: Callable[[], bool]) -> threading.Thread:
