@@ -158,7 +158,7 @@ class KernelKMagics(Magics):
         if on is not None and action == "keras2":
             return f"%kbackend --keras2, then %kbackend torch --on {on}, on which Keras computes then"
         names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        return " ".join(["%kbackend", f"--{action.replace('_', '-')}", *names]).strip()
+        return " ".join(["%kbackend", f"--{action.replace('_', '-')}", *names, *(["--on", on] if on else [])])
 
     @staticmethod
     def _either(yes: bool, no: bool, both: str, example: str) -> bool | None:

@@ -102,10 +102,15 @@ def _list(on: str | None) -> int:
         return 0
     from ..manage.elsewhere import machines  # which needs numpy and more
 
+    failed = False
     for machine in machines(on):
+        if machine.error is not None:
+            failed = True
+            _complain(str(machine.error))
+            continue
         _say(f"on {machine.name}, Python {machine.facts['python']} ({machine.facts['executable']}):")
-        machine.carry_out("list", {}, _say)
-    return 0
+        machine.carry_out("list", {"on": machine.connection.name}, _say)
+    return int(failed)
 
 
 def _bundle(names: Sequence[str], output: str) -> int:

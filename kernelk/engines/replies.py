@@ -109,7 +109,7 @@ def _are_facts(value: Any) -> bool:
         and _or_none(_is_count)(value.get("threads"))
         and _or_none(_is_text)(value.get("precision"))
         and all(_list_of(_is_text)(value.get(name, [])) for name in lists)
-        and all(_is_text(value.get(name, "")) for name in ("machine", "processor"))
+        and all(_is_text(value.get(name, "")) for name in ("machine", "machine_key", "processor"))
         and _is_count(value.get("cores", 0))
     )
 

@@ -78,7 +78,9 @@ def _place(name: str, on: Any) -> tuple[str, str]:
     if on is None:
         return base, place
     if place not in ("", given := placed("numpy", on).partition("@")[2]):
-        raise ArgumentError(f"{name} isn't on {given}", next_step=f"kernelk.install({base!r}, on={given!r})")
+        raise ArgumentError(
+            f"{name} is on {place}, not on {given}", next_step=f"kernelk.install({base!r}, on={given!r})"
+        )
     return base, given
 
 

@@ -12,27 +12,32 @@ from ..environments.recipes import RECIPES
 from ..errors import KernelKError, joined, one_line
 
 
-def states(say: Callable[[str], None]) -> None:
-    """Says each engine's state, in a line or more."""
+def states(say: Callable[[str], None], on: str = "") -> None:
+    """Says each engine's state, in a line or more. `on`: the cluster by which whoever asks reaches this machine."""
     for name in registry.names():
         try:
-            say(f"{name}: {_state(registry.engine(name))}")
+            say(f"{name}: {_state(registry.engine(name), on)}")
         except KernelKError as error:
             say(f"{name}: can't be used: {one_line(error)}")
             continue
         if name in RECIPES:
             for folder in places.leftovers(name):
                 words = f"{folder} was left by an earlier install, or is being built"
-                say(f"{name}: {joined(words, next_step=f'`kernelk install {name}` removes it')}")
+                say(f"{name}: {joined(words, next_step=f'`{_install(name, on)}` removes it')}")
             for folder in places.superseded(name):
                 say(f"{name}: {folder} was built with other pins, {build.size(folder) / 1e6:.0f} MB")
 
 
-def _state(engine: Engine) -> str:
+def _install(name: str, on: str) -> str:
+    return f"kernelk install {name} --on {on}" if on else f"kernelk install {name}"
+
+
+def _state(engine: Engine, on: str) -> str:
     """An engine's state on this machine, in one line."""
     if engine.recipe is None:
         if not registry.installed(engine.name):
-            return joined(registry.outdated(engine) or "not installed", next_step=f"`{engine.install}`")
+            step = f"there: `{engine.install}`" if on else f"`{engine.install}`"
+            return joined(registry.outdated(engine) or "not installed", next_step=step)
         return (
             f"installed, {engine.title} {registry.version(engine)}, Python {sys.version.split()[0]}, "
             f"in the environment of kernelk itself, {sys.prefix}"
@@ -50,4 +55,4 @@ def _state(engine: Engine) -> str:
     if partial:
         state = places.without_python(engine.recipe) or f"only partly installed ({partial})"
     pythons = " or ".join(RECIPES[engine.recipe].pythons)
-    return joined(state, next_step=f"`kernelk install {engine.name}` (Python {pythons})")
+    return joined(state, next_step=f"`{_install(engine.name, on)}` (Python {pythons})")

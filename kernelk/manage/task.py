@@ -46,7 +46,7 @@ def _watch() -> None:
 _TASKS: dict[str, Callable[..., Any]] = {
     "install": lambda name, rebuild: str(install(name, _Report(), rebuild)),
     "uninstall": lambda name: [str(path) for path in uninstall(name, _Report())],
-    "list": lambda: states(_Report()),
+    "list": lambda on: states(_Report(), on),
 }
 
 

@@ -296,8 +296,9 @@ def _diff_command(reference: str, other: str) -> str:
 def differences(known: Sequence[tuple[str, Conditions]]) -> list[str]:
     """Lines on what differs between the conditions of these labels and makes their times differ by itself."""
     lines = []
-    if len({one.machine for _, one in known}) > 1:
-        listed = "; ".join(f"{label} on {one.machine or 'this one'}, {one.processor}" for label, one in known)
+    where = [one.machine if one.elsewhere else "this one" for _, one in known]
+    if len(set(where)) > 1:
+        listed = "; ".join(f"{label} on {machine}, {one.processor}" for machine, (label, one) in zip(where, known))
         lines.append(f"machines differ ({listed})")
     versions: dict[str, dict[str, list[str]]] = {}
     for label, one in known:

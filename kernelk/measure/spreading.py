@@ -526,9 +526,15 @@ def _able(lane: _Lane) -> int:
 
 
 def _ability(side: Wanted, told: dict[str, Any]) -> Ability | str:
-    if side.failure or "failure" in told:
-        return side.failure or str(told["failure"])
-    title = registry.engine(side.label).title
+    engine = registry.engine(side.label)
+    if side.failure:
+        return side.failure
+    if engine.recipe is not None and engine.on and "absent" in told:
+        # It can be installed from here.
+        return joined(str(told["absent"]), next_step=engine.get)
+    if "failure" in told:
+        return str(told["failure"])
+    title = engine.title
     return Ability(title, frozenset(told["ops"]), frozenset(told["dtypes"]), told["specialises"])
 
 

@@ -140,7 +140,9 @@ class _Bench:
                 if registry.engine(name).recipe is None:
                     title, where = registry.engine(name).title, f"on {machine.name}, where {machine.python} runs"
                     error.problem = f"{title} isn't installed {where}"
-                    error.next_step = f"there: `{registry.engine(name).install}`"
+                else:
+                    error.problem += f" on {machine.name}"
+                error.next_step = f"there: `{registry.engine(name).install}`"
                 raise
         return host
 
@@ -208,6 +210,8 @@ def welcome(setup: str) -> str:
                     }
                 except KernelKError as error:
                     engines[name] = {"failure": one_line(error)}
+                    if isinstance(error, BackendNotInstalledError):
+                        engines[name]["absent"] = one_line(error.problem)
     except Cancelled:
         return _GIVEN_UP
     except KernelKError as error:

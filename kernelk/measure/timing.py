@@ -16,6 +16,7 @@ from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
 from ..engines.machine import processor
 from ..errors import ArgumentError, EngineError
+from ..remote import machines
 from ..session.current import current
 from ..session.session import Session
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
@@ -45,7 +46,10 @@ BUDGET = 2.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device."""
+    """Under what a time was measured. `threads` and `precision` as the engine reports them; `processor`: the device.
+
+    `machine`: its name where a cluster's engine ran, "" otherwise; `elsewhere`: whether it is another one than this.
+    """
 
     engine: str
     title: str
@@ -60,6 +64,7 @@ class Conditions:
     mode: str = ""
     precision: str = ""
     machine: str = ""
+    elsewhere: bool = False
 
     @classmethod
     def of(cls, host: Host) -> Conditions:
@@ -80,6 +85,7 @@ class Conditions:
             str(facts.get("mode", "")),
             str(facts.get("precision") or ""),
             host.machine,
+            "machine_key" in facts and facts["machine_key"] != machines.here().key,
         )
 
     def words(self) -> str:

@@ -117,6 +117,11 @@ class MeasuringMagics(Magics):
         from ..measure.comparison import compare
 
         given = parse(self.kcompare, line)
+        if given.on is not None and not given.engines:
+            raise ArgumentError(
+                "%%kcompare: --on needs engines' names, since which are installed there isn't known here",
+                next_step=f"%%kcompare torch jax --on {given.on}",
+            )
         example = f"{self.kcompare.parser.example} and a cell with K.eval(...)"
         run = body(self.shell, cell, "%%kcompare", example)  # type: ignore[arg-type]
         sweep = None if given.sweep is None else _swept(given.sweep)

@@ -72,6 +72,7 @@ class Connection:
         self._made = time.monotonic()
         self._begun = False  # whether it has had an engine, or none came in time
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
+        self.is_broken = False  # whether nobody answered by it
 
     @property
     def closed(self) -> bool:
@@ -154,7 +155,8 @@ class Connection:
         self._silent.add(engine)
 
     def close(self) -> None:
-        """Ends the connection, so that the next one is made anew; one of the user's own stays."""
+        """Ends the connection, so that the next one is made anew; one of the user's own isn't ended."""
+        self.is_broken = True
         if self._own:
             if _connections.get(self.name) is self:
                 del _connections[self.name]
@@ -202,11 +204,15 @@ def place_of(on: Any) -> Place:
                 _connections[name] = Connection(name, on.connect_client_sync(), True)
         return Place(name)
     if not hasattr(client, "send_apply_request"):
+        # Dask's client isn't an executor, and has one.
+        has_executor = hasattr(on, "get_executor")
         raise ArgumentError(
             f"on={on!r} isn't allowed",
             allowed="allowed are a cluster's name, a Cluster, Client or View of ipyparallel, and for kernelk.compare "
             "any concurrent.futures.Executor",
-            next_step="kernelk.set_backend('torch', on='default')",
+            next_step="kernelk.compare(f, 'torch', on=client.get_executor())"
+            if has_executor
+            else "kernelk.set_backend('torch', on='default')",
         )
     cluster = getattr(client, "cluster", None)
     name = str(client.profile if cluster is None else cluster.cluster_id or cluster.profile)
@@ -241,7 +247,9 @@ def placed(name: str, on: Any) -> str:
     elif place.engines:
         written += f"[{connected(place.cluster).engines(place.engines)[0]}]"
     if engine.on and engine.on != written:
-        raise ArgumentError(f"{name} isn't on {written}", next_step=f"%kbackend {engine.base} --on {written}")
+        raise ArgumentError(
+            f"{name} is on {engine.on}, not on {written}", next_step=f"%kbackend {engine.base} --on {written}"
+        )
     return registry.engine(f"{engine.base}@{written}").name
 
 
@@ -254,7 +262,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed:
+    if known is not None and not known.closed and not (known.is_broken and name in files()):
         return known
     _require()
     file = _file_of(name)

@@ -45,7 +45,12 @@ def here() -> Machine:
 def facts() -> dict[str, Any]:
     """What an engine on this machine can't know of it itself."""
     machine = here()
-    return {"machine": machine.name, "processor": machine.processor, "cores": os.cpu_count()}
+    return {
+        "machine": machine.name,
+        "machine_key": machine.key,
+        "processor": machine.processor,
+        "cores": os.cpu_count(),
+    }
 
 
 def _key() -> str:

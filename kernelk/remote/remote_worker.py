@@ -30,6 +30,8 @@ _FOLLOWED_AFTER, _FOLLOWED_EVERY = 2.0, 60.0
 # What has to be there for an answer, in words.
 _NOBODY = "has not answered for {seconds:.0f} s: its machine, the network or the cluster's controller is gone"
 
+_ENDED = "is gone with its ipyparallel engine, which ended"
+
 # The errors of kernelk's that keep their kind on the way.
 _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledError, OutOfMemoryError)}
 
@@ -130,9 +132,11 @@ class RemoteWorker:
             self.connection.avoid(engine)
         self.connection.close()
         count = f"none of its {len(engines)} engines has" if len(engines) > 1 else "its engine hasn't"
+        name = self.connection.name
         raise EngineError(
-            f"cluster '{self.connection.name}' doesn't answer: {count} given a sign of life for {_SILENT_AFTER:.0f} s",
-            next_step=f"ipcluster engines --profile={self.connection.name}, there",
+            f"cluster '{name}' doesn't answer: {count} given a sign of life for {_SILENT_AFTER:.0f} s",
+            next_step=f"`ipcluster engines --profile={name}` there, or, if its controller has ended as well, "
+            f"`ipcluster start --profile={name}`",
         )
 
     def _end_left(self) -> None:
@@ -158,7 +162,8 @@ class RemoteWorker:
             return self.connection.call(self.engine, function, *arguments)
         except OSError as error:
             # Its engine has left the cluster, or the connection is closed: nobody has read this.
-            raise self._lost(f"is gone: {one_line(error)}", unread=True) from error
+            left = not self.connection.closed and self.engine not in self.connection.client.ids
+            raise self._lost(_ENDED if left else f"is gone: {one_line(error)}", unread=True) from error
 
     def answer(self, sent: Any) -> list[Any]:
         """Waits for a reply: its frame, and the bytes that were written there.
@@ -230,11 +235,11 @@ class RemoteWorker:
         if older and "kernelk" in message:
             self._lost(message)
             return BackendNotInstalledError(
-                f"the ipyparallel engine on {machine} has no kernelk of this version ({message})",
+                f"engine {self.engine} of the cluster '{machine}' has no kernelk of this version ({message})",
                 next_step=f"on {machine}: `pip install kernelk=={__version__}`, and restart its ipyparallel engines",
             )
         if kind == "EngineError":
-            self._lost("is gone with its ipyparallel engine, which ended")
+            self._lost(_ENDED)
         else:
             # As of its user's own interrupt there: nobody knows how far it came.
             self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")

@@ -68,7 +68,8 @@ def test_measurements_name_the_machine(shell: InteractiveShell) -> None:
     assert where in str(line("kprofile", "--budget 0.2 model()"))
     compared = str(shell.run_cell_magic("kcompare", "numpy@far numpy --budget 0.2", "model()"))
     assert where in compared
-    assert f"numpy@far on {HERE}" in compared
+    # Both ran on this one.
+    assert "machines differ" not in compared
     assert "numpy and numpy@far" in str(line("kdiff", "y numpy numpy@far --feed x=batch"))
     assert "device" in str(line("ktensors", ""))
     # Engines elsewhere that run are shown as others are, active or not.

@@ -19,7 +19,6 @@ from helpers.training import BATCH, Training, equal, train, wanted
 
 import kernelk
 from kernelk import backend as K
-from kernelk.engines.machine import processor
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
 from kernelk.session.current import current
 from kernelk.widgets import facts
@@ -258,7 +257,8 @@ def test_measurements_take_engines_elsewhere(box: LocalCluster) -> None:
     y = K.dot(x, w)
     f = K.function([x], [y])
     compared = str(kernelk.compare(lambda: f([BATCH]), "numpy", "numpy@box", budget=0.2))
-    assert f"machines differ (numpy on this one, {processor()}; numpy@box on {socket.gethostname()}, " in compared
+    assert "numpy@box 2" in compared
+    assert "machines differ" not in compared
     with pytest.raises(ArgumentError, match="compare: on needs engines' names"):
         kernelk.compare(lambda: f([BATCH]), on="box")
     assert "numpy@box" in str(kernelk.compare(lambda: f([BATCH]), "numpy", on="box", budget=0.2))

@@ -24,6 +24,7 @@ from helpers.processes import PATIENCE, alive, environment
 import kernelk
 from kernelk import __version__, magics
 from kernelk import backend as K
+from kernelk.cli.main import main
 from kernelk.display.commands import in_shell_and_notebook
 from kernelk.engines import registry
 from kernelk.environments import places
@@ -147,7 +148,7 @@ def test_progress_comes_while_it_runs_and_ctrl_c_ends_it_there(
     # It was waited for until it had cleared up.
     assert not alive(endless.pid)
     assert sorted(path.name for path in empty.iterdir()) == ["theano.lock", "theano.log"]
-    assert elsewhere.machines("lab")[0].carry_out("list", {}, said.append) is None
+    assert elsewhere.machines("lab")[0].carry_out("list", {"on": "lab"}, said.append) is None
 
 
 def test_an_error_there_names_commands_of_that_machine(lab: LocalCluster, tmp_path: Path) -> None:
@@ -277,11 +278,12 @@ def test_the_magic_and_its_options(lab: LocalCluster, capsys: pytest.CaptureFixt
     for line, step in (
         ("--list --on lab", "%kbackend --doctor --on lab"),
         ("--keras2 --on lab", "%kbackend --keras2, then %kbackend torch --on lab"),
-        ("--install theano --on lab --threads 2", "%kbackend --install theano"),
+        ("--install theano --on lab --threads 2", "%kbackend --install theano --on lab"),
+        ("--log numpy --on lab --threads 2", "%kbackend --log numpy --on lab"),
     ):
         with pytest.raises(ArgumentError, match=f"next: {step}"):
             kernel.kbackend(line)
-    with pytest.raises(ArgumentError, match="theano@lab isn't on attic"):
+    with pytest.raises(ArgumentError, match="theano@lab is on lab, not on attic"):
         kernelk.install("theano@lab", on="attic")
 
 
@@ -307,9 +309,22 @@ def test_the_program(lab: LocalCluster, empty: Path) -> None:
     assert (listed.returncode, listed.stderr) == (0, "")
     assert listed.stdout.startswith(f"on {HERE}, Python {sys.version.split()[0]} ({sys.executable}):\n")
     assert f"theano: installed, Theano 1.0.5, Python 3.6.15, numpy 1.19.5, 0 MB in {place}" in listed.stdout
+    assert "cntk: not installed; next: `kernelk install cntk --on lab` (Python 3.6)" in listed.stdout
     both = run("install", "--from", "x.tar", "--on", "lab")
     assert (both.returncode, both.stderr.count("\n")) == (1, 1)
     assert "copy it to lab, and there: `kernelk install --from x.tar`" in both.stderr
+
+
+def test_a_machine_without_kernelk_is_a_line_of_the_list(
+    lab: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = elsewhere.machines("lab")[0]
+    bare = elsewhere.Machine(machine.connection, 1, {}, BackendNotInstalledError("engine 1 has no kernelk"))
+    monkeypatch.setattr(elsewhere, "machines", lambda on: [bare, machine])
+    assert main(["list", "--on", "lab"]) == 1
+    said, complained = capsys.readouterr()
+    assert complained == "kernelk: engine 1 has no kernelk\n"
+    assert "numpy: installed" in said
 
 
 def test_an_install_ends_with_its_ipyparallel_engine(lab: LocalCluster, empty: Path, endless: Endless) -> None:

@@ -195,9 +195,30 @@ def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:
     kernel = magics.KernelKMagics(None)
     assert kernel.kbackend("numpy --on box").target == "numpy@box"
     assert kernel.kbackend("--on box").target == "numpy@box"
-    with pytest.raises(ArgumentError, match="numpy@box isn't on attic; next: %kbackend numpy --on attic"):
+    with pytest.raises(ArgumentError, match="numpy@box is on box, not on attic; next: %kbackend numpy --on attic"):
         kernel.kbackend("--on attic")
     assert kernel.kbackend("--stop numpy@box").machine == socket.gethostname()
+
+
+def test_a_client_of_the_user_that_nobody_answers_is_given_up(
+    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its cluster was started again: such a client stays that of the controller that has ended."""
+
+    def broken() -> clusters.Connection:
+        assert clusters.place_of(box.client).cluster == "box"
+        connection = clusters.connected("box")
+        assert connection.client is box.client
+        connection.close()
+        return connection
+
+    broken()
+    assert clusters.connected("box").client is not box.client
+    assert not box.client._closed
+    # Without a file of that name there is no other way.
+    connection = broken()
+    monkeypatch.setattr(clusters, "files", dict)
+    assert clusters.connected("box") is connection
 
 
 def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluster) -> None:

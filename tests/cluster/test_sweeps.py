@@ -15,14 +15,17 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
+from helpers.machines import settings
 from helpers.notebooks import run_cells
 from helpers.sleeping import conceal, package, settle
 
@@ -256,6 +259,17 @@ def test_an_engine_that_is_not_installed_everywhere(box: LocalCluster) -> None:
     assert f"m0 isn't used: {words}" in str(both)
 
 
+def test_an_engine_that_kernelk_installs_there(box: LocalCluster, tmp_path: Path) -> None:
+    bare = {"KERNELK_ENVS": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    with settings(box, **bare):
+        there, by_executor = (
+            str(swept(Body(), [1], on, ("theano", "numpy"), budget=0.1)) for on in ("box[0]", box.client.executor([0]))
+        )
+    step = "`kernelk install theano --on box` (in a notebook: `%kbackend --install theano --on box`)"
+    assert f"theano@box: Theano 1.0.5 is not installed on m0; next: {step}" in there
+    assert "theano: Theano 1.0.5 is not installed on m0; next: there: `kernelk install theano`" in by_executor
+
+
 def test_sides_here_and_there_are_measured_from_here(box: LocalCluster) -> None:
     body = Body()
     found = kernelk.compare(body, "numpy", "numpy@box", sweep={"n": [1, 2]}, budget=0.4)
@@ -265,7 +279,8 @@ def test_sides_here_and_there_are_measured_from_here(box: LocalCluster) -> None:
 
 
 def conditions(engine: str, version: str, machine: str) -> Conditions:
-    return Conditions(engine, engine, version, "Python 3.11", "worker", "cpu:0", "a processor", 2, 4, machine=machine)
+    shared = (engine, engine, version, "Python 3.11", "worker", "cpu:0", "a processor", 2, 4)
+    return Conditions(*shared, machine=machine, elsewhere=machine != "")
 
 
 def test_what_differs_between_machines_is_said() -> None:
@@ -275,6 +290,9 @@ def test_what_differs_between_machines_is_said() -> None:
         "versions of torch differ (torch@a 2.6, torch 2.9)",
     ]
     assert differences(known[:1]) == []
+    # A cluster's engine on this machine.
+    near = replace(known[1][1], engine="torch@b", machine="n0")
+    assert differences([("torch@b", near), known[1]]) == []
 
 
 def interrupt_when(predicate: Callable[[], bool]) -> threading.Thread:
@@ -460,6 +478,9 @@ def test_executors_that_cannot_measure(box: LocalCluster) -> None:
             ArgumentError, match=r"isn't allowed.*for kernelk\.compare any concurrent\.futures\.Executor"
         ):
             kernelk.set_backend("numpy", on=executor)
+        dask = SimpleNamespace(get_executor=lambda: executor)
+        with pytest.raises(ArgumentError, match=r"next: kernelk\.compare\(f, 'torch', on=client\.get_executor\(\)\)"):
+            kernelk.compare(lambda: body(2), "numpy", on=dask)
     refused(EngineError, "the executor takes no work any more .*cannot schedule new futures after shutdown", executor)
     for prepare, kind, words in (
         (hide, BackendNotInstalledError, r"the executor's processes have no kernelk.*next: `pip install kernelk=="),

@@ -57,6 +57,11 @@ def test_what_a_line_means(magic: Any, line: str, given: dict[str, Any] | None) 
     assert {name: found[name] for name in given} == given
 
 
+def test_a_cluster_alone_is_no_engine() -> None:
+    with pytest.raises(ArgumentError, match=r"--on needs engines' names.*; next: %%kcompare torch jax --on gpu-box$"):
+        MeasuringMagics(None).kcompare("--on gpu-box", "f([x])")
+
+
 def test_a_cells_code_is_the_cell() -> None:
     given = parse(KPROFILE, " --engine ", "-x\n--y")
     assert (given.code, given.engine, given.budget) == ("-x\n--y", True, None)
