@@ -318,8 +318,8 @@ def _require_one_encryption(name: str, file: Path, written: dict[str, Any]) -> N
         raise EngineError(
             f"cluster '{name}' can't be reached: {file} has \"ssh\" as well as CURVE's keys, and ipyparallel can't use "
             f"both at once",
-            next_step=f"start the controller without enable_curve, since ssh encrypts: "
-            f"`ipcontroller --profile={name} --nodb`; and copy {file.name} here again",
+            next_step=f"start it without enable_curve, since ssh encrypts: `ipcluster start --profile={name} -n 1 -- "
+            f"--nodb`; and copy {file.name} here again",
         )
 
 

@@ -133,12 +133,13 @@ def test_a_notebook_of_jupyterhub(folder: Path) -> None:
     with jupyterhub(folder) as hub:
         hub.run("%load_ext kernelk\nimport kernelk, numpy as np\nfrom kernelk import backend as K\n%kbackend numpy")
         hub.run(
-            'import ipyparallel as ipp\ncluster = ipp.Cluster(n=1, cluster_id="box", controller_args=["--nodb"])\n'
+            "import ipyparallel as ipp\n"
+            'cluster = ipp.Cluster(n=1, cluster_id="hub", controller_args=["--nodb"], log_level=40)\n'
             "cluster.start_cluster_sync()"
         )
         hub.run("w = K.variable(np.arange(5.0)); double = K.function([], [K.sum(w)], [K.update(w, w * 2.0)])")
         assert "bit for bit" in hub.run('kernelk.set_backend("torch", on=cluster)')
         assert "array(10." in hub.run("double([])")
-        assert "torch@box" in hub.run("%kbackend")
+        assert "torch@hub" in hub.run("%kbackend")
         assert "[0.0, 2.0, 4.0, 6.0, 8.0]" in hub.run("%kbackend numpy\nK.get_value(w).tolist()")
         hub.run("cluster.stop_cluster_sync()")

@@ -132,7 +132,7 @@ def test_a_server_that_ssh_cant_reach_or_that_asks(
 def test_ssh_and_curve(profiles: Path, port: int) -> None:
     """ipyparallel would wait for answers without end."""
     rewrite(connection_file(profiles, "box", port), location="gpu-box", ssh="you@gpu-box", curve_serverkey="x" * 40)
-    refused(EngineError, r'has "ssh" as well as CURVE.*next: start the controller without enable_curve')
+    refused(EngineError, r'has "ssh" as well as CURVE.*next: start it without enable_curve')
 
 
 def test_a_file_that_is_none(profiles: Path, port: int) -> None:
