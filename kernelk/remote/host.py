@@ -41,7 +41,6 @@ class RemoteHost(WorkerHost):
         self._worker: RemoteWorker | None = None
         self._resident: int | None = None
         self._wire: RemoteWire | None = None
-        self._direct: list[tuple[Array, Array]] = []  # places of the last call's large feeds, and these
         self._starting = False
         self._network = Bandwidth()
         self._alone = (0, 0)  # how many values the engine has alone, and their bytes
@@ -110,25 +109,20 @@ class RemoteHost(WorkerHost):
         self._network.note(do, nbytes, seconds)
         return reply
 
-    def feed(self, views: list[Array], feeds: list[Array]) -> None:
-        # A large one is sent from where it lies, and copied only if this call is noted.
-        self._direct = []
+    def feed(self, views: list[Array], feeds: list[Array], noted: bool) -> None:
+        # A large one is sent from where it lies. Of a noted call, it is what was sent that would be repeated, whatever
+        # another thread of the user's does to the array meanwhile: that is copied in any case, and before it is sent.
+        direct = {}
         for view, feed in zip(views, feeds):
-            if feed.nbytes > LARGE and feed.flags.c_contiguous and (feed.dtype, feed.shape) == (view.dtype, view.shape):
-                self._direct.append((view, feed))
+            if not noted and feed.nbytes > LARGE and feed.flags.c_contiguous:
+                direct[address(view)] = feed.reshape(-1).view("uint8")
             else:
                 view[...] = feed
         if self._wire is not None:
-            self._wire.direct = {address(view): feed.reshape(-1).view("uint8") for view, feed in self._direct}
-
-    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
-        for view, feed in self._direct:
-            view[...] = feed
-        super().note(recipe, feeds, counts, outputs, seconds)
+            self._wire.direct = direct
 
     def tell(self) -> None:
         # The call is over: its feeds are its user's again.
-        self._direct = []
         if self._wire is not None:
             self._wire.direct = {}
         super().tell()

@@ -21,6 +21,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk.engines.machine import processor
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
+from kernelk.remote.host import RemoteHost
 from kernelk.session.current import current
 from kernelk.widgets import facts
 
@@ -113,6 +114,29 @@ def test_large_feeds_arrive_as_they_are_and_are_repeated_as_they_were(box: Local
     wanted = run("numpy")
     assert equal(run("numpy@box"), wanted)
     assert equal(run("numpy@box", 3), wanted)
+
+
+def test_a_feed_that_is_changed_meanwhile_is_repeated_as_it_was_sent(
+    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the user's readies the next batch before the call is over."""
+    batch, w = np.zeros(400_000, np.float32), K.variable(np.zeros(3000))
+    x = K.placeholder((None,))
+    step = K.function([x], [K.max(x)], [K.update_add(w, K.max(x) * K.ones_like(w))])
+    request = RemoteHost.request
+
+    def refilled(host: RemoteHost, message: dict[str, Any]) -> dict[str, Any]:
+        reply = request(host, message)
+        if message["do"] == "run":
+            batch[...] += 1
+        return reply
+
+    kernelk.set_backend("numpy@box")
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteHost, "request", refilled)
+        assert [float(step([batch])[0]) for _ in range(3)] == [0, 1, 2]
+    os.kill(current().host().pid or 0, signal.SIGKILL)
+    assert equal([K.get_value(w)], [np.full(3000, 3, np.float32)])
 
 
 def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said: list[str]) -> None:
