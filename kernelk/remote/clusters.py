@@ -6,6 +6,7 @@ ipyparallel is imported here and nowhere else on the kernel's side, when an engi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -76,6 +77,12 @@ class Connection:
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return bool(self.client._closed)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another controller has taken the place of the one that this is a connection to."""
+        file = files().get(self.name) if self._own else None
+        return file is not None and _key_in(file) not in ("", _key(self.client))
 
     def engines(self, among: Sequence[int] = ()) -> list[int]:
         """The numbers of the engines to use, of these or of all, the first one first; those last that are silent.
@@ -162,6 +169,9 @@ class Connection:
 
 
 _connections: dict[str, Connection] = {}
+# The names of those that were given as ipyparallel's own objects: they may have no file here.
+_given: set[str] = set()
+_AGAIN = "kernelk.set_backend('torch', on=ipyparallel.Client(...)), with a new one"
 # A forked child has no thread that would serve them, and closing them there isn't its business.
 _parents: list[Connection] = []
 
@@ -195,11 +205,7 @@ def place_of(on: Any) -> Place:
         return parsed(on)
     client = getattr(on, "client", on)  # a view's
     if hasattr(on, "connect_client_sync"):
-        name = str(on.cluster_id or on.profile)
-        if name not in _connections or _connections[name].closed:
-            with _translated(name, None):
-                _connections[name] = Connection(name, on.connect_client_sync(), True)
-        return Place(name)
+        return Place(_name_of_cluster(on))
     if not hasattr(client, "send_apply_request"):
         raise ArgumentError(
             f"on={on!r} isn't allowed",
@@ -208,11 +214,62 @@ def place_of(on: Any) -> Place:
             next_step="kernelk.set_backend('torch', on='default')",
         )
     cluster = getattr(client, "cluster", None)
-    name = str(client.profile if cluster is None else cluster.cluster_id or cluster.profile)
+    name = _name_of(client, str(client.profile if cluster is None else cluster.cluster_id or cluster.profile))
+    if client._closed:
+        raise ArgumentError(f"this Client of the cluster '{name}' is closed", next_step=_AGAIN)
     known = _connections.get(name)
     if known is None or known.client is not client:
         _connections[name] = Connection(name, client, False)
+        _given.add(name)
     return Place(name, _targets(on, client))
+
+
+def _name_of_cluster(cluster: Any) -> str:
+    """The name of a Cluster, which is connected to if it isn't yet. Raises EngineError."""
+    wanted = str(cluster.cluster_id or cluster.profile)
+    for name, known in _connections.items():
+        if not known.closed and known.client.cluster is cluster:
+            return name
+    if cluster.controller is None:
+        raise EngineError(f"the cluster '{wanted}' isn't running", next_step="cluster.start_cluster_sync()")
+    with _translated(wanted, None):
+        client = cluster.connect_client_sync()
+    name = _name_of(client, wanted)
+    if name in _connections and not _connections[name].closed:
+        client.close(linger=0)
+    else:
+        _connections[name] = Connection(name, client, True)
+        _given.add(name)
+    return name
+
+
+def _name_of(client: Any, wanted: str) -> str:
+    """The name of a client's cluster: `wanted`, unless that is another one's.
+
+    A client that was made from a file, or by a profile of another folder, doesn't know its cluster's name.
+    """
+    key = _key(client)
+    keys = {name: _key_in(file) for name, file in files().items()}
+    same = [name for name, its in keys.items() if its == key]
+    if same:
+        return wanted if wanted in same else same[0]
+    keys.update({name: _key(known.client) for name, known in _connections.items() if not known.closed})
+    names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+    return next(name for name in names if keys.get(name, key) == key)
+
+
+def _key(client: Any) -> str:
+    """What the messages of a client's cluster are signed with: each cluster has its own."""
+    return client.session.key.decode() or str(client._config["registration"])  # a key may be empty
+
+
+def _key_in(file: Path) -> str:
+    """The key in a connection file; "" where it has none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found["key"] or f"{found['interface']}:{found['registration']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _targets(on: Any, client: Any) -> tuple[int, ...]:
@@ -253,7 +310,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed:
+    if known is not None and not known.closed and not known.is_outdated:
         return known
     _require()
     file = _file_of(name)
@@ -328,10 +385,22 @@ def _translated(name: str, file: Path | None) -> Any:
 
 
 def _file_of(name: str) -> Path:
-    """The connection file of a cluster. Raises ArgumentError."""
+    """The connection file of a cluster. Raises ArgumentError, EngineError."""
     found = files()
     if name in found:
         return found[name]
+    if name in _given:
+        raise EngineError(
+            f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
+            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
+        )
+    same = [known for known in found if known.endswith(f":{name}")]
+    if same:
+        raise ArgumentError(
+            f"{len(same)} clusters have the id '{name}'",
+            allowed=f"allowed are {', '.join(same)}",
+            next_step=f"--on {same[0]}",
+        )
     listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
     raise ArgumentError(
         f"no cluster is named '{name}'",

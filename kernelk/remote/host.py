@@ -20,7 +20,7 @@ from ..display import messages
 from ..display.tables import duration, size
 from ..engines.checkpoint import CHECKPOINT_FACTOR
 from ..engines.exchange import Exchange
-from ..engines.history import Cut, Recipe
+from ..engines.history import Cut
 from ..engines.worker_host import WorkerHost, running
 from ..errors import EngineError, KernelKError, WorkerDiedError, one_line
 from .bandwidth import Bandwidth

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.engines import require_installed
@@ -322,6 +323,53 @@ def test_a_cluster_may_be_given_as_ipyparallels_own_object(box: LocalCluster) ->
     assert float(K.eval(K.constant(1.0) + 1.0)) == 2.0
     with pytest.raises(ArgumentError, match="on=3 isn't allowed"):
         kernelk.set_backend("numpy", on=3)
+
+
+def test_two_clusters_are_never_taken_for_one(
+    box: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """Whatever they are called: a Client that was made from a file says that its profile is the default one."""
+    import ipyparallel
+
+    def runs_in(cluster: LocalCluster) -> bool:
+        parent = psutil.Process(current().host().pid).ppid()
+        return parent in cluster.client[:].apply_sync(os.getpid)
+
+    w = K.variable(np.zeros(3000), name="w")
+    step = K.function([], [], [K.update_add(w, 1.0)])
+    here = box.file
+    with local_cluster("second", 1) as second:
+        there = second.file
+        by_file = ipyparallel.Client(str(there))
+        assert kernelk.set_backend("numpy", on=by_file).target == "numpy@second"
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+        first, other = ipyparallel.Client(str(here)), by_file
+        for client, cluster, name in ((first, box, "default"), (other, second, "default-2"), (first, box, "default")):
+            assert kernelk.set_backend("numpy", on=client).target == f"numpy@{name}"
+            step([])
+            assert runs_in(cluster)
+        # Its user closes it in the midst of a training.
+        first.close()
+        with pytest.raises(
+            ArgumentError, match=r"this Client of the cluster 'default' is closed; next: kernelk\.set_b"
+        ):
+            kernelk.set_backend("numpy", on=first)
+        with pytest.raises(EngineError, match="the cluster 'default' is gone, or its Client was closed"):
+            step([])
+        assert equal([K.get_value(w)], [np.full(3000, 3, np.float32)])
+        kernelk.set_backend("numpy")
+        # Another controller takes the place of one, with its file.
+        profile = tmp_path / "profile_moved" / "security" / here.name
+        profile.parent.mkdir(parents=True)
+        for file, cluster in ((here, box), (there, second)):
+            profile.write_bytes(file.read_bytes())
+            kernelk.set_backend("numpy@moved")
+            step([])
+            assert runs_in(cluster)
+            kernelk.set_backend("numpy")
+            kernelk.stop_backend("numpy@moved")
+        by_file.close()
+    assert equal([K.get_value(w)], [np.full(3000, 5, np.float32)])
 
 
 def test_a_worker_nobody_asks_for_ends_by_itself(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,11 +57,11 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def refused(kind: type[Exception], words: str, name: str = "numpy@box") -> None:
+def refused(kind: type[Exception], words: str, name: str = "numpy@box", on: Any = None) -> None:
     """The swap is refused in one line, and the session is as before."""
     w = K.variable(np.arange(3.0), name="w")
     with pytest.raises(kind, match=words) as caught:
-        kernelk.set_backend(name)
+        kernelk.set_backend(name, on=on)
     assert "\n" not in str(caught.value)
     assert "; next: " in str(caught.value)
     assert current().active == "numpy"
@@ -93,6 +94,14 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
         "attic:b": twice,
         "attic": twice,
     }
+    refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: --on attic:b", "numpy@b")
+
+
+def test_a_cluster_that_was_not_started(profiles: Path) -> None:
+    import ipyparallel
+
+    cluster = ipyparallel.Cluster(profile="box", cluster_id="")
+    refused(EngineError, r"the cluster 'box' isn't running; next: cluster\.start_cluster_sync\(\)", "numpy", cluster)
 
 
 def test_a_controller_that_is_gone(profiles: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
