@@ -94,7 +94,8 @@ class Connection:
         if not there:
             raise EngineError(
                 f"the cluster '{self.name}' has no engines",
-                next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
+                next_step=f"ipcluster engines {cluster_options(self.name)}, there; or wait for the queue that starts "
+                "them",
             )
         found = [number for number in there if not among or number in among]
         if not found:
@@ -323,7 +324,8 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
                 raise
             raise EngineError(
                 f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
-                next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
+                next_step=f"ipcluster start {cluster_options(name)}; of one that runs elsewhere, copy {file.name} here "
+                "again",
             ) from error
     made = _connections[name] = Connection(name, client, True)
     return made
@@ -402,10 +404,12 @@ def _file_of(name: str) -> Path:
             next_step=f"--on {same[0]}",
         )
     listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
+    profile, _, identity = name.partition(":")
+    wanted = f"ipcontroller-{identity}-client.json" if identity else "ipcontroller-client.json"
     raise ArgumentError(
         f"no cluster is named '{name}'",
         allowed=f"{did_you_mean(name, found)}{listed}",
-        next_step=f"ipcluster start --profile={name}, or copy its ipcontroller-client.json to {_security(name)}",
+        next_step=f"ipcluster start {cluster_options(name)}, or copy its {wanted} to {_security(profile)}",
     )
 
 
@@ -419,6 +423,19 @@ def _ipython() -> Path:
     return Path(get_ipython_dir())
 
 
+def _profile_and_id(file: Path) -> tuple[str, str]:
+    """What a connection file's name says; the id is mostly ""."""
+    identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
+    return file.parents[1].name.removeprefix("profile_"), identity
+
+
+def cluster_options(name: str) -> str:
+    """The options of ipcluster's commands that mean the cluster of this name."""
+    file = files().get(name)
+    profile, identity = _profile_and_id(file) if file is not None else name.partition(":")[::2]
+    return f"--profile={profile} --cluster-id={identity}" if identity else f"--profile={profile}"
+
+
 def files() -> dict[str, Path]:
     """The connection files in IPython's profiles, by the names that they can be called by."""
     alone: dict[str, list[Path]] = {}
@@ -426,8 +443,7 @@ def files() -> dict[str, Path]:
     for file in sorted(_ipython().glob("profile_*/security/ipcontroller*-client.json")):
         if not os.access(file, os.R_OK):
             continue
-        profile = file.parents[1].name.removeprefix("profile_")
-        identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
+        profile, identity = _profile_and_id(file)
         if identity:
             whole[f"{profile}:{identity}"] = file
             alone.setdefault(identity, []).append(file)

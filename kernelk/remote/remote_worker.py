@@ -16,7 +16,7 @@ from ..backends.serving.wire import Malformed, WireClosed
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import STEP, Connection, parsed
+from .clusters import STEP, Connection, cluster_options, parsed
 
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
@@ -132,7 +132,7 @@ class RemoteWorker:
         count = f"none of its {len(engines)} engines has" if len(engines) > 1 else "its engine hasn't"
         raise EngineError(
             f"cluster '{self.connection.name}' doesn't answer: {count} given a sign of life for {_SILENT_AFTER:.0f} s",
-            next_step=f"ipcluster engines --profile={self.connection.name}, there",
+            next_step=f"ipcluster engines {cluster_options(self.connection.name)}, there",
         )
 
     def _end_left(self) -> None:
@@ -237,7 +237,8 @@ class RemoteWorker:
             self._lost("is gone with its ipyparallel engine, which ended")
         else:
             # As of its user's own interrupt there: nobody knows how far it came.
-            self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")
+            raised = f"{kind}: {message}" if message else kind
+            self._lost(f"was given up, since its ipyparallel engine raised {raised}")
             self._give_up()
         return WireClosed(self.words)  # type: ignore[no-any-return]
 

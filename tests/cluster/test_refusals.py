@@ -95,6 +95,15 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
         "attic": twice,
     }
     refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: --on attic:b", "numpy@b")
+    assert [clusters.cluster_options(name) for name in ("default", "a", "lab:b", "attic")] == [
+        "--profile=default",
+        "--profile=lab --cluster-id=a",
+        "--profile=lab --cluster-id=b",
+        "--profile=attic --cluster-id=b",
+    ]
+    refused(
+        ArgumentError, "no cluster .*: ipcluster start --profile=lab --cluster-id=c, or copy .*-c-client", "numpy@lab:c"
+    )
 
 
 def test_a_cluster_that_was_not_started(profiles: Path) -> None:
