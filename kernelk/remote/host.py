@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import multiprocessing.util
 import time
 import uuid
 from typing import Any
@@ -18,10 +20,11 @@ from .. import config
 from ..arrays import Array
 from ..display import messages
 from ..display.tables import duration, size
+from ..engines import forks
 from ..engines.checkpoint import CHECKPOINT_FACTOR
 from ..engines.exchange import Exchange
 from ..engines.history import Cut
-from ..engines.worker_host import WorkerHost, running
+from ..engines.worker_host import WorkerHost, running, stop_workers
 from ..errors import EngineError, KernelKError, WorkerDiedError, one_line
 from .bandwidth import Bandwidth
 from .clusters import connected
@@ -82,6 +85,7 @@ class RemoteHost(WorkerHost):
         self._wire = RemoteWire(worker, self.storage, started)
         self._exchange = Exchange(self._wire)
         running.add(self)
+        _end_with_child()
 
     def _failed_start(self) -> EngineError:
         return EngineError(
@@ -262,6 +266,20 @@ class RemoteHost(WorkerHost):
 
     def give_back(self) -> None:
         """Does nothing: what is free there is no room for this machine."""
+
+
+# The children of multiprocessing's that have been told to end their workers.
+_told: set[int] = set()
+
+
+def _end_with_child() -> None:
+    """Has the workers of a child of multiprocessing's ended with it: it runs no exit handlers, and nobody there sees
+
+    its end.
+    """
+    if multiprocessing.parent_process() is not None and forks.PID not in _told:
+        _told.add(forks.PID)
+        multiprocessing.util.Finalize(None, stop_workers, exitpriority=0)
 
 
 def _span(seconds: float) -> str:

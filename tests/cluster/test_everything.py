@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.forking import Child
-from helpers.processes import alive, run_script
+from helpers.processes import PATIENCE, alive, run_script
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -183,6 +184,26 @@ def test_a_fork_has_a_worker_of_its_own_there(far: LocalCluster) -> None:
     assert [model(), model()] == losses
     assert current().host().pid == parent
     assert [*before, *losses] == sorted({*before, *losses}, reverse=True)
+
+
+def test_the_worker_of_a_child_ends_with_it(far: LocalCluster) -> None:
+    kernelk.set_backend("numpy@far")
+    model, parent = Model(), current().host().pid
+    losses = [model()]
+    fork = multiprocessing.get_context("fork")
+    found = fork.SimpleQueue()
+
+    def job() -> None:
+        found.put((model(), current().host().pid))
+
+    child = fork.Process(target=job)
+    child.start()
+    loss, pid = found.get()
+    child.join(PATIENCE)
+    assert child.exitcode == 0
+    assert wait_for(lambda: not alive(pid))
+    assert current().host().pid == parent != pid
+    assert losses[0] > model() == loss
 
 
 def test_its_worker_ends_with_the_kernel(far: LocalCluster) -> None:
