@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,26 @@ class _ByName:
 
 def _same(function: Any) -> Any:
     return function
+
+
+class Unsent(Exception):
+    """Nothing can be sent to an engine, or to its cluster."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raises Unsent for what ipyparallel raises, in many forms, where an engine or a cluster is gone.
+
+    Other exceptions are those of the user's signal handlers, and nobody may take one for such a refusal.
+    """
+    from ipyparallel.error import IPythonError
+
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except (IPythonError, OSError, LookupError, AttributeError, RuntimeError, ValueError) as error:
+        raise Unsent(one_line(error)) from error
 
 
 _PLACE = re.compile(r"([^\[\]]+)(?:\[\s*(\d+(?:\s*,\s*\d+)*)\s*\])?")
@@ -120,15 +140,12 @@ class Connection:
         self._begun = True
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
-        """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""
-        view = self._views.get(engine)
-        if view is None:
-            view = self._views[engine] = self.client.direct_view(engine)
-        try:
+        """Has an engine call an importable function; the AsyncResult. Raises Unsent where nothing can be sent."""
+        with _refusals():
+            view = self._views.get(engine)
+            if view is None:
+                view = self._views[engine] = self.client.direct_view(engine)
             sent = view.apply_async(_ByName(function), *arguments)
-        except Exception as error:
-            # ipyparallel's own, and Python's, for an engine or a cluster that is gone.
-            raise OSError(one_line(error)) from error
         # A long training would fill both.
         view.history.clear()
         history = self.client.history
@@ -137,23 +154,21 @@ class Connection:
         return sent
 
     def ping(self, engine: int) -> Callable[[], bool]:
-        """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises OSError.
+        """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises Unsent.
 
         What comes back tells whether one has come. Signal 0 does nothing: the process that watches over the engine only
         looks whether that is there. Where there is no such process, the engine's control thread answers the other.
         """
-        try:
+        with _refusals():
             signs = [
                 self.client.send_signal(0, targets=engine, block=False),
                 self.client.abort([_NO_TASK], targets=engine, block=False),
             ]
-        except Exception as error:
-            raise OSError(one_line(error)) from error
         return lambda: any(sign.done() for sign in signs)
 
     def abort(self, engine: int, token: str) -> None:
         """Marks a task as one that isn't wanted any more."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Unsent), _refusals():
             self.client.abort([token], targets=engine, block=False)
 
     def avoid(self, engine: int) -> None:

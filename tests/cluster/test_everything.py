@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.forking import Child
-from helpers.processes import PATIENCE, alive, run_script
+from helpers.processes import PATIENCE, alive, environment, run_script
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -217,6 +219,33 @@ result = current().host().pid
 """
     pid = run_script(code, IPYTHONDIR=os.environ["IPYTHONDIR"])
     assert wait_for(lambda: not alive(pid))
+
+
+def test_a_worker_in_mid_call_ends_with_a_script_that_ctrl_c_ends(far: LocalCluster) -> None:
+    """What it was sent last is what ends it: this must leave before the process does."""
+    code = """
+import os, signal, threading, time
+import numpy as np, kernelk
+from kernelk import backend as K
+from kernelk.session.current import current
+kernelk.set_backend("numpy", on="far")
+w = y = K.variable(np.ones((700, 700)) / 700)
+for _ in range(400):
+    y = K.dot(y, w)
+long = K.function([], [K.mean(y)])
+K.eval(K.constant(1.0) + 1.0)
+print(f"\\n{current().host().pid}", flush=True)
+# What is sent meanwhile takes its time.
+loop = current().host()._worker.connection.client._io_loop
+threading.Timer(0.6, loop.add_callback, (time.sleep, 1.0)).start()
+for seconds in (0.5, 0.7):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+long([])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    assert "KeyboardInterrupt" in done.stderr, done.stderr
+    assert wait_for(lambda: not alive(int(done.stdout.splitlines()[-1])))
 
 
 class _Starting:

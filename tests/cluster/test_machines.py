@@ -205,6 +205,32 @@ def test_a_call_that_ended_unheard_did_not_happen(box: LocalCluster, said: list[
     assert equal(model.state(), state)
 
 
+def test_what_a_signal_handler_raises_is_no_refusal(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a timeout of the user's own, in the midst of sending: it reaches the user, and no worker is left there."""
+
+    class Timeout(Exception):
+        pass
+
+    expected, _ = wanted(4, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    losses = train(model, 0, 2)
+    host: Any = current().host()
+    view, pid = host._worker.connection._views[host._worker.engine], host.pid
+    send = type(view).apply_async
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.undo()
+        send(view, *arguments)
+        raise Timeout
+
+    monkeypatch.setattr(view, "apply_async", interrupted)
+    with pytest.raises(Timeout):
+        train(model, 2, 1)
+    assert wait_for(lambda: not alive(pid))
+    assert losses + train(model, 2, 2) == expected
+
+
 def test_a_cluster_that_stops_answering_is_given_up(
     box: LocalCluster, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
