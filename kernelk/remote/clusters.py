@@ -133,11 +133,13 @@ class Connection:
 
         `given_up()` tells whether the user doesn't want to wait any longer.
         """
+        until = self._made + _STARTS_WITHIN
         if not self._begun and not self.client.ids:
             with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
-                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN and not given_up():
+                while not self.client.ids and time.monotonic() < until and not given_up():
                     time.sleep(0.1)
-        self._begun = True
+        # Whoever doesn't want to wait now may want to later.
+        self._begun = self._begun or bool(self.client.ids) or time.monotonic() >= until
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
         """Has an engine call an importable function; the AsyncResult. Raises Unsent where nothing can be sent."""

@@ -76,6 +76,9 @@ class RemoteHost(WorkerHost):
     def _launch(self) -> None:
         connection = connected(self.engine.on, self._is_given_up)
         connection.await_engine(self._is_given_up)
+        if self._is_given_up():
+            # Whatever asks for the engines next would wait for them again.
+            raise self._failed_start()
         if self._worker is not None:
             self._worker.leave()
         worker = RemoteWorker(connection, self.engine, self._hear, self._home, lambda: bool(self._cuts))

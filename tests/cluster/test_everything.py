@@ -249,23 +249,26 @@ long([])
 
 
 class _Starting:
-    """A client whose cluster's first engine comes at its third look; `never`: no engine comes."""
+    """A client whose cluster's first engine comes after some looks; None: no engine comes."""
 
-    def __init__(self, never: bool = False) -> None:
-        self.looks = 0
-        self.never = never
+    def __init__(self, looks: int | None = 2) -> None:
+        self.left = looks
 
     @property
     def ids(self) -> list[int]:
-        self.looks += 1
-        return [4] if self.looks > 2 and not self.never else []
+        if self.left:
+            self.left -= 1
+            return []
+        return [] if self.left is None else [4]
 
 
 def test_the_first_engine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a cluster was started in another terminal, or in the cell before, a moment ago."""
-    starting = _Starting()
-    assert Connection("new", starting, False).engines() == [4]
-    assert starting.looks > 2
+    assert Connection("new", _Starting(), False).engines() == [4]
+    # Whoever has given up may wait for it again.
+    again = Connection("new", _Starting(9), False)
+    again.await_engine(lambda: True)
+    assert again.engines() == [4]
     monkeypatch.setattr(clusters, "_STARTS_WITHIN", 0.3)
     with pytest.raises(EngineError, match="the cluster 'new' has no engines; next: ipcluster engines --profile=new"):
-        Connection("new", _Starting(never=True), False).engines()
+        Connection("new", _Starting(None), False).engines()

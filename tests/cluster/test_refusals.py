@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, hide, local_cluster
+from helpers.processes import PATIENCE
 
 import kernelk
 from kernelk import backend as K
@@ -184,7 +188,9 @@ def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:
     assert kernel.kbackend("--stop numpy@box").machine == socket.gethostname()
 
 
-def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluster) -> None:
+def test_what_keeps_other_engines_out_is_told_by_the_controller(
+    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the last test here: the cluster loses its engine, and then its controller."""
     kernelk.set_backend("numpy@box")
     w = K.variable(np.arange(2000.0))
@@ -193,3 +199,11 @@ def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluste
     assert K.get_value(w)[0] == 1.0
     kernelk.set_backend("numpy")
     refused(EngineError, "the cluster 'box' has no engines; next: ipcluster engines --profile=box")
+    # As if it had never had one, and was just started: Ctrl-C ends the wait for it.
+    monkeypatch.setattr(clusters, "_STARTS_WITHIN", 2 * PATIENCE)
+    clusters._connections["box"]._begun = False
+    press = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    with pytest.raises(KeyboardInterrupt):
+        kernelk.set_backend("numpy@box")
+    assert current().active == "numpy"
