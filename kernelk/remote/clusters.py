@@ -62,12 +62,13 @@ def _refusals() -> Iterator[None]:
     Other exceptions are those of the user's signal handlers, and nobody may take one for such a refusal.
     """
     from ipyparallel.error import IPythonError
+    from zmq import ZMQBaseError
 
     try:
         yield
     except TimeoutError:
-        raise
-    except (IPythonError, OSError, LookupError, AttributeError, RuntimeError, ValueError) as error:
+        raise  # which isn't one of these, though an OSError
+    except (IPythonError, ZMQBaseError, OSError, LookupError, AttributeError, RuntimeError, ValueError) as error:
         raise Unsent(one_line(error)) from error
 
 

@@ -45,8 +45,18 @@ def _see_off() -> None:
     end = time.monotonic() + _ASK_AFTER
     for left in list(_left.values()) if forks.in_own_process() else ():
         for told in list(left.values()):
-            if told is not None:
+            if told is not None and not told._client._closed:
                 told.wait(max(0.0, end - time.monotonic()))
+
+
+class _Forked:
+    def forked(self) -> None:
+        # They are the parent's.
+        _left.clear()
+
+
+_forked = _Forked()
+forks.tell(_forked)
 
 
 class Silence:
