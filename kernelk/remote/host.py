@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-import multiprocessing.util
+import sys
 import time
 import uuid
 from typing import Any
@@ -280,9 +279,11 @@ def _end_with_child() -> None:
 
     its end.
     """
-    if multiprocessing.parent_process() is not None and forks.PID not in _told:
-        _told.add(forks.PID)
-        multiprocessing.util.Finalize(None, stop_workers, exitpriority=0)
+    util, process = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "process"))
+    if util is None or process is None or process.parent_process() is None or forks.PID in _told:
+        return
+    _told.add(forks.PID)
+    util.Finalize(None, stop_workers, exitpriority=0)
 
 
 def _span(seconds: float) -> str:
