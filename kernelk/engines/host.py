@@ -131,8 +131,8 @@ class Host:
         """
         return self.request(message)
 
-    def feed(self, views: list[Array], feeds: list[Array]) -> None:
-        """Readies the next run's feeds; `views`: their memory in the plan."""
+    def feed(self, views: list[Array], feeds: list[Array], noted: bool) -> None:
+        """Readies the next run's feeds; `views`: their memory in the plan; `noted`: whether `note` reads them there."""
         for view, feed in zip(views, feeds):
             view[...] = feed
 

@@ -236,7 +236,7 @@ class LocalHost(Host):
         if self._executor is not None:
             self._executor.confirm(self.confirmed)
 
-    def feed(self, views: list[Array], feeds: list[Array]) -> None:
+    def feed(self, views: list[Array], feeds: list[Array], noted: bool) -> None:
         # The engine may compute otherwise, bit for bit, on another layout than a worker is given.
         self._fed = [
             np.asarray(feed, order="C") if isinstance(feed, np.ndarray) else self._borrowed(feed) for feed in feeds

@@ -640,7 +640,8 @@ running: weakref.WeakSet[WorkerHost] = weakref.WeakSet()
 
 
 @atexit.register
-def _stop_workers() -> None:
+def stop_workers() -> None:
+    """Ends all of them, if they are this process's own."""
     for host in list(running) if forks.in_own_process() else ():
         # The values end with the kernel.
         host.end()

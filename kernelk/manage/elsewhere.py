@@ -17,7 +17,7 @@ from ..backends.serving.wire import WireClosed
 from ..display.progress import Moving, Report, waiting
 from ..engines import registry
 from ..errors import BackendNotInstalledError, EngineError, InstallError, KernelKError
-from ..remote.clusters import Connection, connected, parsed, placed
+from ..remote.clusters import Connection, Unsent, connected, parsed, placed
 from ..remote.remote_worker import RemoteWorker
 from . import there
 
@@ -68,7 +68,7 @@ class _Asked(RemoteWorker):
     def _give_up(self) -> None:
         if self.running:
             self.running = False
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Unsent):
                 # It is waited for: this process may end with its next line, and what it has sent with it.
                 self.connection.call(self.engine, there.end, self.token).wait(_CLEARED_WITHIN)
 

@@ -24,7 +24,7 @@ from ..display.progress import waiting
 from ..engines import registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, joined, one_line
 from ..remote import machines
-from ..remote.clusters import STEP, Connection, Place, connected
+from ..remote.clusters import STEP, Connection, Place, Unsent, connected
 from ..remote.remote_worker import Silence
 from ..session.session import Session
 from . import there
@@ -133,7 +133,7 @@ class _EngineLane(_Lane):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
             future: Future[Any] = self._connection.call(self.number, function, *arguments)
-        except OSError as error:
+        except Unsent as error:
             raise _Gone(f"{self.name} is gone: {one_line(error)}") from error
         self._silence.begin()
         self._begin, self._follow_at = time.monotonic(), _FOLLOWED_AFTER
@@ -155,7 +155,7 @@ class _EngineLane(_Lane):
         if waited > self._follow_at:
             # The last one may be lost as well.
             self._follow_at = waited + min(waited, _FOLLOWED_EVERY)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Unsent):
                 self._follower = self._connection.call(self.number, there.here)
         words = self._silence.broken_off()
         return words and f"{self.name} {words}"
@@ -164,7 +164,7 @@ class _EngineLane(_Lane):
         self._connection.abort(self.number, token)
 
     def finish(self, token: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Unsent):
             self._connection.call(self.number, there.finish, token)
 
     def hang_up(self) -> None:

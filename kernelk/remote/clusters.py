@@ -6,13 +6,14 @@ ipyparallel is imported here and nowhere else on the kernel's side, when an engi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,27 @@ def _same(function: Any) -> Any:
     return function
 
 
+class Unsent(Exception):
+    """Nothing can be sent to an engine, or to its cluster."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raises Unsent for what ipyparallel raises, in many forms, where an engine or a cluster is gone.
+
+    Other exceptions are those of the user's signal handlers, and nobody may take one for such a refusal.
+    """
+    from ipyparallel.error import IPythonError
+    from zmq import ZMQBaseError
+
+    try:
+        yield
+    except TimeoutError:
+        raise  # which isn't one of these, though an OSError
+    except (IPythonError, ZMQBaseError, OSError, LookupError, AttributeError, RuntimeError, ValueError) as error:
+        raise Unsent(one_line(error)) from error
+
+
 _PLACE = re.compile(r"([^\[\]]+)(?:\[\s*(\d+(?:\s*,\s*\d+)*)\s*\])?")
 
 
@@ -72,12 +94,18 @@ class Connection:
         self._made = time.monotonic()
         self._begun = False  # whether it has had an engine, or none came in time
         self._silent: set[int] = set()  # engines that have stopped answering; their numbers aren't used again
-        self.is_broken = False  # whether nobody answered by it
+        self._silenced = False  # whether nobody has answered by it
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return bool(self.client._closed)
+
+    @property
+    def has_heir(self) -> bool:
+        """Whether a file has its name, and nobody has answered by this one, or that has another controller."""
+        file = files().get(self.name)
+        return file is not None and (self._silenced or (self._own and _key_in(file) not in ("", _key(self.client))))
 
     def engines(self, among: Sequence[int] = ()) -> list[int]:
         """The numbers of the engines to use, of these or of all, the first one first; those last that are silent.
@@ -89,7 +117,8 @@ class Connection:
         if not there:
             raise EngineError(
                 f"the cluster '{self.name}' has no engines",
-                next_step=f"ipcluster engines --profile={self.name}, there; or wait for the queue that starts them",
+                next_step=f"ipcluster engines {cluster_options(self.name)}, there; or wait for the queue that starts "
+                "them",
             )
         found = [number for number in there if not among or number in among]
         if not found:
@@ -107,22 +136,21 @@ class Connection:
 
         `given_up()` tells whether the user doesn't want to wait any longer.
         """
+        until = self._made + _STARTS_WITHIN
         if not self._begun and not self.client.ids:
             with waiting(f"waiting for the first engine of {self.name}", ("Ctrl-C cancels",)):
-                while not self.client.ids and time.monotonic() < self._made + _STARTS_WITHIN and not given_up():
+                while not self.client.ids and time.monotonic() < until and not given_up():
                     time.sleep(0.1)
-        self._begun = True
+        # Whoever doesn't want to wait now may want to later.
+        self._begun = self._begun or bool(self.client.ids) or time.monotonic() >= until
 
     def call(self, engine: int, function: Any, *arguments: Any) -> Any:
-        """Has an engine call an importable function; the AsyncResult. Raises OSError where nothing can be sent."""
-        view = self._views.get(engine)
-        if view is None:
-            view = self._views[engine] = self.client.direct_view(engine)
-        try:
+        """Has an engine call an importable function; the AsyncResult. Raises Unsent where nothing can be sent."""
+        with _refusals():
+            view = self._views.get(engine)
+            if view is None:
+                view = self._views[engine] = self.client.direct_view(engine)
             sent = view.apply_async(_ByName(function), *arguments)
-        except Exception as error:
-            # ipyparallel's own, and Python's, for an engine or a cluster that is gone.
-            raise OSError(one_line(error)) from error
         # A long training would fill both.
         view.history.clear()
         history = self.client.history
@@ -131,23 +159,21 @@ class Connection:
         return sent
 
     def ping(self, engine: int) -> Callable[[], bool]:
-        """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises OSError.
+        """Asks for a sign of life, which an engine gives in the middle of a call, too. Raises Unsent.
 
         What comes back tells whether one has come. Signal 0 does nothing: the process that watches over the engine only
         looks whether that is there. Where there is no such process, the engine's control thread answers the other.
         """
-        try:
+        with _refusals():
             signs = [
                 self.client.send_signal(0, targets=engine, block=False),
                 self.client.abort([_NO_TASK], targets=engine, block=False),
             ]
-        except Exception as error:
-            raise OSError(one_line(error)) from error
         return lambda: any(sign.done() for sign in signs)
 
     def abort(self, engine: int, token: str) -> None:
         """Marks a task as one that isn't wanted any more."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Unsent), _refusals():
             self.client.abort([token], targets=engine, block=False)
 
     def avoid(self, engine: int) -> None:
@@ -156,7 +182,7 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection, so that the next one is made anew; one of the user's own isn't ended."""
-        self.is_broken = True
+        self._silenced = True
         if self._own:
             if _connections.get(self.name) is self:
                 del _connections[self.name]
@@ -165,6 +191,9 @@ class Connection:
 
 
 _connections: dict[str, Connection] = {}
+# The names of those that were given as ipyparallel's own objects: they may have no file here.
+_given: set[str] = set()
+_AGAIN = "kernelk.set_backend('torch', on=ipyparallel.Client(...)), with a new one"
 # A forked child has no thread that would serve them, and closing them there isn't its business.
 _parents: list[Connection] = []
 
@@ -198,11 +227,7 @@ def place_of(on: Any) -> Place:
         return parsed(on)
     client = getattr(on, "client", on)  # a view's
     if hasattr(on, "connect_client_sync"):
-        name = str(on.cluster_id or on.profile)
-        if name not in _connections or _connections[name].closed:
-            with _translated(name, None):
-                _connections[name] = Connection(name, on.connect_client_sync(), True)
-        return Place(name)
+        return Place(_name_of_cluster(on))
     if not hasattr(client, "send_apply_request"):
         # Dask's client isn't an executor, and has one.
         has_executor = hasattr(on, "get_executor")
@@ -215,11 +240,62 @@ def place_of(on: Any) -> Place:
             else "kernelk.set_backend('torch', on='default')",
         )
     cluster = getattr(client, "cluster", None)
-    name = str(client.profile if cluster is None else cluster.cluster_id or cluster.profile)
+    name = _name_of(client, str(client.profile if cluster is None else cluster.cluster_id or cluster.profile))
+    if client._closed:
+        raise ArgumentError(f"this Client of the cluster '{name}' is closed", next_step=_AGAIN)
     known = _connections.get(name)
     if known is None or known.client is not client:
         _connections[name] = Connection(name, client, False)
+        _given.add(name)
     return Place(name, _targets(on, client))
+
+
+def _name_of_cluster(cluster: Any) -> str:
+    """The name of a Cluster, which is connected to if it isn't yet. Raises EngineError."""
+    wanted = str(cluster.cluster_id or cluster.profile)
+    for name, known in _connections.items():
+        if not known.closed and known.client.cluster is cluster:
+            return name
+    if cluster.controller is None:
+        raise EngineError(f"the cluster '{wanted}' isn't running", next_step="cluster.start_cluster_sync()")
+    with _translated(wanted, None):
+        client = cluster.connect_client_sync()
+    name = _name_of(client, wanted)
+    if name in _connections and not _connections[name].closed:
+        client.close(linger=0)
+    else:
+        _connections[name] = Connection(name, client, True)
+        _given.add(name)
+    return name
+
+
+def _name_of(client: Any, wanted: str) -> str:
+    """The name of a client's cluster: `wanted`, unless that is another one's.
+
+    A client that was made from a file, or by a profile of another folder, doesn't know its cluster's name.
+    """
+    key = _key(client)
+    keys = {name: _key_in(file) for name, file in files().items()}
+    same = [name for name, its in keys.items() if its == key]
+    if same:
+        return wanted if wanted in same else same[0]
+    keys.update({name: _key(known.client) for name, known in _connections.items() if not known.closed})
+    names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+    return next(name for name in names if keys.get(name, key) == key)
+
+
+def _key(client: Any) -> str:
+    """What the messages of a client's cluster are signed with: each cluster has its own."""
+    return client.session.key.decode() or str(client._config["registration"])  # a key may be empty
+
+
+def _key_in(file: Path) -> str:
+    """The key in a connection file; "" where it has none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found["key"] or f"{found['interface']}:{found['registration']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _targets(on: Any, client: Any) -> tuple[int, ...]:
@@ -262,7 +338,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed and not (known.is_broken and name in files()):
+    if known is not None and not known.closed and not known.has_heir:
         return known
     _require()
     file = _file_of(name)
@@ -318,8 +394,8 @@ def _require_one_encryption(name: str, file: Path, written: dict[str, Any]) -> N
         raise EngineError(
             f"cluster '{name}' can't be reached: {file} has \"ssh\" as well as CURVE's keys, and ipyparallel can't use "
             f"both at once",
-            next_step=f"start it without enable_curve, since ssh encrypts: `ipcluster start --profile={name} -n 1 -- "
-            f"--nodb`; and copy {file.name} here again",
+            next_step=f"start it without enable_curve, since ssh encrypts: `ipcluster start {cluster_options(name)} -n "
+            f"1 -- --nodb`; and copy {file.name} here again",
         )
 
 
@@ -341,7 +417,7 @@ def _unanswered(name: str, file: Path, written: dict[str, Any], error: Exception
         )
     return EngineError(
         f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
-        next_step=f"ipcluster start --profile={name}; of one that runs elsewhere, copy {file.name} here again",
+        next_step=f"ipcluster start {cluster_options(name)}; of one that runs elsewhere, copy {file.name} here again",
     )
 
 
@@ -389,15 +465,29 @@ def _translated(name: str, file: Path | None) -> Any:
 
 
 def _file_of(name: str) -> Path:
-    """The connection file of a cluster. Raises ArgumentError."""
+    """The connection file of a cluster. Raises ArgumentError, EngineError."""
     found = files()
     if name in found:
         return found[name]
+    if name in _given:
+        raise EngineError(
+            f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
+            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
+        )
+    same = [known for known in found if known.endswith(f":{name}")]
+    if same:
+        raise ArgumentError(
+            f"{len(same)} clusters have the id '{name}'",
+            allowed=f"allowed are {', '.join(same)}",
+            next_step=f"--on {same[0]}",
+        )
     listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
+    profile, _, identity = name.partition(":")
+    wanted = f"ipcontroller-{identity}-client.json" if identity else "ipcontroller-client.json"
     raise ArgumentError(
         f"no cluster is named '{name}'",
         allowed=f"{did_you_mean(name, found)}{listed}",
-        next_step=f"ipcluster start --profile={name}, or copy its ipcontroller-client.json to {_security(name)}",
+        next_step=f"ipcluster start {cluster_options(name)}, or copy its {wanted} to {_security(profile)}",
     )
 
 
@@ -411,6 +501,19 @@ def _ipython() -> Path:
     return Path(get_ipython_dir())
 
 
+def _profile_and_id(file: Path) -> tuple[str, str]:
+    """What a connection file's name says; the id is mostly ""."""
+    identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
+    return file.parents[1].name.removeprefix("profile_"), identity
+
+
+def cluster_options(name: str) -> str:
+    """The options of ipcluster's commands that mean the cluster of this name."""
+    file = files().get(name)
+    profile, identity = _profile_and_id(file) if file is not None else name.partition(":")[::2]
+    return f"--profile={profile} --cluster-id={identity}" if identity else f"--profile={profile}"
+
+
 def files() -> dict[str, Path]:
     """The connection files in IPython's profiles, by the names that they can be called by."""
     alone: dict[str, list[Path]] = {}
@@ -418,8 +521,7 @@ def files() -> dict[str, Path]:
     for file in sorted(_ipython().glob("profile_*/security/ipcontroller*-client.json")):
         if not os.access(file, os.R_OK):
             continue
-        profile = file.parents[1].name.removeprefix("profile_")
-        identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
+        profile, identity = _profile_and_id(file)
         if identity:
             whole[f"{profile}:{identity}"] = file
             alone.setdefault(identity, []).append(file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 import uuid
 from typing import Any
@@ -18,10 +19,11 @@ from .. import config
 from ..arrays import Array
 from ..display import messages
 from ..display.tables import duration, size
+from ..engines import forks
 from ..engines.checkpoint import CHECKPOINT_FACTOR
 from ..engines.exchange import Exchange
-from ..engines.history import Cut, Recipe
-from ..engines.worker_host import WorkerHost, running
+from ..engines.history import Cut
+from ..engines.worker_host import WorkerHost, running, stop_workers
 from ..errors import EngineError, KernelKError, WorkerDiedError, one_line
 from .bandwidth import Bandwidth
 from .clusters import connected
@@ -41,7 +43,6 @@ class RemoteHost(WorkerHost):
         self._worker: RemoteWorker | None = None
         self._resident: int | None = None
         self._wire: RemoteWire | None = None
-        self._direct: list[tuple[Array, Array]] = []  # places of the last call's large feeds, and these
         self._starting = False
         self._network = Bandwidth()
         self._alone = (0, 0)  # how many values the engine has alone, and their bytes
@@ -74,6 +75,9 @@ class RemoteHost(WorkerHost):
     def _launch(self) -> None:
         connection = connected(self.engine.on, self._is_given_up)
         connection.await_engine(self._is_given_up)
+        if self._is_given_up():
+            # Whatever asks for the engines next would wait for them again.
+            raise self._failed_start()
         if self._worker is not None:
             self._worker.leave()
         worker = RemoteWorker(connection, self.engine, self._hear, self._home, lambda: bool(self._cuts))
@@ -83,6 +87,7 @@ class RemoteHost(WorkerHost):
         self._wire = RemoteWire(worker, self.storage, started)
         self._exchange = Exchange(self._wire)
         running.add(self)
+        _end_with_child()
 
     def _failed_start(self) -> EngineError:
         return EngineError(
@@ -110,25 +115,20 @@ class RemoteHost(WorkerHost):
         self._network.note(do, nbytes, seconds)
         return reply
 
-    def feed(self, views: list[Array], feeds: list[Array]) -> None:
-        # A large one is sent from where it lies, and copied only if this call is noted.
-        self._direct = []
+    def feed(self, views: list[Array], feeds: list[Array], noted: bool) -> None:
+        # A large one is sent from where it lies. Of a noted call, it is what was sent that would be repeated, whatever
+        # another thread of the user's does to the array meanwhile: that is copied in any case, and before it is sent.
+        direct = {}
         for view, feed in zip(views, feeds):
-            if feed.nbytes > LARGE and feed.flags.c_contiguous and (feed.dtype, feed.shape) == (view.dtype, view.shape):
-                self._direct.append((view, feed))
+            if not noted and feed.nbytes > LARGE and feed.flags.c_contiguous:
+                direct[address(view)] = feed.reshape(-1).view("uint8")
             else:
                 view[...] = feed
         if self._wire is not None:
-            self._wire.direct = {address(view): feed.reshape(-1).view("uint8") for view, feed in self._direct}
-
-    def note(self, recipe: Recipe, feeds: list[Array], counts: list[int], outputs: list[Any], seconds: float) -> None:
-        for view, feed in self._direct:
-            view[...] = feed
-        super().note(recipe, feeds, counts, outputs, seconds)
+            self._wire.direct = direct
 
     def tell(self) -> None:
         # The call is over: its feeds are its user's again.
-        self._direct = []
         if self._wire is not None:
             self._wire.direct = {}
         super().tell()
@@ -268,6 +268,22 @@ class RemoteHost(WorkerHost):
 
     def give_back(self) -> None:
         """Does nothing: what is free there is no room for this machine."""
+
+
+# The children of multiprocessing's that have been told to end their workers.
+_told: set[int] = set()
+
+
+def _end_with_child() -> None:
+    """Has the workers of a child of multiprocessing's ended with it: it runs no exit handlers, and nobody there sees
+
+    its end.
+    """
+    util, process = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "process"))
+    if util is None or process is None or process.parent_process() is None or forks.PID in _told:
+        return
+    _told.add(forks.PID)
+    util.Finalize(None, stop_workers, exitpriority=0)
 
 
 def _span(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import threading
@@ -13,10 +14,11 @@ from typing import Any
 from .. import config
 from .._version import __version__
 from ..backends.serving.wire import Malformed, WireClosed
+from ..engines import forks
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import STEP, Connection, parsed
+from .clusters import STEP, Connection, Unsent, cluster_options, parsed
 
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
@@ -37,6 +39,26 @@ _RAISED = {kind.__name__: kind for kind in (ArgumentError, BackendNotInstalledEr
 
 # Workers that have been given up, and may not have heard of it: by their cluster, with the request that they end.
 _left: dict[str, dict[tuple[int, str], Any]] = {}
+
+
+@atexit.register
+def _see_off() -> None:
+    """Waits a while until given up workers have been told: what wasn't sent yet would end with this process."""
+    end = time.monotonic() + _ASK_AFTER
+    for left in list(_left.values()) if forks.in_own_process() else ():
+        for told in list(left.values()):
+            if told is not None and not told._client._closed:
+                told.wait(max(0.0, end - time.monotonic()))
+
+
+class _Forked:
+    def forked(self) -> None:
+        # They are the parent's.
+        _left.clear()
+
+
+_forked = _Forked()
+forks.tell(_forked)
 
 
 class Silence:
@@ -67,7 +89,7 @@ class Silence:
             self._connection.avoid(self._engine)
             return _NOBODY.format(seconds=self._seconds)
         if self._seconds > _ASK_AFTER * (1 + len(self._signs)):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Unsent):
                 self._signs.append(self._connection.ping(self._engine))
         return ""
 
@@ -121,7 +143,7 @@ class RemoteWorker:
         while (waited := time.monotonic() - begin) < _SILENT_AFTER:
             for engine in engines if waited > _ASK_AFTER else engines[:1]:
                 if engine not in signs:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(Unsent):
                         signs[engine] = self.connection.ping(engine)
             for engine, sign in signs.items():
                 if sign():
@@ -135,8 +157,8 @@ class RemoteWorker:
         name = self.connection.name
         raise EngineError(
             f"cluster '{name}' doesn't answer: {count} given a sign of life for {_SILENT_AFTER:.0f} s",
-            next_step=f"`ipcluster engines --profile={name}` there, or, if its controller has ended as well, "
-            f"`ipcluster start --profile={name}`",
+            next_step=f"`ipcluster engines {cluster_options(name)}` there, or, if its controller has ended as well, "
+            f"`ipcluster start {cluster_options(name)}`",
         )
 
     def _end_left(self) -> None:
@@ -150,7 +172,7 @@ class RemoteWorker:
                 # The first ends it in the middle of a request, the second one anywhere else.
                 self.connection.abort(engine, token)
                 left[engine, token] = self.connection.call(engine, serving.end, token)
-            except OSError:
+            except Unsent:
                 # Its engine has left the cluster.
                 del left[engine, token]
 
@@ -160,7 +182,7 @@ class RemoteWorker:
             raise WireClosed(self.words, unread=True)
         try:
             return self.connection.call(self.engine, function, *arguments)
-        except OSError as error:
+        except Unsent as error:
             # Its engine has left the cluster, or the connection is closed: nobody has read this.
             left = not self.connection.closed and self.engine not in self.connection.client.ids
             raise self._lost(_ENDED if left else f"is gone: {one_line(error)}", unread=True) from error
@@ -216,7 +238,7 @@ class RemoteWorker:
             if waited > after:
                 # That one may be lost as well.
                 after = waited + min(waited, _FOLLOWED_EVERY)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Unsent):
                     follower = self.connection.call(self.engine, serving.renew, self.token, self._home)
 
     def _lost(self, words: str, unread: bool = False) -> WireClosed:
@@ -242,7 +264,8 @@ class RemoteWorker:
             self._lost(_ENDED)
         else:
             # As of its user's own interrupt there: nobody knows how far it came.
-            self._lost(f"was given up, since its ipyparallel engine raised {kind}: {message}")
+            raised = f"{kind}: {message}" if message else kind
+            self._lost(f"was given up, since its ipyparallel engine raised {raised}")
             self._give_up()
         return WireClosed(self.words)  # type: ignore[no-any-return]
 
@@ -254,7 +277,7 @@ class RemoteWorker:
             self._renew_once()
 
     def _renew_once(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Unsent):
             self.connection.call(self.engine, serving.renew, self.token, self._home)
 
     def leave(self) -> None:
@@ -280,7 +303,7 @@ class RemoteWorker:
         if self.returncode is None:
             self.returncode = 0
             self._over.set()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Unsent):
                 told = self.connection.call(self.engine, serving.end, self.token)
                 if not told.wait(_ASK_AFTER):
                     self._give_up()
@@ -290,11 +313,11 @@ class RemoteWorker:
         if self.connection.closed:
             return
         if self.poll() is None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Unsent):
                 self.connection.call(self.engine, serving.forget, setup)
                 return
         # Nothing else is sent there that would be waited for.
-        with contextlib.suppress(OSError, EngineError):
+        with contextlib.suppress(Unsent, EngineError):
             self.connection.call(self.connection.engines()[0], serving.forget, setup).wait(_ASK_AFTER)
 
     def poll(self) -> int | None:

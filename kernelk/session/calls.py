@@ -544,7 +544,7 @@ class Calls:
     ) -> list[Array]:
         keeps = host.can_keep and host.keeps(program, feeds)
         plan = self._plan(host, program, specialisation, feeds, keeps)
-        host.feed(plan.feeds, feeds)
+        host.feed(plan.feeds, feeds, commit and plan.recipe is not None)
         known = plan.number in host.plans
         updated = plan.updated
         counts = [node.count.value for node in program.draws]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.forking import Child
-from helpers.processes import alive, run_script
+from helpers.processes import PATIENCE, alive, environment, run_script
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -186,6 +189,26 @@ def test_a_fork_has_a_worker_of_its_own_there(far: LocalCluster) -> None:
     assert [*before, *losses] == sorted({*before, *losses}, reverse=True)
 
 
+def test_the_worker_of_a_child_ends_with_it(far: LocalCluster) -> None:
+    kernelk.set_backend("numpy@far")
+    model, parent = Model(), current().host().pid
+    losses = [model()]
+    fork = multiprocessing.get_context("fork")
+    found = fork.SimpleQueue()
+
+    def job() -> None:
+        found.put((model(), current().host().pid))
+
+    child = fork.Process(target=job)
+    child.start()
+    loss, pid = found.get()
+    child.join(PATIENCE)
+    assert child.exitcode == 0
+    assert wait_for(lambda: not alive(pid))
+    assert current().host().pid == parent != pid
+    assert losses[0] > model() == loss
+
+
 def test_its_worker_ends_with_the_kernel(far: LocalCluster) -> None:
     code = """
 import kernelk
@@ -199,24 +222,54 @@ result = current().host().pid
     assert wait_for(lambda: not alive(pid))
 
 
-class _Starting:
-    """A client whose cluster's first engine comes at its third look; `never`: no engine comes."""
+def test_a_worker_in_mid_call_ends_with_a_script_that_ctrl_c_ends(far: LocalCluster) -> None:
+    """What it was sent last is what ends it: this must leave before the process does."""
+    code = """
+import os, signal, threading, time
+import numpy as np, kernelk
+from kernelk import backend as K
+from kernelk.session.current import current
+kernelk.set_backend("numpy", on="far")
+w = y = K.variable(np.ones((700, 700)) / 700)
+for _ in range(400):
+    y = K.dot(y, w)
+long = K.function([], [K.mean(y)])
+K.eval(K.constant(1.0) + 1.0)
+print(f"\\n{current().host().pid}", flush=True)
+# What is sent meanwhile takes its time.
+loop = current().host()._worker.connection.client._io_loop
+threading.Timer(0.6, loop.add_callback, (time.sleep, 1.0)).start()
+for seconds in (0.5, 0.7):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+long([])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    assert "KeyboardInterrupt" in done.stderr, done.stderr
+    assert wait_for(lambda: not alive(int(done.stdout.splitlines()[-1])))
 
-    def __init__(self, never: bool = False) -> None:
-        self.looks = 0
-        self.never = never
+
+class _Starting:
+    """A client whose cluster's first engine comes after some looks; None: no engine comes."""
+
+    def __init__(self, looks: int | None = 2) -> None:
+        self.left = looks
 
     @property
     def ids(self) -> list[int]:
-        self.looks += 1
-        return [4] if self.looks > 2 and not self.never else []
+        if self.left:
+            self.left -= 1
+            return []
+        return [] if self.left is None else [4]
 
 
 def test_the_first_engine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a cluster was started in another terminal, or in the cell before, a moment ago."""
-    starting = _Starting()
-    assert Connection("new", starting, False).engines() == [4]
-    assert starting.looks > 2
+    assert Connection("new", _Starting(), False).engines() == [4]
+    # Whoever has given up may wait for it again.
+    again = Connection("new", _Starting(9), False)
+    again.await_engine(lambda: True)
+    assert again.engines() == [4]
     monkeypatch.setattr(clusters, "_STARTS_WITHIN", 0.3)
     with pytest.raises(EngineError, match="the cluster 'new' has no engines; next: ipcluster engines --profile=new"):
-        Connection("new", _Starting(never=True), False).engines()
+        Connection("new", _Starting(None), False).engines()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from helpers.clusters import LocalCluster, local_cluster, wait_for
 from helpers.engines import require_installed
@@ -20,6 +21,7 @@ from helpers.training import BATCH, Training, equal, train, wanted
 import kernelk
 from kernelk import backend as K
 from kernelk.errors import ArgumentError, EngineError, WorkerDiedError
+from kernelk.remote.host import RemoteHost
 from kernelk.session.current import current
 from kernelk.widgets import facts
 
@@ -114,6 +116,29 @@ def test_large_feeds_arrive_as_they_are_and_are_repeated_as_they_were(box: Local
     assert equal(run("numpy@box", 3), wanted)
 
 
+def test_a_feed_that_is_changed_meanwhile_is_repeated_as_it_was_sent(
+    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the user's readies the next batch before the call is over."""
+    batch, w = np.zeros(400_000, np.float32), K.variable(np.zeros(3000))
+    x = K.placeholder((None,))
+    step = K.function([x], [K.max(x)], [K.update_add(w, K.max(x) * K.ones_like(w))])
+    request = RemoteHost.request
+
+    def refilled(host: RemoteHost, message: dict[str, Any]) -> dict[str, Any]:
+        reply = request(host, message)
+        if message["do"] == "run":
+            batch[...] += 1
+        return reply
+
+    kernelk.set_backend("numpy@box")
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteHost, "request", refilled)
+        assert [float(step([batch])[0]) for _ in range(3)] == [0, 1, 2]
+    os.kill(current().host().pid or 0, signal.SIGKILL)
+    assert equal([K.get_value(w)], [np.full(3000, 3, np.float32)])
+
+
 def test_no_completed_call_is_lost_with_the_worker_there(box: LocalCluster, said: list[str]) -> None:
     losses, state = wanted(6, "numpy")
     kernelk.set_backend("numpy@box")
@@ -177,6 +202,32 @@ def test_a_call_that_ended_unheard_did_not_happen(box: LocalCluster, said: list[
     found += train(model, 3, 1)
     assert found == losses
     assert equal(model.state(), state)
+
+
+def test_what_a_signal_handler_raises_is_no_refusal(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a timeout of the user's own, in the midst of sending: it reaches the user, and no worker is left there."""
+
+    class Timeout(Exception):
+        pass
+
+    expected, _ = wanted(4, "numpy")
+    kernelk.set_backend("numpy@box")
+    model = Training()
+    losses = train(model, 0, 2)
+    host: Any = current().host()
+    view, pid = host._worker.connection._views[host._worker.engine], host.pid
+    send = type(view).apply_async
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.undo()
+        send(view, *arguments)
+        raise Timeout
+
+    monkeypatch.setattr(view, "apply_async", interrupted)
+    with pytest.raises(Timeout):
+        train(model, 2, 1)
+    assert wait_for(lambda: not alive(pid))
+    assert losses + train(model, 2, 2) == expected
 
 
 def test_a_cluster_that_stops_answering_is_given_up(
@@ -298,6 +349,51 @@ def test_a_cluster_may_be_given_as_ipyparallels_own_object(box: LocalCluster) ->
     assert float(K.eval(K.constant(1.0) + 1.0)) == 2.0
     with pytest.raises(ArgumentError, match="on=3 isn't allowed"):
         kernelk.set_backend("numpy", on=3)
+
+
+def test_two_clusters_are_never_taken_for_one(box: LocalCluster, tmp_path: Path, said: list[str]) -> None:
+    """Whatever they are called: a Client that was made from a file says that its profile is the default one."""
+    import ipyparallel
+
+    def runs_in(cluster: LocalCluster) -> bool:
+        parent = psutil.Process(current().host().pid).ppid()
+        return parent in cluster.client[:].apply_sync(os.getpid)
+
+    w = K.variable(np.zeros(3000), name="w")
+    step = K.function([], [], [K.update_add(w, 1.0)])
+    here = box.file
+    with local_cluster("second", 1) as second, pytest.MonkeyPatch.context() as patch:
+        there = second.file
+        by_file = ipyparallel.Client(str(there))
+        assert kernelk.set_backend("numpy", on=by_file).target == "numpy@second"
+        patch.setenv("IPYTHONDIR", str(tmp_path))
+        first, other = ipyparallel.Client(str(here)), by_file
+        for client, cluster, name in ((first, box, "default"), (other, second, "default-2"), (first, box, "default")):
+            assert kernelk.set_backend("numpy", on=client).target == f"numpy@{name}"
+            step([])
+            assert runs_in(cluster)
+        # Its user closes it in the midst of a training.
+        first.close()
+        with pytest.raises(
+            ArgumentError, match=r"this Client of the cluster 'default' is closed; next: kernelk\.set_b"
+        ):
+            kernelk.set_backend("numpy", on=first)
+        with pytest.raises(EngineError, match="the cluster 'default' is gone, or its Client was closed"):
+            step([])
+        assert equal([K.get_value(w)], [np.full(3000, 3, np.float32)])
+        kernelk.set_backend("numpy")
+        # Another controller takes the place of one, with its file.
+        profile = tmp_path / "profile_moved" / "security" / here.name
+        profile.parent.mkdir(parents=True)
+        for file, cluster in ((here, box), (there, second)):
+            profile.write_bytes(file.read_bytes())
+            kernelk.set_backend("numpy@moved")
+            step([])
+            assert runs_in(cluster)
+            kernelk.set_backend("numpy")
+            kernelk.stop_backend("numpy@moved")
+        by_file.close()
+    assert equal([K.get_value(w)], [np.full(3000, 5, np.float32)])
 
 
 def test_a_worker_nobody_asks_for_ends_by_itself(box: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,6 +259,9 @@ def test_a_reply_that_is_lost_alone_is_missed(
     def reset() -> None:
         relay.reset()
         brake.free("exp")
+        # Its engine has replied to nobody before there is a new connection.
+        box.client[0].apply_sync(os.getpid)
+        relay.go_on()
 
     with pytest.raises(WorkerDiedError, match=r"its reply was lost on the way.*that call did not happen"):
         held(reset)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.clusters import LocalCluster, hide, local_cluster
 from helpers.fake_programs import program
+from helpers.processes import PATIENCE
 
 import kernelk
 from kernelk import backend as K
@@ -58,11 +62,11 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def refused(kind: type[Exception], words: str, name: str = "numpy@box") -> None:
+def refused(kind: type[Exception], words: str, name: str = "numpy@box", on: Any = None) -> None:
     """The swap is refused in one line, and the session is as before."""
     w = K.variable(np.arange(3.0), name="w")
     with pytest.raises(kind, match=words) as caught:
-        kernelk.set_backend(name)
+        kernelk.set_backend(name, on=on)
     assert "\n" not in str(caught.value)
     assert "; next: " in str(caught.value)
     assert current().active == "numpy"
@@ -95,6 +99,23 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
         "attic:b": twice,
         "attic": twice,
     }
+    refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: --on attic:b", "numpy@b")
+    assert [clusters.cluster_options(name) for name in ("default", "a", "lab:b", "attic")] == [
+        "--profile=default",
+        "--profile=lab --cluster-id=a",
+        "--profile=lab --cluster-id=b",
+        "--profile=attic --cluster-id=b",
+    ]
+    refused(
+        ArgumentError, "no cluster .*: ipcluster start --profile=lab --cluster-id=c, or copy .*-c-client", "numpy@lab:c"
+    )
+
+
+def test_a_cluster_that_was_not_started(profiles: Path) -> None:
+    import ipyparallel
+
+    cluster = ipyparallel.Cluster(profile="box", cluster_id="")
+    refused(EngineError, r"the cluster 'box' isn't running; next: cluster\.start_cluster_sync\(\)", "numpy", cluster)
 
 
 def test_a_controller_that_is_gone(profiles: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +242,9 @@ def test_a_client_of_the_user_that_nobody_answers_is_given_up(
     assert clusters.connected("box") is connection
 
 
-def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluster) -> None:
+def test_what_keeps_other_engines_out_is_told_by_the_controller(
+    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the last test here: the cluster loses its engine, and then its controller."""
     kernelk.set_backend("numpy@box")
     w = K.variable(np.arange(2000.0))
@@ -230,3 +253,11 @@ def test_what_keeps_other_engines_out_is_told_by_the_controller(box: LocalCluste
     assert K.get_value(w)[0] == 1.0
     kernelk.set_backend("numpy")
     refused(EngineError, "the cluster 'box' has no engines; next: ipcluster engines --profile=box")
+    # As if it had never had one, and was just started: Ctrl-C ends the wait for it.
+    monkeypatch.setattr(clusters, "_STARTS_WITHIN", 2 * PATIENCE)
+    clusters._connections["box"]._begun = False
+    press = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    with pytest.raises(KeyboardInterrupt):
+        kernelk.set_backend("numpy@box")
+    assert current().active == "numpy"

@@ -135,6 +135,9 @@ def _let_go() -> None:
 def _disconnect() -> None:
     for connection in list(clusters._connections.values()):
         connection.close()
+    # A client of a test's own stays open, and stands for that cluster no more.
+    clusters._connections.clear()
+    clusters._given.clear()
 
 
 class FarCluster:

@@ -24,6 +24,8 @@ class _Relay:
         self._delay = seconds / 2
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._taking = threading.Event()
+        self._taking.set()
         for listener in [socket.create_server((here, port)) for port in ports]:
             _thread(self._accept, listener)
 
@@ -31,6 +33,7 @@ class _Relay:
         port = listener.getsockname()[1]
         while True:
             near, _ = listener.accept()
+            self._taking.wait()
             try:
                 far = socket.create_connection((self._there, port))
             except OSError:
@@ -81,8 +84,13 @@ class _Relay:
             end.close()
 
     def reset(self) -> None:
-        """Breaks all connections off."""
+        """Breaks all connections off; new ones wait until `go_on`."""
+        self._taking.clear()
         self._close(set(self._open))
+
+    def go_on(self) -> None:
+        """Takes those that wait, and more."""
+        self._taking.set()
 
 
 def _thread(target: object, *arguments: object) -> None:
@@ -105,9 +113,16 @@ class Relay:
         assert self._process.stdout.readline() == "done\n"
 
     def reset(self) -> None:
-        """Breaks all connections off, with what is on its way; new ones are taken."""
+        """Breaks all connections off, with what is on its way; new ones wait until `go_on`."""
+        self._tell("reset")
+
+    def go_on(self) -> None:
+        """Takes new connections again."""
+        self._tell("go_on")
+
+    def _tell(self, what: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write("reset\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         self._hear()
 
@@ -124,6 +139,6 @@ if __name__ == "__main__":
     relay = _Relay(sys.argv[1], sys.argv[2], [int(port) for port in sys.argv[4:]], float(sys.argv[3]))
     print("done", flush=True)
     # It ends with the process that has started it.
-    for _ in sys.stdin:
-        relay.reset()
+    for line in sys.stdin:
+        getattr(relay, line.strip())()
         print("done", flush=True)
