@@ -8,8 +8,10 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import neg
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from helpers import namespaces
 from helpers.clusters import far_cluster, local_cluster, wait_for
-from measure import Comparison, compare, interval, repeated
+from measure import NARROW, Comparison, compare, interval, repeated
 
 import kernelk
 from kernelk import backend as K
@@ -91,7 +93,9 @@ class Measured:
     feed: Comparison
     here: float  # a step in a worker of this machine
     there: float
-    trips: tuple[float, float, float]  # what the one there takes beyond 1.05 of it, in round trips of ipyparallel's
+    # What the one there takes beyond 1.05 of it, in round trips of ipyparallel's with a pause as long, and without one.
+    trips: tuple[float, float, float]
+    unpaused: tuple[float, float, float]
 
 
 def bare(address: str) -> tuple[float, float]:
@@ -153,24 +157,41 @@ def training() -> Callable[[], object]:
     return lambda: f([fed])
 
 
-def steps(view: Any, network: Network, rounds: int) -> tuple[float, float, tuple[float, float, float]]:
+Interval = tuple[float, float, float]
+
+
+def steps(view: Any, network: Network, rounds: int) -> tuple[float, float, Interval, Interval]:
     """A step here and there, and what the latter takes beyond 1.05 of the former, in round trips of ipyparallel's.
 
+    First in round trips in whose midst the engine sleeps for as long as a step takes, which isn't counted: after a
+    pause everything is slower, and in the midst of a step all but the engine pause. Then in those without a pause.
+
     By one thread each: those of both machines, which wait for one another in a loop, share one machine's processors.
+    Rounds go on as for a ratio, until the interval is as narrow a part of a step there.
     """
     call = training()
     sides = {name: repeated(call) for name in ("torch", "torch@bench")}
-    trip = repeated(lambda: view.apply_sync(neg, 1))
     found: dict[str, list[float]] = {"torch": [], "torch@bench": []}
-    more = []
-    for _ in range(rounds):
+    paused: list[float] = []
+    unpaused: list[float] = []
+
+    def of(trips: list[float]) -> Interval:
+        return interval([(b - 1.05 * a) / c for a, b, c in zip(found["torch"], found["torch@bench"], trips)])
+
+    for done in range(1, network.most * rounds + 1):
         for name, side in sides.items():
             kernelk.set_backend(name, threads=1)
             side(3)
             found[name].append(statistics.median(side(min(15, network.calls))))
-        more.append((found["torch@bench"][-1] - 1.05 * found["torch"][-1]) / statistics.median(trip(network.calls)))
-    here, there = (statistics.median(seconds) for seconds in found.values())
-    return here, there, interval(more)
+        naps = [partial(time.sleep, found["torch"][-1]), partial(view.apply_sync, time.sleep, found["torch"][-1])]
+        here, there = (statistics.median(repeated(nap)(network.calls)) for nap in naps)
+        paused.append(there - here)
+        unpaused.append(statistics.median(repeated(lambda: view.apply_sync(neg, 1))(network.calls)))
+        more = of(paused)
+        here, there = (statistics.median(seconds) for seconds in found.values())
+        if done >= rounds and (more[2] - more[1]) * statistics.median(paused) <= NARROW * there:
+            break
+    return here, there, more, of(unpaused)
 
 
 def measured(view: Any, network: Network, address: str, rounds: int) -> Measured:
@@ -278,14 +299,9 @@ def ratios(found: Measured) -> list[Row]:
 
 def trips(found: Measured) -> Row:
     """The row of a training step."""
-    middle, low, high = found.trips
-    return [
-        found.network.name,
-        milliseconds(found.here),
-        milliseconds(found.there),
-        f"{middle:.2f} [{low:.2f}, {high:.2f}]",
-        *_met(found, low, 1.5),
-    ]
+    paused, unpaused = (f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in (found.trips, found.unpaused))
+    times = [milliseconds(found.here), milliseconds(found.there)]
+    return [found.network.name, *times, unpaused, paused, *_met(found, found.unpaused[1], 1.5)]
 
 
 def _met(found: Measured, low: float, target: float) -> Row:
