@@ -120,7 +120,8 @@ class RemoteHost(WorkerHost):
         # another thread of the user's does to the array meanwhile: that is copied in any case, and before it is sent.
         direct = {}
         for view, feed in zip(views, feeds):
-            if not noted and feed.nbytes > LARGE and feed.flags.c_contiguous:
+            same = (feed.dtype, feed.shape) == (view.dtype, view.shape)
+            if same and not noted and feed.nbytes > LARGE and feed.flags.c_contiguous:
                 direct[address(view)] = feed.reshape(-1).view("uint8")
             else:
                 view[...] = feed
@@ -275,10 +276,7 @@ _told: set[int] = set()
 
 
 def _end_with_child() -> None:
-    """Has the workers of a child of multiprocessing's ended with it: it runs no exit handlers, and nobody there sees
-
-    its end.
-    """
+    """Has a child process of multiprocessing's end its workers when it ends: it runs no exit handlers."""
     util, process = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "process"))
     if util is None or process is None or process.parent_process() is None or forks.PID in _told:
         return
