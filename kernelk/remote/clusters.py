@@ -285,17 +285,23 @@ def _name_of(client: Any, wanted: str) -> str:
 
 
 def _key(client: Any) -> str:
-    """What the messages of a client's cluster are signed with: each cluster has its own."""
-    return client.session.key.decode() or str(client._config["registration"])  # a key may be empty
+    """What tells a client's cluster from all others."""
+    return _key_of(client._config)
 
 
 def _key_in(file: Path) -> str:
-    """The key in a connection file; "" where it has none."""
+    """The same of the cluster that a connection file leads to; "" where nothing does."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return str(found["key"] or f"{found['interface']}:{found['registration']}")
+        return _key_of(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _key_of(connection: dict[str, Any]) -> str:
+    """The key that its messages are signed with; with CURVE there is none, but the controller's public one."""
+    # A client writes addresses where a file has ports.
+    port = str(connection["registration"]).rpartition(":")[2]
+    return str(connection["key"] or connection.get("curve_serverkey") or port)
 
 
 def _targets(on: Any, client: Any) -> tuple[int, ...]:

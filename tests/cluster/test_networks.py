@@ -293,6 +293,19 @@ def test_one_that_sleeps_or_hears_slowly_is_not_called_stuck(
     assert said == []
 
 
+def test_a_controller_that_listens_everywhere_is_the_same_one(box: FarCluster) -> None:
+    """Its file says so, and has no key but CURVE's; what the client has instead is where it found it."""
+    box.go_by(None)
+    found = json.loads(box.file.read_text())
+    assert not found["key"]
+    assert found["curve_serverkey"]
+    box.file.write_text(json.dumps({**found, "interface": "tcp://*", "location": box.reached_at}))
+    connection = clusters.connected("box")
+    assert clusters.connected("box") is connection
+    assert clusters.place_of(connection.client).cluster == "box"
+    box.go_by(None)
+
+
 @pytest.mark.parametrize("field", ["key", "curve_serverkey"])
 def test_another_key(field: str, box: FarCluster, impatient: None) -> None:
     box.go_by(None)
