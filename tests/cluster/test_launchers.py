@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -113,18 +112,13 @@ def test_engines_of_a_queue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             train(model, 2, 1)
         assert K.get_value(model.count) == 2
         known = set(connected("hpc").client.ids)
-        with ipcluster_engines(folder):
+        with ipcluster(folder, "--profile=hpc", "--engines=slurm", "-n", "1", does="engines"):
             assert wait_for(lambda: bool(set(connected("hpc").client.ids) - known))
             kernelk.set_backend("numpy")
             kernelk.set_backend("numpy@hpc")
             found += train(model, 2, 2)
         assert found == losses
         assert equal(model.state(), state)
-
-
-def ipcluster_engines(folder: Path) -> contextlib.AbstractContextManager[object]:
-    """More engines for the controller that runs."""
-    return started("ipcluster", "engines", "--profile=hpc", "--engines=slurm", "-n", "1", log=folder / "engines.log")
 
 
 def test_a_notebook_of_jupyterhub(folder: Path) -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -246,6 +246,7 @@ def jupyterhub(folder: Path) -> Iterator[Hub]:
         yield Hub(f"127.0.0.1:{public}")
 
 
-def ipcluster(folder: Path, *options: str | Sequence[str]) -> Any:
-    """`ipcluster start` with these options, as a terminal has it."""
-    return started("ipcluster", "start", *map(str, options), log=folder / "ipcluster.log")
+def ipcluster(folder: Path, *options: str, does: str = "start") -> contextlib.AbstractContextManager[object]:
+    """`ipcluster start` with these options, as a terminal has it, or another command of it."""
+    log = folder / f"ipcluster-{does}.log"
+    return started(sys.executable, "-m", "ipyparallel.cluster", does, *options, log=log)
