@@ -11,16 +11,16 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from helpers.processes import wait_until
+
 # The addresses that are set aside for measurements between networks; each machine has a net of its own.
 _NET = "198.18.{number}.{host}"
 _MOST = 250
-_TRIES = 100
 
 _SPACES = ["--ipc", "--pid", "--mount"]
 _UP = "mount -t tmpfs kernelk /dev/shm && echo up && exec cat"
@@ -116,14 +116,14 @@ class Machine:
     def join(self) -> None:
         """Takes it up again, and waits until that machine answers, if only that it has no such port."""
         _run("ip", "link", "set", self.link, "up")
-        for _ in range(_TRIES):
-            try:
-                socket.create_connection((self.address, 9), timeout=0.2).close()
-            except ConnectionRefusedError:
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise TimeoutError(f"{self.name} doesn't answer")
+        assert wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection((self.address, 9), timeout=0.2).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return True
 
     def limit(self, rate: str) -> None:
         """Lets no more through, each way, than e.g. "100mbit" a second; "" lifts the limit."""
