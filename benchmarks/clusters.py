@@ -49,6 +49,9 @@ FED = 2_500_000  # of float32: 10 MB
 STEP_BYTES = 32 * 784 * 4  # what a training step is fed
 
 
+Interval = tuple[float, float, float]  # the median, and its interval's ends
+
+
 @dataclass
 class Network:
     """A way to an engine. `latency`: the seconds that a relay adds to a round trip; `rate`: as `tc` has it."""
@@ -93,9 +96,9 @@ class Measured:
     feed: Comparison
     here: float  # a step in a worker of this machine
     there: float
-    # What the one there takes beyond 1.05 of it, in round trips of ipyparallel's with a pause as long, and without one.
-    trips: tuple[float, float, float]
-    unpaused: tuple[float, float, float]
+    # What the one there takes beyond 1.05 of it, in round trips of ipyparallel's, and in those with a pause as long.
+    trips: Interval
+    paused: Interval
 
 
 def bare(address: str) -> tuple[float, float]:
@@ -157,41 +160,37 @@ def training() -> Callable[[], object]:
     return lambda: f([fed])
 
 
-Interval = tuple[float, float, float]
-
-
 def steps(view: Any, network: Network, rounds: int) -> tuple[float, float, Interval, Interval]:
     """A step here and there, and what the latter takes beyond 1.05 of the former, in round trips of ipyparallel's.
 
-    First in round trips in whose midst the engine sleeps for as long as a step takes, which isn't counted: after a
-    pause everything is slower, and in the midst of a step all but the engine pause. Then in those without a pause.
+    Then the same in round trips in whose midst the engine sleeps for as long as a step takes, which isn't counted:
+    after a pause everything is slower, and in the midst of a step all but the engine pause.
 
     By one thread each: those of both machines, which wait for one another in a loop, share one machine's processors.
-    Rounds go on as for a ratio, until the interval is as narrow a part of a step there.
+    Rounds go on as for a ratio, until the first interval is as narrow a part of a step there.
     """
     call = training()
-    sides = {name: repeated(call) for name in ("torch", "torch@bench")}
-    found: dict[str, list[float]] = {"torch": [], "torch@bench": []}
-    paused: list[float] = []
-    unpaused: list[float] = []
+    here, there, trips, paused = [], [], [], []
 
-    def of(trips: list[float]) -> Interval:
-        return interval([(b - 1.05 * a) / c for a, b, c in zip(found["torch"], found["torch@bench"], trips)])
+    def median(call: Callable[[], object], calls: int) -> float:
+        return statistics.median(repeated(call)(calls))
+
+    def beyond(trips: list[float]) -> Interval:
+        return interval([(b - 1.05 * a) / trip for a, b, trip in zip(here, there, trips)])
 
     for done in range(1, network.most * rounds + 1):
-        for name, side in sides.items():
+        for name, found in (("torch", here), ("torch@bench", there)):
             kernelk.set_backend(name, threads=1)
-            side(3)
-            found[name].append(statistics.median(side(min(15, network.calls))))
-        naps = [partial(time.sleep, found["torch"][-1]), partial(view.apply_sync, time.sleep, found["torch"][-1])]
-        here, there = (statistics.median(repeated(nap)(network.calls)) for nap in naps)
-        paused.append(there - here)
-        unpaused.append(statistics.median(repeated(lambda: view.apply_sync(neg, 1))(network.calls)))
-        more = of(paused)
-        here, there = (statistics.median(seconds) for seconds in found.values())
-        if done >= rounds and (more[2] - more[1]) * statistics.median(paused) <= NARROW * there:
+            repeated(call)(3)
+            found.append(median(call, min(15, network.calls)))
+        trips.append(median(lambda: view.apply_sync(neg, 1), network.calls))
+        nap = partial(time.sleep, here[-1])
+        away = partial(view.apply_sync, time.sleep, here[-1])
+        paused.append(median(away, network.calls) - median(nap, network.calls))
+        _, low, high = beyond(trips)
+        if done >= rounds and (high - low) * statistics.median(trips) <= NARROW * statistics.median(there):
             break
-    return here, there, more, of(unpaused)
+    return statistics.median(here), statistics.median(there), beyond(trips), beyond(paused)
 
 
 def measured(view: Any, network: Network, address: str, rounds: int) -> Measured:
@@ -299,9 +298,9 @@ def ratios(found: Measured) -> list[Row]:
 
 def trips(found: Measured) -> Row:
     """The row of a training step."""
-    paused, unpaused = (f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in (found.trips, found.unpaused))
+    plain, paused = (f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in (found.trips, found.paused))
     times = [milliseconds(found.here), milliseconds(found.there)]
-    return [found.network.name, *times, unpaused, paused, *_met(found, found.unpaused[1], 1.5)]
+    return [found.network.name, *times, plain, paused, *_met(found, found.trips[1], 1.5)]
 
 
 def _met(found: Measured, low: float, target: float) -> Row:
