@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 import kernelk
 from kernelk import backend as K
+from kernelk.backends.serving import wire as wire_module
 from kernelk.backends.serving.shared_memory import ALIGNMENT, Segment, aligned
 from kernelk.backends.serving.wire import Wire, WireClosed, encode
 from kernelk.engines.storage import Journal, Slots, Storage, Transfer, flipped
@@ -679,6 +680,57 @@ def test_the_other_side_gone() -> None:
         left.receive(0)
     # It was read: nobody can say that it didn't happen.
     assert not caught.value.unread
+
+
+class Clock:
+    """A time that only passes where it is told to: by `gap` at the next look, by 1 us at the others."""
+
+    def __init__(self) -> None:
+        self.now, self.gap = 100.0, 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+class Silent:
+    """A connection on which nothing comes while somebody looks, and a message once he sleeps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.looks = clock, 0
+
+    def recv_into(self, buffer: bytearray, size: int = 0, flags: int = 0) -> int:
+        if flags:
+            self.looks += 1
+            self.clock.now += self.clock.gap
+            self.clock.gap = 0.0
+            raise BlockingIOError
+        frame = encode({"seconds": 1e-5}, 7)
+        buffer[: len(frame)] = frame
+        return len(frame)
+
+
+@pytest.mark.parametrize(("gap", "rest"), [(60e-6, 0.003), (0.2e-3, 0.01), (3e-3, 0.05), (1.0, 0.05)])
+def test_a_look_that_was_disturbed_rests_for_as_long_as_that_is_worth(
+    monkeypatch: pytest.MonkeyPatch, gap: float, rest: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(wire_module, "time", clock)
+    silent = Silent(clock)
+    wire = Wire(silent)
+
+    def looks() -> int:
+        before = silent.looks
+        assert wire.receive(7, 200e-6) == {"seconds": 1e-5}
+        return silent.looks - before
+
+    assert looks() > 100
+    clock.gap = gap
+    assert looks() == 1
+    clock.now += 0.9 * rest
+    assert looks() == 0
+    clock.now += 0.15 * rest
+    assert looks() > 100
 
 
 # --- storage --------------------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ _RUN_FRAME = struct.Struct("<IBQQI")
 _KEEP_FRAME = struct.Struct("<IBQQQQ")
 _DONE_FRAME = struct.Struct("<IBQd")
 _CAN_LOOK = hasattr(socket, "MSG_DONTWAIT") and hasattr(os, "sched_yield")
-# Where so many seconds pass between two looks, the machine has other work, and this process lets it run for so long.
-_DISTURBED, _REST = 5e-5, 0.05
+# Where so many seconds pass between two looks, something else had the processor. It is let run for so many times as
+# long, up to some seconds: a moment's interrupt costs little then, and the work of others isn't disturbed again.
+_DISTURBED, _TIMES_AS_LONG, _LONGEST_REST = 5e-5, 50, 0.05
 _MOST_FILES = 64
 # Windows passes no descriptors over sockets: there are no workers there, only engines in the kernel.
 CAN_PASS_FILES = hasattr(socket, "CMSG_SPACE") and hasattr(socket, "AF_UNIX")
@@ -235,7 +236,7 @@ class Wire(object):
                 os.sched_yield()
             before, now = now, time.perf_counter()
             if now - before > _DISTURBED:
-                self._looks_from = now + _REST
+                self._looks_from = now + min(_TIMES_AS_LONG * (now - before), _LONGEST_REST)
         return None
 
     def _message(self, filled):
