@@ -407,15 +407,20 @@ class _Early:
 
     def grouped(self, part: Tensor, total: Tensor) -> Tensor:
         """`part`; but if that is total * b, and total is g * a, then g * (a * b), if a * b can be computed early."""
+        if part.op == "sum_to" and part.shape == part.inputs[0].shape:
+            # Over an axis whose length isn't known yet: where it was 1, b is the same along it.
+            return sum_to(self.grouped(part.inputs[0], total), part.inputs[1])
+        whole = _unreduced(total)
         # In float16, a * b might be too small where g makes up for that.
-        if part.op != "multiply" or total.op != "multiply" or part.inputs[0] is not total or part.dtype == "float16":
+        if part.op != "multiply" or whole.op != "multiply" or part.inputs[0] is not total or part.dtype == "float16":
             return part
-        (g, a), (_, b) = total.inputs, part.inputs
+        (g, a), (_, b) = whole.inputs, part.inputs
         if self(g) or not self(a) or not self(b) or not part.shape == a.shape == b.shape == g.shape:
             return part
         product = a * b
         self(product)
-        return g * product
+        made = g * product
+        return made if whole is total else sum_to(made, total.inputs[1])
 
 
 def _outer_products(gradient: Tensor, start: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
