@@ -237,6 +237,9 @@ class Backend(object):
     # Whether each small result of a program takes longer than to copy it into a larger one: where a loop is Python's,
     # those of a step then leave it together.
     joins_results = False
+    # Whether cutting columns out of a matrix, or joining them, takes longer than the products that need them: such a
+    # loop's steps then multiply them apart.
+    slow_columns = False
     # Whether `load` and `load_all` put values into memory that nothing else holds, such as a GPU's.
     loads_copies = False
     # A `page_locks.PageLocks`, where a device copies faster from and to memory whose pages are locked.

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 
 from .base import STAGED
-from .lowering import InstructionError, Program, Steps
+from .loop_columns import as_it_is, in_columns
+from .lowering import Instruction, InstructionError, Program, Steps
 from .segments import Segment
 
 
@@ -134,7 +135,7 @@ class _Operands(object):
 
     def array(self, position, values, draws):
         own, value = self._operand(position, values, draws)
-        return np.ascontiguousarray(self._backend.to_numpy(value)) if own else value
+        return np.asarray(self._backend.to_numpy(value), order="C") if own else value
 
     def native(self, position, values, draws):
         own, value = self._operand(position, values, draws)
@@ -193,6 +194,10 @@ def _joined(kinds):
 KEPT_BYTES = 1 << 24
 
 
+def _side_by_side(columns):
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+
+
 class _Loop(object):
     """A scan whose body is compiled as a program: elements are its inputs, states and captures its slots."""
 
@@ -200,9 +205,10 @@ class _Loop(object):
         self._backend = staged.backend
         self._instruction = instruction
         self._operands = _Operands(staged, instruction)
-        self._body = body = instruction.attrs["body"]
-        self._sequences = instruction.attrs["sequences"]
-        states = instruction.attrs["states"]
+        self._made = made = in_columns(instruction) if staged.backend.slow_columns else as_it_is(instruction)
+        body, states = made.program, instruction.attrs["states"]
+        attrs = dict(instruction.attrs, body=body, sequences=made.sequences)
+        self._steps = Instruction(instruction.index, "scan", instruction.inputs, attrs, instruction.dtype, ())
         instructions = [(i.op, i.inputs, i.attrs, i.dtype, i.shape) for i in body.instructions]
         outputs = list(body.outputs[:states])
         kinds = [body.values[number] for number in body.outputs[states:]]
@@ -217,8 +223,8 @@ class _Loop(object):
                 instructions.append(("concatenate", numbers, {"axis": 0}, dtype, whole))
         program = Program(
             {
-                "inputs": body.inputs[: self._sequences],
-                "slots": body.inputs[self._sequences :],
+                "inputs": body.inputs[: made.sequences],
+                "slots": body.inputs[made.sequences :],
                 "draws": body.draws,
                 "constants": body.constants,
                 "instructions": instructions,
@@ -232,7 +238,7 @@ class _Loop(object):
             raise InstructionError(instruction, error) from error
         # Its leaves are a step's own.
         self.described = ("a loop in Python; at each step:", program, self._run, [None] * len(program.leaves))
-        facts = {"kind": "loop", "ops": len(body.instructions)}
+        facts = {"kind": "loop", "ops": len(instruction.attrs["body"].instructions)}
         stages = getattr(self._run, "stages", None)
         if stages:
             facts["body"] = stages
@@ -250,14 +256,18 @@ class _Loop(object):
         return kept
 
     def run(self, values, draws):
-        body, n = self._body, self._sequences
-        inputs = len(body.inputs)
+        made, body = self._made, self._instruction.attrs["body"]
+        inputs, n = len(made.leaves), made.sequences
         # Sequences and draws as arrays, states and captures as the engine's own values; constants are compiled in.
-        operands = [self._operands.array(position, values, draws) for position in range(n)]
-        operands += [self._operands.native(position, values, draws) for position in range(n, inputs)]
-        operands += [self._operands.array(inputs + position, values, draws) for position in range(len(body.draws))]
-        length = len(operands[0])
-        steps = Steps(self._instruction, operands, length, lambda x, t: x[t, ...])
+        # The first sequence tells the length, whether a step takes its elements or not.
+        taken = set([0] + [leaf.operand for leaf in made.leaves[:n]])
+        whole = {position: self._operands.array(position, values, draws) for position in taken}
+        operands = [leaf.of_all_steps(whole[leaf.operand]) for leaf in made.leaves[:n]]
+        operands += [self._native(leaf, values, draws) for leaf in made.leaves[n:]]
+        for position in range(len(body.draws)):
+            operands.append(self._operands.array(len(body.inputs) + position, values, draws))
+        length = len(whole[0])
+        steps = Steps(self._steps, operands, length, lambda x, t: x[t, ...])
         count, stacked = steps.count, None
         for t, leaves in steps:
             try:
@@ -270,13 +280,20 @@ class _Loop(object):
                 stacked = [self._room(position, (length,) + x.shape, x.dtype) for position, x in enumerate(arrays)]
             for whole, x in zip(stacked, arrays):
                 whole[t] = x
+        outputs = made.program.outputs[count:]
         if stacked is None:
-            kinds = [body.values[number] for number in body.outputs[count:]]
+            kinds = [made.program.values[number] for number in outputs]
             results = [np.zeros((0,) + shape, dtype) for dtype, shape in kinds]
         else:
-            results = [None] * (len(body.outputs) - count)
+            results = [None] * len(outputs)
             for whole, group in zip(stacked, self._groups):
                 parts = [whole] if len(group) == 1 else np.split(whole, len(group), axis=1)
                 for position, part in zip(group, parts):
                     results[position] = part
+        results = [_side_by_side([results[i] for i in positions]) for positions in made.results]
         values[self._operands.result] = steps.states + [self._backend.load(x) for x in results]
+
+    def _native(self, leaf, values, draws):
+        """The engine's own value of a state or a capture, or of columns of it."""
+        value = self._operands.native(leaf.operand, values, draws)
+        return value if leaf.whole else self._backend.load(np.array(leaf.of(self._backend.to_numpy(value)), order="C"))

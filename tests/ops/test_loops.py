@@ -381,6 +381,21 @@ def test_what_does_not_vary_is_computed_once_and_what_is_unused_never() -> None:
     assert (loop.sequences, loop.states, len(loop.program.outputs)) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("rows", [8, None])
+def test_a_gates_slope_and_what_it_is_multiplied_with_are_one_value_of_the_first_loop(rows: int | None) -> None:
+    x, h, c = (K.placeholder((rows, *GATED[name][1:])) for name in ("x", "h", "c"))
+    given = {name: K.variable(RANDOM.randn(*GATED[name])) for name in ("w", "u", "b")}
+
+    def step(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        new = lstm(K, xt, *states, given)
+        return new[0], list(new)
+
+    slopes = K.gradients(K.sum(K.rnn(step, x, [h, c])[0]), list(given.values()))
+    _, backward = loops_of(*slopes, inputs=[x, h, c])
+    # One for each gate, the memory, and the memory before.
+    assert backward.count("multiply") == 6
+
+
 def test_a_last_output_that_is_a_state_needs_no_stack(backend: str) -> None:
     def cell(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         new = K.tanh(K.dot(xt, w) + states[0] * 0.5)
@@ -418,6 +433,109 @@ def test_slopes_of_a_loops_sigmoids_far_out(backend: str, dtype: str) -> None:
     low, high = 1 / (1 + np.exp(gates.astype("float64"))), 1 / (1 + np.exp(-gates.astype("float64")))
     wanted = state[:, None] * np.prod(high, axis=1, keepdims=True) * low
     np.testing.assert_allclose(got, wanted, rtol=2e-6 if dtype == "float32" else 4e-15)
+
+
+GATED = {"x": (8, 5, 3), "h": (8, 4), "c": (8, 4), "w": (3, 16), "u": (4, 16), "b": (16,), "w3": (3, 12), "u3": (4, 12)}
+
+
+def lstm(k: Any, xt: Any, h: Any, c: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """A step as Keras writes it, with K or with numpy: the gates are columns of one matrix."""
+    z = k.dot(xt, given["w"]) + k.dot(h, given["u"]) + given["b"]
+    i, f, g, o = (z[:, n * 4 : n * 4 + 4] for n in range(4))
+    c = k.sigmoid(f) * c + k.sigmoid(i) * k.tanh(g)
+    return k.sigmoid(o) * k.tanh(c), c
+
+
+def gru(k: Any, xt: Any, h: Any, c: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    x, inner = k.dot(xt, given["w3"]), k.dot(h, given["u3"][:, :8])
+    z, r = k.sigmoid(x[:, :4] + inner[:, :4]), k.sigmoid(x[:, 4:8] + inner[:, 4:])
+    new = k.tanh(x[:, 8:] + k.dot(r * h, given["u3"][:, 8:]))
+    return z * h + (1.0 - z) * new, c + new
+
+
+def joining(k: Any, xt: Any, h: Any, c: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """Columns are joined, multiplied and cut."""
+    both = k.dot(k.concatenate([xt, k.sin(h), xt], axis=1), k.concatenate([given["w"], given["u"], given["w"]], axis=0))
+    return k.tanh(both[:, :4] * both[:, 12:]), c * 0.5 + k.sigmoid(both[:, 2:6])
+
+
+class Plain:
+    """numpy, by K's names."""
+
+    dot, tanh, sin, concatenate = np.dot, np.tanh, np.sin, np.concatenate
+
+    @staticmethod
+    def sigmoid(x: Any) -> Any:
+        return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("cell", [lstm, gru, joining])
+@pytest.mark.parametrize("rows", [8, None])
+def test_gates_that_are_columns_of_one_matrix(backend: str, cell: Callable[..., Any], rows: int | None) -> None:
+    values = {name: np.random.RandomState(0).randn(*shape) for name, shape in GATED.items()}
+    given = {name: K.variable(value, dtype="float64") for name, value in values.items() if name not in ("x", "h", "c")}
+    x, h, c = (K.placeholder((rows, *GATED[name][1:]), dtype="float64") for name in ("x", "h", "c"))
+
+    def step(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        new = cell(K, xt, *states, given)
+        return new[0], list(new)
+
+    def plain(values: dict[str, Any]) -> tuple[Any, Any, Any]:
+        h, c, outputs = values["h"], values["c"], []
+        for t in range(5):
+            h, c = cell(Plain, values["x"][:, t], h, c, values)
+            outputs.append(h)
+        return h, np.stack(outputs, 1), c
+
+    def loss(values: dict[str, Any]) -> float:
+        last, outputs, c = plain(values)
+        return float(np.sum(outputs**2) + np.sum(last * c))
+
+    last, outputs, (_, memory) = K.rnn(step, x, [h, c])
+    weights = {lstm: ["w", "u", "b"], gru: ["w3", "u3"], joining: ["w", "u"]}
+    names = ["x", "h", "c", *weights[cell]]
+    sources = [{"x": x, "h": h, "c": c, **given}[name] for name in names]
+    slopes = K.gradients(K.sum(K.square(outputs)) + K.sum(last * memory), sources)
+    call = K.function([x, h, c], [last, outputs, memory, *slopes])
+    # The second run has memory of the first one's.
+    for scale in (1.0, 0.5):
+        at = {**values, "x": values["x"] * scale}
+        got = call([at[name] for name in ("x", "h", "c")])
+        for value, expected in zip(got, plain(at)):
+            assert_close(value, expected)
+        for name, slope in zip(names, got[3:]):
+            way = np.random.RandomState(1).randn(*GATED[name])
+            ends = [loss({**at, name: at[name] + sign * 1e-6 * way}) for sign in (1, -1)]
+            np.testing.assert_allclose(np.sum(slope * way), (ends[0] - ends[1]) / 2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("one", ["x", "h"])
+def test_slopes_where_an_unknown_number_of_rows_is_1(backend: str, one: str) -> None:
+    x, h = K.placeholder((None, 3, 4), dtype="float64"), K.placeholder((None, 4), dtype="float64")
+    rows = {"x": 5, "h": 5, one: 1}
+    if one == "h":
+        # A state keeps its shape.
+        h = K.tile(h, [5, 1])
+
+    def cell(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        gate = K.sigmoid(xt)
+        return gate * states[0], [K.tanh(gate * K.sin(xt)) * K.tanh(states[0])]
+
+    def plain(x: Any, h: Any) -> float:
+        h = np.broadcast_to(h, (5, 4))
+        total = 0.0
+        for t in range(3):
+            gate = 1 / (1 + np.exp(-x[:, t]))
+            total += float(np.sum(gate * h))
+            h = np.tanh(gate * np.sin(x[:, t])) * np.tanh(h)
+        return total + float(np.sum(h))
+
+    _, outputs, (final,) = K.rnn(cell, x, [h])
+    inputs = [x, h if one == "x" else h.inputs[0]]
+    values = [RANDOM.randn(rows["x"], 3, 4), RANDOM.randn(rows["h"], 4)]
+    got = K.function(inputs, K.gradients(K.sum(outputs) + K.sum(final), inputs))(values)
+    for which, slope in enumerate(got):
+        np.testing.assert_allclose(slope, slopes_by_differences(plain, values, which), rtol=1e-6, atol=1e-8)
 
 
 def loops_of(*outputs: Tensor, inputs: Sequence[Any] = ()) -> list[list[str]]:

@@ -135,6 +135,8 @@ class CNTKBackend(Backend):
     # In CNTK's own memory, which is copied before CNTK uses it again, or in arrays that nobody writes to
     keeps_updates = True
     joins_results = True
+    # Its threads meet at the end of each row's piece.
+    slow_columns = True
 
     def __init__(self, options):
         Backend.__init__(self, options)
