@@ -18,7 +18,8 @@ from ..engines import forks
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import STEP, Connection, Unsent, cluster_options, parsed
+from .clusters import STEP, Connection, Unsent, parsed
+from .connection_files import cluster_options
 
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0

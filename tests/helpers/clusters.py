@@ -25,7 +25,7 @@ from helpers.namespaces import Machine, machine
 from helpers.processes import PATIENCE, environment, wait_until
 from helpers.relay import Relay
 from kernelk.engines import registry, stuck, worker_host
-from kernelk.remote import clusters
+from kernelk.remote import clusters, connection_files
 from kernelk.session.current import current
 
 # The connection files of a controller.
@@ -44,7 +44,7 @@ class LocalCluster:
     @property
     def file(self) -> Path:
         """Its connection file."""
-        return clusters.files()[self.name]
+        return connection_files.files()[self.name]
 
     def pid(self, engine: int) -> int:
         """The process of one of its engines."""
