@@ -110,7 +110,12 @@ class Connection:
         return bool(self.client._closed)
 
     @property
-    def has_heir(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether whoever asks for its cluster gets this one, as far as is known without asking there."""
+        return _connections.get(self.name) is self and not self.closed and not self._has_heir
+
+    @property
+    def _has_heir(self) -> bool:
         """Whether a file has its name, and nobody has answered by this one, or that has another controller."""
         file = files().get(self.name)
         return file is not None and (self._silenced or (self._own and key_in(file) not in ("", _key(self.client))))
@@ -337,7 +342,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed and not known.has_heir:
+    if known is not None and known.is_current:
         return known
     _require()
     if name in _given and name not in files():

@@ -55,6 +55,11 @@ class LocalCluster:
         os.kill(self.pid(engine), signal.SIGKILL)
         assert wait_for(lambda: engine not in self.client.ids)
 
+    def start_again(self) -> None:
+        """Stops it, and starts another controller and other engines; a client of before stays open, and useless."""
+        self.cluster.stop_cluster_sync()
+        self.client = self.cluster.start_and_connect_sync()
+
     def engine_of(self, name: str) -> int:
         """The engine that a host's worker belongs to."""
         return int(current().hosts[name]._worker.engine)  # type: ignore[attr-defined]
@@ -105,12 +110,12 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
             log_level=logging.ERROR,
             engine_timeout=PATIENCE,
         )
-        client = cluster.start_and_connect_sync()
+        made = LocalCluster(name, cluster, cluster.start_and_connect_sync())
         try:
-            yield LocalCluster(name, cluster, client)
+            yield made
         finally:
             _let_go()
-            client.close()
+            made.client.close()
             cluster.stop_cluster_sync()
 
 
