@@ -492,7 +492,7 @@ class _Work:
             for future in done:
                 if future in self._coming:
                     self._welcome_heir(future)
-                else:
+                elif future in self._running:  # or it has failed with another one of its lane
                     lane, point = self._running.pop(future)
                     self._take(lane, point, future)
             for future, (heir, why) in list(self._coming.items()):

@@ -494,6 +494,25 @@ def test_any_executor_measures(kind: str, box: LocalCluster) -> None:
     assert K.get_value(body.count) == 8
 
 
+def test_a_pool_that_breaks_is_told_in_the_rows(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernelk.set_backend("numpy")
+    diary = tmp_path / "diary"
+    monkeypatch.setenv("SLEEPING_DIARY", str(diary))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def kill() -> None:
+            if wait_for(diary.exists):
+                os.kill(next(iter(pool._processes)), signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        found = swept(Body(), [20, 21, 22], pool, ("sleeping",), budget=2)
+        killing.join()
+    # All that it had been given is over at once.
+    words = [point.side("sleeping").failure for _, point in found.points]
+    assert all("the executor takes no work any more (BrokenProcessPool: " in said for said in words)
+
+
 def test_ctrl_c_ends_what_threads_and_processes_do(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
