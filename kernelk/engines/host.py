@@ -120,6 +120,9 @@ class Host:
         """Starts the engine if it isn't running. Raises BackendNotInstalledError or EngineError."""
         raise NotImplementedError
 
+    def notice_end(self) -> None:
+        """Finds out whether an engine that nobody has heard of for a while is gone, where only its next call would."""
+
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """Sends a request and returns the reply. Raises EngineError if the reply holds an error."""
         raise NotImplementedError

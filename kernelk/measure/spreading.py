@@ -1,7 +1,8 @@
 """Has recorded calls compared in other processes: each point of a sweep on one machine, several machines at once.
 
 Between `comparison`, which records the calls here, and `there`, which measures. A cluster's machines get one
-point at a time, through one of their ipyparallel engines; an executor gets them all, and sees to the rest.
+point at a time, through one of their ipyparallel engines, or the next one if that ends; an executor gets them all, and
+sees to the rest.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class _Lane:
     """A way to where points are measured, `most` of them at once. What is called replies with JSON."""
 
     most = 1
-    name = ""
+    name = ""  # the machine's
+    written = ""  # as in `on`
 
     def __init__(self) -> None:
         self.running: set[Future[Any]] = set()
@@ -89,6 +91,10 @@ class _Lane:
     def finish(self, token: str) -> None:
         """Ends the workers there."""
         raise NotImplementedError
+
+    def heir(self) -> _Lane | None:
+        """Another way to the same machine, once nobody answers by this one; None where there is none."""
+        return None
 
     def hang_up(self) -> None:
         """Called when nobody is left who answers."""
@@ -127,14 +133,17 @@ class _EngineLane(_Lane):
         self.number = number
         self.written = f"{connection.name}[{number}]"
         self.name = self.written
+        self.others: list[_EngineLane] = []  # those of the same machine that may speak for it next
         self._connection = connection
         self._silence = Silence(connection, number)
+        self._silent = False
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
             future: Future[Any] = self._connection.call(self.number, function, *arguments)
         except Unsent as error:
-            raise _Gone(f"{self.name} is gone: {one_line(error)}") from error
+            left = not self._connection.closed and self.number not in self._connection.client.ids
+            raise _Gone(self._ended() if left else f"{self.name} is gone: {one_line(error)}") from error
         self._silence.begin()
         self._begin, self._follow_at = time.monotonic(), _FOLLOWED_AFTER
         self._follower: Future[Any] | None = None
@@ -158,6 +167,7 @@ class _EngineLane(_Lane):
             with contextlib.suppress(Unsent):
                 self._follower = self._connection.call(self.number, there.here)
         words = self._silence.broken_off()
+        self._silent = bool(words)
         return words and f"{self.name} {words}"
 
     def give_up(self, token: str) -> None:
@@ -166,6 +176,14 @@ class _EngineLane(_Lane):
     def finish(self, token: str) -> None:
         with contextlib.suppress(Unsent):
             self._connection.call(self.number, there.finish, token)
+
+    def heir(self) -> _Lane | None:
+        # Where it has gone silent, its machine is out of reach: each of the others would be waited for as long.
+        if not self.others or self._silent or self._connection.closed:
+            return None
+        heir, *others = self.others
+        heir.others = others
+        return heir
 
     def hang_up(self) -> None:
         # The next one finds out what is still there.
@@ -180,8 +198,12 @@ class _EngineLane(_Lane):
                 next_step=f"there: `pip install kernelk=={__version__}`",
             )
         if kind == "EngineError":
-            return _Gone(f"{self.name} is gone with its ipyparallel engine, which ended")
+            return _Gone(self._ended())
         return _Failed(f"its ipyparallel engine, {self.written}, raised {kind}: {message}")
+
+    def _ended(self) -> str:
+        where = "" if self.name == self.written else f" on {self.name}"
+        return f"the ipyparallel engine {self.written}{where} ended"
 
 
 class _ExecutorLane(_Lane):
@@ -245,7 +267,10 @@ def on_executor(executor: Executor, points: int) -> list[_Lane]:
 
 
 def on_cluster(place: Place, notes: list[str]) -> list[_Lane]:
-    """One engine of each machine of a cluster; `notes` takes lines on those that aren't used. Raises KernelKError."""
+    """One engine of each machine of a cluster, which knows the others of that machine. Raises KernelKError.
+
+    `notes` takes lines on engines that aren't used.
+    """
     connection = connected(place.cluster)
     numbers = sorted(connection.engines(place.engines))
     lanes = [_EngineLane(connection, number) for number in numbers]
@@ -283,12 +308,13 @@ def on_cluster(place: Place, notes: list[str]) -> list[_Lane]:
     if len(found) < engines:
         where = "one machine: it takes" if len(found) == 1 else f"{len(found)} machines: each takes"
         notes.append(f"{engines} engines of {place.cluster} are on {where} one point at a time")
-    first = [same[0] for same in found.values()]
-    names = [machine.name for _, machine in first]
-    for lane, machine in first:
-        # Namespaces of one system may share its name.
-        lane.name = machine.name if names.count(machine.name) == 1 else f"{machine.name} ({lane.written})"
-    return [lane for lane, _ in first]
+    names = [same[0][1].name for same in found.values()]
+    for same in found.values():
+        for lane, machine in same:
+            # Namespaces of one system may share its name.
+            lane.name = machine.name if names.count(machine.name) == 1 else f"{machine.name} ({lane.written})"
+        same[0][0].others = [lane for lane, _ in same[1:]]
+    return [same[0][0] for same in found.values()]
 
 
 @contextlib.contextmanager
@@ -373,7 +399,10 @@ class _Work:
             "engines": {side.name: side.options for side in wanted if not side.failure},
             "stuck_seconds": config.LIMITS.stuck_seconds,
         }
+        self._left: deque[_Point] = deque()
         self._running: dict[Future[Any], tuple[_Lane, _Point]] = {}
+        # Heirs whose engines are being started, and why they are needed.
+        self._coming: dict[Future[Any], tuple[_Lane, str]] = {}
         self._done = 0
 
     @contextlib.contextmanager
@@ -391,33 +420,50 @@ class _Work:
 
     def welcome(self) -> None:
         """Has the engines started on every machine, which say what they can. Raises KernelKError if nobody is left."""
-        asked: list[tuple[_Lane, Future[Any]]] = []
         problem: Exception | None = None
-        for lane in list(self._lanes):
-            try:
-                asked.append((lane, lane.call(there.welcome, json.dumps(self._setup))))
-            except _Gone as error:
-                problem = error
-                self._drop(lane, f"{error}; it isn't used")
-        _wait_for(self._lanes)
-        for lane, future in asked:
-            try:
-                if not future.done():
-                    raise _Gone(lane.silence())
-                engines = lane.reply(future)["engines"]
-                lane.abilities = [_ability(side, engines.get(side.name, {})) for side in self._wanted]
-            except (_Gone, _Failed, KernelKError) as error:
-                problem = error
-                self._drop(lane, f"{one_line(error)}; it isn't used")
+        lanes = list(self._lanes)
+        while lanes:
+            asked: list[tuple[_Lane, Future[Any]]] = []
+            gone: list[_Lane] = []
+            for lane in lanes:
+                try:
+                    asked.append((lane, self._ask(lane)))
+                except _Gone as error:
+                    problem = error
+                    gone.append(lane)
+                    self._drop(lane, f"{error}; it isn't used")
+            _wait_for(lanes)
+            for lane, future in asked:
+                try:
+                    if not future.done():
+                        raise _Gone(lane.silence())
+                    self._meet(lane, future)
+                except (_Gone, _Failed, KernelKError) as error:
+                    problem = error
+                    if isinstance(error, _Gone):
+                        gone.append(lane)
+                    self._drop(lane, f"{one_line(error)}; it isn't used")
+            lanes = [heir for lane in gone if (heir := lane.heir()) is not None]
+            self._lanes += lanes
+            self._all += lanes
         if not self._lanes:
             if isinstance(problem, KernelKError):
                 raise problem
             raise EngineError(f"compare: {problem}", next_step="leave --on out, and it runs here")
         # A row of failures is no use where another machine can do it.
-        most = max(_able(lane) for lane in self._lanes)
-        for lane in [lane for lane in self._lanes if _able(lane) < most]:
+        most = max(len(_abilities(lane)) for lane in self._lanes)
+        for lane in [lane for lane in self._lanes if len(_abilities(lane)) < most]:
             failures = [words for words in lane.abilities if isinstance(words, str)]
             self._drop(lane, f"{lane.name} isn't used: {failures[0]}")
+
+    def _ask(self, lane: _Lane) -> Future[Any]:
+        """Has the engines started there. Raises _Gone."""
+        return lane.call(there.welcome, json.dumps(self._setup))
+
+    def _meet(self, lane: _Lane, future: Future[Any]) -> None:
+        """Notes what they can. Raises as `reply`."""
+        engines = lane.reply(future)["engines"]
+        lane.abilities = [_ability(side, engines.get(side.name, {})) for side in self._wanted]
 
     def add(self, recording: Recording) -> None:
         """A point, encoded for each kind of machine while its state can be had."""
@@ -425,27 +471,34 @@ class _Work:
         parcels: dict[Any, Parcel] = {}
         with restoring(self._session, [recording]) as rewind:
             for lane in self._lanes:
-                able = tuple(one for one in lane.abilities if isinstance(one, Ability))
+                able = _abilities(lane)
                 if able not in parcels:
                     parcels[able] = encode(self._session, recording, rewind, able)
         self.points.append(_Point(result, parcels))
 
     def run(self) -> None:
-        """Has all points measured. A point that its machine was lost with isn't tried on the next one."""
-        left = deque(self.points)
-        while left or self._running:
+        """Has all points measured. One that an engine or a machine was lost with isn't tried again."""
+        self._left.extend(self.points)
+        while self._left or self._running:
             for lane in list(self._lanes):
-                while left and len(lane.running) < lane.most and lane in self._lanes:
-                    self._send(lane, left.popleft())
-            if not self._running:
+                while self._left and len(lane.running) < lane.most and lane in self._lanes:
+                    self._send(lane, self._left.popleft())
+            if not (self._running or self._coming):
                 words = joined("no machine is left", next_step="run it again with others")
-                while left:
-                    self._fail(left.popleft(), words)
+                while self._left:
+                    self._fail(self._left.popleft(), words)
                 return
-            done, _ = wait(self._running, timeout=STEP, return_when=FIRST_COMPLETED)
+            done, _ = wait([*self._running, *self._coming], timeout=STEP, return_when=FIRST_COMPLETED)
             for future in done:
-                lane, point = self._running.pop(future)
-                self._take(lane, point, future)
+                if future in self._coming:
+                    self._welcome_heir(future)
+                elif future in self._running:  # or it has failed with another one of its lane
+                    lane, point = self._running.pop(future)
+                    self._take(lane, point, future)
+            for future, (heir, why) in list(self._coming.items()):
+                if words := heir.silence():
+                    del self._coming[future]
+                    self._pass_over(heir, words, why)
             for lane in list(self._lanes):
                 words = lane.silence()
                 if words:
@@ -453,7 +506,7 @@ class _Work:
 
     def _send(self, lane: _Lane, point: _Point) -> None:
         point.result.machine = lane.name
-        parcel = point.parcels[tuple(one for one in lane.abilities if isinstance(one, Ability))]
+        parcel = point.parcels[_abilities(lane)]
         able = [side for side, ability in zip(point.result.sides, lane.abilities) if isinstance(ability, Ability)]
         for side, ability in zip(point.result.sides, lane.abilities):
             side.failure = ability if isinstance(ability, str) else ""
@@ -467,7 +520,13 @@ class _Work:
         head = {"setup": self._setup, "engines": engines, "budget": self._budget, **parcel.head}
         try:
             future = lane.call(there.measure, json.dumps(head), *parcel.arrays)
-        except (_Gone, _Failed, KernelKError) as error:
+        except _Gone as error:
+            # It has ended between two points.
+            self._left.appendleft(point)
+            if not self._lose(lane, str(error)):
+                self.notes.append(f"{error}; it isn't used any more")
+            return
+        except (_Failed, KernelKError) as error:
             self._lose(lane, one_line(error))
             self._fail(point, one_line(error))
             return
@@ -498,16 +557,49 @@ class _Work:
         self._lanes.remove(lane)
         self.notes.append(words)
 
-    def _lose(self, lane: _Lane, words: str) -> None:
-        """Goes on without a machine; the points under way there have failed."""
+    def _lose(self, lane: _Lane, words: str) -> bool:
+        """Goes on without a lane, whose points under way have failed; whether its machine may have an heir."""
         if lane in self._lanes:
             self._lanes.remove(lane)
         for future, (its, point) in list(self._running.items()):
             if its is lane:
                 del self._running[future]
                 self._fail(point, words)
-        if not self._lanes:
+        return self._call_heir(lane, words)
+
+    def _call_heir(self, lane: _Lane, why: str) -> bool:
+        """Has the next engine of its machine get ready; False where there is none."""
+        heir = lane.heir()
+        while heir is not None:
+            try:
+                self._coming[self._ask(heir)] = heir, why
+            except _Gone:
+                heir = heir.heir()
+                continue
+            self._all.append(heir)
+            return True
+        if not self._lanes and not self._coming:
             lane.hang_up()
+        return False
+
+    def _welcome_heir(self, future: Future[Any]) -> None:
+        """Takes an engine in another one's place, if it can be sent what was recorded for those that there were."""
+        heir, why = self._coming.pop(future)
+        try:
+            self._meet(heir, future)
+        except (_Gone, _Failed, KernelKError) as error:
+            self._pass_over(heir, one_line(error), why)
+            return
+        if all(_abilities(heir) in point.parcels for point in self._left):
+            self._lanes.append(heir)
+            self.notes.append(f"{why}; {heir.written} goes on there")
+        else:
+            self._pass_over(heir, f"{heir.written} has other engines than those before it", why)
+
+    def _pass_over(self, heir: _Lane, words: str, why: str) -> None:
+        """Does without an heir, for the next one of its machine."""
+        self.notes.append(f"{words}; it isn't used")
+        self._call_heir(heir, why)
 
     def give_up(self) -> None:
         """Ends all that runs there."""
@@ -520,9 +612,9 @@ class _Work:
             lane.finish(self._token)
 
 
-def _able(lane: _Lane) -> int:
-    """How many of the sides it can have."""
-    return sum(isinstance(one, Ability) for one in lane.abilities)
+def _abilities(lane: _Lane) -> tuple[Ability, ...]:
+    """Those of the sides that it can have."""
+    return tuple(one for one in lane.abilities if isinstance(one, Ability))
 
 
 def _ability(side: Wanted, told: dict[str, Any]) -> Ability | str:

@@ -16,7 +16,7 @@ from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
 from ..errors import KernelKError
 from ..inspection.columns import COLUMNS, KINDS
-from ..remote.clusters import files
+from ..remote.connection_files import files
 from ..session.current import existing
 from .arguments import Expression, options, python_kind, takes_engines, takes_value
 from .graph_magics import GraphMagics

@@ -1,4 +1,4 @@
-"""Finds ipyparallel clusters by the names that their users know, and connects to each once.
+"""Connects to ipyparallel clusters, to each once, by the name that its user knows or by ipyparallel's own object.
 
 ipyparallel is imported here and nowhere else on the kernel's side, when an engine on another machine is asked for.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,17 @@ from typing import Any, NamedTuple
 
 from ..display.progress import waiting
 from ..engines import forks, registry
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, one_line
+from .connection_files import (
+    cluster_options,
+    file_of,
+    files,
+    key_in,
+    key_of,
+    require_one_encryption,
+    ssh_server,
+    unknown_host,
+)
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
@@ -102,10 +110,15 @@ class Connection:
         return bool(self.client._closed)
 
     @property
-    def has_heir(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether whoever asks for its cluster gets this one, as far as is known without asking there."""
+        return _connections.get(self.name) is self and not self.closed and not self._has_heir
+
+    @property
+    def _has_heir(self) -> bool:
         """Whether a file has its name, and nobody has answered by this one, or that has another controller."""
         file = files().get(self.name)
-        return file is not None and (self._silenced or (self._own and _key_in(file) not in ("", _key(self.client))))
+        return file is not None and (self._silenced or (self._own and key_in(file) not in ("", _key(self.client))))
 
     def engines(self, among: Sequence[int] = ()) -> list[int]:
         """The numbers of the engines to use, of these or of all, the first one first; those last that are silent.
@@ -275,7 +288,7 @@ def _name_of(client: Any, wanted: str) -> str:
     A client that was made from a file, or by a profile of another folder, doesn't know its cluster's name.
     """
     key = _key(client)
-    keys = {name: _key_in(file) for name, file in files().items()}
+    keys = {name: key_in(file) for name, file in files().items()}
     same = [name for name, its in keys.items() if its == key]
     if same:
         return wanted if wanted in same else same[0]
@@ -286,22 +299,7 @@ def _name_of(client: Any, wanted: str) -> str:
 
 def _key(client: Any) -> str:
     """What tells a client's cluster from all others."""
-    return _key_of(client._config)
-
-
-def _key_in(file: Path) -> str:
-    """The same of the cluster that a connection file leads to; "" where nothing does."""
-    try:
-        return _key_of(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _key_of(connection: dict[str, Any]) -> str:
-    """The key that its messages are signed with; with CURVE there is none, but the controller's public one."""
-    # A client writes addresses where a file has ports.
-    port = str(connection["registration"]).rpartition(":")[2]
-    return str(connection["key"] or connection.get("curve_serverkey") or port)
+    return key_of(client._config)
 
 
 def _targets(on: Any, client: Any) -> tuple[int, ...]:
@@ -344,13 +342,18 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     """
     name = parsed(name).cluster
     known = _connections.get(name)
-    if known is not None and not known.closed and not known.has_heir:
+    if known is not None and known.is_current:
         return known
     _require()
-    file = _file_of(name)
+    if name in _given and name not in files():
+        raise EngineError(
+            f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
+            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
+        )
+    file = file_of(name)
     with _translated(name, file):
         written = json.loads(file.read_text())
-        _require_one_encryption(name, file, written)
+        require_one_encryption(name, file, written)
         try:
             client = _client(file, given_up)
         except Exception as error:
@@ -394,20 +397,9 @@ def _client(file: Path, given_up: Callable[[], bool]) -> Any:
     return made.result()
 
 
-def _require_one_encryption(name: str, file: Path, written: dict[str, Any]) -> None:
-    """Refuses ssh and CURVE together: no tunnel's socket gets CURVE's keys, so that answers never come."""
-    if _ssh_server(written) and written.get("curve_serverkey"):
-        raise EngineError(
-            f"cluster '{name}' can't be reached: {file} has \"ssh\" as well as CURVE's keys, and ipyparallel can't use "
-            f"both at once",
-            next_step=f"start it without enable_curve, since ssh encrypts: `ipcluster start {cluster_options(name)} -n "
-            f"1 -- --nodb`; and copy {file.name} here again",
-        )
-
-
 def _unanswered(name: str, file: Path, written: dict[str, Any], error: Exception) -> EngineError | None:
     """What to say of a cluster that doesn't answer, given what ipyparallel has raised; None if it isn't that."""
-    if server := _ssh_server(written):
+    if server := ssh_server(written):
         return EngineError(
             f"cluster '{name}' doesn't answer through ssh to {server} ({type(error).__name__}: {one_line(error)})",
             next_step=f"set ControlMaster and ControlPersist for it in ~/.ssh/config, and run `ssh {server} true`",
@@ -415,7 +407,7 @@ def _unanswered(name: str, file: Path, written: dict[str, Any], error: Exception
     # A message with another signature than its own key's, or with none, is a plain ValueError.
     if isinstance(error, json.JSONDecodeError) or not isinstance(error, (TimeoutError, ValueError)):
         return None
-    if host := _unknown_host(written):
+    if host := unknown_host(written):
         return EngineError(
             f"cluster '{name}' can't be reached: {file} says that its controller is on '{host}', and that has no "
             f"address here",
@@ -425,25 +417,6 @@ def _unanswered(name: str, file: Path, written: dict[str, Any], error: Exception
         f"cluster '{name}' doesn't answer: its controller isn't running, or has another key than {file} by now",
         next_step=f"ipcluster start {cluster_options(name)}; of one that runs elsewhere, copy {file.name} here again",
     )
-
-
-def _ssh_server(written: dict[str, Any]) -> str:
-    """The server through which a connection file has the controller reached; "" for none, and on that machine."""
-    return "" if written.get("location") == socket.gethostname() else str(written.get("ssh") or "")
-
-
-def _unknown_host(written: dict[str, Any]) -> str:
-    """The name that a connection file has for the controller's machine, if this one knows no address of it; else ""."""
-    host = str(written.get("interface", "")).partition("://")[2]
-    if host in ("*", "0.0.0.0"):
-        host = str(written.get("location") or "")
-    if not host or host == socket.gethostname():
-        return ""
-    try:
-        socket.gethostbyname(host)
-    except OSError:
-        return host
-    return ""
 
 
 def _require() -> None:
@@ -468,75 +441,3 @@ def _translated(name: str, file: Path | None) -> Any:
             f"the cluster '{name}' can't be reached: {type(error).__name__}: {one_line(error)}",
             next_step=f"ipcluster list; the connection file is {file}" if file is not None else "ipcluster list",
         ) from error
-
-
-def _file_of(name: str) -> Path:
-    """The connection file of a cluster. Raises ArgumentError, EngineError."""
-    found = files()
-    if name in found:
-        return found[name]
-    if name in _given:
-        raise EngineError(
-            f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
-            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
-        )
-    same = [known for known in found if known.endswith(f":{name}")]
-    if same:
-        raise ArgumentError(
-            f"{len(same)} clusters have the id '{name}'",
-            allowed=f"allowed are {', '.join(same)}",
-            next_step=f"--on {same[0]}",
-        )
-    listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
-    profile, _, identity = name.partition(":")
-    wanted = f"ipcontroller-{identity}-client.json" if identity else "ipcontroller-client.json"
-    raise ArgumentError(
-        f"no cluster is named '{name}'",
-        allowed=f"{did_you_mean(name, found)}{listed}",
-        next_step=f"ipcluster start {cluster_options(name)}, or copy its {wanted} to {_security(profile)}",
-    )
-
-
-def _security(profile: str) -> Path:
-    return _ipython() / f"profile_{profile}" / "security"
-
-
-def _ipython() -> Path:
-    from IPython.paths import get_ipython_dir
-
-    return Path(get_ipython_dir())
-
-
-def _profile_and_id(file: Path) -> tuple[str, str]:
-    """What a connection file's name says; the id is mostly ""."""
-    identity = file.name.removeprefix("ipcontroller").removesuffix("client.json").strip("-")
-    return file.parents[1].name.removeprefix("profile_"), identity
-
-
-def cluster_options(name: str) -> str:
-    """The options of ipcluster's commands that mean the cluster of this name."""
-    file = files().get(name)
-    profile, identity = _profile_and_id(file) if file is not None else name.partition(":")[::2]
-    return f"--profile={profile} --cluster-id={identity}" if identity else f"--profile={profile}"
-
-
-def files() -> dict[str, Path]:
-    """The connection files in IPython's profiles, by the names that they can be called by."""
-    alone: dict[str, list[Path]] = {}
-    whole: dict[str, Path] = {}
-    for file in sorted(_ipython().glob("profile_*/security/ipcontroller*-client.json")):
-        if not os.access(file, os.R_OK):
-            continue
-        profile, identity = _profile_and_id(file)
-        if identity:
-            whole[f"{profile}:{identity}"] = file
-            alone.setdefault(identity, []).append(file)
-        else:
-            whole[profile] = file
-    ids = {name: same[0] for name, same in alone.items() if len(same) == 1}
-    # Where a profile has one cluster and that one has an id, either name will do.
-    for profile in {name.partition(":")[0] for name in whole}:
-        same = [name for name in whole if name.partition(":")[0] == profile]
-        if len(same) == 1:
-            ids.setdefault(profile, whole[same[0]])
-    return {**ids, **whole}

@@ -267,6 +267,10 @@ class RemoteHost(WorkerHost):
         words = self._worker.words if self._worker is not None else ""
         return self._ended or words or "is gone"
 
+    def notice_end(self) -> None:
+        if self._worker is not None and self._exchange is not None and not self._exchange.under_way:
+            self._worker.notice_end()
+
     def give_back(self) -> None:
         """Does nothing: what is free there is no room for this machine."""
 

@@ -18,7 +18,8 @@ from ..engines import forks
 from ..engines.descriptors import Engine
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, KernelKError, OutOfMemoryError, one_line
 from . import serving
-from .clusters import STEP, Connection, Unsent, cluster_options, parsed
+from .clusters import STEP, Connection, Unsent, parsed
+from .connection_files import cluster_options
 
 # After so many seconds without a word, a sign of life is asked for; after so many in all, nobody is there.
 _ASK_AFTER, _SILENT_AFTER = 2.0, 8.0
@@ -319,6 +320,24 @@ class RemoteWorker:
         # Nothing else is sent there that would be waited for.
         with contextlib.suppress(Unsent, EngineError):
             self.connection.call(self.connection.engines()[0], serving.forget, setup).wait(_ASK_AFTER)
+
+    def notice_end(self) -> None:
+        """Notes that it is gone if its cluster was started again: the name is another one's, and it gives no sign."""
+        if self.poll() is None and not self.connection.is_current and not self._gives_sign():
+            self._give_up()
+            self.connection.close()
+            self._lost("is gone with its cluster, which was started again")
+
+    def _gives_sign(self) -> bool:
+        """Whether its engine gives a sign of life within a while."""
+        end = time.monotonic() + _ASK_AFTER
+        with contextlib.suppress(Unsent):
+            sign = self.connection.ping(self.engine)
+            while time.monotonic() < end:
+                if sign():
+                    return True
+                time.sleep(_LOOK)
+        return False
 
     def poll(self) -> int | None:
         """None until it has ended, as far as is known here."""

@@ -117,7 +117,10 @@ def prepare(session: Session, name: str, changes: dict[str, Any] | None = None, 
     engine = registry.engine(name)
     changes = changes or {}
     with session.lock:
-        options = changed_options(session.engine_options.get(name, {}), changes, session.hosts.get(name))
+        host = session.hosts.get(name)
+        if host is not None:
+            host.notice_end()
+        options = changed_options(session.engine_options.get(name, {}), changes, host)
         return _decided(session, engine, changes, options, beside)
 
 

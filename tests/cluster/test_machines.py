@@ -180,6 +180,32 @@ def test_no_completed_call_is_lost_with_the_process_of_ipyparallel(said: list[st
     assert equal(model.state(), state)
 
 
+def test_a_swap_finds_a_cluster_that_was_started_again(said: list[str]) -> None:
+    """Before a call would wait for an answer: of an engine that is active, warm, or reached by a Client."""
+    losses, state = wanted(12, "numpy")
+    model = Training()
+    with local_cluster("lab", 1) as cluster:
+        kernelk.set_backend("numpy@lab")
+        found = train(model, 0, 3)
+        for way in ("active", "warm", "by a Client"):
+            before = cluster.client
+            if way == "warm":
+                kernelk.set_backend("numpy")
+            elif way == "by a Client":
+                kernelk.stop_backend("numpy@lab")
+                kernelk.set_backend("numpy", on=before)
+            cluster.start_again()
+            report = kernelk.set_backend("numpy", on=cluster.client if way == "by a Client" else "lab")
+            assert (report.target, report.started) == ("numpy@lab", True)
+            found += train(model, len(found), 3)
+            assert psutil.Process(current().host().pid).ppid() == cluster.pid(0)
+            assert str(kernelk.set_backend("numpy@lab")) == "numpy@lab is already active"
+            before.close()
+        assert equal(model.state(), state)
+    assert found == losses
+    assert len([line for line in said if "is gone with its cluster, which was started again" in line]) == 3
+
+
 def test_a_call_that_ended_unheard_did_not_happen(box: LocalCluster, said: list[str]) -> None:
     """The worker may have carried it out, and nobody here knows: it is taken for one that never was."""
     losses, state = wanted(4, "numpy")
@@ -385,8 +411,11 @@ def test_two_clusters_are_never_taken_for_one(box: LocalCluster, tmp_path: Path,
         # Another controller takes the place of one, with its file.
         profile = tmp_path / "profile_moved" / "security" / here.name
         profile.parent.mkdir(parents=True)
-        for file, cluster in ((here, box), (there, second)):
+        for file, after, cluster in ((here, there, box), (there, here, second)):
             profile.write_bytes(file.read_bytes())
+            kernelk.set_backend("numpy@moved")
+            # What runs on the one before stays there, as long as that lives.
+            profile.write_bytes(after.read_bytes())
             kernelk.set_backend("numpy@moved")
             step([])
             assert runs_in(cluster)

@@ -23,7 +23,7 @@ import kernelk
 from kernelk import backend as K
 from kernelk import magics
 from kernelk.errors import ArgumentError, BackendNotInstalledError, EngineError, UnknownBackendError
-from kernelk.remote import clusters, remote_worker
+from kernelk.remote import clusters, connection_files, remote_worker
 from kernelk.session.current import current
 
 
@@ -91,7 +91,7 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
     other = connection_file(profiles, "lab", port, "a")
     third = connection_file(profiles, "lab", port, "b")
     twice = connection_file(profiles, "attic", port, "b")
-    assert clusters.files() == {
+    assert connection_files.files() == {
         "default": one,
         "lab:a": other,
         "a": other,
@@ -100,7 +100,7 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
         "attic": twice,
     }
     refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: --on attic:b", "numpy@b")
-    assert [clusters.cluster_options(name) for name in ("default", "a", "lab:b", "attic")] == [
+    assert [connection_files.cluster_options(name) for name in ("default", "a", "lab:b", "attic")] == [
         "--profile=default",
         "--profile=lab --cluster-id=a",
         "--profile=lab --cluster-id=b",
@@ -222,7 +222,7 @@ def test_the_magic_takes_a_cluster(box: LocalCluster) -> None:
 
 
 def test_a_client_of_the_user_that_nobody_answers_is_given_up(
-    box: LocalCluster, monkeypatch: pytest.MonkeyPatch
+    box: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where its cluster was started again: such a client stays that of the controller that has ended."""
 
@@ -238,7 +238,7 @@ def test_a_client_of_the_user_that_nobody_answers_is_given_up(
     assert not box.client._closed
     # Without a file of that name there is no other way.
     connection = broken()
-    monkeypatch.setattr(clusters, "files", dict)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     assert clusters.connected("box") is connection
 
 

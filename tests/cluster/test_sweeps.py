@@ -6,6 +6,7 @@ on sleeps, so that two processors don't decide anything.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from helpers.clusters import LocalCluster, local_cluster, wait_for
+from helpers.clusters import LocalCluster, end_at_welcome, local_cluster, wait_for
 from helpers.machines import settings
 from helpers.notebooks import run_cells
 from helpers.sleeping import conceal, package, settle
@@ -348,7 +349,7 @@ def test_a_machine_that_is_lost_costs_its_rows_only(folder: str, tmp_path: Path)
         killing.join()
         failed = [value for value, point in found.points if any(side.failure for side in point.sides)]
         assert len(failed) == 1
-        assert f"n={failed[0]:g}: f1 is gone with its ipyparallel engine, which ended" in str(found)
+        assert f"n={failed[0]:g}: the ipyparallel engine frail[1] on f1 ended" in str(found)
         assert all(point.machine != "f1" for value, point in found.points if value not in failed)
         # And where all are lost, what is left is told as well.
         left = [frail.pid(number) for number in frail.client.ids]
@@ -366,6 +367,72 @@ def test_a_machine_that_is_lost_costs_its_rows_only(folder: str, tmp_path: Path)
         assert "n=22, 23, 24, 25: no machine is left; next: run it again" in shown
         with pytest.raises(EngineError, match="the cluster 'frail' has no engines"):
             swept(Body(), [1], "frail")
+
+
+def test_a_machine_goes_on_by_another_of_its_engines(folder: str, tmp_path: Path) -> None:
+    """Whenever the one ends that speaks for it; only what was measured at that moment has failed."""
+    kernelk.set_backend("numpy")
+    diary = tmp_path / "diary"
+    with local_cluster("frail", 5) as frail:
+        for number in range(5):
+            frail.client[number].apply_sync(settle, [folder], KERNELK_MACHINE="one", SLEEPING_DIARY=str(diary))
+        pids = [frail.pid(number) for number in range(5)]
+        frail.client[0].apply_sync(end_at_welcome)
+        frail.client[2].apply_sync(conceal, True)
+        body = Body()
+
+        def mortal(n: int) -> Any:
+            if not body.runs:
+                frail.kill(1)
+            return body(n)
+
+        found = swept(mortal, [1, 2, 3], "frail")
+        assert not [side.failure for _, point in found.points for side in point.sides if side.failure]
+        assert found.machines == ["one"]
+        for note in (
+            "the ipyparallel engine frail[0] on one ended; it isn't used",
+            "frail[2] has other engines than those before it; it isn't used",
+            "the ipyparallel engine frail[1] on one ended; frail[3] goes on there",
+        ):
+            assert note in str(found)
+        frail.client[2].apply_sync(conceal, False)
+        diary.unlink()
+
+        def kill() -> None:
+            for pid in (pids[2], pids[3]):
+                assert wait_for(lambda pid=pid: pid in asleep(diary))
+                os.kill(pid, signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        found = swept(Body(), [20, 21, 22, 23], "frail", budget=0.8)
+        killing.join()
+        assert [value for value, point in found.points if any(side.failure for side in point.sides)] == [20, 21]
+        for value, number in ((20, 2), (21, 3)):
+            ended = f"the ipyparallel engine frail[{number}] on one ended"
+            assert f"n={value}: {ended}" in str(found)
+            assert f"{ended}; frail[{number + 1}] goes on there" in str(found)
+        # The last one ends between two points.
+        left = Body()
+
+        def last(n: int) -> Any:
+            if not left.runs:
+                frail.kill(4)
+            return left(n)
+
+        shown = str(swept(last, [1, 2], "frail"))
+        assert "n=1, 2: no machine is left" in shown
+        assert "the ipyparallel engine frail[4] on one ended; it isn't used any more" in shown
+
+
+def asleep(diary: Path) -> set[int]:
+    """The ipyparallel engines whose workers have slept."""
+    workers = [int(line.split()[1]) for line in diary.read_text().splitlines()] if diary.exists() else []
+    found = set()
+    for pid in set(workers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.add(psutil.Process(pid).ppid())
+    return found
 
 
 def test_a_cluster_that_stops_answering_is_given_up(
@@ -425,6 +492,25 @@ def test_any_executor_measures(kind: str, box: LocalCluster) -> None:
         assert point.machine
     assert "sleeping 0.1 " in str(one)
     assert K.get_value(body.count) == 8
+
+
+def test_a_pool_that_breaks_is_told_in_the_rows(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernelk.set_backend("numpy")
+    diary = tmp_path / "diary"
+    monkeypatch.setenv("SLEEPING_DIARY", str(diary))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def kill() -> None:
+            if wait_for(diary.exists):
+                os.kill(next(iter(pool._processes)), signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        found = swept(Body(), [20, 21, 22], pool, ("sleeping",), budget=2)
+        killing.join()
+    # All that it had been given is over at once.
+    words = [point.side("sleeping").failure for _, point in found.points]
+    assert all("the executor takes no work any more (BrokenProcessPool: " in said for said in words)
 
 
 def test_ctrl_c_ends_what_threads_and_processes_do(

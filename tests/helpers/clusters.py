@@ -25,7 +25,7 @@ from helpers.namespaces import Machine, machine
 from helpers.processes import PATIENCE, environment, wait_until
 from helpers.relay import Relay
 from kernelk.engines import registry, stuck, worker_host
-from kernelk.remote import clusters
+from kernelk.remote import clusters, connection_files
 from kernelk.session.current import current
 
 # The connection files of a controller.
@@ -44,7 +44,7 @@ class LocalCluster:
     @property
     def file(self) -> Path:
         """Its connection file."""
-        return clusters.files()[self.name]
+        return connection_files.files()[self.name]
 
     def pid(self, engine: int) -> int:
         """The process of one of its engines."""
@@ -54,6 +54,11 @@ class LocalCluster:
         """Ends an engine's process as a fault would, and waits until the controller has told everybody."""
         os.kill(self.pid(engine), signal.SIGKILL)
         assert wait_for(lambda: engine not in self.client.ids)
+
+    def start_again(self) -> None:
+        """Stops it, and starts another controller and other engines; a client of before stays open, and useless."""
+        self.cluster.stop_cluster_sync()
+        self.client = self.cluster.start_and_connect_sync()
 
     def engine_of(self, name: str) -> int:
         """The engine that a host's worker belongs to."""
@@ -84,6 +89,13 @@ def report_after(seconds: float) -> None:
     stuck.REPORTED_AFTER.update(dict.fromkeys(stuck.REPORTED_AFTER, seconds))
 
 
+def end_at_welcome() -> None:
+    """Called in an engine's process: ends it as soon as a comparison asks for its engines."""
+    from kernelk.measure import there
+
+    there.welcome = lambda setup: os._exit(1)
+
+
 def wait_for(predicate: Callable[[], bool]) -> bool:
     """Waits for what a cluster's processes do."""
     return wait_until(predicate, PATIENCE)
@@ -105,12 +117,12 @@ def local_cluster(name: str, engines: int) -> Iterator[LocalCluster]:
             log_level=logging.ERROR,
             engine_timeout=PATIENCE,
         )
-        client = cluster.start_and_connect_sync()
+        made = LocalCluster(name, cluster, cluster.start_and_connect_sync())
         try:
-            yield LocalCluster(name, cluster, client)
+            yield made
         finally:
             _let_go()
-            client.close()
+            made.client.close()
             cluster.stop_cluster_sync()
 
 
