@@ -9,8 +9,10 @@ joined columns is the sum of their products.
 from .lowering import Program
 
 # What is cut or joined has at most so many parts, and so many columns, and at least so many rows: otherwise its copies
-# are soon made beside its products.
-MOST_PARTS, MOST_COLUMNS, FEWEST_ROWS = 8, 1024, 8
+# are soon made beside its products. What is joined has parts of at least so many columns.
+MOST_PARTS, MOST_COLUMNS, FEWEST_ROWS, NARROWEST = 8, 1024, 8, 4
+# An op of each part costs about as much as cutting so many rows.
+ROWS_AN_OP = 2.6
 # A column of their results needs that column of their operands alone.
 BY_COLUMN = frozenset(
     ("add", "subtract", "multiply", "divide", "maximum", "minimum", "negative", "abs", "relu", "sigmoid", "tanh")
@@ -41,14 +43,16 @@ class LoopBody(object):
     """A scan's body and how it is called.
 
     `program`: the body. `leaves`: a Leaf for each of its inputs; `sequences` of them are sequences. `results`: for each
-    stacked result of the scan, the positions among the program's of those that are its columns, in order.
+    stacked result of the scan, the positions among the program's of those that are its columns, in order. `origins`:
+    for each of the program's instructions the index of the scan's own that it computes, or part of it.
     """
 
-    def __init__(self, program, leaves, sequences, results):
+    def __init__(self, program, leaves, sequences, results, origins):
         self.program = program
         self.leaves = leaves
         self.sequences = sequences
         self.results = results
+        self.origins = origins
 
 
 def as_it_is(instruction):
@@ -56,7 +60,8 @@ def as_it_is(instruction):
     attrs = instruction.attrs
     body = attrs["body"]
     results = [[position] for position in range(len(body.outputs) - attrs["states"])]
-    return LoopBody(body, [Leaf(number) for number in range(len(body.inputs))], attrs["sequences"], results)
+    leaves, origins = [Leaf(number) for number in range(len(body.inputs))], range(len(body.instructions))
+    return LoopBody(body, leaves, attrs["sequences"], results, origins)
 
 
 def in_columns(instruction):
@@ -125,7 +130,9 @@ class _Apart(object):
 
     def _with_operands(self, number, cuts):
         """{number: cuts} of a value and of all that is then computed in these columns; nothing, if something can't."""
-        found, pending = {}, [(number, None)] if cuts else []
+        if not cuts:
+            return {}
+        found, pending, rows = {}, [(number, None)], self._body.values[number][1][0]
         while pending:
             number, user = pending.pop()
             if self._is_given(number) or self._is_alike(number):
@@ -140,7 +147,7 @@ class _Apart(object):
             elif inner.op != "matmul" or not self._is_given(inner.inputs[1]):
                 return {}
             found[number] = cuts
-        return found
+        return found if len(found) * ROWS_AN_OP <= rows else {}
 
     def _is_alike(self, number):
         """Whether a value is the same for each column of what it is broadcast to."""
@@ -152,7 +159,7 @@ class _Apart(object):
         number = self._first + inner.index
         if inner.op != "concatenate" or inner.attrs["axis"] != 1 or not _is_slow((inner.dtype, inner.shape)):
             return False
-        if not 1 < len(inner.inputs) <= MOST_PARTS:
+        if not 1 < len(inner.inputs) <= MOST_PARTS or min(shape[1] for shape in inner.input_shapes) < NARROWEST:
             return False
         if number in self._body.outputs[: self._states]:
             return False
@@ -169,13 +176,14 @@ class _Apart(object):
         # Number of a value, or (number, start, stop) of its columns -> a leaf: (number, part or None), or the index of
         # an instruction
         self._made = {number: (number, None) for number in range(self._first)}
-        self._instructions = []
+        self._instructions, self._origins = [], []
         for inner in body.instructions:
             number = self._first + inner.index
             for cut in self.columns.get(number, ()):
                 self._made[(number,) + cut] = self._computed(inner, cut)
             if number not in self.columns and number not in self.joined:
                 self._made[number] = self._computed(inner, None)
+            self._origins += [inner.index] * (len(self._instructions) - len(self._origins))
         outputs, results = [self._made[number] for number in body.outputs[:states]], []
         for number in body.outputs[states:]:
             parts = body.instructions[number - self._first].inputs if number in self.joined else [number]
@@ -260,7 +268,7 @@ class _Apart(object):
             }
         )
         sequences = sum(leaf.operand < self._sequences for leaf in taken)
-        return LoopBody(program, taken, sequences, results)
+        return LoopBody(program, taken, sequences, results, self._origins)
 
     def _kind(self, leaf):
         number, part = leaf

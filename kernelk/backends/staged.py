@@ -235,7 +235,7 @@ class _Loop(object):
         try:
             self._run = compile_program(staged.backend, program, constants)
         except InstructionError as error:
-            raise InstructionError(instruction, error) from error
+            raise self._blaming(error) from error
         # Its leaves are a step's own.
         self.described = ("a loop in Python; at each step:", program, self._run, [None] * len(program.leaves))
         facts = {"kind": "loop", "ops": len(instruction.attrs["body"].instructions)}
@@ -273,7 +273,7 @@ class _Loop(object):
             try:
                 results, _ = self._run(leaves[:n], leaves[n:inputs], leaves[inputs:])
             except InstructionError as error:
-                raise InstructionError(self._instruction, error) from error
+                raise self._blaming(error) from error
             steps.states = results[:count]
             arrays = [self._backend.to_numpy(x) for x in results[count:]]
             if stacked is None:
@@ -292,6 +292,14 @@ class _Loop(object):
                     results[position] = part
         results = [_side_by_side([results[i] for i in positions]) for positions in made.results]
         values[self._operands.result] = steps.states + [self._backend.load(x) for x in results]
+
+    def _blaming(self, error):
+        """The error for one in a step: the scan's, because of an instruction of the body that was given."""
+        given, origins = self._instruction.attrs["body"].instructions, self._made.origins
+        # Behind them are those that join results.
+        if error.index < len(origins):
+            error = InstructionError(given[origins[error.index]], error.cause)
+        return InstructionError(self._instruction, error)
 
     def _native(self, leaf, values, draws):
         """The engine's own value of a state or a capture, or of columns of it."""

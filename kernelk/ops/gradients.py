@@ -375,6 +375,10 @@ _ELEMENTWISE = frozenset(
 )
 
 
+# No result of theirs is larger than 1 in size.
+_BOUNDED = frozenset(("sigmoid", "sigmoid_slope", "tanh", "tanh_slope", "softsign", "sin", "cos", "sign"))
+
+
 class _Early:
     """Tells which values of a backward loop's steps the first loop can compute, and groups products by that.
 
@@ -415,6 +419,9 @@ class _Early:
         if part.op != "multiply" or whole.op != "multiply" or part.inputs[0] is not total or part.dtype == "float16":
             return part
         (g, a), (_, b) = whole.inputs, part.inputs
+        # Nor may it be too large where g is small, or 0.
+        if a.op not in _BOUNDED and b.op not in _BOUNDED:
+            return part
         if self(g) or not self(a) or not self(b) or not part.shape == a.shape == b.shape == g.shape:
             return part
         product = a * b

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelk.backends.loop_columns import FEWEST_ROWS, MOST_COLUMNS, MOST_PARTS, in_columns
+from kernelk.backends.loop_columns import FEWEST_ROWS, MOST_COLUMNS, MOST_PARTS, NARROWEST, in_columns
 from kernelk.backends.lowering import Program
 from kernelk.backends.numpy.backend import NumpyBackend
 from kernelk.backends.staged import compile_program
 
-ROWS, WIDTH, GATES, STEPS = FEWEST_ROWS, 3, 4, 3
+ROWS, WIDTH, GATES, STEPS = FEWEST_ROWS, NARROWEST, 4, 3
 NARROW, WIDE = (ROWS, WIDTH), (ROWS, GATES * WIDTH)
 # The leaves of the bodies here, in order.
 LEAVES = {
@@ -239,6 +239,38 @@ def test_few_rows_many_columns_and_other_dtypes_stay_as_they_are() -> None:
     assert "slice" in ops(FEWEST_ROWS, MOST_COLUMNS // 2 + 1)
     assert "slice" in ops(FEWEST_ROWS, MOST_COLUMNS // 2, "float16")
     assert "slice" in ops(FEWEST_ROWS, MOST_COLUMNS // 2, "int32")
+
+
+def test_a_long_chain_stays_whole_and_narrow_parts_are_joined() -> None:
+    def ops(length: int) -> list[str]:
+        body = Body()
+        whole = body.product(NUMBERS["h"], NUMBERS["u"])
+        for _ in range(length):
+            whole = body.by_element("tanh", whole)
+        parts = [body.cut(whole, n * WIDTH, (n + 1) * WIDTH) for n in range(GATES)]
+        check(body.program([NUMBERS["h"], NUMBERS["c"], *parts]))
+        return body.written_anew([NUMBERS["h"], NUMBERS["c"], *parts])
+
+    # With the product three ops, each of which would be one for every part.
+    assert "slice" not in ops(2)
+    assert ops(3) == ["matmul", *["tanh"] * 3, *["slice"] * GATES]
+    body = Body()
+    parts = [body.cut(NUMBERS["h"], 0, 1), body.cut(NUMBERS["h"], 1, NARROWEST), body.by_element("tanh", NUMBERS["x"])]
+    outputs = [NUMBERS["c"], NUMBERS["h"], body.joined(*parts)]
+    check(body.program(outputs))
+    assert "concatenate" in body.written_anew(outputs)
+
+
+def test_each_instruction_is_known_to_come_of_one_of_the_body() -> None:
+    body = Body()
+    state, _, gates = cell(body)
+    joined = body.joined(*gates)
+    back = body.product(joined, NUMBERS["v"])
+    made = in_columns(body.program([state, back, joined]).instructions[0])
+    assert len(made.origins) == len(made.program.instructions)
+    for inner, origin in zip(made.program.instructions, made.origins):
+        # A product of joined columns is the sum of theirs.
+        assert inner.op == body.instructions[origin][0] or (inner.op, body.instructions[origin][0]) == ("add", "matmul")
 
 
 @st.composite

@@ -509,6 +509,40 @@ def test_gates_that_are_columns_of_one_matrix(backend: str, cell: Callable[..., 
             np.testing.assert_allclose(np.sum(slope * way), (ends[0] - ends[1]) / 2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("rows", [8, None])
+def test_slopes_whose_factors_together_are_too_large(backend: str, rows: int | None) -> None:
+    x, h, weight = (K.placeholder((rows, *shape)) for shape in ((1, 4), (4,), (4,)))
+
+    def step(xt: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        new = states[0] * K.exp(xt) * K.exp(2 * xt)
+        return new, [new]
+
+    _, _, (final,) = K.rnn(step, x, [h])
+    slope = K.function([x, h, weight], K.gradients(K.sum(final * weight), [h]))
+    for scale in (1e-35, 0.0):
+        (got,) = slope([np.full((8, 1, 4), 31.0), np.ones((8, 4)), np.full((8, 4), scale)])
+        assert_close(got, np.full((8, 4), scale * np.exp(93.0), "float32"), scale=10.0)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "theano", "cntk"])
+def test_an_op_that_fails_beside_gates_is_blamed_itself(engine: str) -> None:
+    kernelk.set_backend(engine)
+    x, powers = K.placeholder((8, 5, 16)), K.placeholder((8, 5, 4), dtype="int32")
+    u = K.variable(np.ones((4, 16)))
+
+    def step(elements: list[Tensor], states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        z = K.dot(states[0], u) + elements[0]
+        h = K.sigmoid(z[:, :4]) * K.tanh(z[:, 4:8]) + z[:, 8:12] * z[:, 12:]
+        n = K.pow(states[1], elements[1])
+        return K.sin(K.cos(h)), [h, n]
+
+    _, outputs, (_, last) = K.rnn(step, [x, powers], [K.zeros((8, 4)), K.ones((8, 4), dtype="int32")])
+    call = K.function([x, powers], [outputs, last])
+    with pytest.raises(EngineError, match=r"\(op power\).*n = K\.pow\(states\[1\], elements\[1\]\)"):
+        call([np.ones((8, 5, 16)), np.full((8, 5, 4), -1)])
+    np.testing.assert_array_equal(call([np.ones((8, 5, 16)), np.full((8, 5, 4), 1)])[1], np.ones((8, 4)))
+
+
 @pytest.mark.parametrize("one", ["x", "h"])
 def test_slopes_where_an_unknown_number_of_rows_is_1(backend: str, one: str) -> None:
     x, h = K.placeholder((None, 3, 4), dtype="float64"), K.placeholder((None, 4), dtype="float64")
