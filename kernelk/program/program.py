@@ -177,7 +177,17 @@ class Program:
     # --- which nodes ---
 
     def _needed(self, roots: Sequence[Tensor], resolver: Resolver) -> list[Tensor]:
-        """The nodes that `roots` need, in order; of a loop only what is used of its values counts."""
+        """The nodes that `roots` need, in order; of a loop only what is used of its values counts.
+
+        A root that is drawn at a loop's steps is that loop's, where that is needed for another root.
+        """
+        computed = [root for root in roots if not isinstance(root, Draw)]
+        order = self._ordered(computed, resolver)
+        of_loops = {id(draw) for loop in self._loops.values() for draw in loop.program.draws}
+        own = [root for root in roots if id(root) not in of_loops]
+        return order if len(own) == len(computed) else self._ordered(own, resolver)
+
+    def _ordered(self, roots: Sequence[Tensor], resolver: Resolver) -> list[Tensor]:
         order = walk(roots, resolver.inputs_of)
         if Scan not in set(map(type, order)):
             return order

@@ -155,6 +155,30 @@ def test_draws_and_convolutions(backend: str) -> None:
     assert len(result.ops) >= 3
 
 
+def dropped_out() -> Any:
+    """A training step of a recurrent net that draws a mask at each step, in the shape of what it is given there."""
+    x, w = K.placeholder((None, 3, 4), name="x"), K.variable(np.eye(4) * 0.5)
+
+    def step(xt: Any, states: list[Any]) -> tuple[Any, list[Any]]:
+        new = K.tanh(K.dot(K.dropout(xt, 0.3), w) + states[0])
+        return new, [new]
+
+    last, _, _ = K.rnn(step, x, [K.zeros_like(x[:, 0])])
+    drawn = K.random_uniform(K.shape(last), seed=3)
+    loss = K.mean(K.square(last) * drawn)
+    return K.function([x], [loss, drawn], [K.update_sub(w, K.gradients(loss, [w])[0])])
+
+
+def test_draws_in_the_shape_of_a_steps_element(backend: str) -> None:
+    call = dropped_out()
+    result = kernelk.profile(lambda: call([np.ones((5, 3, 4))]), budget=BUDGET)
+    assert not [op.failure for op in result.ops if op.failure]
+    assert sum(op.op == "scan" for op in result.ops) == 2
+    report = kernelk.diff(call, "numpy", backend if backend != "numpy" else "torch", {"x": np.ones((2, 3, 4))})
+    assert report.first is None
+    assert {row.op for row in report.rows} >= {"item", "draw"}
+
+
 def test_what_cannot_be_profiled_is_said(spare: str) -> None:
     activate(spare)
     v = K.variable([1.0])
