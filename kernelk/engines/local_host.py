@@ -19,7 +19,7 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, end_at_users_line, one_line
 from . import forks, registry
 from .checkpoint import Checkpoint, lost
 from .descriptors import Engine
@@ -200,9 +200,11 @@ class LocalHost(Host):
             # The user's own setting, by which numpy raises or warns, isn't meant for what the engine does.
             with held, np.errstate(all="ignore"):
                 reply: dict[str, Any] = self._executor.handle(message)
-        except BaseException:
+        except BaseException as cut_short:
             # Ctrl-C inside: the kernel's slots are untouched, so everything that lies there is loaded again.
             self.versions = {number: slots.version for number, slots in self.holding.items()}
+            if isinstance(cut_short, KeyboardInterrupt):
+                end_at_users_line(cut_short)
             raise
         finally:
             self._fed = []
