@@ -320,6 +320,35 @@ def test_stop_gives_the_worker_back(worker: str) -> None:
         kernelk.stop_backend("teano")
 
 
+def test_several_engines_are_stopped_at_once() -> None:
+    lines = ["theano cntk theano", "theano torhc", "theano torch"]
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            "import kernelk\nfrom kernelk import backend as K\nv = K.variable([1.0])",
+            "kernelk.set_backend('theano', compiler=False)\nkernelk.set_backend('torch')\nK.eval(K.update_add(v, 1.0))",
+            *(f"%kbackend --stop {line}" for line in lines),
+            "print(K.eval(v + 1.0))",
+            "kernelk.stop_backend(['torch', 'numpy'])",
+            "kernelk.stop_backend([])",
+            "kernelk.stop_backend(3)",
+        ],
+        KERNELK_BACKEND="numpy",
+    )
+    values = [cell["value"].splitlines() for cell in cells]
+    assert [line.partition(":")[0] for line in values[3]] == ["theano stopped", "cntk isn't running"]
+    # None is stopped where one is unknown.
+    assert cells[4]["error"] == "UnknownBackendError"
+    assert values[5][0] == "theano isn't running"
+    assert values[5][1].startswith("torch stopped: process ")
+    assert values[5][1].endswith("it is still the active engine: the next call starts it again, with all variables")
+    assert cells[6]["out"].endswith("[3.]\n")
+    assert [line.partition(" ")[0] for line in values[7]] == ["torch", "numpy"]
+    for cell in cells[8:]:
+        assert "names no engine; it takes a name, or a list of names; next: kernelk.stop_backend([" in cell["out"]
+        assert len(cell["out"].splitlines()) == 1
+
+
 # --- keras.json -----------------------------------------------------------------------------------------------
 
 
@@ -504,7 +533,8 @@ OFFERED = [
     ("%kbackend --l", ["--list", "--log"]),
     ("%kbackend --no", []),
     ("%kbackend --threads 2 --s", ["--save"]),
-    ("%kbackend --stop torch ", []),
+    ("%kbackend --stop torch c", ["cntk"]),
+    ("%kbackend --stop torch to", []),
     ("%kbackend --stop torch --", ["--on"]),
     ("%kbackend --doctor theano --", ["--on"]),
     ("%kbackend --list ", []),
