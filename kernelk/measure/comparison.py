@@ -110,14 +110,29 @@ def _engines(names: list[str], on: Any, swept: bool) -> tuple[list[str], Executo
                     f"compare: {engine.name} can't run on an executor, since it is on {engine.on}",
                     next_step=f"name {engine.base}, or leave on out",
                 )
-        return [engine.name for engine in engines], on
+        return _once([engine.name for engine in engines]), on
     if on is None or not swept:
-        placed_engines = [registry.engine(placed(name, on)) for name in dict.fromkeys(names)]
+        placed_engines = [registry.engine(placed(name, on)) for name in names]
         places = {engine.on for engine in placed_engines}
         whole = swept and len(places) == 1 and "" not in places
-        return [engine.name for engine in placed_engines], parsed(places.pop()) if whole else None
+        return _once([engine.name for engine in placed_engines]), parsed(places.pop()) if whole else None
     place = place_of(on)
-    return [registry.engine(placed(name, place.cluster)).name for name in dict.fromkeys(names)], place
+    return _once([registry.engine(placed(name, place.cluster)).name for name in names]), place
+
+
+def _once(engines: list[str]) -> list[str]:
+    """The engines, each of which is one side. Raises ArgumentError for one that is there twice."""
+    once = list(dict.fromkeys(engines))
+    for name in once:
+        if engines.count(name) > 1:
+            others = [other for other in registry.names() if other != name and registry.installed(other)]
+            named = once if len(once) > 1 else [name, *others[:1]]
+            raise ArgumentError(
+                f"compare: {name} was named twice",
+                allowed="each engine is one side",
+                next_step=f"name {', '.join(named)}",
+            )
+    return once
 
 
 class _Asked(NamedTuple):

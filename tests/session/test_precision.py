@@ -206,7 +206,7 @@ def test_no_verdict_between_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["precision"] for row in result.records()] == ["float32", "tf32"]
     swept = kernelk.compare(lambda n: body(), "numpy", "coarse", sweep={"n": [1]}, budget=0.2)
     assert "precision differs" in repr(swept)
-    alone = kernelk.compare(body, "numpy", "numpy", budget=0.2)
+    alone = kernelk.compare(body, "numpy", budget=0.2)
     assert alone.comparable  # type: ignore[union-attr]
 
 
