@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import sys
 from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
-from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE, place
+from .source import CELL, is_users, place
 
 
 def one_line(words: object) -> str:
@@ -94,7 +93,7 @@ class KernelKError(Exception):
 
     def _raised_in(self) -> str:
         """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line of the user's own, if there is one."""
-        users = [trace for trace in _steps(self) if _is_users(trace.tb_frame)]
+        users = [trace for trace in _steps(self) if is_users(trace.tb_frame)]
         if not users:
             return ""
         code, line = users[-1].tb_frame.f_code, users[-1].tb_lineno
@@ -114,15 +113,6 @@ def _steps(error: BaseException) -> list[TracebackType]:
     return found
 
 
-def _is_users(frame: FrameType) -> bool:
-    """Whether a frame is of code that is neither kernelk's nor of what calls it in the user's name."""
-    file, root = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
-    passed = file.startswith((PACKAGE, *LIBRARIES)) or root in FRAMEWORKS or file == contextlib.__file__
-    # IPython 7 calls its magics through this library, whose version 4 makes code for that.
-    passed = passed or root == "decorator" or file.startswith("<decorator-gen-")
-    return not passed and "IPython" not in file
-
-
 def end_at_users_line(error: BaseException) -> BaseException:
     """The error, one that isn't kernelk's; IPython shows its traceback down to the user's own line, and no further."""
     error._render_traceback_ = _shown_to_users_line  # type: ignore[attr-defined]
@@ -137,7 +127,7 @@ def _shown_to_users_line() -> list[str]:
     if whole is not None:
         return whole
     steps = _steps(error)
-    while len(steps) > 1 and not _is_users(steps[-1].tb_frame):
+    while len(steps) > 1 and not is_users(steps[-1].tb_frame):
         steps.pop()
     shown = None
     for step in reversed(steps):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ..display.progress import waiting
 from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, did_you_mean, one_line
+from ..twins import as_typed, as_usable, option
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
@@ -127,7 +128,7 @@ class Connection:
             raise EngineError(
                 f"the cluster '{self.name}' has no engine {wanted}",
                 allowed=f"it has {listed}",
-                next_step=f"--on {self.name}[{there[0]}]",
+                next_step=option("on", f"{self.name}[{there[0]}]"),
             )
         return found
 
@@ -330,7 +331,8 @@ def placed(name: str, on: Any) -> str:
         written += f"[{connected(place.cluster).engines(place.engines)[0]}]"
     if engine.on and engine.on != written:
         raise ArgumentError(
-            f"{name} is on {engine.on}, not on {written}", next_step=f"%kbackend {engine.base} --on {written}"
+            f"{name} is on {engine.on}, not on {written}",
+            next_step=as_typed(f"%kbackend {engine.base} --on {written}"),
         )
     return registry.engine(f"{engine.base}@{written}").name
 
@@ -478,14 +480,14 @@ def _file_of(name: str) -> Path:
     if name in _given:
         raise EngineError(
             f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
-            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
+            next_step=f"{_AGAIN}; {as_usable('%kbackend numpy')} goes on here",
         )
     same = [known for known in found if known.endswith(f":{name}")]
     if same:
         raise ArgumentError(
             f"{len(same)} clusters have the id '{name}'",
             allowed=f"allowed are {', '.join(same)}",
-            next_step=f"--on {same[0]}",
+            next_step=option("on", same[0]),
         )
     listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
     profile, _, identity = name.partition(":")

@@ -292,8 +292,13 @@ def test_bad_input_is_one_line() -> None:
         ((lambda n: y, "numpy"), {"sweep": {"n": []}}, ArgumentError, "has no values"),
         ((lambda: 1, "numpy"), {}, ArgumentError, "nothing was evaluated"),
         ((y, y, "numpy"), {"per_op": True}, ArgumentError, "one body, several engines"),
-        ((never, "numpy"), {"threads": "x"}, ArgumentError, "compare: threads='x' isn't allowed; .*next: --threads"),
-        ((never, "numpy"), {"device": " "}, ArgumentError, "compare: device=' ' isn't allowed; .*next: --device cpu:0"),
+        (
+            (never, "numpy"),
+            {"threads": "x"},
+            ArgumentError,
+            "compare: threads='x' isn't allowed; .*next: threads=[0-9]",
+        ),
+        ((never, "numpy"), {"device": " "}, ArgumentError, "compare: device=' ' isn't allowed; .*next: device='cpu:0'"),
     ]
     for what, options, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
@@ -309,7 +314,7 @@ def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     slow_engine(monkeypatch, {"exp": 0.05})
     result = kernelk.compare(K.exp(K.variable([1.0])), "slow", "numpy", budget=0.01)
     assert len(result.sides[0].rounds) == 1
-    assert "only 1 round in 0.01 s, too few for a verdict; next: --budget" in repr(result)
+    assert "only 1 round in 0.01 s, too few for a verdict; next: a budget of " in repr(result)
 
 
 @pytest.mark.parametrize(("runs", "shown"), [(None, ""), (1, "1 run"), (2, "2 runs")])
@@ -358,7 +363,7 @@ def test_the_magic() -> None:
     assert cells[7]["out"] == "(4, 4) 7 False\n"
     told = [cell["out"] for cell in cells]
     # Options are checked before the cell runs.
-    assert "threads='x' isn't allowed; allowed are 1 to" in told[8]
+    assert "--threads x isn't allowed; allowed are 1 to" in told[8]
     assert "next: --threads " in told[8]
     assert told[9] == "0\n"
     assert "%%kcompare [--budget S]" in told[10]
