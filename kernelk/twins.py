@@ -80,9 +80,12 @@ def as_typed(text: str, twin: str = "") -> str:
     return text if _typed() == "magic" else twin or _LINE.sub(_twin, text)
 
 
-def as_usable(text: str) -> str:
-    """A text with lines of %kbackend, or with their twins in place of them where there are no magics."""
-    return text if in_ipython() or _typed() == "magic" else _LINE.sub(_twin, text)
+def as_usable(text: str, twin: str = "") -> str:
+    """A text with lines of %kbackend, or with their twins in place of them where there are no magics.
+
+    `twin`: as in `as_typed`.
+    """
+    return text if in_ipython() or _typed() == "magic" else twin or _LINE.sub(_twin, text)
 
 
 def _twin(line: re.Match[str]) -> str:
