@@ -13,6 +13,7 @@ from typing import Any
 
 from . import files
 from .errors import ArgumentError, joined, one_line, printable
+from .twins import as_typed, as_usable
 from .visitors import PerVisitor
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +45,7 @@ def _check(field: str, value: Any) -> str | None:
     if field == "epsilon" and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1):
         return "allowed is a number between 0 and 1"
     if field == "backend" and not (isinstance(value, str) and value and value.isprintable() and len(value) < 100):
-        return "allowed is the name of a backend (%kbackend lists them)"
+        return f"allowed is the name of a backend ({as_usable('%kbackend')} lists them)"
     return None
 
 
@@ -290,7 +291,7 @@ def _stops_keras(name: str) -> str:
         return ""
     return (
         f"; the installed Keras {version} doesn't know '{name}' and fails at `import keras`: "
-        f"undo it with %kbackend tensorflow --save (KERNELK_BACKEND={name} chooses it for kernelk alone)"
+        f"undo it with {as_typed('%kbackend tensorflow --save')} (KERNELK_BACKEND={name} chooses it for kernelk alone)"
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import sys
 from collections.abc import Iterable
+from types import FrameType, TracebackType
 from typing import Any
 
-from .source import CELL, FRAMEWORKS, LIBRARIES, PACKAGE, place
+from .source import CELL, is_users, place
 
 
 def one_line(words: object) -> str:
@@ -93,35 +93,64 @@ class KernelKError(Exception):
 
     def _raised_in(self) -> str:
         """ " (cell 3, line 2: y = K.dot(x, w))" for the innermost line of the user's own, if there is one."""
-        location = ""
-        trace = self.__traceback__
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            file, root = code.co_filename, str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
-            passed = file.startswith((PACKAGE, *LIBRARIES)) or root in FRAMEWORKS or file == contextlib.__file__
-            # IPython 7 calls its magics through this library, whose version 4 makes code for that.
-            passed = passed or root == "decorator" or file.startswith("<decorator-gen-")
-            if not passed and "IPython" not in file:
-                text = linecache.getline(file, trace.tb_lineno).strip()
-                name = place(file, CELL.of(code))
-                # A magic's line reaches here in IPython's own words, which tell the user nothing.
-                shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
-                location = f" ({name}, line {trace.tb_lineno}{shown})"
-            trace = trace.tb_next
-        return location
+        users = [trace for trace in _steps(self) if is_users(trace.tb_frame)]
+        if not users:
+            return ""
+        code, line = users[-1].tb_frame.f_code, users[-1].tb_lineno
+        text = linecache.getline(code.co_filename, line).strip()
+        # A magic's line reaches here in IPython's own words, which tell the user nothing.
+        shown = "" if "run_line_magic" in text or "run_cell_magic" in text or not text else f": {text}"
+        return f" ({place(code.co_filename, CELL.of(code))}, line {line}{shown})"
 
 
-def _asked_for(error: KernelKError) -> list[str] | None:
-    """The whole traceback, if it is `%tb` that shows the error: the user has asked for it; else None."""
-    frame = sys._getframe(2)
-    while frame is not None and not (frame.f_code.co_name == "tb" and "IPython" in frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if frame is not None and ipython is not None else None
-    if shell is None:
-        return None
-    lines: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+def _steps(error: BaseException) -> list[TracebackType]:
+    """An error's traceback from the outermost frame to the innermost one."""
+    found = []
+    trace = error.__traceback__
+    while trace is not None:
+        found.append(trace)
+        trace = trace.tb_next
+    return found
+
+
+def end_at_users_line(error: BaseException) -> BaseException:
+    """The error, one that isn't kernelk's; IPython shows its traceback down to the user's own line, and no further."""
+    error._render_traceback_ = _shown_to_users_line  # type: ignore[attr-defined]
+    return error
+
+
+def _shown_to_users_line() -> list[str]:
+    # IPython notes the error before it shows it. Known to this function, it would keep itself and its frames alive.
+    error = sys.last_value
+    assert error is not None
+    whole = _asked_for(error)
+    if whole is not None:
+        return whole
+    steps = _steps(error)
+    while len(steps) > 1 and not is_users(steps[-1].tb_frame):
+        steps.pop()
+    shown = None
+    for step in reversed(steps):
+        shown = TracebackType(shown, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return _as_ipython(error, shown)
+
+
+def _as_ipython(error: BaseException, trace: TracebackType | None) -> list[str]:
+    """The lines in which IPython, which is running, shows an error with this traceback."""
+    shell = sys.modules["IPython"].get_ipython()
+    lines: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, trace)
     return lines
+
+
+def _asked_for(error: BaseException) -> list[str] | None:
+    """The whole traceback, if it is `%tb` that shows the error: the user has asked for it; else None."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not (frame.f_code.co_name == "tb" and "IPython" in frame.f_code.co_filename):
+        frame = frame.f_back
+    ipython = sys.modules.get("IPython")
+    if frame is None or ipython is None or ipython.get_ipython() is None:
+        return None
+    return _as_ipython(error, error.__traceback__)
 
 
 class UnknownBackendError(KernelKError, ValueError):

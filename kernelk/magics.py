@@ -35,7 +35,7 @@ class KernelKMagics(Magics):
         if action == "stop":
             from .session.swap import stop_backend
 
-            return stop_backend(value, on)
+            return stop_backend(value[0] if len(value) == 1 else value, on)
         if action == "install":
             from .manage.install import install
 
@@ -71,7 +71,7 @@ class KernelKMagics(Magics):
     @argument("--save", action="store_true", help="save the choice in keras.json, for later sessions")
     @argument("--drop-calls", action="store_true", help="give up calls that were lost and that nothing can repeat")
     @argument("--list", action="store_true", help="show the table of engines")
-    @argument("--stop", metavar="NAME", help="stop an engine and free its memory")
+    @argument("--stop", nargs="+", metavar="NAME", help="stop engines and free their memory")
     @argument("--install", nargs="+", metavar="NAME", help="install engines that need an environment of their own")
     @argument("--doctor", nargs="*", metavar="NAME", help="check these engines, or all")
     @argument("--log", nargs="?", const="", metavar="NAME", help="a worker's latest output (the active engine's)")
@@ -97,6 +97,7 @@ class KernelKMagics(Magics):
           %kbackend tensorflow --save       and in every session from now on
           %kbackend numpy --drop-calls      if calls were lost with a worker and nothing can repeat them: without them
           %kbackend --stop torch            stops it and frees its memory; it starts again when needed
+          %kbackend --stop theano cntk      both of them
           %kbackend --install theano cntk   builds their environments
           %kbackend --install theano --on gpu-box   on that cluster's machines; also with --doctor, --stop and --log
           %kbackend --doctor                checks every engine, and shows what is missing and the next command

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import linecache
 import os
 import re
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 from typing import NamedTuple
 
 # With a separator at the end, since a file next to the package may begin with its name.
@@ -129,3 +130,12 @@ def user() -> Source:
     while frame.f_code.co_filename.startswith(passed) and frame.f_back is not None:
         frame = frame.f_back
     return Source(frame.f_code, frame.f_lasti, CELL.of(frame.f_code))
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame is of code that is neither kernelk's nor of what calls it in the user's name."""
+    file, root = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+    passed = file.startswith((PACKAGE, *LIBRARIES)) or root in FRAMEWORKS or file == contextlib.__file__
+    # IPython 7 calls its magics through this library, whose version 4 makes code for that.
+    passed = passed or root == "decorator" or file.startswith("<decorator-gen-")
+    return not passed and "IPython" not in file

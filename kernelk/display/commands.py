@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 
 
 def in_shell_and_notebook(shell: str, notebook: str = "") -> str:
     """Both forms of a command, for an error message. pip has a magic of the same name, other programs don't."""
     notebook = notebook or (f"%{shell}" if shell.startswith("pip ") else "")
     return f"`{shell}` (in a notebook: `{notebook}`)" if notebook else f"`{shell}`"
-
-
-def in_ipython() -> bool:
-    """Whether code runs in an IPython shell, of a terminal or a notebook, so that magics work."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
 
 
 # Debian's packages of the system's libraries that the engines ask for.

@@ -60,7 +60,7 @@ class Views:
                 return view.failure or view.text
         names = ", ".join(view.engine for view in self.views)
         raise ArgumentError(
-            f"{engine!r} isn't shown here", allowed=f"allowed are {names}", next_step=f"%kshow y {engine}"
+            f"{engine!r} isn't shown here", allowed=f"allowed are {names}", next_step=f"kernelk.show(y, {engine!r})"
         )
 
     @property

@@ -16,6 +16,7 @@ from ..backends.serving.executor import resident_bytes
 from ..display.progress import waiting
 from ..errors import ArgumentError, EngineError, one_line
 from ..eviction import drop_oldest
+from ..twins import as_typed
 from .descriptors import Engine
 from .history import Recipe
 from .storage import Slots, Storage
@@ -328,7 +329,7 @@ def engine_error(engine: Engine, error: dict[str, Any], next_step: str = "") -> 
 
 def refused_option(error: OptionError) -> ArgumentError:
     """A backend's refusal of an option as the user's error."""
-    return ArgumentError(str(error), allowed=error.allowed, next_step=error.next_step)
+    return ArgumentError(str(error), allowed=error.allowed, next_step=as_typed(error.next_step))
 
 
 def cache_folder(engine: Engine) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
+from ..errors import end_at_users_line
+
 # `signal.signal` wraps numbers in enums, which costs more than the rest of a held block, and one stands around every
 # call of a worker; the C functions under it take plain numbers.
 _signal: Any = _signal_module.signal
@@ -144,7 +146,8 @@ class DeferInterrupt:
         if self._timer is not None:
             self._timer.cancel()
         if self.interrupted:
-            raise KeyboardInterrupt from error
+            # What came of ending the worker, or of the call that was still waited for, tells the user nothing.
+            raise end_at_users_line(KeyboardInterrupt()) from None
 
 
 def _give_up_on(block: weakref.ref[DeferInterrupt]) -> None:

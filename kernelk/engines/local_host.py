@@ -19,7 +19,8 @@ from ..arrays import Array
 from ..backends.errors import OptionError
 from ..backends.serving.executor import Executor
 from ..display import messages
-from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, one_line
+from ..errors import ArgumentError, BackendNotInstalledError, EngineError, ForkedError, end_at_users_line, one_line
+from ..twins import as_typed, as_usable
 from . import forks, registry
 from .checkpoint import Checkpoint, lost
 from .descriptors import Engine
@@ -56,7 +57,7 @@ class LocalHost(Host):
             raise ArgumentError(
                 f"{engine.title} can't run in the notebook's own process",
                 allowed=f"allowed are {', '.join(allowed)}",
-                next_step=f"%kbackend {engine.name}, which runs it in a worker",
+                next_step=as_typed(f"%kbackend {engine.name}, which runs it in a worker"),
             )
         self._executor: Executor | None = None
         self._scratch: weakref.finalize[..., LocalHost] | None = None
@@ -181,7 +182,7 @@ class LocalHost(Host):
                 raise
             raise EngineError(
                 f"{self.engine.title} can't be started: {type(error).__name__}: {one_line(error)}",
-                next_step=f"%kbackend {self.engine.name} --worker",
+                next_step=as_usable(f"%kbackend {self.engine.name} --worker"),
             ) from error
         return executor
 
@@ -200,9 +201,11 @@ class LocalHost(Host):
             # The user's own setting, by which numpy raises or warns, isn't meant for what the engine does.
             with held, np.errstate(all="ignore"):
                 reply: dict[str, Any] = self._executor.handle(message)
-        except BaseException:
+        except BaseException as cut_short:
             # Ctrl-C inside: the kernel's slots are untouched, so everything that lies there is loaded again.
             self.versions = {number: slots.version for number, slots in self.holding.items()}
+            if isinstance(cut_short, KeyboardInterrupt):
+                end_at_users_line(cut_short)
             raise
         finally:
             self._fed = []
@@ -229,7 +232,7 @@ class LocalHost(Host):
         self.told = tells
 
     def _in_a_worker(self) -> str:
-        return f"%kbackend {self.engine.name} --worker, or restart the notebook's kernel"
+        return as_usable(f"%kbackend {self.engine.name} --worker, or restart the notebook's kernel")
 
     def confirm(self) -> None:
         # At rest the engine then has one value of each.

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ..display.tables import size
 from ..errors import OutOfMemoryError, one_line
+from ..twins import as_usable
 
 # Smaller amounts are taken without asking: the figures take a tenth of a millisecond to read.
 ASKED_FROM = 16 << 20
@@ -23,7 +24,10 @@ ASKED_FROM = 16 << 20
 # So much is left to everything else.
 _RESERVE = 16 << 20
 
-_NEXT = "free memory (del, %kbackend --stop NAME), or use smaller batches, a smaller dtype or a larger machine"
+
+def _next() -> str:
+    stop = as_usable("%kbackend --stop NAME")
+    return f"free memory (del, {stop}), or use smaller batches, a smaller dtype or a larger machine"
 
 
 class Holder(Protocol):
@@ -53,7 +57,7 @@ def require(nbytes: int, what: str) -> None:
     if nbytes > free:
         raise OutOfMemoryError(
             f"{what}: {size(nbytes)} are needed, and {limit} leaves {size(max(free, 0))}; nothing was changed",
-            next_step=_NEXT,
+            next_step=_next(),
         )
 
 
@@ -61,7 +65,7 @@ def refused(nbytes: int, what: str, error: BaseException) -> OutOfMemoryError:
     """The error where the system wouldn't give that memory."""
     reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return OutOfMemoryError(
-        f"{what}: {size(nbytes)} of memory can't be allocated ({reason}); nothing was changed", next_step=_NEXT
+        f"{what}: {size(nbytes)} of memory can't be allocated ({reason}); nothing was changed", next_step=_next()
     )
 
 
@@ -70,7 +74,7 @@ def shown(what: str, error: MemoryError) -> OutOfMemoryError:
     if isinstance(error, OutOfMemoryError):
         return error
     reason = one_line(error) or "the process has no memory left"
-    return OutOfMemoryError(f"{what}: {reason}; nothing was changed", next_step=_NEXT)
+    return OutOfMemoryError(f"{what}: {reason}; nothing was changed", next_step=_next())
 
 
 @contextlib.contextmanager

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import os
+import re
 from typing import Any
 
 from ..backends.choosing import FLOAT32, PRECISIONS, chosen_device, chosen_precision
 from ..backends.errors import OptionError
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError
+from ..twins import as_typed, option
 from . import registry
 from .descriptors import DEFAULT, Engine
 from .host import Host, refused_option
+
+# What else the precisions are called; of the other formats, which their letters are near to, none is meant.
+_MEANT: dict[str, str] = {
+    **dict.fromkeys(("32", "fp32", "f32", "single", "float", "full", "highest"), FLOAT32[0]),
+    **dict.fromkeys(("tensorfloat", "tensorfloat32"), "tf32"),
+    **dict.fromkeys(("bf16", "brainfloat16"), "bfloat16"),
+    **dict.fromkeys(("16", "fp16", "f16", "float16", "half"), ""),
+}
 
 
 def most_threads() -> int:
@@ -35,9 +46,9 @@ def requested_options(
     if device is not None:
         if not isinstance(device, str) or not device.strip():
             raise ArgumentError(
-                f"device={device!r} isn't allowed",
+                f"{option('device', device)} isn't allowed",
                 allowed="allowed is a device's name such as cpu:0",
-                next_step=f"%kbackend {engine.name} --device {DEFAULT}",
+                next_step=as_typed(f"%kbackend {engine.name} --device {DEFAULT}"),
             )
         changes["device"] = None if device == DEFAULT else device.strip()
     if threads is not None:
@@ -50,7 +61,7 @@ def requested_options(
         if in_kernel and engine.on:
             raise ArgumentError(
                 f"{engine.title} can't run in the notebook's own process, since it is on another machine",
-                next_step=f"%kbackend {engine.base} --in-kernel",
+                next_step=as_typed(f"%kbackend {engine.base} --in-kernel"),
             )
         changes["in_kernel"] = None if in_kernel == engine.in_kernel else in_kernel
     if compiler is not None:
@@ -60,8 +71,8 @@ def requested_options(
             allowed = registry.names_where(lambda engine: engine.compiles_c)
             raise ArgumentError(
                 f"{engine.title} compiles no C code",
-                allowed=f"--compiler and --no-compiler are only for {', '.join(allowed)}",
-                next_step=f"%kbackend {engine.name}",
+                allowed=f"only {', '.join(allowed)} takes this option",
+                next_step=as_typed(f"%kbackend {engine.name}"),
             )
         changes["compiler"] = None if compiler else ""
     return changes
@@ -78,9 +89,9 @@ def _threads(engine: Engine, threads: Any) -> int:
     if count < 1 or (count > most_threads() and not engine.on):
         processors = os.cpu_count() or 1
         raise ArgumentError(
-            f"threads={threads!r} isn't allowed",
+            f"{option('threads', threads)} isn't allowed",
             allowed=f"allowed are 1 to {most_threads()} (this machine has {processors} processors) and '{DEFAULT}'",
-            next_step=f"%kbackend {engine.name} --threads {DEFAULT}",
+            next_step=as_typed(f"%kbackend {engine.name} --threads {DEFAULT}"),
         )
     return count
 
@@ -88,21 +99,36 @@ def _threads(engine: Engine, threads: Any) -> int:
 def known_precision(precision: Any) -> str:
     """A precision that some engine has, or "default". Raises ArgumentError, with no command to follow."""
     if not isinstance(precision, str) or precision not in (*PRECISIONS, DEFAULT):
-        hint = did_you_mean(str(precision).lower(), PRECISIONS)
+        meant = meant_precision(precision)
+        hint = f"did you mean '{meant}'? " if meant else ""
         raise ArgumentError(
-            f"precision={precision!r} isn't allowed", allowed=f"{hint}allowed are {', '.join(PRECISIONS)}"
+            f"{option('precision', precision)} isn't allowed",
+            allowed=f"{hint}allowed are {', '.join(PRECISIONS)} and '{DEFAULT}'",
         )
     return precision
+
+
+def meant_precision(given: Any) -> str:
+    """The precision that is meant by another name of it or a misspelling; "" where none is."""
+    # The last word of "<class 'numpy.float32'>", and what is left of "TF-32".
+    word = (re.findall(r"[a-z0-9]+", re.sub(r"[-_ ]", "", str(given).lower())) or [""])[-1]
+    if (known := _MEANT.get(word)) is not None:
+        return known
+    near = difflib.get_close_matches(word, (*PRECISIONS, DEFAULT), n=1, cutoff=0.6)
+    # Another number is another format, however near its letters are: float64 isn't a misspelt float32.
+    numbers = re.findall(r"\d+", word)
+    return near[0] if near and (not numbers or numbers == re.findall(r"\d+", near[0])) else ""
 
 
 def _precision(engine: Engine, precision: Any) -> str | None:
     """The precision to ask for; None for float32, which an engine has unless it is asked for another."""
     default = FLOAT32[0]
-    command = f"%kbackend {engine.name} --precision {default}"
     try:
         known_precision(precision)
     except ArgumentError as error:
-        error.next_step = command
+        meant = meant_precision(precision)
+        suggested = meant if meant in engine.precisions else default
+        error.next_step = as_typed(f"%kbackend {engine.name} --precision {suggested}")
         raise
     if precision not in (DEFAULT, default, *engine.precisions):
         others = registry.names_where(lambda engine: precision in engine.precisions)
@@ -110,7 +136,7 @@ def _precision(engine: Engine, precision: Any) -> str | None:
             f"{engine.title} has no {precision}",
             allowed=f"allowed {'is' if len(engine.precisions) == 1 else 'are'} {', '.join(engine.precisions)}, and "
             f"{precision} on {', '.join(others)}",
-            next_step=command,
+            next_step=as_typed(f"%kbackend {engine.name} --precision {default}"),
         )
     return None if precision in (DEFAULT, default) else str(precision)
 
@@ -158,7 +184,7 @@ def check_honoured(host: Host, options: dict[str, Any]) -> None:
     if precision is not None and host.facts.get("precision") != precision:
         raise ArgumentError(
             f"{host.engine.title} can't be given {precision} here: it says {host.facts.get('precision') or 'nothing'}",
-            next_step=f"%kbackend {host.engine.name} --precision {FLOAT32[0]}",
+            next_step=as_typed(f"%kbackend {host.engine.name} --precision {FLOAT32[0]}"),
         )
     threads = options.get("threads")
     used = host.facts.get("threads")
@@ -166,5 +192,5 @@ def check_honoured(host: Host, options: dict[str, Any]) -> None:
         says = "doesn't say how many it uses" if used is None else f"uses {used}"
         raise ArgumentError(
             f"{host.engine.title} can't be given {threads} threads here: it {says}",
-            next_step=f"%kbackend {host.engine.name} --threads {DEFAULT}",
+            next_step=as_typed(f"%kbackend {host.engine.name} --threads {DEFAULT}"),
         )

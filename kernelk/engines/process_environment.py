@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ..display import messages
+from ..twins import option
 
 # Each makes some library multiply float32 in fewer bits, or forbids that, whatever was asked of it.
 PRECISION_VARIABLES = (
@@ -40,7 +41,9 @@ def worker_variables(own_interpreter: bool) -> dict[str, str]:
         setting = f"{name}={value}"
         if value and setting not in _told:
             _told.add(setting)
-            messages.say(f"kernelk: {setting} is kept out of workers, where --precision decides (float32 by default)")
+            messages.say(
+                f"kernelk: {setting} is kept out of workers, where {option('precision')} decides (float32 by default)"
+            )
     _keep_freed_memory(variables)
     return variables
 

@@ -32,6 +32,7 @@ from ..errors import (
     joined,
     one_line,
 )
+from ..twins import as_typed, as_usable
 from . import forks, memory, registry
 from .descriptors import Engine
 from .exchange import Exchange
@@ -330,9 +331,9 @@ class WorkerHost(KeepingHost):
             )
         if error["type"] == OptionError.__name__:
             return ArgumentError(
-                error["message"], allowed=error.get("allowed", ""), next_step=error.get("next_step", "")
+                error["message"], allowed=error.get("allowed", ""), next_step=as_typed(error.get("next_step", ""))
             )
-        shows = f"%kbackend --log {self.engine.name} shows what it printed"
+        shows = as_usable(f"%kbackend --log {self.engine.name}") + " shows what it printed"
         made, environment = engine_error(self.engine, error, shows), self._environment
         if error["device_lost"]:
             # The next use starts another one, in which calls are repeated whose results lay on the device alone.

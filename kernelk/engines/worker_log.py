@@ -19,6 +19,7 @@ from ..display import messages
 from ..display.tables import size
 from ..errors import joined
 from ..source import PACKAGE
+from ..twins import as_usable
 from . import forks
 
 # At most so much of one call's output is shown in a cell, and so many lines of a log.
@@ -143,7 +144,7 @@ def show(name: str, log: WorkerLog, mark: int) -> None:
         text = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
     if lost:
         before = f"... {size(lost)} of {name}'s earlier output not shown"
-        text = joined(before, next_step=f"%kbackend --log {name}") + "\n" + text
+        text = joined(before, next_step=as_usable(f"%kbackend --log {name}")) + "\n" + text
     print(text, end="" if text.endswith("\n") else "\n", file=messages.stream(), flush=True)
 
 

@@ -41,6 +41,7 @@ from ..session.feeds import as_feed, as_phase, last_feed
 from ..session.function import SHOWN_BYTES, Function
 from ..session.linearise import linearised
 from ..session.session import Session, Shown
+from ..twins import as_usable
 from .inventory import is_stale, number
 
 # Larger arrays are looked at in places.
@@ -155,7 +156,8 @@ def summaries(
     end = time.perf_counter() + seconds
     for tensor in tensors:
         if time.perf_counter() > end:
-            command = f"%ktensors --values {_Names(names or {})(tensor)}"
+            name = _Names(names or {})(tensor)
+            command = as_usable(f"%ktensors --values {name}", f"kernelk.tensors({name!r}, values=True)")
             results.append(Summary(tensor.uid, note=joined(f"not evaluated within {seconds:g} s", next_step=command)))
         else:
             results.append(summary(session, tensor, names))

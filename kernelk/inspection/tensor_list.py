@@ -12,6 +12,7 @@ from ..display.export import Exported
 from ..display.tables import Rendered, Table, filled, plain, size
 from ..errors import ArgumentError, did_you_mean, joined
 from ..session.current import current
+from ..twins import as_usable
 from .columns import COLUMNS, KINDS, VALUE_COLUMNS
 from .inventory import Row, checked_namespace, names_of, notebook_namespace, rows, stale_names
 from .summaries import Summary, summaries
@@ -112,7 +113,8 @@ class TensorList(Exported, Rendered):
             lines.append(f"{len(notes) - SHOWN_NOTES} more notes: see .summaries of the result")
         more = len(self.rows) - SHOWN_ROWS
         if more > 0:
-            lines.append(f"and {more:,} more: %ktensors w* or --kind lists fewer, kernelk.tensors().to_frame() has all")
+            fewer = as_usable("%ktensors w* or --kind lists fewer", "kernelk.tensors('w*') or kind= lists fewer")
+            lines.append(f"and {more:,} more: {fewer}, kernelk.tensors().to_frame() has all")
         if self.stale:
             names = ", ".join(plain(name) for name in self.stale[:SHOWN_NOTES])
             names += ", ..." if len(self.stale) > SHOWN_NOTES else ""

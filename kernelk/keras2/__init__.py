@@ -15,6 +15,7 @@ from ..environments.keras2 import VERSION, install
 from ..errors import ArgumentError, BackendNotInstalledError
 from ..session.targets import register
 from ..source import LIBRARIES
+from ..twins import as_typed
 from . import (
     models,
     pools,  # noqa: F401  (enters its stand-in)
@@ -36,7 +37,8 @@ def enable_keras2() -> None:
         version = getattr(sys.modules[there], "__version__", "")
         raise ArgumentError(
             f"{there} {version}".strip() + " is imported already, and Keras 2.3.1 can't take its place",
-            next_step="restart the kernel, and run %kbackend --keras2 before anything imports Keras or tf.keras",
+            next_step=as_typed("restart the kernel, and run %kbackend --keras2")
+            + " before anything imports Keras or tf.keras",
         )
     missing = [name for name in ("six", "scipy", "h5py", "yaml") if importlib.util.find_spec(name) is None]
     if missing:
@@ -49,7 +51,8 @@ def enable_keras2() -> None:
     inside = os.path.join(folder, "")
     if inside not in LIBRARIES:
         LIBRARIES.append(inside)
-    messages.say(f"import keras gives Keras {VERSION} on kernelk (an installed Keras comes back with --keras3-back)")
+    back = as_typed("--keras3-back", "kernelk.disable_keras2()")
+    messages.say(f"import keras gives Keras {VERSION} on kernelk (an installed Keras comes back with {back})")
 
 
 def disable_keras2() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import joined
+from ..twins import as_usable
 from . import backend_module, old_modules
 
 PACKAGES = ("keras", "keras_applications", "keras_preprocessing")
@@ -46,8 +47,9 @@ class Finder(MetaPathFinder):
         else:
             raise ModuleNotFoundError(
                 joined(
-                    f"Keras 2.3.1, which is enabled (%kbackend --keras2), has no module '{fullname}'",
-                    next_step="restart the kernel for tf.keras or Keras 3, or give %kbackend --keras3-back first",
+                    f"Keras 2.3.1, which is enabled ({as_usable('%kbackend --keras2')}), has no module '{fullname}'",
+                    next_step=as_usable("restart the kernel for tf.keras or Keras 3, or give %kbackend --keras3-back")
+                    + " first",
                 ),
                 name=fullname,
             )

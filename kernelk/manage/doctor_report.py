@@ -119,7 +119,7 @@ def doctor(names: str | Sequence[str] | None = None, on: Any = None) -> HealthRe
     names = [names] if isinstance(names, str) else names
     if names is not None and not isinstance(names, Iterable):
         raise ArgumentError(
-            f"doctor: engines are given by name, not {type(names).__name__}", next_step="%kbackend --doctor"
+            f"doctor: engines are given by name, not {type(names).__name__}", next_step="kernelk.doctor()"
         )
     chosen = list(dict.fromkeys(placed(name, on) for name in names or registry.names()))
     clusters = dict.fromkeys(place for name in chosen if (place := name.partition("@")[2]))

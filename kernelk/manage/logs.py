@@ -56,7 +56,7 @@ def log(name: str | None = None, on: Any = None) -> LogReport:
     if in_kernel and not worker_log.total:
         raise ArgumentError(
             f"{descriptor.title} runs in the notebook's own process and has no log: its output is in the cells already",
-            allowed="%kbackend --log needs an engine in a worker",
+            allowed="a log is of an engine in a worker",
         )
     worker_log.drain()
     return LogReport(descriptor.name, *worker_log.since(0))

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
-from ..display.commands import in_ipython
 from ..display.progress import waiting
 from ..engines import registry
 from ..engines.descriptors import DEFAULT, Engine
 from ..engines.host import Host
-from ..engines.options import changed_options, check_honoured, known_precision, requested_options
+from ..engines.options import changed_options, check_honoured, known_precision, meant_precision, requested_options
 from ..errors import ArgumentError, KernelKError, joined, one_line
 from ..remote.clusters import Place, parsed, place_of, placed
 from ..session.current import current
 from ..session.session import Session
 from ..session.targets import layers_of
+from ..twins import in_ipython, option
 from .comparison_results import CompareResult, Side, SweepResult, differences
 from .recording import Recording, record, restoring
 from .results import noted
@@ -72,7 +72,7 @@ def compare(
         )
     if isinstance(where, Executor) and per_op:
         raise ArgumentError(
-            "compare: per_op isn't possible on an executor", next_step="leave it out, or name a cluster"
+            f"compare: {option('per_op')} isn't possible on an executor", next_step="leave it out, or name a cluster"
         )
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
@@ -81,7 +81,7 @@ def compare(
         )
     if per_op and (len(targets) > 1 or sweep is not None):
         raise ArgumentError(
-            f"compare: per_op isn't possible for {'a sweep' if sweep is not None else 'several bodies'}",
+            f"compare: {option('per_op')} isn't possible for {'a sweep' if sweep is not None else 'several bodies'}",
             allowed="it needs one body, several engines and no sweep",
             next_step="leave it out",
         )
@@ -103,21 +103,36 @@ def compare(
 def _engines(names: list[str], on: Any, swept: bool) -> tuple[list[str], Executor | Place | None]:
     """The engines' names; and the executor, or the cluster of a sweep all of whose sides run there, that measures."""
     if isinstance(on, Executor):
-        engines = [registry.engine(name) for name in dict.fromkeys(names)]
+        engines = [registry.engine(name) for name in names]
         for engine in engines:
             if engine.on:
                 raise ArgumentError(
                     f"compare: {engine.name} can't run on an executor, since it is on {engine.on}",
                     next_step=f"name {engine.base}, or leave on out",
                 )
-        return [engine.name for engine in engines], on
+        return _once([engine.name for engine in engines]), on
     if on is None or not swept:
-        placed_engines = [registry.engine(placed(name, on)) for name in dict.fromkeys(names)]
+        placed_engines = [registry.engine(placed(name, on)) for name in names]
         places = {engine.on for engine in placed_engines}
         whole = swept and len(places) == 1 and "" not in places
-        return [engine.name for engine in placed_engines], parsed(places.pop()) if whole else None
+        return _once([engine.name for engine in placed_engines]), parsed(places.pop()) if whole else None
     place = place_of(on)
-    return [registry.engine(placed(name, place.cluster)).name for name in dict.fromkeys(names)], place
+    return _once([registry.engine(placed(name, place.cluster)).name for name in names]), place
+
+
+def _once(engines: list[str]) -> list[str]:
+    """The engines, each of which is one side. Raises ArgumentError for one that is there twice."""
+    once = list(dict.fromkeys(engines))
+    for name in once:
+        if engines.count(name) > 1:
+            others = [other for other in registry.names() if other != name and registry.installed(other)]
+            named = once if len(once) > 1 else [name, *others[:1]]
+            raise ArgumentError(
+                f"compare: {name} was named twice",
+                allowed="each engine is one side",
+                next_step=f"name {', '.join(named)}",
+            )
+    return once
 
 
 class _Asked(NamedTuple):
@@ -133,7 +148,11 @@ def _check_options(engine: Engine, device: Any, threads: Any, precision: Any) ->
     checks: list[tuple[str, Any, Callable[[], object]]] = [
         ("device", "cpu:0", lambda: requested_options(engine, device=device)),
         ("threads", os.cpu_count() or 1, lambda: requested_options(engine, threads=threads)),
-        ("precision", "float32", lambda: None if precision is None else known_precision(precision)),
+        (
+            "precision",
+            meant_precision(precision) or "float32",
+            lambda: None if precision is None else known_precision(precision),
+        ),
     ]
     for name, example, check in checks:
         try:
@@ -141,7 +160,7 @@ def _check_options(engine: Engine, device: Any, threads: Any, precision: Any) ->
         except ArgumentError as error:
             # The comparison's own option: %kbackend would change the active engine.
             raise ArgumentError(
-                f"compare: {error.problem}", allowed=error.allowed, next_step=f"--{name} {example}"
+                f"compare: {error.problem}", allowed=error.allowed, next_step=option(name, example)
             ) from None
 
 
@@ -302,7 +321,7 @@ def _compare(
             work.close()
     result.notes += _unequal_conditions(result, asked.threads)
     if per_op is False and not several and any(layers_of(call.function.roots) for call in recordings[0].calls):
-        result.notes.append(joined("a model's layers aren't timed separately", next_step="--per-op"))
+        result.notes.append(joined("a model's layers aren't timed separately", next_step=option("per_op", True)))
     return result
 
 
@@ -325,7 +344,7 @@ def _unequal_conditions(result: CompareResult, threads: int | str | None) -> lis
     if not result.comparable:
         listed = ", ".join(f"{label} {precision}" for label, precision in result.precisions())
         why = f"precision differs ({listed}): these are different computations, so there is no verdict on them"
-        notes.append(joined(why, next_step="--precision float32"))
+        notes.append(joined(why, next_step=option("precision", "float32")))
     known = [(side.label, side.conditions) for side in result.sides if side.conditions is not None and not side.failure]
     listed = ", ".join(f"{label} {conditions.threads or 'unknown'}" for label, conditions in known)
     if threads is not None and threads != DEFAULT:
@@ -336,12 +355,13 @@ def _unequal_conditions(result: CompareResult, threads: int | str | None) -> lis
             remedy = f"for numpy, set OPENBLAS_NUM_THREADS={threads} before {process} starts"
             notes.append(joined(f"{', '.join(others)} can't be given another number of threads ({listed})", "", remedy))
     elif len({conditions.threads for _, conditions in known}) > 1:
-        notes.append(joined(f"threads differ ({listed})", next_step="--threads N"))
+        fewest = min(conditions.threads for _, conditions in known if conditions.threads)
+        notes.append(joined(f"threads differ ({listed})", next_step=option("threads", fewest)))
     notes += differences(known)
     kinds = {conditions.device.partition(":")[0] for _, conditions in known}
     if len(kinds) > 1:
         listed = ", ".join(f"{label} {conditions.device}" for label, conditions in known)
-        notes.append(joined(f"devices differ ({listed})", next_step="--device cpu:0"))
+        notes.append(joined(f"devices differ ({listed})", next_step=option("device", "cpu:0")))
     return notes
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..display.commands import in_ipython
 from ..display.tables import Rendered, Table, duration
 from ..errors import joined
+from ..twins import in_ipython
 from .by_layer import LayerTimes
 from .estimates import CONFIDENCE, Estimate, median, paired_ratio, unsteadiness, verdict
 from .profiling import SHOWN_ROWS, OpTime

@@ -20,6 +20,7 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.targets import adapted, layers_of, outer_scope
 from ..session.untouched import untouched
+from ..twins import option
 from .single_ops import Nodes
 from .truth import Truth, truth_of, ulps
 
@@ -299,7 +300,9 @@ def _checked(tolerance: Any) -> float:
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise ArgumentError(f"diff: tolerance {tolerance!r} isn't allowed", allowed="it is a number such as 1e-4")
+        raise ArgumentError(
+            f"diff: {option('tolerance', tolerance)} isn't allowed", allowed="it is a number such as 1e-4"
+        )
     return number
 
 

@@ -10,6 +10,7 @@ from ..display.tables import Rendered, Table, duration
 from ..engines.host import Host
 from ..errors import ArgumentError
 from ..session.session import Session
+from ..twins import option
 from .estimates import Estimate
 from .recording import Call
 from .results import Result
@@ -129,7 +130,8 @@ def check_profiler(host: Host) -> None:
     """Raises ArgumentError for a started engine without a profiler of its own."""
     if not host.profiler:
         raise ArgumentError(
-            f"{host.engine.title} has no profiler of its own for single ops", next_step="run it without --engine"
+            f"{host.engine.title} has no profiler of its own for single ops",
+            next_step=f"run it without {option('engine')}",
         )
 
 

@@ -152,7 +152,7 @@ class Rounds:
         if rounds < 9 and sides:
             few = f"only {rounds} round{'s' if rounds > 1 else ''} in {budget:g} s, too few for a verdict"
             enough = math.ceil(longest_round * 30 + 1)
-            self._result.notes.append(joined(few, next_step=f"--budget {enough}"))
+            self._result.notes.append(joined(few, next_step=f"a budget of {enough}"))
 
     def op_by_op(self, recording: Recording, budget: float) -> OpsResult | None:
         """Times each op of the slowest call separately on every engine that works; None if none does."""

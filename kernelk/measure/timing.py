@@ -19,6 +19,7 @@ from ..errors import ArgumentError, EngineError
 from ..remote import machines
 from ..session.current import current
 from ..session.session import Session
+from ..twins import option
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
 from .recording import Call, Recording, record, restoring
 from .results import Result, noted
@@ -260,7 +261,8 @@ def checked_budget(budget: Any, asker: str) -> float:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise ArgumentError(
-            f"{asker}: budget {budget!r} isn't allowed", allowed=f"it is a number of seconds such as {BUDGET:g}"
+            f"{asker}: {option('budget', budget)} isn't allowed",
+            allowed=f"it is a number of seconds such as {BUDGET:g}",
         )
     return seconds
 

@@ -169,7 +169,10 @@ _ON_K = {
         "there are no TensorFlow sessions",
         "K.get_value(w), K.eval(y) or K.function([x], [y])",
     ),
-    "set_session": ("there are no TensorFlow sessions", "%kbackend tensorflow --threads 2, for its settings"),
+    "set_session": (
+        "there are no TensorFlow sessions",
+        "kernelk.set_backend('tensorflow', threads=2), for its settings",
+    ),
     "tf": ("it is TensorFlow's own module, and this code runs on any engine", "K's functions, or import tensorflow"),
     "tf_ops": ("it is TensorFlow's own module, and this code runs on any engine", "K's functions"),
     "theano": ("it is Theano's own module, and this code runs on any engine", "K's functions"),

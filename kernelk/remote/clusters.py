@@ -29,6 +29,7 @@ from .connection_files import (
     ssh_server,
     unknown_host,
 )
+from ..twins import as_typed, as_usable, option
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
@@ -140,7 +141,7 @@ class Connection:
             raise EngineError(
                 f"the cluster '{self.name}' has no engine {wanted}",
                 allowed=f"it has {listed}",
-                next_step=f"--on {self.name}[{there[0]}]",
+                next_step=option("on", f"{self.name}[{there[0]}]"),
             )
         return found
 
@@ -328,7 +329,8 @@ def placed(name: str, on: Any) -> str:
         written += f"[{connected(place.cluster).engines(place.engines)[0]}]"
     if engine.on and engine.on != written:
         raise ArgumentError(
-            f"{name} is on {engine.on}, not on {written}", next_step=f"%kbackend {engine.base} --on {written}"
+            f"{name} is on {engine.on}, not on {written}",
+            next_step=as_typed(f"%kbackend {engine.base} --on {written}"),
         )
     return registry.engine(f"{engine.base}@{written}").name
 
@@ -348,7 +350,7 @@ def connected(name: str, given_up: Callable[[], bool] = lambda: False) -> Connec
     if name in _given and name not in files():
         raise EngineError(
             f"the cluster '{name}' is gone, or its Client was closed, and it has no connection file here",
-            next_step=f"{_AGAIN}; %kbackend numpy goes on here",
+            next_step=f"{_AGAIN}; {as_usable('%kbackend numpy')} goes on here",
         )
     file = file_of(name)
     with _translated(name, file):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, EngineError, did_you_mean
+from ..twins import option
 
 
 def files() -> dict[str, Path]:
@@ -43,7 +44,7 @@ def file_of(name: str) -> Path:
         raise ArgumentError(
             f"{len(same)} clusters have the id '{name}'",
             allowed=f"allowed are {', '.join(same)}",
-            next_step=f"--on {same[0]}",
+            next_step=option("on", same[0]),
         )
     listed = f"allowed are {', '.join(sorted(found))}" if found else "there is none"
     profile, _, identity = name.partition(":")

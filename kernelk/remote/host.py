@@ -25,6 +25,7 @@ from ..engines.exchange import Exchange
 from ..engines.history import Cut
 from ..engines.worker_host import WorkerHost, running, stop_workers
 from ..errors import EngineError, KernelKError, WorkerDiedError, one_line
+from ..twins import as_usable
 from .bandwidth import Bandwidth
 from .clusters import connected
 from .remote_worker import RemoteWorker
@@ -92,7 +93,7 @@ class RemoteHost(WorkerHost):
     def _failed_start(self) -> EngineError:
         return EngineError(
             f"{self.engine.title}'s worker {self._ending()} while it was starting{self._last_words()}",
-            next_step=f"%kbackend --doctor {self.engine.name}",
+            next_step=as_usable(f"%kbackend --doctor {self.engine.name}"),
         )
 
     def start(self) -> None:

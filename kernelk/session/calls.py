@@ -28,6 +28,7 @@ from ..graph.nodes import check_generation, located
 from ..graph.state import State
 from ..program.program import Program
 from ..program.specialisation import Specialisation
+from ..twins import as_usable
 
 _Answer = TypeVar("_Answer")
 
@@ -271,8 +272,8 @@ class Calls:
             raise EngineError(
                 f"{host.engine.title}'s worker has ended, and the newest values of {len(held)} variables, which it "
                 f"alone had, can't be computed again: {problem} (and by numpy: {one_line(error)})",
-                next_step=f"%kbackend --doctor {host.engine.name}; %kbackend numpy --drop-calls goes on without these "
-                f"{len(host.history.records)} calls",
+                next_step=as_usable(f"%kbackend --doctor {host.engine.name}; %kbackend numpy --drop-calls")
+                + f" goes on without these {len(host.history.records)} calls",
             ) from problem
         self.journal.unsettled = fetched(held)
         self.journal.settle()

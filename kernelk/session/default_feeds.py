@@ -10,8 +10,11 @@ from ..errors import ArgumentError, FeedError
 from ..graph.nodes import LearningPhase, Placeholder, Tensor, Update, walk
 from ..graph.state import current_state
 from ..ops.updates import update_value
+from ..twins import as_typed
 from .feeds import as_feed, as_phase, last_feed
 from .function import Function
+
+_FEEDS = "feeds={placeholder: array}"
 
 
 def roots_of(y: Any, asker: str) -> list[Tensor]:
@@ -57,7 +60,9 @@ def known_feeds(
     Raises FeedError.
     """
     if not isinstance(given, Mapping):
-        raise ArgumentError(f"{asker}: feeds map placeholders to arrays, not {type(given).__name__}", next_step=magic)
+        raise ArgumentError(
+            f"{asker}: feeds map placeholders to arrays, not {type(given).__name__}", next_step=f"give {_FEEDS}"
+        )
     phase = current_state().fixed_phase or 0
     switches: list[Any] = [x for x in given if isinstance(x, LearningPhase)]
     if switches:
@@ -91,6 +96,6 @@ def known_feeds(
         otherwise_fed = f"{y.feeding}, or " if isinstance(y, Function) and y.feeding else ""
         raise FeedError(
             f"{asker}: feeds are missing for {'; '.join(missing)}",
-            next_step=f"{otherwise_fed}give feeds={{placeholder: array}} ({magic})",
+            next_step=otherwise_fed + as_typed(f"give {_FEEDS} ({magic})", f"give {_FEEDS}"),
         )
     return phase, {x: as_feed(x, known[id(x)]) for x in needed}

@@ -9,6 +9,7 @@ from ..engines.local_host import LocalHost
 from ..errors import ArgumentError
 from ..graph.nodes import Tensor, Update
 from ..ops.dtypes import as_tensor
+from ..twins import as_usable
 from .current import current
 from .function import Function, evaluate
 
@@ -32,7 +33,7 @@ def native(x: Any, feeds: dict[Tensor, Any] | None = None) -> Any:
             raise ArgumentError(
                 f"K.native: {host.engine.title} runs in a worker, which its tensors can't leave",
                 allowed=f"allowed are engines in the notebook's own process ({', '.join(allowed)})",
-                next_step=f"%kbackend {name} --in-kernel",
+                next_step=as_usable(f"%kbackend {name} --in-kernel"),
             )
         if isinstance(tensor, Update):
             evaluate(tensor, feeds)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from .current import current, entered
 from .feeds import as_feed, as_phase
 from .linearise import linearised
 from .session import MOST_SWAPS, Session
-from .swap_report import Reevaluated, StopReport, SwapReport
+from .swap_report import Reevaluated, StopReport, StopReports, SwapReport
 
 
 def set_backend(
@@ -288,18 +288,38 @@ class _Choice:
                 session.active, session.chosen_by = self.active, self.chosen_by
 
 
-def stop_backend(name: str, on: Any = None) -> StopReport:
-    """Stops an engine and frees its memory. The Python twin of `%kbackend --stop NAME`; `on` as in `set_backend`.
+@overload
+def stop_backend(name: str, on: Any = None) -> StopReport: ...
+
+
+@overload
+def stop_backend(name: list[str] | tuple[str, ...], on: Any = None) -> StopReports: ...
+
+
+def stop_backend(name: str | list[str] | tuple[str, ...], on: Any = None) -> StopReport | StopReports:
+    """Stops an engine, or several, and frees its memory. The twin of `%kbackend --stop NAME`; `on` as in `set_backend`.
 
     Variables, functions and the choice of the engine stay: its next use starts it again, with the same options. One
-    that isn't running is left alone. Raises UnknownBackendError.
+    that isn't running is left alone. Raises ArgumentError and UnknownBackendError; then none is stopped.
     """
-    name = placed(name, on)
-    engine = registry.engine(name)
+    if isinstance(name, str):
+        return _stopped(registry.engine(placed(name, on)))
+    if not isinstance(name, (list, tuple)) or not name or not all(isinstance(one, str) for one in name):
+        raise ArgumentError(
+            f"stop_backend: {name!r} names no engine",
+            allowed="it takes a name, or a list of names",
+            next_step="kernelk.stop_backend(['theano', 'cntk'])",
+        )
+    # All of them first: where one is unknown, none is stopped.
+    engines = [registry.engine(placed(one, on)) for one in dict.fromkeys(name)]
+    return StopReports([_stopped(engine) for engine in engines])
+
+
+def _stopped(engine: Engine) -> StopReport:
     session = current()
     with session.lock:
-        report = StopReport(engine.name, engine.title, active=session.active == name)
-        host = session.hosts.get(name)
+        report = StopReport(engine.name, engine.title, active=session.active == engine.name)
+        host = session.hosts.get(engine.name)
         if host is not None and host.started:
             report.pid, report.bytes, report.placement = host.pid, host.memory, host.placement
             report.machine = host.machine

@@ -125,3 +125,14 @@ class StopReport(Rendered):
         if self.active:
             words += "; it is still the active engine: the next call starts it again, with all variables"
         return Table([], title=words)
+
+
+@dataclass(repr=False)
+class StopReports(Rendered):
+    """The reports of several stops, in the order in which the engines were named."""
+
+    reports: list[StopReport]
+
+    def table(self) -> Table:
+        """A line for each."""
+        return Table([], below="\n".join(report.table().title for report in self.reports))

@@ -99,7 +99,7 @@ def test_clusters_are_known_by_profile_and_id(profiles: Path, port: int) -> None
         "attic:b": twice,
         "attic": twice,
     }
-    refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: --on attic:b", "numpy@b")
+    refused(ArgumentError, "2 clusters have the id 'b': allowed are attic:b, lab:b; next: on='attic:b'", "numpy@b")
     assert [connection_files.cluster_options(name) for name in ("default", "a", "lab:b", "attic")] == [
         "--profile=default",
         "--profile=lab --cluster-id=a",

@@ -207,7 +207,7 @@ def test_a_sweep_may_be_on_some_engines(box: LocalCluster) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("numpy@box[7]", r"the cluster 'box' has no engine 7: it has 0, 1, 2, 3; next: --on box\[0\]"),
+        ("numpy@box[7]", r"the cluster 'box' has no engine 7: it has 0, 1, 2, 3; next: on='box\[0\]'"),
         ("numpy@box[01]", r"'numpy@box\[01\]' names no cluster.*which of its engines: torch@gpu-box\[2\]"),
         ("numpy@box[1", "names no cluster"),
         ("numpy@[1]", "names no cluster"),
@@ -226,6 +226,14 @@ def test_a_place_that_is_none(box: LocalCluster) -> None:
         with pytest.raises(ArgumentError, match=r"isn't allowed: .*as in gpu-box\[2\]; next: ipcluster list"):
             kernelk.set_backend("numpy", on=on)
     assert clusters.parsed("lab:a[0,2,0]") == ("lab:a", (0, 2))
+
+
+def test_one_engine_by_two_names_is_one_side(box: LocalCluster) -> None:
+    body = Body()
+    for options in ({"on": "box"}, {"on": "box", "sweep": {"n": [1, 2]}}):
+        with pytest.raises(ArgumentError, match="compare: numpy@box was named twice"):
+            kernelk.compare(body, "numpy", "numpy@box", **options)  # type: ignore[arg-type]
+    assert not body.runs
 
 
 def test_what_a_side_lacks_or_an_engine_raises_is_in_its_rows(box: LocalCluster) -> None:

@@ -172,11 +172,11 @@ def test_what_cannot_be_is_one_line(engine: str) -> None:
     for line, title, name in ((theano, "Theano", "theano"), (cntk, "CNTK", "cntk")):
         assert line == (
             f"ArgumentError: {title} can't run in the notebook's own process: allowed are tensorflow, jax, torch; "
-            f"next: %kbackend {name}, which runs it in a worker"
+            f"next: kernelk.set_backend('{name}'), which runs it in a worker"
         )
     assert "has no device 'cuda:7' here: allowed are " in device
     assert "threads=0 is unknown: allowed are 1 and more" in threads
-    assert native.endswith(f"(tensorflow, jax, torch); next: %kbackend {engine} --in-kernel")
+    assert native.endswith(f"(tensorflow, jax, torch); next: kernelk.set_backend('{engine}', in_kernel=True)")
     assert found["active"] == ["numpy"] * 4
     # Nothing is started to be told that.
     assert not found["started"]

@@ -129,7 +129,7 @@ def test_the_calls_since_the_last_checkpoint_are_lost_and_counted(device: Device
     assert "device-side assert triggered" in message
     assert "cuda:0 can't be used any more in this process" in message
     assert "3 calls since the last checkpoint are lost: 2 variables have their values from before" in message
-    assert "next: %kbackend far --worker" in message
+    assert "next: kernelk.set_backend('far', in_kernel=False)" in message
     assert model.state() == [2.0, 4.0, 8.0]
     assert not [line for line in said if "lost" in line], "told once"
     # The engine is refused from here on, and another one goes on.

@@ -332,7 +332,7 @@ def test_calls_that_nothing_can_repeat_are_dropped_on_demand(
     with monkeypatch.context() as patch:
         patch.setattr(worker_host, "_BOOT", "import sys; sys.exit(3)")
         patch.setattr(NumpyBackend, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("out of order")))
-        with pytest.raises(EngineError, match="%kbackend numpy --drop-calls goes on without these 4 calls"):
+        with pytest.raises(EngineError, match=r"drop_calls=True\) goes on without these 4 calls"):
             K.get_value(model.speed)
     said.clear()
     if twin:

@@ -189,7 +189,7 @@ def test_a_flood_neither_blocks_nor_fills(talk: Talk, capsys: Any) -> None:
     assert report.dropped + len(report.text) == pytest.approx(100e6, rel=1e-3)
     assert len(repr(report)) < 300_000
     shown = capsys.readouterr().err
-    assert "... 100.0 MB of spare's earlier output not shown; next: %kbackend --log spare" in shown
+    assert "... 100.0 MB of spare's earlier output not shown; next: kernelk.log('spare')" in shown
     assert shown.endswith("the end\n")
     assert len(shown) < 11_000
 

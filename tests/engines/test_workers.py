@@ -388,7 +388,7 @@ def test_an_engines_error_names_the_op_and_the_line(brake: Brake, monkeypatch: p
     for _ in range(2):
         with pytest.raises(
             EngineError,
-            match=r"RuntimeError: no memory; next: %kbackend --log spare .*\(op tanh\).*_workers\.py, line",
+            match=r"RuntimeError: no memory; next: kernelk\.log\('spare'\) .*\(op tanh\).*_workers\.py, line",
         ):
             call([])
     assert K.get_value(v).tolist() == [1.0]

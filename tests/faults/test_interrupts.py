@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.brake import Brake
+from helpers.notebooks import run_cells
 from helpers.processes import PATIENCE, environment, run_script
 from jupyter_client.manager import start_new_kernel
 
@@ -287,6 +290,82 @@ def test_a_block_that_an_exception_kept_from_closing_defers_nothing() -> None:
     assert signal.getsignal(signal.SIGINT) is before
     time.sleep(0.2)
     assert not ended
+
+
+# --- what the user sees -----------------------------------------------------------------------------------------
+
+# `press` presses Ctrl-C so many times, once the cell is inside a function of this name.
+_PRESS = """
+import os, signal, sys, threading, time
+import numpy as np, kernelk
+from kernelk import backend as K
+
+def press(times, inside):
+    main = threading.main_thread().ident
+    def wait():
+        while True:
+            frame = sys._current_frames()[main]
+            while frame is not None and frame.f_code.co_name != inside:
+                frame = frame.f_back
+            if frame is not None:
+                break
+            time.sleep(0.005)
+        for _ in range(times):
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=wait, daemon=True).start()
+
+a = K.variable(np.ones((2000, 2000), "float32") / 2000)
+y = a
+for _ in range(1000):
+    y = K.dot(y, a)
+"""
+
+
+def test_a_notebook_shows_one_traceback_that_ends_at_the_users_line() -> None:
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            _PRESS + "kernelk.set_backend('numpy', in_kernel=False)\nstep = K.function([], [K.sum(y)])",
+            "press(2, '_run')\nstep([])",
+            "press(1, '_run')\nK.eval(y)",
+            "press(1, 'hello')\nstep([])",
+            "press(2, '_run')\n%ktime y",
+            "press(2, '_run')\nkernelk.compare(y, 'numpy')",
+            "kernelk.set_backend('numpy', in_kernel=True)",
+            "press(1, 'do_run')\nstep([])",
+            "%tb",
+            "print(K.eval(K.sum(K.ones((3,)))), K.get_value(a).sum())",
+        ],
+        KERNELK_BACKEND="numpy",
+    )
+    lines = ["step([])", "K.eval(y)", "step([])", "'ktime', 'y')", "kernelk.compare(y, 'numpy')", "step([])"]
+    told = [cell for cell in cells if cell["error"] is not None]
+    assert [cell["error"] for cell in told] == ["KeyboardInterrupt"] * len(lines)
+    for cell, line in zip(told, lines):
+        text = cell["out"].strip()
+        assert text.count("Traceback") == 1, text
+        assert "exception" not in text
+        assert "File" not in text
+        *_, last, empty, name = text.splitlines()
+        assert last.startswith("----> 2 ")
+        assert last.endswith(line)
+        assert empty == ""
+        assert name.startswith("KeyboardInterrupt")
+    # Whoever asks for all of it gets it.
+    assert "local_host.py" in cells[-2]["out"]
+    assert cells[-1]["out"] == "3.0 2000.0\n"
+
+
+@pytest.mark.parametrize("in_kernel", [False, True])
+def test_a_script_ends_with_one_traceback(in_kernel: bool) -> None:
+    code = f"{_PRESS}\nkernelk.set_backend('numpy', in_kernel={in_kernel})\npress(2, '_run')\nK.eval(y)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert done.stderr.strip().endswith("KeyboardInterrupt")
+    assert done.returncode != 0
 
 
 # --- an engine that hangs -------------------------------------------------------------------------------------

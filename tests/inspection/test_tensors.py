@@ -125,7 +125,7 @@ def test_ten_thousand() -> None:
     assert len(found) == 10_000
     assert found.rows[9_999].names == ("many[9999]",)
     assert "10,000 variables (40.0 kB)" in repr(found)
-    assert "and 9,960 more: %ktensors w* or --kind lists fewer" in repr(found)
+    assert "and 9,960 more: kernelk.tensors('w*') or kind= lists fewer, kernelk.tensors()" in repr(found)
     assert len(repr(found).splitlines()) < 60
     assert [row.label for row in kernelk.tensors("many[77]", namespace={"many": many}).rows] == ["many[77]"]
     assert len(found.to_frame()) == 10_000
@@ -135,7 +135,7 @@ def test_the_time_box_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_list, "VALUE_SECONDS", -1.0)
     found = kernelk.tensors(values=True, namespace={"v": K.variable(1.0)})
     assert found.summaries[0] is not None
-    assert found.summaries[0].note.endswith("next: %ktensors --values v")
+    assert found.summaries[0].note.endswith("next: kernelk.tensors('v', values=True)")
 
 
 def test_nothing_is_kept_alive() -> None:

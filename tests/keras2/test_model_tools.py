@@ -131,7 +131,7 @@ def test_times_by_layer() -> None:
     assert found[8]["out"] == "None\n"
     assert "time by name scope" in found[9]["out"]
     assert "outside of name scopes" in found[9]["out"]
-    line = "a model's layers aren't timed separately; next: --per-op"
+    line = "a model's layers aren't timed separately; next: per_op=True"
     assert [line in notes for notes in value(found[10])] == [True, False, False, False]
 
 

@@ -281,7 +281,10 @@ def test_bad_input_is_one_line() -> None:
         (("numpy",), {}, ArgumentError, "there is nothing to run"),
         ((y, "nunpy"), {}, UnknownBackendError, "did you mean 'numpy'"),
         ((y, y, "numpy", "torch"), {}, ArgumentError, "cannot be combined"),
-        ((y, "numpy"), {"budget": -1}, ArgumentError, "budget -1 isn't allowed; it is a number of seconds"),
+        ((never, "numpy", "torch", "numpy"), {}, ArgumentError, "compare: numpy was named twice; each .*numpy, torch"),
+        ((never, "torch", "torch"), {"sweep": {"n": [1]}}, ArgumentError, "torch was named twice; .* name torch, "),
+        ((y, y, "numpy", "numpy"), {}, ArgumentError, "compare: numpy was named twice; each engine is one side; next"),
+        ((y, "numpy"), {"budget": -1}, ArgumentError, "budget=-1 isn't allowed; it is a number of seconds"),
         ((y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "one function of it as the body"),
         ((lambda: y, "numpy"), {"sweep": {"n": [1]}}, ArgumentError, "the body can't be called with n alone"),
         ((lambda n: y, "numpy"), {"sweep": 3}, ArgumentError, "a sweep takes one name with its values"),
@@ -289,8 +292,13 @@ def test_bad_input_is_one_line() -> None:
         ((lambda n: y, "numpy"), {"sweep": {"n": []}}, ArgumentError, "has no values"),
         ((lambda: 1, "numpy"), {}, ArgumentError, "nothing was evaluated"),
         ((y, y, "numpy"), {"per_op": True}, ArgumentError, "one body, several engines"),
-        ((never, "numpy"), {"threads": "x"}, ArgumentError, "compare: threads='x' isn't allowed; .*next: --threads"),
-        ((never, "numpy"), {"device": " "}, ArgumentError, "compare: device=' ' isn't allowed; .*next: --device cpu:0"),
+        (
+            (never, "numpy"),
+            {"threads": "x"},
+            ArgumentError,
+            "compare: threads='x' isn't allowed; .*next: threads=[0-9]",
+        ),
+        ((never, "numpy"), {"device": " "}, ArgumentError, "compare: device=' ' isn't allowed; .*next: device='cpu:0'"),
     ]
     for what, options, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
@@ -306,7 +314,7 @@ def test_a_budget_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     slow_engine(monkeypatch, {"exp": 0.05})
     result = kernelk.compare(K.exp(K.variable([1.0])), "slow", "numpy", budget=0.01)
     assert len(result.sides[0].rounds) == 1
-    assert "only 1 round in 0.01 s, too few for a verdict; next: --budget" in repr(result)
+    assert "only 1 round in 0.01 s, too few for a verdict; next: a budget of " in repr(result)
 
 
 @pytest.mark.parametrize(("runs", "shown"), [(None, ""), (1, "1 run"), (2, "2 runs")])
@@ -337,6 +345,9 @@ def test_the_magic() -> None:
             "%%kcompare?",
             "%%kcompare numpy --sweep n\n1",
             "%%kcompare numpy torhc\nK.eval(a + 1)",
+            "%%kcompare numpy, torch, numpy\nruns += 1\nK.eval(a + 1)",
+            "%%kcompare numpy numpy --threads 1\nruns += 1\nK.eval(a + 1)",
+            "print(runs)",
             "%%kcompare numpy\nK.eval(a +",
             "%%kcompare numpy\n# nothing",
             "%%kcompare numpy\nraise ValueError('mine')",
@@ -352,18 +363,22 @@ def test_the_magic() -> None:
     assert cells[7]["out"] == "(4, 4) 7 False\n"
     told = [cell["out"] for cell in cells]
     # Options are checked before the cell runs.
-    assert "threads='x' isn't allowed; allowed are 1 to" in told[8]
+    assert "--threads x isn't allowed; allowed are 1 to" in told[8]
     assert "next: --threads " in told[8]
     assert told[9] == "0\n"
     assert "%%kcompare [--budget S]" in told[10]
     told = told[11:]
     assert "--sweep n isn't allowed; it takes a name and numbers" in told[0]
     assert "UnknownBackendError: unknown backend 'torhc': did you mean 'torch'" in told[1]
+    assert "numpy was named twice; each engine is one side; next: name numpy, torch" in told[2]
+    assert "numpy was named twice; each engine is one side; next: name numpy, " in told[3]
+    assert told[4] == "0\n"
+    told = told[3:]
     assert "has a syntax error in line 1" in told[2]
     assert "nothing was evaluated" in told[3]
     assert "ValueError: mine" in told[4]
     # From the user's line to its cause there is none of kernelk's, and the cell's number is its own.
     assert "kernelk/" not in told[4]
-    assert "Cell In[16]" in told[4]
-    assert "Cell In[17]" not in told[4]
+    assert "Cell In[19]" in told[4]
+    assert "Cell In[20]" not in told[4]
     assert "* " in cells[-1]["value"]

@@ -125,7 +125,7 @@ def test_an_engine_without_a_profiler_says_so_before_anything_runs(spare: str) -
     for name in ("numpy", spare):
         activate(name)
         ran: list[int] = []
-        with pytest.raises(ArgumentError, match=r"no profiler of its own.*next: run it without --engine") as caught:
+        with pytest.raises(ArgumentError, match=r"no profiler of its own.*next: run it without engine") as caught:
             kernelk.profile(lambda ran=ran: ran.append(1), engine=True)
         assert one_line(caught.value)
         assert not ran

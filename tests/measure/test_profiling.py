@@ -187,7 +187,7 @@ def test_what_cannot_be_profiled_is_said(spare: str) -> None:
     assert one_line(caught.value)
     with pytest.raises(ArgumentError, match="profile: no op is needed for"):
         kernelk.profile(v)
-    with pytest.raises(ArgumentError, match="profile: budget 'x' isn't allowed; it is a number"):
+    with pytest.raises(ArgumentError, match="profile: budget='x' isn't allowed; it is a number"):
         kernelk.profile(v + 1, budget="x")
     assert current().recorder is None
     assert K.eval(v + 1).tolist() == [2.0]

@@ -13,7 +13,7 @@ import pytest
 
 import kernelk
 from kernelk import backend as K
-from kernelk import errors
+from kernelk import errors, source
 from kernelk.backends.errors import OptionError
 from kernelk.engines.host import refused_option
 from kernelk.errors import (
@@ -114,7 +114,7 @@ def test_a_magics_error_is_told_by_the_users_line_where_a_library_calls_the_magi
     def fail():
         raise ArgumentError("no 'x'", allowed="allowed are a")
 
-    monkeypatch.setattr(errors, "PACKAGE", __file__)
+    monkeypatch.setattr(source, "PACKAGE", __file__)
     shell = type("Shell", (), {"run_line_magic": lambda *_: names["fun"](fail)})
     with pytest.raises(ArgumentError) as caught:
         exec(cell, {"get_ipython": shell})

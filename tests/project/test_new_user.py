@@ -55,7 +55,7 @@ def test_every_message_of_the_first_minutes(nothing: dict[str, str | None]) -> N
         "with kernelk.using('theano'): pass": f"{theano} (cell 7, line 1: with kernelk.using('theano'): pass)",
         "%kbackend --install jax": f"jax needs no environment of its own and is not installed; next: {pip('jax')}",
         "%kbackend tenserflow": "unknown backend 'tenserflow': did you mean 'tensorflow'? available are tens",
-        "%kbackend --stop": "(--stop: expected one argument); next: %kbackend --stop NAME; %kbackend? shows examples",
+        "%kbackend --stop": "(--stop: expected at least one argument); next: %kbackend --stop NAME; %kbackend? shows",
         "%kbackend --install": "next: %kbackend --install NAME; %kbackend? shows examples",
     }
     found = run_cells([NONE_THERE, *wanted], **nothing)

@@ -103,9 +103,8 @@ def test_a_device_is_one_that_the_engine_lists(worker: str) -> None:
     for wrong in ("tpu:9", "cpu:7", "cuda:99"):
         with pytest.raises(ArgumentError) as caught:
             kernelk.set_backend(worker, device=wrong)
-        assert f"has no device '{wrong}' here: allowed are {', '.join(listed)}; next: %kbackend {worker}" in str(
-            caught.value
-        )
+        assert f"has no device '{wrong}' here: allowed are {', '.join(listed)}; next: " in str(caught.value)
+        assert f"next: kernelk.set_backend('{worker}', device='" in str(caught.value)
         assert (current().active, current().host().pid) == (worker, pid)
     work.goes_on()
 
@@ -129,7 +128,10 @@ def test_default_leaves_it_to_the_engine_again_and_a_new_worker_refuses_too() ->
 
 @pytest.mark.parametrize("threads", [0, -1, 2.5, True, "x", "", most_threads() + 1, 10**9])
 def test_threads_that_cannot_be(threads: Any) -> None:
-    with pytest.raises(ArgumentError, match=rf"allowed are 1 to {most_threads()}.*next: %kbackend torch --threads"):
+    with pytest.raises(
+        ArgumentError,
+        match=rf"allowed are 1 to {most_threads()}.*next: kernelk.set_backend\('torch', threads='default'\)",
+    ):
         kernelk.set_backend("torch", threads=threads)
     assert current().active == "numpy"
     assert "threads" not in current().engine_options.get("torch", {})
@@ -139,7 +141,7 @@ def test_what_numpy_says_of_its_threads_and_refuses() -> None:
     kernelk.set_backend("numpy", device="cpu", in_kernel=True)
     assert kernelk.set_backend("numpy", device="cpu:0").options == {"device": "cpu:0"}
     for wrong in ({"threads": 1}, {"device": "cuda:0"}):
-        with pytest.raises(ArgumentError, match="next: %kbackend numpy"):
+        with pytest.raises(ArgumentError, match=r"next: kernelk.set_backend\('numpy', "):
             kernelk.set_backend("numpy", **wrong)  # type: ignore[arg-type]
     work = Work()
     work.goes_on()
@@ -188,8 +190,8 @@ def test_other_engines_have_no_compiler_to_do_without(backend: str) -> None:
         with pytest.raises(ArgumentError) as caught:
             kernelk.set_backend(backend, compiler=compiler)
         assert str(caught.value) == (
-            f"{host.engine.title} compiles no C code: --compiler and --no-compiler are only for "
-            f"theano; next: %kbackend {backend}"
+            f"{host.engine.title} compiles no C code: only theano takes this option; next: "
+            f"kernelk.set_backend('{backend}')"
         )
         assert current().host() is host
     with pytest.raises(ArgumentError, match="allowed are True, False and None"):
@@ -320,6 +322,35 @@ def test_stop_gives_the_worker_back(worker: str) -> None:
         kernelk.stop_backend("teano")
 
 
+def test_several_engines_are_stopped_at_once() -> None:
+    lines = ["theano cntk theano", "theano torhc", "theano torch"]
+    cells = run_cells(
+        [
+            "%load_ext kernelk",
+            "import kernelk\nfrom kernelk import backend as K\nv = K.variable([1.0])",
+            "kernelk.set_backend('theano', compiler=False)\nkernelk.set_backend('torch')\nK.eval(K.update_add(v, 1.0))",
+            *(f"%kbackend --stop {line}" for line in lines),
+            "print(K.eval(v + 1.0))",
+            "kernelk.stop_backend(['torch', 'numpy'])",
+            "kernelk.stop_backend([])",
+            "kernelk.stop_backend(3)",
+        ],
+        KERNELK_BACKEND="numpy",
+    )
+    values = [cell["value"].splitlines() for cell in cells]
+    assert [line.partition(":")[0] for line in values[3]] == ["theano stopped", "cntk isn't running"]
+    # None is stopped where one is unknown.
+    assert cells[4]["error"] == "UnknownBackendError"
+    assert values[5][0] == "theano isn't running"
+    assert values[5][1].startswith("torch stopped: process ")
+    assert values[5][1].endswith("it is still the active engine: the next call starts it again, with all variables")
+    assert cells[6]["out"].endswith("[3.]\n")
+    assert [line.partition(" ")[0] for line in values[7]] == ["torch", "numpy"]
+    for cell in cells[8:]:
+        assert "names no engine; it takes a name, or a list of names; next: kernelk.stop_backend([" in cell["out"]
+        assert len(cell["out"].splitlines()) == 1
+
+
 # --- keras.json -----------------------------------------------------------------------------------------------
 
 
@@ -353,7 +384,7 @@ def test_save_says_where_keras_3_would_stop(keras_json: Path) -> None:
     activate("theano")
     saved = kernelk.set_backend("theano", save=True).saved
     assert "doesn't know 'theano' and fails at `import keras`" in saved
-    assert "undo it with %kbackend tensorflow --save" in saved
+    assert "undo it with kernelk.set_backend('tensorflow', save=True)" in saved
     assert "\n" not in saved
 
 
@@ -436,9 +467,9 @@ def test_the_magic_in_a_shell(tmp_path: Path) -> None:
 REFUSED = [
     ("numpy theano", "takes one engine's name, not 'numpy theano'; next: %kbackend numpy"),
     ("torch --thread 2", "has no option --thread: did you mean --threads? allowed are --device, --threads"),
-    ("torch --threads=0", "threads='0' isn't allowed: allowed are 1 to "),
+    ("torch --threads=0", "--threads 0 isn't allowed: allowed are 1 to "),
     ("torch --threads", "--threads: expected one argument"),
-    ("torch --threads -3", "threads='-3' isn't allowed"),
+    ("torch --threads -3", "--threads -3 isn't allowed"),
     ("torch --in-kernel --worker", "--in-kernel and --worker exclude each other"),
     ("theano --in-kernel", "next: %kbackend theano, which runs it in a worker"),
     ("cntk --in-kernel", "next: %kbackend cntk, which runs it in a worker"),
@@ -447,8 +478,8 @@ REFUSED = [
         "theano --compiler --no-compiler",
         "--compiler and --no-compiler exclude each other; next: %kbackend theano --no-",
     ),
-    ("cntk --no-compiler", "are only for theano; next: %kbackend cntk"),
-    ("--compiler", "numpy compiles no C code: --compiler"),
+    ("cntk --no-compiler", "only theano takes this option; next: %kbackend cntk"),
+    ("--compiler", "numpy compiles no C code: only theano"),
     ("--device gpu:0", "numpy has no device 'gpu:0' here: allowed are cpu:0"),
     (
         "torch --stop numpy",
@@ -504,7 +535,8 @@ OFFERED = [
     ("%kbackend --l", ["--list", "--log"]),
     ("%kbackend --no", []),
     ("%kbackend --threads 2 --s", ["--save"]),
-    ("%kbackend --stop torch ", []),
+    ("%kbackend --stop torch c", ["cntk"]),
+    ("%kbackend --stop torch to", []),
     ("%kbackend --stop torch --", ["--on"]),
     ("%kbackend --doctor theano --", ["--on"]),
     ("%kbackend --list ", []),
@@ -586,7 +618,7 @@ def test_numpy_in_a_worker_and_back() -> None:
         assert step([])[0].tolist() == [4.0, 6.0]
         row = next(row for row in kernelk.list_backends().engines if row.name == "numpy")
         assert (row.placement, row.pid) == ("worker", host.pid)
-        with pytest.raises(ArgumentError, match="next: %kbackend numpy --in-kernel"):
+        with pytest.raises(ArgumentError, match=r"next: kernelk.set_backend\('numpy', in_kernel=True\)"):
             K.native(v)
         assert not kernelk.set_backend("numpy").restarted
         kernelk.stop_backend("numpy")

@@ -119,7 +119,8 @@ def test_a_precision_is_an_option_like_the_others() -> None:
     with pytest.raises(ArgumentError) as caught:
         kernelk.set_backend("torch", precision="tf32")
     assert str(caught.value) == (
-        "PyTorch has no tf32 on cpu:0: allowed are float32, bfloat16; next: %kbackend torch --precision float32"
+        "PyTorch has no tf32 on cpu:0: allowed are float32, bfloat16; "
+        "next: kernelk.set_backend('torch', precision='float32')"
     )
     assert current().host().pid == pid
     # Through a swap, a stop, and another option.
@@ -143,13 +144,52 @@ def test_a_device_that_lacks_the_precision_is_refused_by_a_new_worker_too() -> N
 
 @pytest.mark.parametrize("wrong", ["fp16", "", "TF32", 16, True, "float64"])
 def test_an_unknown_precision(wrong: Any) -> None:
-    with pytest.raises(
-        ArgumentError, match=r"allowed are float32, tf32, bfloat16; next: %kbackend torch --precision"
-    ) as e:
+    with pytest.raises(ArgumentError) as e:
         kernelk.set_backend("torch", precision=wrong)
-    assert one_line(e.value)
-    assert wrong != "TF32" or "did you mean 'tf32'" in str(e.value)
+    allowed, _, step = one_line(e.value).partition("allowed are float32, tf32, bfloat16 and 'default'; next: ")
+    assert allowed == f"precision={wrong!r} isn't allowed: " + ("did you mean 'tf32'? " if wrong == "TF32" else "")
+    assert step == f"kernelk.set_backend('torch', precision='{'tf32' if wrong == 'TF32' else 'float32'}')"
     assert (current().active, current().engine_options.get("torch", {})) == ("numpy", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        *[(one, "float32") for one in ("32", 32, "fp32", "F32", "single", "flaot32", np.float32, np.dtype("float32"))],
+        *[(one, "tf32") for one in ("TF-32", "tensorfloat32")],
+        *[(one, "bfloat16") for one in ("bf16", "BFloat16", "torch.bfloat16", "bfloat")],
+        ("defualt", "default"),
+        # Other formats, however near their letters are.
+        *[(one, "") for one in ("16", 16, "float16", "half", "float64", "64", "fp8", "int8", "x")],
+    ],
+)
+def test_another_name_of_a_precision_is_understood_by_its_meaning(given: Any, meant: str) -> None:
+    with pytest.raises(ArgumentError) as e:
+        kernelk.set_backend("torch", precision=given)
+    text = one_line(e.value)
+    assert (f"did you mean '{meant}'? allowed are " if meant else "isn't allowed: allowed are ") in text
+    assert text.endswith(f"precision='{meant if meant and meant != 'default' else 'float32'}')")
+
+
+def test_a_magics_precision_is_told_in_the_magics_words() -> None:
+    (_, torch, numpy, compared, asked, after) = run_cells(
+        [
+            "%load_ext kernelk\nfrom kernelk import backend as K\nimport kernelk",
+            "%kbackend torch --precision 32",
+            "%kbackend numpy --precision bf16",
+            "%%kcompare numpy --precision bf16\nK.eval(K.ones(3))",
+            "kernelk.set_backend('torch', precision=32)",
+            "print(K.backend())",
+        ],
+        KERNELK_BACKEND="numpy",
+    )
+    allowed = "allowed are float32, tf32, bfloat16 and 'default'; next: "
+    assert f"--precision 32 isn't allowed: did you mean 'float32'? {allowed}%kbackend torch --p" in torch["out"]
+    # What it means is nothing that this engine has.
+    assert f"did you mean 'bfloat16'? {allowed}%kbackend numpy --precision float32" in numpy["out"]
+    assert f"--precision bf16 isn't allowed; did you mean 'bfloat16'? {allowed}--precision bfloat16" in compared["out"]
+    assert f"precision=32 isn't allowed: did you mean 'float32'? {allowed}kernelk.set_backend('t" in asked["out"]
+    assert after["out"] == "numpy\n"
 
 
 @pytest.mark.parametrize("engine", ["numpy", "theano", "cntk"])
@@ -202,11 +242,11 @@ def test_no_verdict_between_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines()[0] == "no verdict: precision differs"
     assert "precision differs (numpy float32, coarse tf32): these are different computations" in text
     assert "fastest" not in text
-    assert "next: --precision float32" in text
+    assert "next: precision='float32'" in text
     assert [row["precision"] for row in result.records()] == ["float32", "tf32"]
     swept = kernelk.compare(lambda n: body(), "numpy", "coarse", sweep={"n": [1]}, budget=0.2)
     assert "precision differs" in repr(swept)
-    alone = kernelk.compare(body, "numpy", "numpy", budget=0.2)
+    alone = kernelk.compare(body, "numpy", budget=0.2)
     assert alone.comparable  # type: ignore[union-attr]
 
 
@@ -217,7 +257,7 @@ def test_a_comparison_in_a_precision_that_one_side_lacks(spare: str) -> None:
         "numpy has no bfloat16",
         "Spare has no bfloat16",
     ]
-    with pytest.raises(ArgumentError, match=r"compare: precision='fp8'.*next: --precision float32"):
+    with pytest.raises(ArgumentError, match=r"compare: precision='fp8'.*next: precision='float32'"):
         kernelk.compare(K.dot(v, v), "numpy", spare, precision="fp8")
 
 
@@ -229,7 +269,8 @@ def test_the_program_of_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[st
         capsys.readouterr()
         .err.strip()
         .endswith(
-            "compare: precision='fp8' isn't allowed; allowed are float32, tf32, bfloat16; next: --precision float32"
+            "compare: --precision fp8 isn't allowed; allowed are float32, tf32, bfloat16 and 'default'; "
+            "next: --precision float32"
         )
     )
     assert main(["compare", str(script), "numpy", "--precision", "float32", "--budget", "0.1"]) == 0
@@ -253,7 +294,7 @@ def test_the_users_variables_reach_no_worker_and_a_line_says_so_once(
     captured = capsys.readouterr()
     lines = [line for line in (captured.out + captured.err).splitlines() if "kept out of workers" in line]
     assert lines == [
-        f"kernelk: {setting} is kept out of workers, where --precision decides (float32 by default)"
+        f"kernelk: {setting} is kept out of workers, where precision decides (float32 by default)"
         for setting in ("NVIDIA_TF32_OVERRIDE=1", "JAX_DEFAULT_MATMUL_PRECISION=bfloat16")
     ]
 
