@@ -22,18 +22,6 @@ Row = list[str]
 SHARES = {"tensorflow": 0.9, "theano": 1.0, "cntk": 1.0}
 # Written without Keras, too: where that alone takes more than the share, it is the target.
 BY_HAND = {("tensorflow", "dense")}
-# Why an engine misses its target, as far as it was measured on a quiet machine; shown where it does.
-WHY = {
-    ("theano", "dense"): (
-        "of a batch's 258 us, Theano itself takes 115; to the worker and back are 65, and 78 are Keras's and kernelk's "
-        "own Python between two batches."
-    ),
-    ("cntk", "lstm"): (
-        "of a batch's 10 ms, 4 are the twenty steps, 2.6 those of the gradient, and 1.4 the Python between them. "
-        "CNTK's own recurrence has no Python there, and takes the slopes of sigmoid and tanh from their results; "
-        "here they are exact where those are close to 1, too, which is 1.4 ms of the 4."
-    ),
-}
 TITLES = {"dense": "dense net", "cnn": "small CNN", "lstm": "LSTM"}
 # For an import, and in seconds for a swap.
 IMPORT_SHARE, SWAP = 2.0, 0.030

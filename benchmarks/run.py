@@ -95,10 +95,6 @@ WHY = {
     ("cntk", "lenet32"): _CNTK_LENET,
     ("cntk", "lenet_dropout"): _CNTK_LENET,
     ("cntk", "lenet128"): _CNTK_LENET,
-    ("cntk", "lstm"): (
-        "the loop is Python's, with one CNTK Function for each time step and direction. CNTK's own time is the "
-        "trainer's, 34 ms; to enter and to leave a Function a hundred times takes 7 ms, to hand values on 2 ms."
-    ),
     ("jax", "large_dropout"): (
         "the numbers are those that all engines draw: numpy makes the 131,072 of a step in 0.4 ms, on one core and "
         "between two steps, and the step takes 0.5 ms more with them. JAX makes its own in the step, on both cores."
@@ -312,14 +308,12 @@ def durability(engines: list[str], rounds: int) -> str:
 
 def old_models(engines: list[str], rounds: int) -> str:
     """The section on Keras 2.3.1."""
-    rows, missed = [], []
+    rows: list[Row] = []
     without = [] if keras2.old_keras.python_37() else ["tensorflow"]
     for engine in engines:
         if engine in keras2.SHARES and engine not in without:
             for case in keras2.TITLES:
                 rows += keras2.epochs(engine, case, rounds)
-                if rows[-1][-1] == "**no**" and (engine, case) in keras2.WHY:
-                    missed.append(f"- {engine}, {rows[-1][1]}: {keras2.WHY[engine, case]}")
             rows.append(keras2.importing(engine, max(3, rounds // 3)))
     swap_rows = [keras2.swaps(engine, 2 * rounds) for engine in engines if engine != "numpy"]
     parts = [
@@ -328,7 +322,6 @@ def old_models(engines: list[str], rounds: int) -> str:
         "3.7, Theano 1.0.5 and CNTK 2.7 in Python 3.6. `fit` with Adam, accuracy and batches of 32.\n",
         *(["There was no Python 3.7 here for TensorFlow 1.15.5 (KERNELK_PYTHON37 names one).\n"] if without else []),
         table(["engine", "what", "Keras's own backend", "kernelk", "ratio", "target", "met"], rows),
-        *(["\nWhy targets are missed:\n", *missed] if missed else []),
         "\nA warm swap between two batches of a model that has, with its momentum, 10 MB, all of them changed.\n",
         table(["to", "time", "target", "met"], swap_rows),
     ]

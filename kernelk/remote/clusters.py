@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ..display.progress import waiting
 from ..engines import forks, registry
 from ..errors import ArgumentError, BackendNotInstalledError, EngineError, one_line
+from ..twins import as_typed, as_usable, option
 from .connection_files import (
     cluster_options,
     file_of,
@@ -29,7 +30,6 @@ from .connection_files import (
     ssh_server,
     unknown_host,
 )
-from ..twins import as_typed, as_usable, option
 
 # Seconds that a controller may take to answer.
 _ANSWERS_WITHIN = 5.0
