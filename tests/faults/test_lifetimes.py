@@ -339,6 +339,7 @@ def compiles():
 threading.Thread(target=compiles, daemon=True).start()
 x = K.placeholder((None, 3))
 K.function([x], [K.sum(K.tanh(x) * K.exp(x))])([np.ones((2, 3))])
+threading.Event().wait()  # where it is built beside, the call has been answered
 """
 
 
