@@ -190,12 +190,12 @@ def _joined(kinds):
     return list(groups.values())
 
 
-# Memory for stacked results up to this size each is used again by the next run: fresh pages cost more than the copies.
-KEPT_BYTES = 1 << 24
-
-
 def _side_by_side(columns):
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+
+
+# Memory for stacked results up to this size each is used again by the next run: fresh pages cost more than the copies.
+KEPT_BYTES = 1 << 24
 
 
 class _Loop(object):
@@ -261,12 +261,12 @@ class _Loop(object):
         # Sequences and draws as arrays, states and captures as the engine's own values; constants are compiled in.
         # The first sequence tells the length, whether a step takes its elements or not.
         taken = set([0] + [leaf.operand for leaf in made.leaves[:n]])
-        whole = {position: self._operands.array(position, values, draws) for position in taken}
-        operands = [leaf.of_all_steps(whole[leaf.operand]) for leaf in made.leaves[:n]]
+        sequences = {position: self._operands.array(position, values, draws) for position in taken}
+        operands = [leaf.of_all_steps(sequences[leaf.operand]) for leaf in made.leaves[:n]]
         operands += [self._native(leaf, values, draws) for leaf in made.leaves[n:]]
         for position in range(len(body.draws)):
             operands.append(self._operands.array(len(body.inputs) + position, values, draws))
-        length = len(whole[0])
+        length = len(sequences[0])
         steps = Steps(self._steps, operands, length, lambda x, t: x[t, ...])
         count, stacked = steps.count, None
         for t, leaves in steps:
