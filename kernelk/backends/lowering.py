@@ -191,6 +191,26 @@ class Steps(object):
             yield t, self.leaves(t)
 
 
+# Ops whose result may be empty though no operand is; that of windows may be where the number of places isn't known.
+_MAY_BE_EMPTY = {"shape", "slice", "scan", "item", "ctc_beam_search"}
+
+
+def with_elements(program):
+    """The numbers of values that have elements in every run whose feeds and draws all have some."""
+    given = len(program.inputs) + len(program.slots)
+    drawn = range(given, given + len(program.draws))
+    found = set()
+    for number, (_, shape) in enumerate(program.leaves):
+        if 0 not in shape and (None not in shape or number < len(program.inputs) or number in drawn):
+            found.add(number)
+    for number, instruction in enumerate(program.instructions, len(program.leaves)):
+        shape = instruction.shape
+        unsure = instruction.op in _MAY_BE_EMPTY or ("pads" in instruction.attrs and None in shape[1:])
+        if 0 not in shape and (None not in shape or (not unsure and found.issuperset(instruction.inputs))):
+            found.add(number)
+    return found
+
+
 def resolve_dims(dims, values, length):
     """`dims` with each [k, axis] replaced by `length(values[k], axis)`."""
     return [length(values[dim[0]], dim[1]) if isinstance(dim, list) else dim for dim in dims]

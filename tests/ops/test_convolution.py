@@ -668,6 +668,58 @@ def test_infinities_and_nan_in_pools(backend: str) -> None:
     np.testing.assert_array_equal(bordered, np.full((1, 2, 2, 1), -np.inf))
 
 
+def test_one_program_for_finite_values_and_others_and_for_no_sample(backend: str) -> None:
+    """The quickest way through a pool on TensorFlow is for finite values of some samples: the others have another."""
+    x = K.placeholder((None, 4, 4, 1))
+    kernel = K.variable(np.ones((1, 1, 1, 2)))
+    y = K.pool2d(K.conv2d(x, kernel), (2, 2), (2, 2))
+    call = K.function([x], [y, *K.gradients(K.sum(y), [x, kernel])])
+    ordinary = np.arange(32, dtype="float32").reshape(2, 4, 4, 1)
+    odd = ordinary.copy()
+    odd[0, 0, 0], odd[1, 3, 3], odd[1, :2, :2] = np.nan, np.inf, -np.inf
+    expected = np.repeat([[[[5], [7]], [[13], [15]]], [[[21], [23]], [[29], [31]]]], 2, axis=3).astype("float32")
+    strange = expected.copy()
+    strange[0, 0, 0], strange[1, 1, 1], strange[1, 0, 0] = np.nan, np.inf, -np.inf
+    for fed, wanted in ((ordinary, expected), (ordinary[:0], expected[:0]), (ordinary[:1], expected[:1])):
+        found = call([fed])
+        np.testing.assert_array_equal(found[0], wanted)
+        assert found[1].sum() == 8 * len(fed)
+        np.testing.assert_array_equal(found[2], np.full((1, 1, 1, 2), wanted.sum() / 2))
+    for fed, wanted in ((odd, strange), (ordinary[:0], expected[:0]), (ordinary, expected), (odd, strange)):
+        np.testing.assert_array_equal(call([fed])[0], wanted)
+
+
+def test_windows_of_a_piece_that_may_be_empty(backend: str) -> None:
+    x = K.placeholder((None, 4, 4, 1))
+    kernel = K.variable(np.ones((2, 2, 1, 3)))
+    y = K.pool2d(K.conv2d(K.relu(x)[2:], kernel), (2, 2), (1, 1))
+    z = K.depthwise_conv2d(K.concatenate([x[2:], x[:1] * 2], 0), kernel)
+    call = K.function([x], [y, z, *K.gradients(K.sum(y) + K.sum(z), [x, kernel])])
+    for count in (3, 2, 4, 1, 0):
+        found = call([np.ones((count, 4, 4, 1))])
+        rows, more = max(0, count - 2), max(0, count - 2) + min(1, count)
+        assert [value.shape for value in found] == [(rows, 2, 2, 3), (more, 3, 3, 3), (count, 4, 4, 1), (2, 2, 1, 3)]
+        assert found[0].sum() == rows * 48
+        assert found[1].sum() == (rows + 2 * min(1, count)) * 108
+
+
+def test_a_pool_in_the_steps_of_a_loop_of_what_is_not_finite(backend: str) -> None:
+    x = K.placeholder((None, 3, 4, 4, 1))
+
+    def step(now: Any, states: list[Any]) -> tuple[Any, list[Any]]:
+        new = K.pool2d(now, (2, 2), (2, 2)) + states[0]
+        return new, [new]
+
+    last, _, _ = K.rnn(step, x, [K.zeros_like(K.pool2d(x[:, 0], (2, 2), (2, 2)))])
+    call = K.function([x], [last])
+    values = np.ones((2, 3, 4, 4, 1), "float32")
+    np.testing.assert_array_equal(call([values])[0], np.full((2, 2, 2, 1), 3))
+    values[0, 1, 0, 0], values[1, 2, 2:, 2:] = np.nan, -np.inf
+    wanted = np.full((2, 2, 2, 1), 3, "float32")
+    wanted[0, 0, 0], wanted[1, 1, 1] = np.nan, -np.inf
+    np.testing.assert_array_equal(call([values])[0], wanted)
+
+
 def image(*shape: int | None) -> Any:
     return K.placeholder(shape)
 

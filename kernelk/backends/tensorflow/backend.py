@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 
@@ -38,6 +39,9 @@ EMBEDDED_BYTES = 1024
 # An executor of TensorFlow's that computes node after node in the calling thread, each still on several if it is large.
 # The default one hands nodes to other threads, which takes longer than a small node itself.
 INLINE = "SINGLE_THREADED_EXECUTOR"
+
+# Ops whose nodes take long enough to be handed over: a convolution's two gradients are computed beside each other.
+LONG = {"conv", "conv_input", "conv_kernel", "depthwise_conv", "depthwise_conv_input", "depthwise_conv_kernel"}
 
 # Nodes of a graph that compute nothing.
 PASSIVE = ("Placeholder", "Const", "Identity", "NoOp")
@@ -94,6 +98,9 @@ class TensorFlowBackend(Backend):
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             # Without it a process takes a GPU's whole memory, and other engines' workers get none.
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+            # By default oneDNN's primitive of a convolution's gradient is made anew for each call, much of a small
+            # one's time. It was to save memory, but today's primitives keep none of the large buffers.
+            os.environ.setdefault("TF_MKL_OPTIMIZE_PRIMITIVE_MEMUSE", "false")
             if denormals != "flush":
                 keep_denormals(options.get("scratch"))
             tf = _import_tensorflow()
@@ -347,27 +354,47 @@ class TensorFlowBackend(Backend):
                     raise
                 raise located from error
 
-        plain = []
+        kinds = set(instruction.op for instruction in program.instructions)
+        # Whether the calls are of a graph without guards, as far as they can be: see `windows.unguarded`. On a GPU one
+        # would have to wait for what it says at the end.
+        unguarded = self._on_cpu and not kinds.isdisjoint(windows.OPS)
+        calls = {}
 
-        def traced():
-            return self._traced(lambda *given: computed(given, program.results(), copied), specs)
+        def guarded_step(*given):
+            return computed(given, program.results(), copied)
 
-        def prepared():
-            if not plain:
-                run.concrete = traced()
-                plain.append(self._call(run.concrete, traced))
-            return plain[0]
+        def unguarded_step(*given):
+            with windows.unguarded(program) as sums:
+                return guarded_step(*given) + [windows.all_finite(sums)]
+
+        def prepared(step):
+            if step not in calls:
+                run.concrete = self._traced(step, specs)
+                again = None if kinds & LONG else lambda: self._traced(step, specs)
+                calls[step] = self._call(run.concrete, again)
+            return calls[step]
 
         def run(feeds, state, draws):
+            nonlocal unguarded
             if not all(map(is_tensor, state)):
                 state = [value if is_tensor(value) else value.value() for value in state]
-            results = called(prepared(), feeds, state, draws)
+            if unguarded and not any(0 in array.shape for array in chain(feeds, draws)):
+                try:
+                    results = called(prepared(unguarded_step), feeds, state, draws)
+                    if results.pop():
+                        return results[:outputs], results[outputs:]
+                except Exception:
+                    # It may come of a maximum that passed over NaN. What doesn't is raised again below.
+                    pass
+                # Where one value isn't finite, the next call's aren't as a rule.
+                unguarded = False
+            results = called(prepared(guarded_step), feeds, state, draws)
             return results[:outputs], results[outputs:]
 
         if self.overwrites and self._prepare is not None and program.updates:
             run.overwrite = self._overwriting(program, computed, specs, copied, called)
         else:
-            prepared()
+            prepared(unguarded_step if unguarded else guarded_step)
 
         run.fresh = [
             i for i in program.computed() if self._computes_afresh(program.instructions[program.outputs[i] - first])

@@ -3,15 +3,45 @@
 What its kernels on a CPU can't do is left to the decompositions, as dilation, or done by others.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
-from ..lowering import resolve_dims
+from ..lowering import resolve_dims, with_elements
 from .elementwise import widened
 
 # Set by `hand_over` when the first backend starts: op functions are only called after that.
 tf = None
 
 OPS = {}
+
+# Within `unguarded`: its program's instructions, each with whether its operands have elements, and the sums.
+_instructions, _sums = {}, []
+
+
+@contextmanager
+def unguarded(program):
+    """What is lowered of a program has nothing to keep kernels from empty batches and NaN, where that can be.
+
+    These guards take more nodes than all the rest. The caller runs it where all feeds and draws have elements, and its
+    results count where all that the yielded list has in the end are finite. Loops' bodies stay guarded.
+    """
+    global _instructions, _sums
+    before, numbers = (_instructions, _sums), with_elements(program)
+    _instructions = {x: numbers.issuperset(x.inputs) for x in program.instructions if x.op in OPS}
+    _sums = []
+    try:
+        yield _sums
+    finally:
+        _instructions, _sums = before
+
+
+def all_finite(sums):
+    """Whether all of these scalars are finite."""
+    result = tf.constant(True)
+    for total in sums:
+        result = tf.raw_ops.LogicalAnd(x=result, y=tf.raw_ops.IsFinite(x=total))
+    return result
 
 
 def _entries(strides):
@@ -162,11 +192,15 @@ def _max_pool(instruction, x, window, strides, pads):
     # TensorFlow's kernel passes over NaN, and has the least float for a maximum of -inf. Neither leaves a sum finite.
     total = tf.raw_ops.Sum(input=values, axis=list(range(len(x.shape))))
     settings = dict(_pools(window, strides), **_placed(pads))
-    result = tf.cond(
-        tf.raw_ops.IsFinite(x=total),
-        lambda: tf.raw_ops.MaxPool(input=values, **settings),
-        lambda: _max_of_slices(_framed(values, pads, -np.inf), window, strides),
-    )
+    if instruction in _instructions:
+        _sums.append(total)
+        result = tf.raw_ops.MaxPool(input=values, **settings)
+    else:
+        result = tf.cond(
+            tf.raw_ops.IsFinite(x=total),
+            lambda: tf.raw_ops.MaxPool(input=values, **settings),
+            lambda: _max_of_slices(_framed(values, pads, -np.inf), window, strides),
+        )
     return tf.cast(result, x.dtype)
 
 
@@ -224,7 +258,7 @@ def _never_empty(function, batches):
     """
 
     def call(instruction, *values, **attrs):
-        if values[0].shape[0]:
+        if values[0].shape[0] or _instructions.get(instruction):
             return function(instruction, *values, **attrs)
         count = tf.raw_ops.Slice(input=tf.shape(values[0]), begin=[0], size=[1])
         missing = tf.cast(tf.raw_ops.Equal(x=count, y=tf.constant([0])), tf.int32)
