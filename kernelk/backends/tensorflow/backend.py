@@ -98,8 +98,8 @@ class TensorFlowBackend(Backend):
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             # Without it a process takes a GPU's whole memory, and other engines' workers get none.
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-            # By default oneDNN's primitive of a convolution's gradient is made anew for each call, much of a small
-            # one's time. It was to save memory, but today's primitives keep none of the large buffers.
+            # By default oneDNN's primitive of a convolution's gradient is made anew for each call, up to a third of a
+            # small one's time. Those of the last 1024 shapes are kept instead: 0.1 MB for most, 1.5 MB for 512 channels.
             os.environ.setdefault("TF_MKL_OPTIMIZE_PRIMITIVE_MEMUSE", "false")
             if denormals != "flush":
                 keep_denormals(options.get("scratch"))
