@@ -355,7 +355,7 @@ class TensorFlowBackend(Backend):
                 raise located from error
 
         kinds = set(instruction.op for instruction in program.instructions)
-        # Whether the calls are of a graph without guards, as far as they can be: see `windows.unguarded`. On a GPU one
+        # Whether the calls are of a graph without guards, as far as they can be: `windows.unguarded` says how. On a GPU one
         # would have to wait for what it says at the end.
         unguarded = self._on_cpu and not kinds.isdisjoint(windows.OPS)
         calls = {}
