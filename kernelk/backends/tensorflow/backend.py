@@ -99,7 +99,7 @@ class TensorFlowBackend(Backend):
             # Without it a process takes a GPU's whole memory, and other engines' workers get none.
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
             # By default oneDNN's primitive of a convolution's gradient is made anew for each call, up to a third of a
-            # small one's time. Those of the last 1024 shapes are kept instead: 0.1 MB for most, 1.5 MB for 512 channels.
+            # small one's time. Those of the last 1024 shapes are kept instead: 0.1 MB to 1.5 MB each.
             os.environ.setdefault("TF_MKL_OPTIMIZE_PRIMITIVE_MEMUSE", "false")
             if denormals != "flush":
                 keep_denormals(options.get("scratch"))
@@ -355,7 +355,7 @@ class TensorFlowBackend(Backend):
                 raise located from error
 
         kinds = set(instruction.op for instruction in program.instructions)
-        # Whether the calls are of a graph without guards, as far as they can be: `windows.unguarded` says how. On a GPU one
+        # Whether calls are of the graph without guards (`windows.unguarded`), as long as they can be. On a GPU one
         # would have to wait for what it says at the end.
         unguarded = self._on_cpu and not kinds.isdisjoint(windows.OPS)
         calls = {}
