@@ -220,6 +220,7 @@ def _define() -> None:
                 partial(infer, depthwise=depthwise),
                 partial(vjp, depthwise=depthwise),
                 in_float32(partial(decompose, depthwise=depthwise)),
+                checks=True,
             )
             RULES[prefix + part] = RULES["dilated_" + prefix + part] = rule
 

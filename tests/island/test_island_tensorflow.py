@@ -51,6 +51,17 @@ def test_other_threads_after_the_start_are_refused(backend):
         type(backend)({"threads": backend.facts()["threads"] + 1})
 
 
+@pytest.mark.parametrize("op", ["conv_kernel", "depthwise_conv_kernel"])
+def test_the_gradient_of_a_kernel_of_one_element_has_no_strides(backend, op):
+    """oneDNN's own way to it isn't sound."""
+    attrs = {"size": [1, 1], "strides": [2, 2], "pads": [[0, 0], [1, 1]], "dilation": [1, 1]}
+    leaves = [["float32", [None, 5, 6, 3]], ["float32", [None, 3, 4, 6]]]
+    size = [1, 1, 3, 6 if op == "conv_kernel" else 2]
+    run = backend.compile(program(inputs=leaves, instructions=[[op, [0, 1], attrs, "float32", size]], outputs=[2]), [])
+    strides = [x.get_attr("strides") for x in run.concrete.graph.get_operations() if x.type.endswith("BackpropFilter")]
+    assert strides == [[1, 1, 1, 1]]
+
+
 def test_a_sum_is_added_to_the_variable_itself(backend):
     """What is read later has the old value, and the new one stays in its memory: an optimizer's step copies nothing."""
     leaf = ["float32", [400, 400]]

@@ -51,6 +51,26 @@ def test_all_primitives_are_defined_and_callable_as_the_contract_says(backend):
     assert backend.to_numpy(backend.ops["mod"](instruction, *values)).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("op", ["conv_kernel", "depthwise_conv_kernel"])
+def test_the_gradient_of_a_kernel_of_one_element_has_no_strides(backend, monkeypatch, op):
+    """oneDNN's own way to it isn't sound."""
+    from kernelk.backends.torch import windows
+
+    seen, backward = [], windows._backward
+    monkeypatch.setattr(
+        windows, "_backward", lambda geometry, *given: seen.append(geometry.strides) or backward(geometry, *given)
+    )
+    attrs = {"size": [1, 1], "strides": [2, 2], "pads": [[0, 0], [1, 1]], "dilation": [1, 1]}
+    arrays = [np.ones(shape, "float32") for shape in ((2, 5, 6, 3), (2, 3, 4, 6))]
+    leaves = [["float32", list(array.shape)] for array in arrays]
+    size = [1, 1, 3, 6 if op == "conv_kernel" else 2]
+    run = backend.compile(program(inputs=leaves, instructions=[[op, [0, 1], attrs, "float32", size]], outputs=[2]), [])
+    outputs, _ = run(arrays, [], [], [])
+    # Of four places along a row, the first one is in the padding.
+    assert (backend.to_numpy(outputs[0]) == 2 * 3 * 3).all()
+    assert seen == [(1, 1)]
+
+
 def test_conformance():
     script = str(TESTS / "island" / "island_conformance.py")
     island = str(PROJECT / "kernelk" / "backends")

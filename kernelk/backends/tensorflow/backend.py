@@ -216,9 +216,11 @@ class TensorFlowBackend(Backend):
 
             config = config_pb2.ConfigProto.FromString(context.context().function_call_options.config_proto_serialized)
             rewrites = config.graph_options.rewrite_options
-            # These two compute something else: (x + 1e30) - 1e30 becomes x, and log(x + 1) log1p(x).
+            # These three compute something else: (x + 1e30) - 1e30 becomes x, log(x + 1) log1p(x), and a relu that is
+            # fused with the product or convolution before it 0 of NaN. A fused depthwise one may end the process.
             rewrites.arithmetic_optimization = rewriter_config_pb2.RewriterConfig.OFF
             rewrites.constant_folding = rewriter_config_pb2.RewriterConfig.OFF
+            rewrites.remapping = rewriter_config_pb2.RewriterConfig.OFF
             # These compute in half the bits, if the user has chosen that for their own programs.
             for name in ("", "_mkl", "_cpu", "_onednn_bfloat16"):
                 if hasattr(rewrites, "auto_mixed_precision" + name):
@@ -378,7 +380,8 @@ class TensorFlowBackend(Backend):
             nonlocal unguarded
             if not all(map(is_tensor, state)):
                 state = [value if is_tensor(value) else value.value() for value in state]
-            if unguarded and not any(0 in array.shape for array in chain(feeds, draws)):
+            tried = unguarded and not any(0 in array.shape for array in chain(feeds, draws))
+            if tried:
                 try:
                     results = called(prepared(unguarded_step), feeds, state, draws)
                     if results.pop():
@@ -386,9 +389,9 @@ class TensorFlowBackend(Backend):
                 except Exception:
                     # It may come of a maximum that passed over NaN. What doesn't is raised again below.
                     pass
-                # Where one value isn't finite, the next call's aren't as a rule.
-                unguarded = False
             results = called(prepared(guarded_step), feeds, state, draws)
+            # Where one value isn't finite, the next call's aren't as a rule. An error says nothing of them.
+            unguarded = unguarded and not tried
             return results[:outputs], results[outputs:]
 
         if self.overwrites and self._prepare is not None and program.updates:

@@ -87,10 +87,30 @@ def _around(lengths, pads):
     return [n + before + after for n, (before, after) in zip(lengths, pads)]
 
 
+def _thinned(strides):
+    """The equal strides that a depthwise kernel takes, and those that are left to a slice."""
+    equal = len(set(strides)) == 1
+    return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
+
+
+def _every(y, strides):
+    """The part of a result with strides of 1 that these strides leave."""
+    rank = len(strides)
+    return tf.raw_ops.StridedSlice(
+        input=y, begin=[0] * rank, end=[0] * rank, strides=strides, begin_mask=15, end_mask=15
+    )
+
+
 def _conv(instruction, x, kernel, strides, pads, dilation):
     values, weights, entries = widened(x), widened(kernel), _entries(strides)
     if len(strides) == 2:
+        left = None
+        if strides[0] == 1 and x.shape[-1] in (1, None) and instruction.shape[2] in (1, None):
+            # Of one channel, where rows have one place, oneDNN computes other rows than those asked for.
+            entries, left = _thinned(strides)
         y = tf.raw_ops.Conv2D(input=values, filter=weights, strides=entries, **_placed(pads))
+        if left is not None:
+            y = _every(y, left)
     else:
         y = tf.raw_ops.Conv3D(input=_framed(values, pads), filter=weights, strides=entries, padding="VALID")
     return tf.cast(y, x.dtype)
@@ -111,8 +131,21 @@ def _conv_input(instruction, g, kernel, dims, strides, pads):
     return tf.cast(result, g.dtype)
 
 
+def _what_counts(x, size, strides, pads):
+    """`x`, strides and padding of a kernel's gradient; of a kernel of one element, the part of `x` that it meets.
+
+    oneDNN's own way to that one's gradient isn't sound where it has strides.
+    """
+    if set(size) == {1} and set(strides) != {1}:
+        return _every(_framed(x, pads), _entries(strides)), [1, 1], [(0, 0)] * 2
+    return x, strides, pads
+
+
 def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
-    values, given, entries = widened(x), widened(g), _entries(strides)
+    values, given = widened(x), widened(g)
+    if len(strides) == 2:
+        values, strides, pads = _what_counts(values, size, strides, pads)
+    entries = _entries(strides)
     sizes = tf.stack(list(size) + _lengths(x, [-1]) + _lengths(g, [-1]))
     if len(strides) == 2:
         kernel = tf.raw_ops.Conv2DBackpropFilter
@@ -121,12 +154,6 @@ def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
         kernel, values = tf.raw_ops.Conv3DBackpropFilterV2, _framed(values, pads)
         result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, padding="VALID")
     return tf.cast(result, x.dtype)
-
-
-def _thinned(strides):
-    """The equal strides that a depthwise kernel takes, and those that are left to a slice."""
-    equal = len(set(strides)) == 1
-    return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
 
 
 def _with_zeros_between(g, strides, lengths):
@@ -142,8 +169,7 @@ def _depthwise_conv(instruction, x, kernel, strides, pads, dilation):
     taken, left = _thinned(strides)
     y = tf.raw_ops.DepthwiseConv2dNative(input=widened(x), filter=widened(kernel), strides=taken, **_placed(pads))
     if left is not None:
-        rank = len(left)
-        y = tf.raw_ops.StridedSlice(input=y, begin=[0] * rank, end=[0] * rank, strides=left, begin_mask=15, end_mask=15)
+        y = _every(y, left)
     return tf.cast(y, x.dtype)
 
 
@@ -168,13 +194,14 @@ def _depthwise_conv_input(instruction, g, kernel, dims, strides, pads):
 
 
 def _depthwise_conv_kernel(instruction, x, g, size, strides, pads, dilation):
+    values, strides, pads = _what_counts(widened(x), size, strides, pads)
     taken, left = _thinned(strides)
     given = widened(g)
     (channels,), (filters,) = _lengths(x, [-1]), _lengths(g, [-1])
     if left is not None:
         given = _with_zeros_between(given, left, _unit_lengths(_spatial(x), size, pads))
     result = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=widened(x),
+        input=values,
         filter_sizes=tf.stack(list(size) + [channels, filters // channels]),
         out_backprop=given,
         strides=taken,

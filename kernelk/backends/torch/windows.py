@@ -88,6 +88,11 @@ def _weights(kernel, depthwise):
     return kernel.permute(_KERNEL[rank]), 1
 
 
+def _row_by_row(shape):
+    """The strides of memory where the last axis runs first, whatever axes of length 1 there are."""
+    return tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+
+
 def _backward(geometry, g, x, weights, groups, mask):
     return torch.ops.aten.convolution_backward(
         g,
@@ -155,11 +160,18 @@ def conv(instruction, strides, pads, dilation):
     geometry, depthwise = _Geometry(strides, pads, dilation), "depthwise" in instruction.op
     function = torch.conv2d if len(strides) == 2 else torch.conv3d
     half = instruction.dtype == "float16"
+    alone = len(strides) == 2 and strides[0] == 1 < strides[1]
 
     def call(x, kernel):
         weights, groups = _weights(widened(kernel), depthwise)
+        values = _first(widened(x))
+        if alone and values.shape[1] == 1:
+            # Of one channel, where rows have one place, oneDNN computes other rows in "channels last" memory.
+            values, weights = values.contiguous(), weights.contiguous()
+            values = values.as_strided(values.shape, _row_by_row(values.shape))
+            weights = weights.as_strided(weights.shape, _row_by_row(weights.shape))
         y = function(
-            geometry.framed(_first(widened(x))),
+            geometry.framed(values),
             weights,
             None,
             geometry.strides,
@@ -192,11 +204,15 @@ def conv_input(instruction, dims, strides, pads, dilation):
 
 @maker(*window_ops("conv_kernel"))
 def conv_kernel(instruction, size, strides, pads, dilation):
-    geometry, depthwise = _Geometry(strides, pads, dilation), "depthwise" in instruction.op
-    half, size = instruction.dtype == "float16", tuple(size)
+    half, size, depthwise = instruction.dtype == "float16", tuple(size), "depthwise" in instruction.op
+    # oneDNN's own way to this gradient isn't sound where a kernel of one element has strides.
+    thinned = len(size) == 2 and set(size) == {1} and set(strides) != {1}
+    geometry = _Geometry([1, 1] if thinned else strides, pads, dilation, own_padding=not thinned)
 
     def call(x, g):
         values, given = geometry.framed(_first(widened(x))), _first(widened(g))
+        if thinned:
+            values = values[:, :, :: strides[0], :: strides[1]]
         channels, filters = values.shape[1], given.shape[1]
         groups = channels if depthwise else 1
         weights = _like(given, (filters, channels // groups) + size)
