@@ -36,6 +36,15 @@ _FLAGS = {
     "--save": "save=True",
     "--drop-calls": "drop_calls=True",
 }
+# Twins that aren't %kbackend's.
+_NAMES = {
+    "time": "%ktime",
+    "profile": "%kprofile",
+    "compare": "%%kcompare",
+    "diff": "%kdiff",
+    "show": "%kshow",
+    "draw": "%kgraph",
+}
 # The line with all that belongs to it: names and options, up to a comma or another sign.
 _LINE = re.compile(r"%kbackend((?: [\w@:.\[\]-]+)*)")
 
@@ -59,6 +68,11 @@ def _typed() -> str:
             break
         frame = frame.f_back
     return "python"
+
+
+def typed_name(twin: str) -> str:
+    """What the user has typed of the two names of a function: "diff" or "%kdiff"."""
+    return _NAMES[twin] if _typed() == "magic" else twin
 
 
 def option(name: str, value: Any = None) -> str:

@@ -15,6 +15,7 @@ from ..session.current import current
 from ..session.default_feeds import known_feeds, roots_of
 from ..session.function import Function
 from ..session.targets import adapted, layers_of
+from ..twins import typed_name
 from .boxes import Box, Graph, clean, counted, graph_of_tensors, notebook_names, shown_names, with_times
 from .grouping import collapsed
 from .layout import Point, lay_out
@@ -172,7 +173,7 @@ def graph_of(
             f"a drawing's depth is 0 or more, or 'all', not {depth!r}", next_step="kernelk.draw(y, depth=1)"
         )
     target = adapted(target)
-    roots = roots_of(target, "draw")
+    roots = roots_of(target, typed_name("draw"))
     for root in roots:
         check_generation(root)
     called = notebook_names(names or {})
@@ -230,13 +231,13 @@ def _profiled(target: Any, feeds: Any) -> Any:
     from ..measure.profiling import profile
 
     target = adapted(target)
-    roots = roots_of(target, "draw")
+    roots = roots_of(target, typed_name("draw"))
     updated = [variable for variable, _ in target.updates] if isinstance(target, Function) else []
     updated += [x.inputs[0] for x in roots if isinstance(x, Update)]  # type: ignore[misc]
     session = current()
     with session.lock:
         # Checked here, since the profile's error would name another command.
-        known_feeds(target, roots, feeds or {}, "draw", "%kgraph y --times --feed x=array")
+        known_feeds(target, roots, feeds or {}, typed_name("draw"), "%kgraph y --times --feed x=array")
         before = [(variable, session.read(variable)) for variable in updated]
         with session.state.seeds.kept():
             try:

@@ -23,6 +23,7 @@ from ..session.linearise import linearised
 from ..session.session import Session
 from ..session.targets import adapted
 from ..session.untouched import untouched
+from ..twins import typed_name
 from .boxes import clean, counted, graph_of_tensors, notebook_names, shown_names, shown_shape
 
 # The result shows at most so many lines of a listing; `text` has all.
@@ -130,7 +131,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
     started stay warm. Raises UnknownBackendError, ArgumentError, FeedError, ShapeError.
     """
     target = adapted(target)
-    roots = roots_of(target, "show")
+    roots = roots_of(target, typed_name("show"))
     for root in roots:
         check_generation(root)
     for name in engines:
@@ -147,7 +148,7 @@ def show(target: Any, *engines: str, feeds: Any = None, names: Mapping[str, Any]
                 made.append(f"'{called.get(x.uid) or clean(x.name)}' as {shown_shape(shape)}")
             return np.zeros(shape, x.dtype)
 
-        phase, fed = known_feeds(target, roots, feeds or {}, "show", "%kshow y --feed x=array", zeros)
+        phase, fed = known_feeds(target, roots, feeds or {}, typed_name("show"), "%kshow y --feed x=array", zeros)
         views = []
         for name in wanted:
             engine = registry.engine(name)

@@ -18,7 +18,7 @@ from ..remote.clusters import Place, parsed, place_of, placed
 from ..session.current import current
 from ..session.session import Session
 from ..session.targets import layers_of
-from ..twins import in_ipython, option
+from ..twins import in_ipython, option, typed_name
 from .comparison_results import CompareResult, Side, SweepResult, differences
 from .recording import Recording, record, restoring
 from .results import noted
@@ -53,7 +53,7 @@ def compare(
     Raises ArgumentError, UnknownBackendError, FeedError, and what a body raises; an engine that fails is a row.
     """
     __tracebackhide__ = True  # in an error of a body
-    seconds = checked_budget(budget, "compare")
+    seconds = checked_budget(budget, typed_name("compare"))
     names = [one for one in what if isinstance(one, str)]
     targets = [one for one in what if not isinstance(one, str)]
     if not targets:
@@ -76,12 +76,13 @@ def compare(
         )
     if len(targets) > 1 and len(engines) > 1:
         raise ArgumentError(
-            f"compare: {len(targets)} bodies and {len(engines)} engines cannot be combined",
+            f"{typed_name('compare')}: {len(targets)} bodies and {len(engines)} engines cannot be combined",
             next_step="name one engine, or give one body",
         )
     if per_op and (len(targets) > 1 or sweep is not None):
+        what_for = "a sweep" if sweep is not None else "several bodies"
         raise ArgumentError(
-            f"compare: {option('per_op')} isn't possible for {'a sweep' if sweep is not None else 'several bodies'}",
+            f"{typed_name('compare')}: {option('per_op')} isn't possible for {what_for}",
             allowed="it needs one body, several engines and no sweep",
             next_step="leave it out",
         )
@@ -128,7 +129,7 @@ def _once(engines: list[str]) -> list[str]:
             others = [other for other in registry.names() if other != name and registry.installed(other)]
             named = once if len(once) > 1 else [name, *others[:1]]
             raise ArgumentError(
-                f"compare: {name} was named twice",
+                f"{typed_name('compare')}: {name} was named twice",
                 allowed="each engine is one side",
                 next_step=f"name {', '.join(named)}",
             )
@@ -160,7 +161,7 @@ def _check_options(engine: Engine, device: Any, threads: Any, precision: Any) ->
         except ArgumentError as error:
             # The comparison's own option: %kbackend would change the active engine.
             raise ArgumentError(
-                f"compare: {error.problem}", allowed=error.allowed, next_step=option(name, example)
+                f"{typed_name('compare')}: {error.problem}", allowed=error.allowed, next_step=option(name, example)
             ) from None
 
 
@@ -180,10 +181,17 @@ def _sweep(
             allowed="a sweep takes one name with its values, and one function of it as the body",
             next_step="kernelk.compare(lambda n: ..., sweep={'n': [128, 256, 512]})",
         )
-    (name, values), body = next(iter(sweep.items())), targets[0]
-    if not len(values):
+    (name, given), body = next(iter(sweep.items())), targets[0]
+    values = list(given)
+    if not values:
         raise ArgumentError(
             f"compare: the sweep over {name} has no values", next_step=f"sweep={{'{name}': [128, 256, 512]}}"
+        )
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ArgumentError(
+            f"{typed_name('compare')}: {name}={twice} was named twice",
+            allowed="each value is one point of the sweep",
         )
     if not _takes(body, name):
         raise ArgumentError(
@@ -250,7 +258,7 @@ def _spread(
     def recorded(target: Any) -> Callable[[], Recording]:
         def run() -> Recording:
             __tracebackhide__ = True
-            return record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)")
+            return record(session, target, feeds, typed_name("compare"), "kernelk.compare(y, ..., feeds=...)")
 
         return run
 
@@ -296,7 +304,7 @@ def _compare(
     recordings = []
     # No comprehension: older Pythons would show its frame.
     for target in targets:
-        recordings += [record(session, target, feeds, "compare", "kernelk.compare(y, ..., feeds=...)")]
+        recordings += [record(session, target, feeds, typed_name("compare"), "kernelk.compare(y, ..., feeds=...)")]
     several = len(targets) > 1
     if not engines:
         engines = [session.active] if several else _installed(session.active)

@@ -20,7 +20,7 @@ from ..session.default_feeds import known_feeds, roots_of
 from ..session.session import Session
 from ..session.targets import adapted, layers_of, outer_scope
 from ..session.untouched import untouched
-from ..twins import option
+from ..twins import option, typed_name
 from .single_ops import Nodes
 from .truth import Truth, truth_of, ulps
 
@@ -276,12 +276,13 @@ def diff(
     engines = [registry.engine(name) for name in (reference, other)]
     if reference == other:
         raise ArgumentError(
-            f"diff: {reference} was named twice", next_step="name two engines, e.g. tensorflow and numpy"
+            f"{typed_name('diff')}: {reference} was named twice",
+            next_step="name two engines, e.g. tensorflow and numpy",
         )
     allowed = None if tolerance is None else _checked(tolerance)
     y = adapted(y)
-    roots = roots_of(y, "diff")
-    phase, fed = known_feeds(y, roots, feeds or {}, "diff", "%kdiff ... --feed NAME=ARRAY")
+    roots = roots_of(y, typed_name("diff"))
+    phase, fed = known_feeds(y, roots, feeds or {}, typed_name("diff"), "%kdiff ... --feed NAME=ARRAY")
     for engine in engines:
         registry.require(engine)
     session = current()
@@ -301,7 +302,8 @@ def _checked(tolerance: Any) -> float:
         number = -1.0
     if not 0 <= number < float("inf"):
         raise ArgumentError(
-            f"diff: {option('tolerance', tolerance)} isn't allowed", allowed="it is a number such as 1e-4"
+            f"{typed_name('diff')}: {option('tolerance', tolerance)} isn't allowed",
+            allowed="it is a number such as 1e-4",
         )
     return number
 
@@ -315,7 +317,7 @@ class _Comparison(Nodes):
     def __init__(
         self, session: Session, hosts: list[Host], roots: list[Tensor], phase: int, feeds: dict[Placeholder, Array]
     ) -> None:
-        super().__init__(session, roots, phase, feeds, "diff")
+        super().__init__(session, roots, phase, feeds, typed_name("diff"))
         self._hosts = hosts
         self._layers = layers_of(roots)
         self._sizes: dict[int, float] = {}

@@ -25,6 +25,7 @@ from ..session.function import Function
 from ..session.session import Session
 from ..session.targets import outer_scope
 from ..session.untouched import untouched
+from ..twins import typed_name
 from .by_layer import LayerTimes, by_layer
 from .engine_profile import EngineProfile, check_profiler, engine_profile
 from .estimates import Estimate, unsteadiness
@@ -289,13 +290,13 @@ def profile(target: Any, feeds: Any = None, budget: float = BUDGET, engine: bool
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
     __tracebackhide__ = True  # in an error of the body
-    seconds = checked_budget(budget, "profile")
+    seconds = checked_budget(budget, typed_name("profile"))
     session = current()
     with session.lock:
         host = session.ready_host()
         if engine:
             check_profiler(host)
-        recording = record(session, target, feeds, "profile", "kernelk.profile(y, feeds={x: array})")
+        recording = record(session, target, feeds, typed_name("profile"), "kernelk.profile(y, feeds={x: array})")
         host = session.ready_host()
         call = max(recording.calls, key=lambda one: sum(one.seconds))
         with untouched(session, [host]):
@@ -357,7 +358,9 @@ def op_times(session: Session, hosts: Sequence[Host], call: Call, budget: float)
     Every host computes from the same operands, those of the first. `budget`: seconds of running in all.
     """
     function = call.function
-    nodes = Nodes(session, function.roots, call.phase, dict(zip(function.placeholders, call.feeds)), "profile")
+    nodes = Nodes(
+        session, function.roots, call.phase, dict(zip(function.placeholders, call.feeds)), typed_name("profile")
+    )
     forward = {id(node) for node in walk(function.outputs, lambda node: node.inputs)}
     kinds: dict[Any, list[OpTime]] = {}
     share = budget / max(1, len(nodes.computed) * len(hosts))

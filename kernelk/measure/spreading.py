@@ -28,7 +28,7 @@ from ..remote import machines
 from ..remote.clusters import STEP, Connection, Place, Unsent, connected
 from ..remote.remote_worker import Silence
 from ..session.session import Session
-from ..twins import option
+from ..twins import option, typed_name
 from . import there
 from .comparison_results import CompareResult, Side
 from .estimates import Estimate
@@ -450,7 +450,9 @@ class _Work:
         if not self._lanes:
             if isinstance(problem, KernelKError):
                 raise problem
-            raise EngineError(f"compare: {problem}", next_step=f"leave {option('on')} out, and it runs here")
+            raise EngineError(
+                f"{typed_name('compare')}: {problem}", next_step=f"leave {option('on')} out, and it runs here"
+            )
         # A row of failures is no use where another machine can do it.
         most = max(len(_abilities(lane)) for lane in self._lanes)
         for lane in [lane for lane in self._lanes if len(_abilities(lane)) < most]:

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, EngineError
 from ..remote import machines
 from ..session.current import current
 from ..session.session import Session
-from ..twins import option
+from ..twins import option, typed_name
 from .estimates import CONFIDENCE, Estimate, median, unsteadiness
 from .recording import Call, Recording, record, restoring
 from .results import Result, noted
@@ -276,11 +276,11 @@ def time(target: Any, feeds: Any = None, budget: float = BUDGET) -> TimeResult:
     Raises ArgumentError, FeedError, EngineError, and what the body raises.
     """
     __tracebackhide__ = True  # in an error of the body
-    seconds = checked_budget(budget, "time")
+    seconds = checked_budget(budget, typed_name("time"))
     session = current()
     with session.lock:
         session.ready_host()
-        recording = record(session, target, feeds, "time", "kernelk.time(y, feeds={x: array})")
+        recording = record(session, target, feeds, typed_name("time"), "kernelk.time(y, feeds={x: array})")
         # The body may have changed the engine.
         host = session.ready_host()
         calls = [measured(session, host, call, seconds / len(recording.calls)) for call in recording.calls]

@@ -171,7 +171,10 @@ def test_no_completed_call_is_lost_with_the_process_of_ipyparallel(said: list[st
         assert found == losses[:6]
         assert cluster.engine_of("numpy@mortal") in cluster.client.ids
         # With the last one, nothing is left that could go on, and numpy repeats the calls here.
+        last = current().host().pid
+        assert last is not None
         cluster.kill(cluster.engine_of("numpy@mortal"))
+        assert wait_for(lambda: not alive(last))
         with pytest.raises(EngineError, match=r"cluster 'mortal' has no engines.*next: ipcluster engines"):
             train(model, 6, 1)
         kernelk.set_backend("numpy")

@@ -328,7 +328,7 @@ def test_ctrl_c_ends_a_sweep_everywhere(box: LocalCluster, folder: str, tmp_path
     body = Body()
     pressing = interrupt_when(lambda: diary.exists() and len(diary.read_text().splitlines()) > 4)
     with pytest.raises(KeyboardInterrupt):
-        swept(body, [1, 2, 60_000, 60_000, 60_000, 3], "box", budget=100)
+        swept(body, [1, 2, 60_000, 60_001, 60_002, 3], "box", budget=100)
     pressing.join()
     diary_of(box, folder, None)
     # All of it has run here, and nobody runs there any more, not even those that slept for a minute.

@@ -328,7 +328,7 @@ def test_the_magic() -> None:
             "--deep: did you mean --depth?",
             "only works together with --times; next: %kgraph loss --times --feed x=3 (",
             "NameError",
-            "draw: feeds are missing for 'z'",
+            "%kgraph: feeds are missing for 'z'",
         ],
     ):
         assert words in cell["out"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,10 @@ from helpers.arrays import DTYPES, same_bits
 from helpers.brake import Brake
 from helpers.engines import WORKERS, activate
 from helpers.processes import PATIENCE, alive, environment, run_script, wait_until
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import kernelk
 from kernelk import backend as K
-from kernelk.backends.serving import wire as wire_module
-from kernelk.backends.serving.shared_memory import ALIGNMENT, Segment, aligned
-from kernelk.backends.serving.wire import Wire, WireClosed, encode
-from kernelk.engines.storage import Journal, Slots, Storage, Transfer, flipped
+from kernelk.engines.storage import Transfer
 from kernelk.errors import EngineError, KernelKError, WorkerDiedError
 from kernelk.session.current import current
 
@@ -536,253 +528,6 @@ def test_every_dtype_travels(backend: str) -> None:
             feeds.append(array.reshape(rows, 3))
         for x, feed, value in zip(inputs, feeds, call(feeds)):
             assert same_bits(value, feed), x.dtype
-
-
-# --- the wire -------------------------------------------------------------------------------------------------
-
-
-messages = st.dictionaries(
-    st.text(max_size=8),
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False) | st.text(max_size=30),
-        lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=5), x, max_size=4),
-        max_leaves=20,
-    ),
-    max_size=6,
-)
-
-
-def pair() -> tuple[Wire, Wire]:
-    left, right = socket.socketpair()
-    return Wire(left), Wire(right)
-
-
-@settings(max_examples=25)
-@given(sent=st.lists(messages, min_size=1, max_size=4), padding=st.sampled_from([0, 1, 65_530, 1_000_000]))
-def test_any_message_arrives_whole(sent: list[dict[str, Any]], padding: int) -> None:
-    """By turns, as request and reply."""
-    left, right = pair()
-    sent[0]["padding"] = "\u00e9" * padding
-
-    def serve() -> None:
-        for _ in sent:
-            request, number, _ = right.receive_with_files()
-            right.send(request, number)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    for number, message in enumerate(sent, 2**64 - len(sent)):
-        left.send(message, number)
-        assert left.receive(number) == message
-    thread.join()
-    left.close()
-    right.close()
-
-
-@given(
-    plan=st.integers(0, 2**64 - 1),
-    counts=st.lists(st.integers(0, 2**64 - 1), max_size=20),
-    sides=st.lists(st.integers(0, 1), max_size=300),
-    seconds=st.floats(0, 1e6),
-)
-def test_the_short_forms_say_the_same(plan: int, counts: list[int], sides: list[int], seconds: float) -> None:
-    left, right = pair()
-    run = {"do": "run", "plan": plan, "define": None, "load": [], "sides": sides, "counts": counts}
-    left.send(run, 7)
-    got = right.receive(7)
-    assert {**got, "load": list(got["load"]), "counts": list(got["counts"])} == run
-    kept = {**run, "sides": [], "keep": plan, "confirmed": 2**64 - 1 - plan}
-    left.send(kept, 7)
-    got = right.receive(7)
-    assert {name: list(value) if isinstance(value, tuple) else value for name, value in got.items()} == kept
-    right.send({"seconds": seconds}, 7)
-    assert left.receive(7) == {"seconds": seconds}
-    longer = {**run, "load": [[1, [2, 3, "float32", [4]]]]}
-    left.send(longer, 8)
-    assert right.receive_with_files() == (longer, 8, [])
-    left.close()
-    right.close()
-
-
-@settings(max_examples=40)
-@given(message=messages, cuts=st.lists(st.integers(1, 40), max_size=12), closed_after=st.integers(0, 400))
-def test_a_stream_in_pieces(message: dict[str, Any], cuts: list[int], closed_after: int) -> None:
-    """However the bytes come, and wherever they end: the whole message or WireClosed, never anything else."""
-    frame = encode(message)
-    for part in (frame, frame[: closed_after % len(frame)]):
-        sender, receiver = socket.socketpair()
-
-        def feed(sender: socket.socket = sender, part: bytes = part) -> None:
-            with sender:
-                rest, widths = part, list(cuts)
-                while rest:
-                    width = widths.pop() if widths else len(rest)
-                    sender.sendall(rest[:width])
-                    rest = rest[width:]
-                    time.sleep(0)
-
-        thread = threading.Thread(target=feed)
-        thread.start()
-        wire = Wire(receiver)
-        if part == frame:
-            assert wire.receive(0) == message
-            thread.join()
-        with pytest.raises(WireClosed):
-            wire.receive(0)
-        thread.join()
-        wire.close()
-
-
-def test_descriptors_travel_with_their_message() -> None:
-    left, right = pair()
-    segments = [Segment.create(4096) for _ in range(64)]
-    for i, segment in enumerate(segments):
-        segment.array(0, "int64", (2,))[...] = i
-    left.send({"first": 1}, files=[segment.fileno for segment in segments])
-    message, _, files = right.receive_with_files()
-    assert message == {"first": 1}
-    assert len(files) == 64
-    for i, file in enumerate(files):
-        twin = Segment.attach(file, 4096)
-        assert twin.array(0, "int64", (2,)).tolist() == [i, i]
-        twin.array(0, "int64", (2,))[...] = i + 100
-        assert segments[i].array(0, "int64", (2,)).tolist() == [i + 100] * 2
-    big = {"padding": "x" * 2_000_000}
-    sender = threading.Thread(target=left.send, args=(big, 0, [segments[0].fileno]))
-    sender.start()
-    message, _, files = right.receive_with_files()
-    sender.join()
-    assert message == big
-    assert len(files) == 1
-    os.close(files[0])
-    left.close()
-    right.close()
-    for segment in segments:
-        segment.close()
-
-
-def test_the_other_side_gone() -> None:
-    left, right = pair()
-    left.send({"asked": 1})
-    right.close()
-    with pytest.raises(WireClosed) as caught:
-        left.receive(0)
-    assert caught.value.unread
-    with pytest.raises(WireClosed) as caught:  # noqa: PT012
-        for _ in range(3):
-            left.send({"padding": "x" * 1_000_000})
-    assert caught.value.unread
-    left, right = pair()
-    left.send({"asked": 1})
-    right.receive(0)
-    right.close()
-    with pytest.raises(WireClosed) as caught:
-        left.receive(0)
-    # It was read: nobody can say that it didn't happen.
-    assert not caught.value.unread
-
-
-class Clock:
-    """A time that only passes where it is told to: by `gap` at the next look, by 1 us at the others."""
-
-    def __init__(self) -> None:
-        self.now, self.gap = 100.0, 0.0
-
-    def perf_counter(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-class Silent:
-    """A connection on which nothing comes while somebody looks, and a message once he sleeps."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.looks = clock, 0
-
-    def recv_into(self, buffer: bytearray, size: int = 0, flags: int = 0) -> int:
-        if flags:
-            self.looks += 1
-            self.clock.now += self.clock.gap
-            self.clock.gap = 0.0
-            raise BlockingIOError
-        frame = encode({"seconds": 1e-5}, 7)
-        buffer[: len(frame)] = frame
-        return len(frame)
-
-
-@pytest.mark.parametrize(("gap", "rest"), [(60e-6, 0.003), (0.2e-3, 0.01), (3e-3, 0.05), (1.0, 0.05)])
-def test_a_look_that_was_disturbed_rests_for_as_long_as_that_is_worth(
-    monkeypatch: pytest.MonkeyPatch, gap: float, rest: float
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(wire_module, "time", clock)
-    silent = Silent(clock)
-    wire = Wire(silent)
-
-    def looks() -> int:
-        before = silent.looks
-        assert wire.receive(7, 200e-6) == {"seconds": 1e-5}
-        return silent.looks - before
-
-    assert looks() > 100
-    clock.gap = gap
-    assert looks() == 1
-    clock.now += 0.9 * rest
-    assert looks() == 0
-    clock.now += 0.15 * rest
-    assert looks() > 100
-
-
-# --- storage --------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60)
-@given(data=st.data())
-def test_blocks_never_overlap_and_all_come_back(data: st.DataObject) -> None:
-    storage = Storage()
-    held: list[Any] = []
-    for _ in range(data.draw(st.integers(1, 60))):
-        if held and data.draw(st.booleans()):
-            storage.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
-        else:
-            size = data.draw(st.sampled_from([0, 1, 63, 64, 65, 4096, 100_000]) | st.integers(0, 6 << 20))
-            block = storage.allocate(size)
-            assert block.size >= max(size, 1)
-            assert block.size == aligned(size)
-            assert block.offset % ALIGNMENT == 0
-            held.append(block)
-        ranges: dict[int, list[tuple[int, int]]] = {}
-        for block in held:
-            ranges.setdefault(block.segment, []).append((block.offset, block.offset + block.size))
-        for number, spans in ranges.items():
-            spans.sort()
-            assert spans[-1][1] <= storage.segments[number].size
-            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-        assert set(storage.segments) == set(ranges)
-    for block in held:
-        storage.release(block)
-    assert storage.segments == {}
-    assert storage.bytes == 0
-
-
-@settings(max_examples=30)
-@given(shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=12), seed=st.integers(0, 99))
-def test_slots_keep_their_values_apart(shapes: list[list[int]], seed: int) -> None:
-    storage = Storage()
-    rng = np.random.RandomState(seed)
-    values = [np.asarray(rng.rand(*shape)) for shape in shapes]
-    slots, journal = [Slots(storage, value) for value in values], Journal()
-    for _ in range(20):
-        i = rng.randint(len(slots))
-        values[i] = np.asarray(rng.rand(*shapes[i]))
-        slots[i].write(values[i])
-        journal.unsettled = flipped([slots[i]])
-        journal.settle()
-        for slot, value in zip(slots, values):
-            assert same_bits(np.array(slot.view()), value)
-    for slot in slots:
-        slot.release()
-    assert storage.segments == {}
 
 
 # --- the C compiler -------------------------------------------------------------------------------------------

@@ -513,7 +513,7 @@ def test_the_magic() -> None:
     assert [cell["error"] for cell in cells] == [None] * 4 + ["FeedError"] + [None] * 5, cells
     assert cells[3]["out"] == "cell 3, line 2: y = K.log(h - 1.0) 0.001\n"
     assert cells[4]["out"].strip() == (
-        "FeedError: diff: feeds are missing for 'features' (None, 3) (cell 2, line 3: x = K.placeholder((None, 3), "
+        "FeedError: %kdiff: feeds are missing for 'features' (None, 3) (cell 2, line 3: x = K.placeholder((None, 3), "
         "name='features')); next: give feeds={placeholder: array} (%kdiff ... --feed NAME=ARRAY) (cell 5, line 1)"
     )
     assert "numpy and theano agree" in cells[6]["value"]

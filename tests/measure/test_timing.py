@@ -218,7 +218,7 @@ def test_the_magic() -> None:
     assert "2 kinds of calls on numpy" in cells[3]["value"]
     assert "(2, 4) (3, 4)" in cells[4]["out"]
     told = [cell["out"] for cell in cells]
-    assert "ArgumentError: time: nothing was evaluated" in told[5]
+    assert "ArgumentError: %ktime: nothing was evaluated" in told[5]
     assert "ArgumentError: %ktime was given nothing to run; next: %ktime K.softmax(K.ones((500, 500)))" in told[6]
     assert "has a syntax error in line 1" in told[7]
     assert "did you mean --budget?" in told[8]

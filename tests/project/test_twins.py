@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,27 +61,38 @@ def test_options_in_python() -> None:
 
 # What is done by a magic, the same in Python, and what both are told in their own words.
 TOLD = [
-    ("%ktime --budget 0 y", "kernelk.time(y, budget=0)", "{--budget 0|budget=0} isn't allowed"),
-    ("%kprofile --budget x y", "kernelk.profile(y, budget='x')", "{--budget x|budget='x'} isn't allowed"),
+    ("%ktime --budget 0 y", "kernelk.time(y, budget=0)", "{%ktime|time}: {--budget 0|budget=0} isn't allowed"),
+    (
+        "%kprofile --budget x y",
+        "kernelk.profile(y, budget='x')",
+        "{%kprofile|profile}: {--budget x|budget='x'} isn't allowed",
+    ),
     (
         "%%kcompare numpy --budget -1\nK.eval(y)",
         "kernelk.compare(y, 'numpy', budget=-1)",
-        "compare: {--budget -1|budget=-1} isn't allowed",
+        "{%%kcompare|compare}: {--budget -1|budget=-1} isn't allowed",
     ),
     (
         "%%kcompare numpy --threads 0\nK.eval(y)",
         "kernelk.compare(y, 'numpy', threads=0)",
-        "compare: {--threads 0|threads=0} isn't allowed",
+        "{%%kcompare|compare}: {--threads 0|threads=0} isn't allowed",
     ),
     (
         "%%kcompare numpy --per-op --sweep n=1,2\nK.eval(y)",
         "kernelk.compare(lambda n: K.eval(y), 'numpy', per_op=True, sweep={'n': [1, 2]})",
-        "compare: {--per-op|per_op} isn't possible for a sweep",
+        "{%%kcompare|compare}: {--per-op|per_op} isn't possible for a sweep",
     ),
     (
         "%kdiff y numpy torch --tolerance big",
         "kernelk.diff(y, 'numpy', 'torch', tolerance='big')",
-        "diff: {--tolerance big|tolerance='big'} isn't allowed",
+        "{%kdiff|diff}: {--tolerance big|tolerance='big'} isn't allowed",
+    ),
+    ("%kdiff y numpy numpy", "kernelk.diff(y, 'numpy', 'numpy')", "{%kdiff|diff}: numpy was named twice"),
+    ("%kdiff 3 numpy torch", "kernelk.diff(3, 'numpy', 'torch')", "{%kdiff|diff}: int is neither a tensor nor"),
+    (
+        "%%kcompare numpy --sweep n=1,2,1.0\nK.eval(y)",
+        "kernelk.compare(lambda n: K.eval(y), 'numpy', sweep={'n': [1, 2, 1.0]})",
+        "{%%kcompare|compare}: n=1 was named twice; each value is one point of the sweep",
     ),
     (
         "%kbackend torch --threads 0",
@@ -129,11 +141,9 @@ def test_a_notebook_is_told_of_what_was_typed() -> None:
         cells += [magic, python]
     found = run_cells(cells, KERNELK_BACKEND="numpy")[2:]
     for (magic, python, words), by_magic, by_python in zip(TOLD, found[::2], found[1::2], strict=True):
-        before, _, rest = words.partition("{")
-        forms, _, after = rest.partition("}")
-        in_magic, _, in_python = forms.partition("|")
-        assert before + in_magic + after in by_magic["out"], (magic, by_magic)
-        assert before + in_python + after in by_python["out"], (python, by_python)
+        in_magic, in_python = (re.sub(r"\{(.*?)\|(.*?)\}", form, words) for form in (r"\1", r"\2"))
+        assert in_magic in by_magic["out"], (magic, by_magic)
+        assert in_python in by_python["out"], (python, by_python)
         for cell in (by_magic, by_python):
             assert len(cell["out"].strip().splitlines()) == 1, cell
 
