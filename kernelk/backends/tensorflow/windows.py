@@ -93,11 +93,11 @@ def _thinned(strides):
     return _entries(strides if equal else [1] * len(strides)), None if equal else _entries(strides)
 
 
-def _every(y, strides):
-    """The part of a result with strides of 1 that these strides leave."""
+def _every(x, strides):
+    """The places of rows and columns that these strides leave."""
     rank = len(strides)
     return tf.raw_ops.StridedSlice(
-        input=y, begin=[0] * rank, end=[0] * rank, strides=strides, begin_mask=15, end_mask=15
+        input=x, begin=[0] * rank, end=[0] * rank, strides=strides, begin_mask=15, end_mask=15
     )
 
 
@@ -143,16 +143,14 @@ def _what_counts(x, size, strides, pads):
 
 def _conv_kernel(instruction, x, g, size, strides, pads, dilation):
     values, given = widened(x), widened(g)
-    if len(strides) == 2:
-        values, strides, pads = _what_counts(values, size, strides, pads)
-    entries = _entries(strides)
     sizes = tf.stack(list(size) + _lengths(x, [-1]) + _lengths(g, [-1]))
     if len(strides) == 2:
-        kernel = tf.raw_ops.Conv2DBackpropFilter
-        result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, **_placed(pads))
+        values, strides, pads = _what_counts(values, size, strides, pads)
+        kernel, placed = tf.raw_ops.Conv2DBackpropFilter, _placed(pads)
     else:
-        kernel, values = tf.raw_ops.Conv3DBackpropFilterV2, _framed(values, pads)
-        result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=entries, padding="VALID")
+        values = _framed(values, pads)
+        kernel, placed = tf.raw_ops.Conv3DBackpropFilterV2, {"padding": "VALID"}
+    result = kernel(input=values, filter_sizes=sizes, out_backprop=given, strides=_entries(strides), **placed)
     return tf.cast(result, x.dtype)
 
 
