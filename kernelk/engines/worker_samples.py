@@ -21,15 +21,21 @@ def sample(group: int, device: str | None, cache_folder: Path | None) -> Sample 
     `device`: the engine's, None until that is known. `cache_folder`: where it compiles under a lock, if it does.
     """
     cpu: dict[int, float] = {}
+    parents: dict[int, int] = {}
     states: dict[int, set[str]] = {}
     for pid in _processes():
         fields = _stat(f"/proc/{pid}/stat")
         if fields and int(fields[2]) == group:
             cpu[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+            parents[pid] = int(fields[1])
             states[pid] = _thread_states(pid)
     if group not in cpu:
         return None
-    stopped = bool(states[group]) and states[group] <= {"T", "t"}
+    for child in [pid for pid in states if _is_stopped(states[pid])]:
+        # What starts a program by vfork waits uninterruptibly, as for a disk, until that program has begun.
+        if "D" in states.get(parents[child], ()):
+            states[parents[child]] = states[parents[child]] - {"D"} | {"T"}
+    stopped = _is_stopped(states[group])
     runs = any(states_of & {"R", "D"} for states_of in states.values())
     owner = lock_owner(cache_folder, set(cpu)) if cache_folder is not None else ""
     return Sample(time.monotonic(), cpu, stopped, runs, device_works(device), owner)
@@ -53,6 +59,10 @@ def _thread_states(pid: int) -> set[str]:
     with contextlib.suppress(OSError):
         return {fields[0] for name in os.listdir(folder) if (fields := _stat(f"{folder}/{name}/stat"))}
     return set()
+
+
+def _is_stopped(states: set[str]) -> bool:
+    return bool(states) and states <= {"T", "t"}
 
 
 def lock_owner(folder: Path, group: set[int]) -> str:

@@ -341,6 +341,29 @@ def test_a_process_is_seen_as_it_is() -> None:
     assert worker_samples.sample(process.pid, "cpu:0", None) is None
 
 
+def test_one_stopped_while_it_starts_a_program_is_seen_as_stopped(tmp_path: Path) -> None:
+    """Between vfork and exec, the parent doesn't stop: it waits uninterruptibly for its child, which does."""
+    opened = tmp_path / "opened before exec"
+    os.mkfifo(opened)
+    actions = f"[(os.POSIX_SPAWN_OPEN, 0, {str(opened)!r}, os.O_RDONLY, 0)]"
+    code = f"import os\nos.posix_spawn({sys.executable!r}, ['python'], {{}}, file_actions={actions})"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+
+    def seen() -> Sample:
+        found = worker_samples.sample(process.pid, "cpu:0", None)
+        assert found is not None
+        return found
+
+    try:
+        assert wait_until(lambda: len(seen().cpu) == 2)
+        os.killpg(process.pid, signal.SIGSTOP)
+        assert wait_until(lambda: seen().stopped)
+        assert not seen().runs
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def test_the_setting() -> None:
     # One that follows the session beside it, as the extension's own does.
     other = KernelK()
