@@ -25,7 +25,7 @@ class KernelKMagics(Magics):
     """kernelk's magics; each has a Python twin that does the work."""
 
     # The options of `%kbackend` that do something else than choosing an engine; each stands alone, or with `--on`.
-    actions = ("list", "stop", "install", "doctor", "log", "keras2", "keras3_back")
+    actions = ("list", "stop", "install", "doctor", "log", "keras3_back")
     actions_elsewhere = ("stop", "install", "doctor", "log")
 
     @staticmethod
@@ -50,10 +50,10 @@ class KernelKMagics(Magics):
             from .manage.logs import log
 
             return log(value or None, on)
-        if action in ("keras2", "keras3_back"):
-            from .keras2 import disable_keras2, enable_keras2
+        if action == "keras3_back":
+            from .keras2 import disable_keras2
 
-            return enable_keras2() if action == "keras2" else disable_keras2()
+            return disable_keras2()
         from .manage.status import list_backends
 
         return list_backends()
@@ -103,7 +103,8 @@ class KernelKMagics(Magics):
           %kbackend --doctor                checks every engine, and shows what is missing and the next command
           %kbackend --log cntk              the latest output of CNTK's worker, also after it ended
           %kbackend --keras2                `import keras` gives Keras 2.3.1, which runs on the active engine
-          %kbackend --keras3-back           undoes that
+          %kbackend theano --keras2         both in one line
+          %kbackend --keras3-back           `import keras` gives the installed Keras again
 
         Python twins: kernelk.list_backends(), kernelk.set_backend("torch", device="cpu:0", threads=2, in_kernel=True,
         save=True), kernelk.set_backend("torch", precision="tf32"), kernelk.set_backend("theano", compiler=False),
@@ -126,6 +127,8 @@ class KernelKMagics(Magics):
             return self._act(chosen[0], getattr(given, chosen[0]), given.on)
         if not words:
             return self._act("list", None)
+        if words == ["keras2"]:
+            return self._enable_keras2()
         in_kernel = self._either(given.in_kernel, given.worker, "--in-kernel and --worker", "torch --worker")
         compiler = self._either(
             given.compiler, given.no_compiler, "--compiler and --no-compiler", "theano --no-compiler"
@@ -144,6 +147,9 @@ class KernelKMagics(Magics):
         )
         if given.save:
             check_saved(name)
+        if given.keras2:
+            # After all that can refuse the line; before the swap, as Keras may have to be fetched.
+            self._enable_keras2()
         if given.drop_calls:
             drop_lost_calls(current())
         report = swap(current(), name, "%kbackend", changes)
@@ -152,12 +158,16 @@ class KernelKMagics(Magics):
         return report
 
     @staticmethod
+    def _enable_keras2() -> None:
+        from .keras2 import enable_keras2
+
+        enable_keras2()
+
+    @staticmethod
     def _alone(action: str, value: Any, on: str | None) -> str:
         """The line that does this action alone."""
         if on is not None and action == "list":
             return f"%kbackend --doctor --on {on}, which shows what is there"
-        if on is not None and action == "keras2":
-            return f"%kbackend --keras2, then %kbackend torch --on {on}, on which Keras computes then"
         names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         return " ".join(["%kbackend", f"--{action.replace('_', '-')}", *names, *(["--on", on] if on else [])])
 

@@ -82,7 +82,7 @@ def _backend(magics: Any, before: list[str], word: str) -> Iterable[str]:
         if word.startswith("-"):
             return ["--on"] if elsewhere and "--on" not in before else []
         # It takes names: one, or any number of them.
-        more = action in ("--stop", "--install", "--doctor") or (last == action and action != "--list")
+        more = action in ("--stop", "--install", "--doctor") or last == "--log"
         return _engines(before, word) if more and "--on" not in before else []
     if last == "--device":
         return [*devices(named), DEFAULT]

@@ -277,7 +277,7 @@ def test_the_magic_and_its_options(lab: LocalCluster, capsys: pytest.CaptureFixt
     assert kernel.kbackend("--stop numpy --on lab").machine == HERE
     for line, step in (
         ("--list --on lab", "%kbackend --doctor --on lab"),
-        ("--keras2 --on lab", "%kbackend --keras2, then %kbackend torch --on lab"),
+        ("--keras3-back --on lab", "%kbackend --keras3-back"),
         ("--install theano --on lab --threads 2", "%kbackend --install theano --on lab"),
         ("--log numpy --on lab --threads 2", "%kbackend --log numpy --on lab"),
     ):

@@ -343,6 +343,22 @@ def test_the_installed_keras_comes_back() -> None:
     assert ended["out"].split()[-2:] == ["2.3.1", "3"]
 
 
+def test_an_engine_and_keras_2_in_one_line() -> None:
+    refused, untouched, both, listed = run_cells(
+        [
+            "%load_ext kernelk\nimport kernelk\nkernelk.set_backend('numpy')\n%kbackend nonsense --keras2",
+            "import sys\n'kernelk.keras2' in sys.modules",
+            "%kbackend --keras2 numpy --worker\nimport keras\nprint(keras.__version__, kernelk.backend.backend())",
+            "%kbackend --list --keras2",
+        ],
+        KERNELK_QUIET="1",
+    )
+    assert refused["error"] == "UnknownBackendError"
+    assert untouched["value"] == "False"
+    assert both["out"].splitlines()[-1] == "2.3.1 numpy"
+    assert listed["error"] == "ArgumentError"
+
+
 def test_another_keras_that_was_imported_first_is_left_alone() -> None:
     require_installed("tensorflow")  # with which Keras 3 comes
     results = run_cells(

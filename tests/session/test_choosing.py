@@ -523,13 +523,14 @@ OFFERED = [
     ("%kbackend numpy --p", []),
     (
         "%kbackend torch ",
-        ["--device", "--drop-calls", "--in-kernel", "--on", "--precision", "--save", "--threads", "--worker"],
+        ["--device", "--drop-calls", "--in-kernel", "--keras2", "--on", "--precision", "--save", "--threads"]
+        + ["--worker"],
     ),
     ("%kbackend torch@box --th", ["--threads"]),
     (
         "%kbackend theano --",
-        ["--compiler", "--device", "--drop-calls", "--in-kernel", "--no-compiler", "--on", "--save", "--threads"]
-        + ["--worker"],
+        ["--compiler", "--device", "--drop-calls", "--in-kernel", "--keras2", "--no-compiler", "--on", "--save"]
+        + ["--threads", "--worker"],
     ),
     ("%kbackend theano --no-compiler --s", ["--save"]),
     ("%kbackend --l", ["--list", "--log"]),
@@ -540,6 +541,8 @@ OFFERED = [
     ("%kbackend --stop torch --", ["--on"]),
     ("%kbackend --doctor theano --", ["--on"]),
     ("%kbackend --list ", []),
+    ("%kbackend --keras2 the", ["theano"]),
+    ("%kbackend --keras3-back ", []),
     ("%kbackend nothing-like", []),
     ("%kdiff y ten", ["tensorflow"]),
     ("%kdiff y tensorflow t", ["theano", "torch"]),
