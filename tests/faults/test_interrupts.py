@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.brake import Brake
 from helpers.notebooks import run_cells
-from helpers.processes import PATIENCE, environment, run_script
+from helpers.processes import PATIENCE, alive, environment, interrupt, run_script, wait_until
 from jupyter_client.manager import start_new_kernel
 
 import kernelk
@@ -180,6 +180,82 @@ def test_a_call_from_a_signals_handler_is_refused(brake: Brake) -> None:
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_within_the_grace_lets_the_call_end(brake: Brake) -> None:
+    kernelk.set_backend("spare")
+    v = K.variable([1.0, 2.0])
+    call = K.function([], [K.exp(v * 0.0)], [K.update_add(v, K.exp(v * 0.0))])
+    call([])
+    pid = current().host().pid
+    brake.hold("exp")
+    thread = brake.when_reached("exp", lambda: (interrupt(), brake.free("exp")))
+    with pytest.raises(KeyboardInterrupt):
+        call([])
+    thread.join()
+    # The call ended, so it is kept as a whole; the worker lives.
+    assert K.get_value(v).tolist() == [3.0, 4.0]
+    assert current().host().pid == pid
+    call([])
+    assert K.get_value(v).tolist() == [4.0, 5.0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_call_that_doesnt_end(brake: Brake, times: int) -> None:
+    kernelk.set_backend("spare")
+    v, w = K.variable([1.0, 2.0]), K.variable([1.0, 2.0])
+    call = K.function([], [K.exp(v * 0.0)], [K.update_add(v, K.exp(v * 0.0)), K.update_add(w, K.exp(w * 0.0))])
+    call([])
+    pid = current().host().pid
+    assert pid is not None
+    brake.hold("exp")
+    thread = brake.when_reached("exp", lambda: [interrupt() for _ in range(times)])
+    with pytest.raises(KeyboardInterrupt):
+        call([])
+    thread.join()
+    assert wait_until(lambda: not alive(pid))
+    assert K.backend() == "spare"
+    brake.free("exp")
+    assert [x.tolist() for x in K.batch_get_value([v, w])] == [[2.0, 3.0]] * 2
+    call([])
+    assert current().host().pid != pid
+    assert [x.tolist() for x in K.batch_get_value([v, w])] == [[3.0, 4.0]] * 2
+
+
+def test_ctrl_c_on_a_real_engine(worker: str) -> None:
+    """A long computation there; what the user had is kept, and the engine works again at the next call."""
+    v, x = K.variable([1.0, 2.0]), K.placeholder((None, None))
+    y = x
+    for _ in range(300):
+        y = K.tanh(K.dot(y, x))
+    call = K.function([x], [K.sum(y)], [K.update_add(v, 1.0)])
+    call([np.eye(2)])
+    assert K.get_value(v).tolist() == [2.0, 3.0]
+    timer = threading.Timer(0.6, interrupt)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for _ in range(1000):
+                call([np.eye(1000)])
+                K.set_value(v, [2.0, 3.0])
+    finally:
+        timer.cancel()
+    assert K.get_value(v).tolist() in ([2.0, 3.0], [3.0, 4.0])
+    K.set_value(v, [2.0, 3.0])
+    call([np.eye(2)])
+    assert K.get_value(v).tolist() == [3.0, 4.0]
+
+
+def test_ctrl_c_handlers_are_put_back(brake: Brake) -> None:
+    kernelk.set_backend("spare")
+    seen = []
+    previous: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, lambda *a: seen.append(1))
+    try:
+        K.eval(K.exp(K.variable([1.0])))
+        interrupt()
+        assert seen == [1]
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_ctrl_c_while_sessions_are_cleared(spare: str) -> None:

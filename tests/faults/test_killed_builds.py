@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.environments import left
 from helpers.fake_programs import program
 from helpers.messages import one_line
 from helpers.processes import PATIENCE, PROJECT, alive, wait_until
@@ -122,10 +123,6 @@ def killed_at(step: str, flags: Path) -> None:
 
 def whole(python: Path | None) -> bool:
     return python is not None and (python.parents[1] / "package").exists()
-
-
-def left(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir() if path.suffix not in (".log", ".lock"))
 
 
 @pytest.mark.parametrize("step", ["venv", "pip", "check", "marker", "removal"])

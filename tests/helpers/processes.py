@@ -1,10 +1,11 @@
-"""Processes of their own that test this kernelk: scripts in a new interpreter, and what other processes do."""
+"""Processes: scripts that test this kernelk in a new interpreter, what others do, and an interrupt of this one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,3 +74,8 @@ def children(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
     return found
+
+
+def interrupt() -> None:
+    """The notebook's interrupt: a real SIGINT to this process."""
+    os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Each draw has a count of its own: its n-th evaluation gives the n-th draw of its seed, whatever else ran."""
+"""Each draw has a count of its own: its n-th evaluation gives the n-th draw of its seed, whatever ran on any engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.stats
-from helpers.arrays import same_bits
+from helpers.arrays import FLOATS, assert_close, same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -166,6 +166,63 @@ def test_ops_with_one_seed_draw_the_same(backend: str) -> None:
     assert same_bits(K.eval(b), second)
     one, other = K.eval(K.dropout(K.ones((40,)), 0.5, seed=3)), K.eval(K.dropout(K.ones((40,)), 0.5, seed=3))
     assert same_bits(one, other)
+
+
+def draws() -> Any:
+    kinds = [K.random_uniform((7,), dtype=d) for d in FLOATS] + [K.random_normal((7,), dtype=d) for d in FLOATS]
+    return K.function([], [*kinds, K.dropout(K.ones((50,)), 0.5), K.random_uniform((3,), -1.0, 2.0, seed=7)])
+
+
+def test_the_same_draws_on_every_engine(every_engine: list[str]) -> None:
+    found = {}
+    for name in every_engine:
+        K.set_random_seed(11)
+        kernelk.set_backend(name)
+        call = draws()
+        found[name] = [call([]) for _ in range(2)]
+    for name in every_engine[1:]:
+        for wanted, got in zip(found["numpy"], found[name]):
+            for a, b in zip(wanted[:3], got[:3]):
+                assert same_bits(a, b), name
+            for a, b in zip(wanted[3:6], got[3:6]):
+                np.testing.assert_allclose(
+                    a.astype("f8"), b.astype("f8"), rtol=1e-3 if a.dtype == "f2" else 1e-6, atol=1e-7
+                )
+            assert same_bits(wanted[6] == 0, got[6] == 0)
+            assert_close(got[7], wanted[7])
+    assert not np.array_equal(found["numpy"][0][0], found["numpy"][1][0])
+
+
+def test_the_counter_survives_swaps(every_engine: list[str]) -> None:
+    K.set_random_seed(3)
+    call = K.function([], [K.random_uniform((5,))])
+    alone = [call([])[0].tolist() for _ in every_engine * 2]
+    K.set_random_seed(3)
+    moved = []
+    for name in every_engine * 2:
+        kernelk.set_backend(name)
+        moved.append(call([])[0].tolist())
+    assert moved == alone
+    assert len({tuple(x) for x in alone}) == len(alone)
+
+
+def test_a_seed_makes_another_stream() -> None:
+    def one(seed: int | None) -> list[float]:
+        return K.eval(K.random_uniform((4,), seed=seed)).tolist()  # type: ignore[no-any-return]
+
+    K.set_random_seed(1)
+    first = one(5)
+    K.set_random_seed(1)
+    assert one(5) == first
+    K.set_random_seed(1)
+    assert one(6) != first
+    K.set_random_seed(2)
+    assert one(5) != first
+    K.set_random_seed(1)
+    nodes = [one(None), one(None)]
+    assert nodes[0] != nodes[1]
+    K.set_random_seed(1)
+    assert [one(None), one(None)] == nodes
 
 
 def test_a_draw_goes_on_from_function_to_function_and_from_engine_to_engine(every_engine: list[str]) -> None:
