@@ -79,6 +79,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
     """`x` from `threshold` up, at most `max_value` if that is given; alpha * (x - threshold) below it."""
     x = floating(as_tensor(x))
+    alpha, max_value, threshold = map(_own_number, (alpha, max_value, threshold))
     plain = isinstance(alpha, (int, float)) and alpha == 0 and threshold == 0
     if plain:
         y = apply("relu", x)
@@ -89,6 +90,14 @@ def relu(x: Any, alpha: float = 0.0, max_value: float | None = None, threshold: 
     top = x if max_value is None else elementwise.minimum(elementwise.maximum(x, 0.0), max_value)
     below = binary("multiply", binary("subtract", x, threshold), alpha)
     return apply("select", above, *operands(top, below))
+
+
+def _own_number(value: Any) -> Any:
+    """One of numpy's numbers, or an array of one without axes, as Python's own; anything else as it is.
+
+    Keras's layers keep their numbers as `K.cast_to_floatx` gives them.
+    """
+    return value.item() if isinstance(value, (np.number, np.ndarray)) and value.ndim == 0 else value
 
 
 def _rounded_once(function: Callable[..., Tensor], x: Tensor, *numbers: Any) -> Tensor:
@@ -110,7 +119,7 @@ def tanh(x: Any) -> Tensor:
 
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha * (exp(x) - 1) below."""
-    values = floating(as_tensor(x))
+    values, alpha = floating(as_tensor(x)), _own_number(alpha)
     if values.dtype == "float16" and isinstance(alpha, (int, float)) and alpha != 1:
         return _rounded_once(elu, values, alpha)
     y = apply("elu", values)
@@ -162,7 +171,7 @@ def dropout(x: Any, level: float, noise_shape: Any = None, seed: int | None = No
     The mask is drawn once a call. A length of `noise_shape` is an int, None for `x`'s own, or an integer tensor.
     Raises ArgumentError unless 0 <= level < 1.
     """
-    x = floating(as_tensor(x))
+    x, level = floating(as_tensor(x)), _own_number(level)
     if isinstance(level, (int, float)) and not 0 <= level < 1:
         raise ArgumentError(f"dropout: level {level} isn't allowed", allowed="it must be in [0, 1)")
     if noise_shape is None:

@@ -47,12 +47,13 @@ def batch_normalization(
         wide = batch_normalization(cast(values, "float32"), mean, var, beta, gamma, axis, epsilon)
         return cast(wide, "float16")
     centred = values - _along(values, mean, axis)
-    normed = centred / apply("sqrt", _along(values, var, axis) + epsilon)
-    if gamma is not None:
-        normed = normed * _along(values, gamma, axis)
-    if beta is not None:
-        normed = normed + _along(values, beta, axis)
-    return normed
+    normed = centred * _factor(_along(values, var, axis), epsilon, gamma if gamma is None else _along(values, gamma, axis))
+    return normed if beta is None else normed + _along(values, beta, axis)
+
+
+def _factor(variance: Tensor, epsilon: float, gamma: Tensor | None) -> Tensor:
+    """What centred values are multiplied by: small, where each op on the values themselves goes over a whole batch."""
+    return binary("divide", 1.0 if gamma is None else gamma, apply("sqrt", variance + epsilon))
 
 
 def normalize_batch_in_training(
@@ -68,14 +69,18 @@ def normalize_batch_in_training(
     mean = reductions.mean(values, axes, keepdims=True)
     off = reductions.centred(values, mean, axes)
     variance = reductions.mean(off * off, axes, keepdims=True)
-    normed = off / apply("sqrt", variance + epsilon)
-    for parameter, combine in ((gamma, "multiply"), (beta, "add")):
-        if parameter is not None:
-            tensor = as_tensor(parameter, values.dtype)
-            if len(left) == 1:
-                tensor = _along(values, tensor, left[0])
-            normed = binary(combine, normed, tensor)
+    scale, shift = (
+        None if parameter is None else _parameter(values, as_tensor(parameter, values.dtype), left)
+        for parameter in (gamma, beta)
+    )
+    normed = off * _factor(variance, epsilon, scale)
+    if shift is not None:
+        normed = normed + shift
     return normed, _dropped(mean, axes), _dropped(variance, axes)
+
+
+def _parameter(x: Tensor, parameter: Tensor, left: Sequence[int]) -> Tensor:
+    return _along(x, parameter, left[0]) if len(left) == 1 else parameter
 
 
 def _dropped(x: Tensor, axes: Sequence[int]) -> Tensor:

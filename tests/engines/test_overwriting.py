@@ -179,6 +179,30 @@ def test_a_call_that_is_cut_short_in_theanos_own_code() -> None:
     assert mode.startswith("C")
 
 
+@pytest.mark.parametrize("engine", KEEPING)
+def test_pools_of_what_is_not_finite_and_of_nothing(engine: str) -> None:
+    """TensorFlow's quickest way through a pool is for finite values: where it isn't right, it has changed nothing."""
+    activate_worker(engine)
+    x = K.placeholder((None, 4, 4, 1))
+    kernel, total, steps = K.variable(np.ones((1, 1, 1, 2))), K.variable(np.zeros((2, 2, 2))), K.variable(0.0)
+    pooled = K.sum(K.pool2d(K.conv2d(x, kernel), (2, 2), (2, 2)), 0)
+    updates = [K.update_add(total, pooled), K.update(steps, steps * 2 + 1), K.update_add(kernel, K.ones_like(kernel))]
+    call = K.function([x], [pooled], updates)
+    ordinary = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
+    odd = ordinary.copy()
+    odd[0, 0, 0], odd[0, 2:, :2] = np.nan, -np.inf
+    summed = np.zeros((2, 2, 2), "float32")
+    for turn, fed in enumerate((ordinary, ordinary[:0], ordinary, odd, ordinary[:0], ordinary, odd), 1):
+        wanted = turn * len(fed) * np.repeat([[[5], [7]], [[13], [15]]], 2, axis=2).astype("float32")
+        if fed is odd:
+            wanted[0, 0], wanted[1, 0] = np.nan, -np.inf
+        np.testing.assert_array_equal(call([fed])[0], wanted)
+        summed += wanted
+        np.testing.assert_array_equal(K.get_value(total), summed)
+        assert K.get_value(steps) == 2**turn - 1
+        np.testing.assert_array_equal(K.get_value(kernel), np.full((1, 1, 1, 2), turn + 1))
+
+
 @pytest.mark.parametrize("engine", OVERWRITING)
 def test_a_call_whose_reply_is_lost_changes_nothing(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by an exception that a signal handler raises, between the reply and the commit."""

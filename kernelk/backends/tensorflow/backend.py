@@ -357,9 +357,8 @@ class TensorFlowBackend(Backend):
                 raise located from error
 
         kinds = set(instruction.op for instruction in program.instructions)
-        # Whether calls are of the graph without guards (`windows.unguarded`), as long as they can be. On a GPU one
-        # would have to wait for what it says at the end.
-        unguarded = self._on_cpu and not kinds.isdisjoint(windows.OPS)
+        # On a GPU one would have to wait for what the graph without guards says at the end.
+        guards = _Guards(needed=not self._on_cpu or kinds.isdisjoint(windows.OPS))
         calls = {}
 
         def guarded_step(*given):
@@ -377,10 +376,9 @@ class TensorFlowBackend(Backend):
             return calls[step]
 
         def run(feeds, state, draws):
-            nonlocal unguarded
             if not all(map(is_tensor, state)):
                 state = [value if is_tensor(value) else value.value() for value in state]
-            tried = unguarded and not any(0 in array.shape for array in chain(feeds, draws))
+            tried = guards.dispensable(feeds, draws)
             if tried:
                 try:
                     results = called(prepared(unguarded_step), feeds, state, draws)
@@ -390,14 +388,14 @@ class TensorFlowBackend(Backend):
                     # It may come of a maximum that passed over NaN. What doesn't is raised again below.
                     pass
             results = called(prepared(guarded_step), feeds, state, draws)
-            # Where one value isn't finite, the next call's aren't as a rule. An error says nothing of them.
-            unguarded = unguarded and not tried
+            # An error says nothing of the values.
+            guards.needed = guards.needed or tried
             return results[:outputs], results[outputs:]
 
         if self.overwrites and self._prepare is not None and program.updates:
-            run.overwrite = self._overwriting(program, computed, specs, copied, called)
+            run.overwrite = self._overwriting(program, computed, specs, copied, called, guards)
         else:
-            prepared(unguarded_step if unguarded else guarded_step)
+            prepared(guarded_step if guards.needed else unguarded_step)
 
         run.fresh = [
             i for i in program.computed() if self._computes_afresh(program.instructions[program.outputs[i] - first])
@@ -431,10 +429,11 @@ class TensorFlowBackend(Backend):
 
         return repeated
 
-    def _overwriting(self, program, computed, specs, copied, called):
+    def _overwriting(self, program, computed, specs, copied, called, guards):
         """`run.overwrite`: the updated slots are variables of TensorFlow's own, which its ops add to in place.
 
-        An op that would overwrite what something else still needs makes a copy first.
+        An op that would overwrite what something else still needs makes a copy first. Without guards, nothing is
+        written unless what `windows.unguarded` tells is finite.
         """
         updated = sorted(set(slot for slot, _ in program.updates))
         start, outputs = len(program.inputs), len(program.outputs)
@@ -450,8 +449,8 @@ class TensorFlowBackend(Backend):
         numbers = program.outputs + [n if way is None else way[1] for way, (_, n) in zip(ways, program.updates)]
         copied = [position for position in copied if position < outputs or ways[position - outputs] is None]
 
-        def step(*arguments):
-            arguments = list(arguments)
+        def guarded_step(*given):
+            arguments = list(given)
             handles = {slot: arguments[start + slot] for slot in updated}
             for slot, handle in handles.items():
                 dtype, shape = program.slots[slot]
@@ -459,19 +458,38 @@ class TensorFlowBackend(Backend):
                 read.set_shape(shape)
                 arguments[start + slot] = read
             results = computed(arguments, numbers, copied)
-            for (slot, _), way, value in zip(program.updates, ways, results[outputs:]):
-                assign = tf.raw_ops.AssignVariableOp if way is None else way[0]
-                assign(resource=handles[slot], value=value)
+            with tf.control_dependencies(windows.refusal()):
+                for (slot, _), way, value in zip(program.updates, ways, results[outputs:]):
+                    assign = tf.raw_ops.AssignVariableOp if way is None else way[0]
+                    assign(resource=handles[slot], value=value)
             return results[:outputs]
 
-        call, is_tensor = self._call(self._traced(step, specs)), self._is_tensor
+        def unguarded_step(*given):
+            with windows.unguarded(program):
+                return guarded_step(*given)
+
+        calls, is_tensor = {}, self._is_tensor
+
+        def prepared(step):
+            if step not in calls:
+                calls[step] = self._call(self._traced(step, specs))
+            return calls[step]
 
         def overwrite(feeds, state, draws, begin):
             given = [value if is_tensor(value) else value.value() for value in state]
             for slot in updated:
                 given[slot] = state[slot].handle
             try:
-                results = called(call, feeds, given, draws)
+                results = None
+                if guards.dispensable(feeds, draws):
+                    try:
+                        results = called(prepared(unguarded_step), feeds, given, draws)
+                    except Exception as error:
+                        guards.needed = True
+                        if not windows.refused(error):
+                            raise
+                if results is None:
+                    results = called(prepared(guarded_step), feeds, given, draws)
             except Exception:
                 # It doesn't say how far it came.
                 begin()
@@ -479,6 +497,7 @@ class TensorFlowBackend(Backend):
             begin()
             return results, [state[slot] for slot, _ in program.updates]
 
+        prepared(guarded_step if guards.needed else unguarded_step)
         return overwrite
 
     def _in_place(self, program, slot, number):
@@ -542,6 +561,20 @@ class TensorFlowBackend(Backend):
         """Whether the result lies in memory of its own."""
         # Without the shortcuts, TensorFlow may have rewritten x * 1 as x.
         return instruction.op in ops.FRESH and self._prepare is not None
+
+
+class _Guards:
+    """Whether a program's calls need the guards that `windows.unguarded` leaves out.
+
+    Once a call's values weren't finite, those of the next ones aren't either as a rule.
+    """
+
+    def __init__(self, needed):
+        self.needed = needed
+
+    def dispensable(self, feeds, draws):
+        """Whether a call may be tried without them."""
+        return not self.needed and not any(0 in array.shape for array in chain(feeds, draws))
 
 
 def _calls_functions(concrete):

@@ -15,6 +15,9 @@ tf = None
 
 OPS = {}
 
+# What tells an error of `refusal` from all others; TensorFlow would escape an apostrophe.
+REFUSAL = "kernelk: values that go into a pool are not finite"
+
 # Within `unguarded`: its program's instructions, each with whether its operands have elements, and the sums.
 _instructions, _sums = {}, []
 
@@ -34,6 +37,18 @@ def unguarded(program):
         yield _sums
     finally:
         _instructions, _sums = before
+
+
+def refusal():
+    """The ops after which a graph without guards may write: they fail if its results don't count."""
+    if not _sums:
+        return []
+    return [tf.raw_ops.Assert(condition=all_finite(_sums), data=[tf.constant(REFUSAL)])]
+
+
+def refused(error):
+    """Whether an error is that of `refusal`."""
+    return REFUSAL in str(error)
 
 
 def all_finite(sums):
