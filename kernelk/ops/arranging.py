@@ -234,7 +234,8 @@ def repeat(x: Any, n: int) -> Tensor:
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") -> Tensor:
     """A vector of numbers from `start` up to `stop`, without it, in steps of `step`; `arange(n)` starts at 0.
 
-    Bounds that are integer tensors are evaluated before each call.
+    Where a bound or the step is a float, "int32", the default, stands for floatx, as in Keras on TensorFlow. Bounds
+    that are integer tensors are evaluated before each call.
     """
     if stop is None:
         start, stop = 0, start
@@ -248,6 +249,8 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = "int32") ->
             )
         if step == 0:
             raise ArgumentError("arange: step 0 isn't allowed", allowed="it must be positive or negative")
+        if chosen == "int32" and builtins.any(isinstance(bound, (float, np.floating)) for bound in (start, stop, step)):
+            chosen = check_dtype(None)
         return cast(as_tensor(np.arange(start, stop, step)), chosen)
     for bound in (start, stop, step):
         if isinstance(bound, Tensor) and (bound.ndim or bound.dtype not in INTEGERS):

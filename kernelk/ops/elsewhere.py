@@ -6,6 +6,7 @@ Entered into Tensor here: numpy's functions of two operands, `a @ b`'s among the
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -92,6 +93,8 @@ def _as_array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> NoRe
         frame = frame.f_back  # type: ignore[assignment]
     if not called:
         raise self._no_value("the array")
+    # TensorFlow 2 has put its number behind the names of functions that it has changed.
+    called = re.sub(r"_v\d$", "", called)
     found = _IN_TENSORFLOW.get(called, called.removeprefix("reduce_"))
     known = not found.startswith("_") and hasattr(import_module("kernelk.backend"), found)
     raise ArgumentError(

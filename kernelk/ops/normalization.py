@@ -25,15 +25,14 @@ def l2_normalize(x: Any, axis: Any = None) -> Tensor:
 
 
 def _along(x: Tensor, parameter: Any, axis: int) -> Tensor:
-    """A vector (or a tensor of as many axes as `x`) set to broadcast along `axis` of `x`."""
+    """A vector set to broadcast along `axis` of `x`; a tensor of several axes, or of none, broadcasts as it is."""
     tensor = as_tensor(parameter, x.dtype)
     if tensor.dtype not in FLOATS:
         tensor = cast(tensor, x.dtype)
-    if tensor.ndim == x.ndim:
+    if tensor.ndim != 1 or x.ndim == 1:
         return tensor
-    length = tensor.shape[0] if tensor.ndim == 1 else -1
     dims: list[Any] = [1] * x.ndim
-    dims[axis] = -1 if length is None else length
+    dims[axis] = -1 if tensor.shape[0] is None else tensor.shape[0]
     return apply("reshape", tensor, dims=dims)
 
 
@@ -47,7 +46,9 @@ def batch_normalization(
         wide = batch_normalization(cast(values, "float32"), mean, var, beta, gamma, axis, epsilon)
         return cast(wide, "float16")
     centred = values - _along(values, mean, axis)
-    normed = centred * _factor(_along(values, var, axis), epsilon, gamma if gamma is None else _along(values, gamma, axis))
+    normed = centred * _factor(
+        _along(values, var, axis), epsilon, gamma if gamma is None else _along(values, gamma, axis)
+    )
     return normed if beta is None else normed + _along(values, beta, axis)
 
 

@@ -29,6 +29,13 @@ def draw(kind: str, dtype: str, dims: list[Any], references: tuple[Tensor, ...],
     """A node of standard draws ("uniform" in [0, 1) or "normal"); `dims` refer to `references` from 0."""
     if dtype not in FLOATS:
         raise DTypeError(f"random numbers are floats, not {dtype}", next_step="cast them with K.cast(x, dtype)")
+    negative = [n for n in dims if isinstance(n, int) and n < 0]
+    if negative:
+        raise ArgumentError(
+            f"random numbers: {negative[0]} can't be a length",
+            allowed="lengths are at least 0",
+            next_step="K.shape(x)[axis] for an unknown length",
+        )
     given = None if seed is None else whole_number(seed, "seed", "random numbers")
     specs = [Spec(tensor.shape, tensor.dtype) for tensor in references]
     shape = tuple(known_dims(dims, specs))

@@ -254,10 +254,11 @@ def axis_of(axis: Any, ndim: int, op: str) -> int:
 
 
 def axes_of(axis: Any, ndim: int, op: str) -> list[int]:
-    """`axis` (None: all, an int, or several) as a sorted list of non-negative ints."""
+    """`axis` (None: all, an int, or a list, tuple or vector of several) as a sorted list of non-negative ints."""
     if axis is None:
         return list(range(ndim))
-    axes = axis if isinstance(axis, (list, tuple)) else [axis]
+    several = isinstance(axis, (list, tuple)) or (isinstance(axis, np.ndarray) and axis.ndim == 1)
+    axes = axis if several else [axis]
     resolved = sorted(axis_of(a, ndim, op) for a in axes)
     if len(builtins.set(resolved)) != len(resolved):
         raise ArgumentError(

@@ -129,7 +129,8 @@ def dims_of(shape: Any, first: int, op: str) -> tuple[list[Any], tuple[Tensor, .
             return [reference(tensor), axis]
         if value is None:
             raise ArgumentError(
-                f"{op}: a shape can't hold None here", next_step="use -1 or K.shape(x)[axis] for an unknown length"
+                f"{op}: a shape can't hold None here",
+                next_step=f"use {'-1 or ' if op == 'reshape' else ''}K.shape(x)[axis] for an unknown length",
             )
         try:
             # A whole float is taken: old code divides lengths.

@@ -195,3 +195,42 @@ def test_random_numbers_take_arrays_and_tensors_as_parameters(backend: str) -> N
         assert (values >= low).all()
         assert (values <= high).all()
         assert len(np.unique(values)) > 50
+
+
+def test_bounds_that_are_floats_give_floats_as_in_keras_on_tensorflow(backend: str) -> None:
+    found = K.function(
+        [], [K.arange(0.0, 1.0, 0.25), K.arange(0.5, 3), K.arange(np.float32(2)), K.arange(3, dtype="int32")]
+    )([])
+    assert [x.tolist() for x in found] == [[0, 0.25, 0.5, 0.75], [0.5, 1.5, 2.5], [0, 1], [0, 1, 2]]
+    assert [x.dtype.name for x in found] == ["float32", "float32", "float32", "int32"]
+    assert K.eval(K.arange(0.0, 2.0, 0.5, dtype="int64")).tolist() == [0, 0, 1, 1]
+
+
+def test_axes_are_a_list_a_tuple_or_an_array() -> None:
+    values = np.arange(24.0).reshape(2, 3, 4)
+    x = K.constant(values)
+    for function, wanted in ((K.sum, np.sum), (K.max, np.max), (K.mean, np.mean), (K.std, np.std), (K.any, np.any)):
+        np.testing.assert_allclose(K.eval(function(x, axis=np.arange(1, 3))), wanted(values, axis=(1, 2)))
+    np.testing.assert_array_equal(K.eval(K.sum(x, axis=np.array(1))), values.sum(1))
+    np.testing.assert_array_equal(K.eval(K.reverse(x, np.array([1]))), values[:, ::-1])
+    with pytest.raises(ArgumentError, match="axis"):
+        K.sum(x, axis=np.array([[1]]))
+
+
+def test_statistics_of_a_batch_of_any_shape_that_broadcasts(backend: str) -> None:
+    values = np.random.RandomState(0).rand(2, 3, 4).astype("float32")
+    x = K.constant(values)
+    for axes, keepdims in ((0, False), (0, True), ((0, 1), False), (None, False)):
+        mean, var = K.mean(x, axes, keepdims), K.var(x, axes, keepdims)
+        wanted = (values - values.mean(axes, keepdims=keepdims)) / np.sqrt(values.var(axes, keepdims=keepdims) + 1e-3)
+        np.testing.assert_allclose(K.eval(K.batch_normalization(x, mean, var, None, None)), wanted, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.array])
+def test_activations_take_numbers_of_numpys_as_keras_layers_have_them(number: Any) -> None:
+    x = K.constant([-np.inf, -1.0, 0.0, 3.0, 9.0, np.inf, np.nan])
+    limited = K.relu(x, alpha=number(0.0), max_value=number(6.0), threshold=number(0.0))
+    np.testing.assert_array_equal(K.eval(limited), np.array([0, 0, 0, 3, 6, 6, np.nan], "float32"))
+    assert K.elu(x, number(1.0)).op == "elu"
+    with pytest.raises(ArgumentError, match=r"dropout: level 1\.5 isn't allowed"):
+        K.dropout(x, number(1.5))

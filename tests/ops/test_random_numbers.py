@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from helpers.arrays import FLOATS, assert_close
 
 from kernelk import backend as K
+from kernelk.errors import ArgumentError
 
 
 def test_draws_have_the_right_distribution(backend: str) -> None:
@@ -61,3 +64,11 @@ def test_dropout(backend: str) -> None:
     assert 0.1 < (by_column == 0).mean() < 0.7
     none = K.function([x], [K.dropout(x, 0.0)])([np.ones((2, 50))])[0]
     assert none.tolist() == np.ones((2, 50)).tolist()
+
+
+@pytest.mark.parametrize("draw", [K.random_normal, K.random_uniform, K.truncated_normal, K.random_binomial])
+def test_an_unknown_length_is_refused_with_what_works(draw: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"-1 can't be a length.*next: K\.shape\(x\)\[axis\]"):
+        draw((-1, 3))
+    with pytest.raises(ArgumentError, match=r"can't hold None here; next: use K\.shape\(x\)\[axis\]"):
+        draw((None, 3))
