@@ -35,6 +35,9 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
         """The module's spec; None for what is no part of Keras 2. Raises ModuleNotFoundError for another Keras's."""
+        if fullname == "tensorflow.keras":
+            # It is the installed Keras 3, which can't be imported now.
+            raise _absent(fullname)
         if fullname.partition(".")[0] not in PACKAGES:
             return None
         if fullname in BACKENDS:
@@ -45,16 +48,20 @@ class Finder(MetaPathFinder):
         elif place.with_suffix(".py").is_file():
             file, inside = place.with_suffix(".py"), None
         else:
-            raise ModuleNotFoundError(
-                joined(
-                    f"Keras 2.3.1, which is enabled ({as_usable('%kbackend --keras2')}), has no module '{fullname}'",
-                    next_step=as_usable("restart the kernel for tf.keras or Keras 3, or give %kbackend --keras3-back")
-                    + " first",
-                ),
-                name=fullname,
-            )
+            raise _absent(fullname)
         loader = _Loader(fullname, str(file))
         return importlib.util.spec_from_file_location(fullname, file, loader=loader, submodule_search_locations=inside)
+
+
+def _absent(name: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        joined(
+            f"Keras 2.3.1, which is enabled ({as_usable('%kbackend --keras2')}), has no module '{name}'",
+            next_step=as_usable("restart the kernel for tf.keras or Keras 3, or give %kbackend --keras3-back")
+            + " first",
+        ),
+        name=name,
+    )
 
 
 class _BackendLoader(Loader):

@@ -373,10 +373,17 @@ def test_another_keras_that_was_imported_first_is_left_alone() -> None:
 
 
 def test_what_asks_for_keras_3_afterwards_is_told_in_one_line() -> None:
-    results = run_cells([BEGIN, "import keras.src.ops", "float(keras.backend.eval(keras.backend.constant(2.0)))"])
-    assert results[1]["error"] == "ModuleNotFoundError"
-    assert "has no module 'keras.src'; next: restart the kernel" in results[1]["out"] + results[1]["err"]
-    assert results[2]["value"] == "2.0"
+    require_installed("tensorflow")
+    asked = [
+        "import keras.src.ops",
+        "from tensorflow.keras.layers import Dense",
+        "import tensorflow\ntensorflow.keras.layers",
+    ]
+    *refused, after = run_cells([BEGIN, *asked, "float(keras.backend.eval(keras.backend.constant(2.0)))"])
+    for result, name in zip(refused[1:], ("keras.src", "tensorflow.keras", "keras.api")):
+        assert result["error"] == "ModuleNotFoundError"
+        assert f"has no module '{name}'; next: restart the kernel" in result["out"] + result["err"]
+    assert after["value"] == "2.0"
 
 
 def test_what_needs_tensorflow_itself_is_told_in_one_line() -> None:

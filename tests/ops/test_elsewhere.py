@@ -113,6 +113,8 @@ def test_functions_of_other_libraries_name_ks_and_the_users_line() -> None:
     for call, said in {
         lambda: tensorflow.reduce_mean(w, axis=0): r"tensorflow's reduce_mean .* tensor 'w'; next: use K\.mean",
         lambda: tensorflow.concat([w, w], 0): r"tensorflow's concat .* next: use K\.concatenate",
+        lambda: tensorflow.where(w): r"tensorflow's where .* next: use K\.switch",
+        lambda: tensorflow.gather(w, [0]): r"tensorflow's gather .* next: use K\.gather",
         lambda: tensorflow.nn.elu(w): r"tensorflow's elu .* next: use K\.elu",
         lambda: tensorflow.linalg.det(w): r"tensorflow's .* next: use functions of K, or K\.eval",
         lambda: np.linalg.norm(w): r"numpy's norm .* next: use functions of K, or K\.eval",
