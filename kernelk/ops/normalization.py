@@ -46,9 +46,8 @@ def batch_normalization(
         wide = batch_normalization(cast(values, "float32"), mean, var, beta, gamma, axis, epsilon)
         return cast(wide, "float16")
     centred = values - _along(values, mean, axis)
-    normed = centred * _factor(
-        _along(values, var, axis), epsilon, gamma if gamma is None else _along(values, gamma, axis)
-    )
+    scale = None if gamma is None else _along(values, gamma, axis)
+    normed = centred * _factor(_along(values, var, axis), epsilon, scale)
     return normed if beta is None else normed + _along(values, beta, axis)
 
 
